@@ -1,0 +1,112 @@
+# Every developer action. `make help` lists them; `make demo` and `make test` need only Python >= 3.11, a C compiler
+# and make: they make a virtual environment in .venv, build the engine and run. What is up to date is not made again.
+#
+# A build mode has its own directory, build/lib-MODE (see setup.py), which PYTHONPATH chooses: nothing is installed, and
+# the modes never meet. The tests run against `check` (optimised, with the engine's assertions), the demo and the
+# benchmarks against `release`.
+
+VENV   ?= .venv
+PYTHON ?=
+TESTS  ?= tests
+ARGS   ?=
+
+python  := $(VENV)/bin/python
+in_lane  = PYTHONSAFEPATH=1 PYTHONPATH=build/lib-$(1)
+build    = PAGECACHE_MODE=$(1) $(python) setup.py -q lane
+pytest  := $(python) -m pytest
+libraries = $(shell $(CC) -print-file-name=$(1))
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test stress bench build check debug annotate asan tsan stubs lint clean distclean
+
+help: ## list the actions
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@echo "Variables: PYTHON (interpreter to use), TESTS (what pytest gets), ARGS (more arguments for demo, pytest, bench)"
+
+demo: build ## read a real file through a cache smaller than it, and compare every byte
+	$(call in_lane,release) $(python) -m pagecache demo $(ARGS)
+
+test: check $(VENV)/.test ## run all the tests, with the engine's assertions on
+	$(call in_lane,check) $(pytest) $(TESTS) -rs $(ARGS)
+
+stress: check $(VENV)/.test ## run all the tests for much longer
+	PAGECACHE_STRESS=1 $(call in_lane,check) $(pytest) $(TESTS) -rs $(ARGS)
+
+bench: $(VENV)/.bench ## run all the benchmarks and write bench/results/
+	PAGECACHE_BENCH=1 $(call build,release)
+	PYTHONPATH=build/lib-release:bench PYTHONSAFEPATH=1 $(python) bench/run.py $(ARGS)
+
+build: $(VENV)/.build ## build the release into build/lib-release
+	@$(call build,release)
+
+check: $(VENV)/.build ## build with assertions into build/lib-check
+	@$(call build,check)
+
+debug: $(VENV)/.build ## build for a debugger into build/lib-debug
+	@$(call build,debug)
+
+annotate: $(VENV)/.build ## write Cython's report on Python calls to build/cython-annotate
+	@$(call build,annotate)
+	@find build/cython-annotate -name '*.html'
+
+asan: $(VENV)/.test ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(call build,asan)
+	LD_PRELOAD="$(call libraries,libasan.so) $(call libraries,libubsan.so)" PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0:exitcode=77 $(call in_lane,asan) $(pytest) $(TESTS) -rs $(ARGS)
+
+tsan: $(VENV)/.test ## run the tests with threads under ThreadSanitizer
+	@$(call build,tsan)
+	LD_PRELOAD=$(call libraries,libtsan.so) PYTHONMALLOC=malloc \
+	TSAN_OPTIONS="exitcode=66 halt_on_error=0 history_size=4" $(call in_lane,tsan) $(pytest) $(TESTS) -rs -m stress $(ARGS)
+
+stubs: check $(VENV)/.test ## compare _core.pyi with the module
+	$(call in_lane,check) $(pytest) tests/test_stubs.py -rs
+
+lint: $(VENV)/.test ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean: ## remove what was built
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find pagecache tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove the virtual environment as well
+	rm -rf $(VENV)
+
+# The virtual environment holds what pyproject.toml requires, never pagecache itself.
+
+$(VENV)/.made:
+	@found="$(PYTHON)"; python=""; \
+	for candidate in $${found:-python3.14 python3.13 python3.12 python3.11 python3 python}; do \
+	  if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then echo "No Python >= 3.11 found; name one with make PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	if ! $$python -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null; then \
+	  echo "$$python has no Python.h; install its headers (Debian: apt install python3-dev)" >&2; exit 1; fi; \
+	echo "Making $(VENV) with $$($$python -V) ($$python)"; \
+	$$python -m venv --clear $(VENV) || { \
+	  echo "$$python cannot make a virtual environment; install its venv (Debian: apt install python3-venv)" >&2; exit 1; }
+	@touch $@
+
+# $(1): the extra whose requirements are installed besides those of the build and of running.
+define install
+	@$(python) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); project = p["project"]; \
+	print(*p["build-system"]["requires"], *project["dependencies"], *project["optional-dependencies"].get("$(1)", []), sep="\n")' \
+	  > $@.txt
+	@echo "Installing the requirements of $(@F:.%=%)"
+	@$(python) -m pip install -q -r $@.txt || { echo "Once more"; sleep 3; $(python) -m pip install -q -r $@.txt; }
+	@touch $@
+endef
+
+$(VENV)/.build: $(VENV)/.made pyproject.toml
+	$(call install,)
+
+$(VENV)/.test: $(VENV)/.build
+	$(call install,test)
+
+$(VENV)/.bench: $(VENV)/.build
+	$(call install,bench)

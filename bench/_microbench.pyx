@@ -1,0 +1,257 @@
+"""The engine's operations timed in C, in one thread or two, without the GIL.
+
+A run builds a mapping of single-page folios in random frames, starts its threads together and has each repeat one
+operation over shuffled page indices, or always over the same page. `measure` returns nanoseconds an operation: elapsed
+time over the operations of all threads, so that perfect scaling halves it for two threads.
+"""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+from pagecache.core.atomic cimport add_acq_rel_u32, cpu_relax, load_acquire_u32, pc_u32, store_relaxed_u32
+from pagecache.core.buddy cimport buddy_init
+from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
+from pagecache.core.folio cimport (FOLIO_LOCKED, FOLIO_UPTODATE, folio_alloc_nowait, folio_clear, folio_end_read,
+                                   folio_trylock, folio_unlock)
+from pagecache.core.futex cimport futex_setup
+from pagecache.core.lookup cimport filemap_get_entry, read_cached
+from pagecache.core.lru cimport folio_free_last, folio_put
+from pagecache.core.mapping cimport entry_frame, filemap_remove_clean, mapping_add_folio, mapping_alloc
+from pagecache.core.memory cimport memory_unmap
+from pagecache.core.segment cimport Folio, Segment, frame_address, folio_number, segment_create
+from pagecache.core.thread cimport monotonic_ns, pc_thread, thread_join, thread_start
+from pagecache.core.xa_node cimport xa_entry
+from pagecache.core.xarray cimport xa_load
+
+import random
+
+cdef enum:
+    THREADS_MAX = 8
+    SPARE_FRAMES = 1024             # for what the insert+evict operation inserts
+    RADIX_SHIFT = 6
+    RADIX_MASK = 63
+    COPY_BYTES = 64
+
+cdef enum Operation:
+    RADIX_WALK                      # bare three-level walk, for comparison
+    LOOKUP
+    LOOKUP_PIN                      # lookup + pin + unpin
+    COPY                            # what a small cached read does: optimistic, no reference
+    INSERT_EVICT
+    LOCK_UNLOCK
+
+OPERATIONS = {
+    "radix walk": RADIX_WALK,
+    "lookup": LOOKUP,
+    "lookup+pin+unpin": LOOKUP_PIN,
+    "copy of 64 bytes": COPY,
+    "insert+evict": INSERT_EVICT,
+    "lock+unlock": LOCK_UNLOCK,
+}
+
+cdef uint64_t NO_PAGE = ~<uint64_t>0    # as the page read before: every read counts as an access
+
+ctypedef struct Bench:              # what the threads of a run share
+    Segment seg
+    uint32_t number                 # of the mapping
+    uint32_t nr_pages               # a power of two
+    uint32_t* indices               # nr_pages of them, in the order of access
+    uint32_t* radix                 # nodes of 64 slots; the root is the first
+    uint64_t nr_operations          # of one thread
+    uint32_t nr_threads
+    Operation operation
+    pc_u32 nr_ready                 # threads that wait for the others
+
+ctypedef struct Worker:
+    Bench* bench
+    uint32_t slot                   # 0, 1 ...
+    int64_t start_ns
+    int64_t end_ns
+    uint64_t sum                    # of what was found: keeps the compiler from leaving the work out
+    int error
+
+
+cdef inline uint32_t radix_load(const uint32_t* radix, uint32_t index) noexcept nogil:
+    cdef uint32_t node = radix[index >> (2 * RADIX_SHIFT)]
+    node = radix[(node << RADIX_SHIFT) + ((index >> RADIX_SHIFT) & RADIX_MASK)]
+    return radix[(node << RADIX_SHIFT) + (index & RADIX_MASK)]
+
+
+cdef int insert_evict(Bench* bench, uint64_t index) noexcept nogil:
+    """Adds a folio to the mapping and removes it again, leaving a shadow as reclaim does."""
+    cdef Segment* seg = &bench.seg
+    cdef Folio* folio = folio_alloc_nowait(seg, 0)
+    cdef int error
+    if folio == NULL:
+        return -1
+    error = mapping_add_folio(seg, bench.number, folio, index, FOLIO_UPTODATE, False)
+    if error == 0:
+        error = filemap_remove_clean(seg, folio, 1, True)
+    if error == 0:
+        folio_clear(folio, FOLIO_LOCKED)
+        folio_free_last(seg, folio)
+    return error
+
+
+cdef void work(Worker* worker) noexcept nogil:
+    """Repeats the operation."""
+    cdef Bench* bench = worker.bench
+    cdef Segment* seg = &bench.seg
+    cdef uint32_t mask = bench.nr_pages - 1
+    cdef uint32_t* indices = bench.indices
+    cdef uint64_t first = <uint64_t>worker.slot * (bench.nr_pages // 2)
+    cdef uint64_t unused = <uint64_t>bench.nr_pages * (1 + worker.slot)     # where this thread inserts
+    cdef uint64_t i, sum = 0
+    cdef xa_entry entry = 0
+    cdef Folio* folio
+    cdef char[64] target
+    if bench.operation == RADIX_WALK:
+        for i in range(first, first + bench.nr_operations):
+            sum += radix_load(bench.radix, indices[i & mask])
+    elif bench.operation == LOOKUP:
+        for i in range(first, first + bench.nr_operations):
+            sum += entry_frame(xa_load(&seg.mappings[bench.number].pages, &seg.pool, indices[i & mask]))
+    elif bench.operation == LOOKUP_PIN:
+        for i in range(first, first + bench.nr_operations):
+            folio = filemap_get_entry(seg, bench.number, indices[i & mask], &entry)
+            sum += entry
+            folio_put(seg, folio)
+    elif bench.operation == COPY:
+        for i in range(first, first + bench.nr_operations):
+            sum += read_cached(seg, bench.number, <uint64_t>indices[i & mask] << PAGE_SHIFT, COPY_BYTES, target, NO_PAGE)
+        worker.error = sum != bench.nr_operations * COPY_BYTES
+    elif bench.operation == INSERT_EVICT:
+        for i in range(first, first + bench.nr_operations):
+            if insert_evict(bench, unused + indices[i & mask]) != 0:
+                worker.error = 1
+                break
+    else:
+        for i in range(first, first + bench.nr_operations):
+            entry = xa_load(&seg.mappings[bench.number].pages, &seg.pool, indices[i & mask])
+            folio = &seg.folios[entry_frame(entry)]
+            while not folio_trylock(folio):
+                cpu_relax()
+            sum += entry
+            folio_unlock(seg, folio)
+    worker.sum = sum
+
+
+cdef void* run(void* argument) noexcept nogil:
+    """A thread: waits until all are there, then works."""
+    cdef Worker* worker = <Worker*>argument
+    add_acq_rel_u32(&worker.bench.nr_ready, 1)
+    while load_acquire_u32(&worker.bench.nr_ready) < worker.bench.nr_threads:
+        cpu_relax()
+    worker.start_ns = monotonic_ns()
+    work(worker)
+    worker.end_ns = monotonic_ns()
+    return NULL
+
+
+cdef int fill(Bench* bench) noexcept nogil:
+    """Adds a folio for every index, in the order of `indices`, and fills the bare radix tree."""
+    cdef uint32_t i, node, index
+    cdef Folio* folio
+    cdef int error
+    for i in range(bench.nr_pages):
+        index = bench.indices[i]
+        folio = folio_alloc_nowait(&bench.seg, 0)
+        if folio == NULL:
+            return -1
+        error = mapping_add_folio(&bench.seg, bench.number, folio, index, 0, False)
+        if error != 0:
+            return error
+        memset(frame_address(&bench.seg, folio_number(&bench.seg, folio)), 1, PAGE_SIZE)
+        folio_end_read(&bench.seg, folio, True)
+        folio_put(&bench.seg, folio)
+        node = 1 + (index >> (2 * RADIX_SHIFT))
+        bench.radix[index >> (2 * RADIX_SHIFT)] = node
+        bench.radix[(node << RADIX_SHIFT) + ((index >> RADIX_SHIFT) & RADIX_MASK)] = 65 + (index >> RADIX_SHIFT)
+        bench.radix[((65 + (index >> RADIX_SHIFT)) << RADIX_SHIFT) + (index & RADIX_MASK)] = index + 1
+    return 0
+
+
+cdef int64_t timed(Bench* bench) except -1:
+    """Runs the threads; returns nanoseconds from the first start to the last end."""
+    cdef Worker[8] workers
+    cdef pc_thread[8] threads
+    cdef uint32_t i
+    cdef int64_t start_ns, end_ns
+    memset(workers, 0, sizeof(workers))
+    memset(threads, 0, sizeof(threads))
+    store_relaxed_u32(&bench.nr_ready, 0)
+    with nogil:
+        for i in range(bench.nr_threads):
+            workers[i].bench = bench
+            workers[i].slot = i
+            if thread_start(&threads[i], run, &workers[i]) != 0:
+                workers[i].error = 1
+                add_acq_rel_u32(&bench.nr_ready, 1)
+        for i in range(bench.nr_threads):
+            thread_join(&threads[i])
+    start_ns, end_ns = workers[0].start_ns, workers[0].end_ns
+    for i in range(bench.nr_threads):
+        if workers[i].error:
+            raise RuntimeError("an operation failed, or a thread did not start")
+        start_ns = min(start_ns, workers[i].start_ns)
+        end_ns = max(end_ns, workers[i].end_ns)
+    return end_ns - start_ns
+
+
+def measure(operation: str, nr_threads: int = 1, hot: bool = False, nr_operations: int = 10_000_000,
+            nr_pages: int = 65536, rounds: int = 7) -> list[float]:
+    """Time one of OPERATIONS.
+
+    Arguments:
+        operation: its name.
+        nr_threads: how many threads do it at once, up to 8.
+        hot: always on the same page, instead of shuffled ones.
+        nr_operations: how many of them one thread does in a round.
+        nr_pages: pages of the mapping; a power of two, at most 262,144.
+        rounds: how often it is repeated.
+    Returns:
+        Nanoseconds of an operation, of every round.
+    Raises:
+        ValueError: an argument is out of range.
+        MemoryError: there is no room for the pages.
+        RuntimeError: an operation failed.
+    """
+    cdef Bench bench
+    cdef uint32_t i
+    cdef int64_t elapsed_ns
+    if not 1 <= nr_threads <= THREADS_MAX:
+        raise ValueError(f"nr_threads is {nr_threads}; it must be 1 to {THREADS_MAX}")
+    if nr_pages & (nr_pages - 1) or not 64 <= nr_pages <= 262144:
+        raise ValueError(f"nr_pages is {nr_pages}; it must be a power of two from 64 to 262144")
+    memset(&bench, 0, sizeof(Bench))
+    bench.operation = OPERATIONS[operation]
+    bench.nr_threads = nr_threads
+    bench.nr_pages = nr_pages
+    bench.nr_operations = nr_operations
+    if segment_create(&bench.seg, bench.nr_pages + SPARE_FRAMES, 4, True, -1, 0) != 0:
+        raise MemoryError("no room for the segment")
+    try:
+        bench.indices = <uint32_t*>malloc(bench.nr_pages * sizeof(uint32_t))
+        bench.radix = <uint32_t*>calloc((65 + nr_pages // 64) * 64, sizeof(uint32_t))
+        if bench.indices == NULL or bench.radix == NULL:
+            raise MemoryError("no room for the indices")
+        for i, index in enumerate(random.Random(1).sample(range(nr_pages), nr_pages)):
+            bench.indices[i] = index
+        buddy_init(&bench.seg)
+        bench.number = mapping_alloc(&bench.seg)
+        if fill(&bench) != 0:
+            raise MemoryError("no room for the pages")
+        order = [0] * nr_pages if hot else random.Random(2).sample(range(nr_pages), nr_pages)
+        for i, index in enumerate(order):
+            bench.indices[i] = index
+        found = []
+        for _ in range(rounds):
+            elapsed_ns = timed(&bench)
+            found.append(elapsed_ns / (nr_operations * nr_threads))
+        return found
+    finally:
+        free(bench.indices)
+        free(bench.radix)
+        memory_unmap(bench.seg.base, bench.seg.total_bytes)
+
+
+futex_setup()

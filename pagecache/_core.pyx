@@ -1,0 +1,20 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: freethreading_compatible=True, embedsignature=True
+"""The engine of pagecache: extension types over the C-level core.
+
+The core (`pagecache/core`, C structs and free functions without the GIL) is compiled into this one module.  The parts
+below are its boundary: each parses arguments, releases the GIL once, calls the engine and maps errors.
+"""
+include "parts/imports.pxi"     # what the parts use of the core
+include "parts/errors.pxi"      # negative errno to exceptions; waiting with signals
+include "parts/segment.pxi"     # Segment: the mapped region, its counters, its check, the background reclaimer
+include "parts/folio.pxi"       # Folio: one reference to a folio
+include "parts/batch.pxi"       # FolioBatch: a run of folios that is filled, copied or removed together
+include "parts/mapping.pxi"     # AddressSpace: the cached pages of one store object
+include "parts/grab.pxi"        # the steps of truncation: folios of a range, locked or referenced
+include "parts/view.pxi"        # FolioView: a buffer that keeps its folio
+include "parts/file.pxi"        # FileCore: position, readahead state, the hit path
+include "parts/pagetable.pxi"   # PageTable: the translations of one mapped area
+#XA include "parts/xarray.pxi"      # XArray and its cursor, for use on their own
+
+futex_setup()

@@ -1,0 +1,100 @@
+"""Reading a contiguous run of folios from a file descriptor, straight into frames.
+
+The run is described as a vector of memory pieces, neighbouring frames as one.  Short reads are continued; what lies
+past the wanted bytes in the last page is zeroed, so a folio never shows what its frame held before.
+"""
+from libc.errno cimport ENODATA
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
+from pagecache.core.folio cimport folio_address, folio_nr_pages
+from pagecache.core.segment cimport (STORE_READ_BYTES, STORE_READS, Folio, Segment, count)
+
+cdef extern from "core/io.h" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+    int64_t read_vector(int fd, iovec* vector, int nr, int64_t offset) noexcept
+    int64_t write_vector(int fd, iovec* vector, int nr, int64_t offset) noexcept
+
+
+cdef inline int run_vector(Segment* seg, Folio** folios, uint32_t nr, uint64_t nbytes, iovec* out) noexcept nogil:
+    """Describes the first nbytes of a run of folios. Returns the number of pieces (nr at most)."""
+    cdef uint32_t i
+    cdef int nr_pieces = 0
+    cdef char* address
+    cdef char* expected = NULL
+    cdef uint64_t length
+    for i in range(nr):
+        length = <uint64_t>folio_nr_pages(folios[i]) << PAGE_SHIFT
+        if length > nbytes:
+            length = nbytes
+        if length == 0:
+            break
+        nbytes -= length
+        address = folio_address(seg, folios[i])
+        if address == expected:
+            out[nr_pieces - 1].iov_len += length
+        else:
+            out[nr_pieces].iov_base = address
+            out[nr_pieces].iov_len = length
+            nr_pieces += 1
+        expected = address + length
+    return nr_pieces
+
+
+cdef inline void vector_advance(iovec** vector, int* nr, uint64_t nbytes) noexcept nogil:
+    """Drops the first nbytes of a vector."""
+    while nr[0] > 0 and nbytes >= vector[0].iov_len:
+        nbytes -= vector[0].iov_len
+        vector[0] += 1
+        nr[0] -= 1
+    if nr[0] > 0:
+        vector[0].iov_base = <char*>vector[0].iov_base + nbytes
+        vector[0].iov_len -= nbytes
+
+
+cdef inline void run_zero_tail(Segment* seg, Folio** folios, uint32_t nr, uint64_t nbytes) noexcept nogil:
+    """Zeroes a run of folios from byte nbytes on."""
+    cdef uint32_t i
+    cdef uint64_t at = 0, length, start
+    for i in range(nr):
+        length = <uint64_t>folio_nr_pages(folios[i]) << PAGE_SHIFT
+        if at + length > nbytes:
+            start = nbytes - at if nbytes > at else 0
+            memset(folio_address(seg, folios[i]) + start, 0, length - start)
+        at += length
+
+
+cdef inline uint64_t run_bytes(Folio** folios, uint32_t nr) noexcept nogil:
+    cdef uint32_t i
+    cdef uint64_t total = 0
+    for i in range(nr):
+        total += <uint64_t>folio_nr_pages(folios[i]) << PAGE_SHIFT
+    return total
+
+
+cdef inline int64_t run_read_fd(Segment* seg, int fd, bint direct, int64_t offset, Folio** folios, uint32_t nr,
+                                uint64_t nbytes) noexcept nogil:
+    """Reads nbytes at offset into a run of at most BATCH_PAGES locked folios and zeroes the rest of it.
+    Direct files are asked for whole pages. Returns nbytes, fewer when the file ends early, or -errno."""
+    cdef iovec[512] pieces
+    cdef iovec* vector = pieces
+    cdef uint64_t asked = (nbytes + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE if direct else nbytes
+    cdef int nr_pieces = run_vector(seg, folios, nr, asked, pieces)
+    cdef uint64_t done = 0
+    cdef int64_t got
+    while done < nbytes:
+        got = read_vector(fd, vector, nr_pieces, offset + <int64_t>done)
+        if got < 0:
+            return got
+        if got == 0:
+            break
+        done += <uint64_t>got
+        vector_advance(&vector, &nr_pieces, <uint64_t>got)
+    if done > nbytes:
+        done = nbytes
+    count(seg, STORE_READS, 1)
+    count(seg, STORE_READ_BYTES, <int64_t>done)
+    run_zero_tail(seg, folios, nr, done)
+    return <int64_t>done

@@ -1,0 +1,139 @@
+"""Engine locks: `SpinLock` for bounded sections, `RwSem` for sections that may sleep.
+
+Both are plain words of a segment: no pointer, no owner, zero means free, so they work at any address and between
+processes that map the same segment.
+
+SpinLock (words 0 free, 1 held, 2 held and somebody sleeps)
+  lock     0 -> 1 by compare-and-swap (acquire); after a short spin exchange to 2 and sleep while it is 2.
+  unlock   exchange to 0 (release); if it was 2 wake one sleeper, who takes the lock as 2, so that no later sleeper is
+           forgotten.
+  Held for bounded sections without system calls; never held while the GIL is wanted.
+
+RwSem (word: bit 31 a writer holds it, bits 0..30 count of readers; second word: writers who wait)
+  read     word + 1 by compare-and-swap while no writer holds or waits: a stream of readers cannot starve a writer.
+  write    0 -> bit 31.
+  release  the last one out wakes all sleepers; they compete again.
+  Both waits sleep for at most one slice, so that the caller can look for signals; a writer who gives up takes itself
+  out of the count and wakes the readers it held back.
+"""
+from libc.errno cimport EAGAIN, EINTR
+from libc.stdint cimport int64_t, uint32_t
+from pagecache.core.atomic cimport (pc_u32, load_relaxed_u32, load_acquire_u32, exchange_acq_rel_u32, add_acq_rel_u32,
+                                    sub_acq_rel_u32, and_acq_rel_u32, cas_acq_rel_u32, cpu_relax)
+from pagecache.core.check cimport pc_assert
+from pagecache.core.futex cimport futex_wait, futex_wake
+
+cdef enum:
+    SPIN_TRIES = 100
+    WAIT_SLICE_NS = 50_000_000      # a sleeping thread looks for signals this often at least
+    WAKE_ALL = 0x7FFFFFFF
+
+cdef enum:
+    RWSEM_WRITER = 0x80000000
+
+ctypedef struct SpinLock:
+    pc_u32 word
+
+ctypedef struct RwSem:
+    pc_u32 word
+    pc_u32 nr_writers_waiting
+
+
+cdef inline bint spin_trylock(SpinLock* lock) noexcept nogil:
+    cdef uint32_t free = 0
+    return cas_acq_rel_u32(&lock.word, &free, 1)
+
+
+cdef inline void spin_lock_slow(SpinLock* lock) noexcept nogil:
+    cdef int i
+    for i in range(SPIN_TRIES):
+        if load_relaxed_u32(&lock.word) == 0 and spin_trylock(lock):
+            return
+        cpu_relax()
+    while exchange_acq_rel_u32(&lock.word, 2) != 0:
+        futex_wait(&lock.word, 2, -1)
+
+
+cdef inline void spin_lock(SpinLock* lock) noexcept nogil:
+    if not spin_trylock(lock):
+        spin_lock_slow(lock)
+
+
+cdef inline void spin_unlock(SpinLock* lock) noexcept nogil:
+    cdef uint32_t before = exchange_acq_rel_u32(&lock.word, 0)
+    pc_assert(before != 0)
+    if before == 2:
+        futex_wake(&lock.word, 1)
+
+
+cdef inline bint spin_is_locked(SpinLock* lock) noexcept nogil:
+    return load_relaxed_u32(&lock.word) != 0
+
+
+cdef inline bint rwsem_try_read(RwSem* sem) noexcept nogil:
+    cdef uint32_t word = load_relaxed_u32(&sem.word)
+    while not (word & <uint32_t>RWSEM_WRITER) and load_acquire_u32(&sem.nr_writers_waiting) == 0:
+        if cas_acq_rel_u32(&sem.word, &word, word + 1):
+            return True
+    return False
+
+
+cdef inline bint rwsem_try_write(RwSem* sem) noexcept nogil:
+    cdef uint32_t free = 0
+    return cas_acq_rel_u32(&sem.word, &free, <uint32_t>RWSEM_WRITER)
+
+
+cdef inline int rwsem_read_slice(RwSem* sem) noexcept nogil:
+    """Tries to read-lock, sleeping for one slice at most. Returns 0, -EINTR after a signal, -EAGAIN."""
+    cdef uint32_t word, nr_writers
+    cdef int r
+    if rwsem_try_read(sem):
+        return 0
+    nr_writers = load_acquire_u32(&sem.nr_writers_waiting)
+    if nr_writers != 0:
+        r = futex_wait(&sem.nr_writers_waiting, nr_writers, WAIT_SLICE_NS)
+    else:
+        word = load_acquire_u32(&sem.word)
+        r = futex_wait(&sem.word, word, WAIT_SLICE_NS) if word & <uint32_t>RWSEM_WRITER else 0
+    if rwsem_try_read(sem):
+        return 0
+    return -EINTR if r == -EINTR else -EAGAIN
+
+
+cdef inline void rwsem_write_begin(RwSem* sem) noexcept nogil:
+    """Announces a writer: from now on readers wait. Follow with slices, then `rwsem_write_end`."""
+    add_acq_rel_u32(&sem.nr_writers_waiting, 1)
+
+
+cdef inline int rwsem_write_slice(RwSem* sem) noexcept nogil:
+    """Tries to write-lock, sleeping for one slice at most. Returns 0, -EINTR after a signal, -EAGAIN."""
+    cdef uint32_t word
+    cdef int r = 0
+    if rwsem_try_write(sem):
+        return 0
+    word = load_acquire_u32(&sem.word)
+    if word != 0:
+        r = futex_wait(&sem.word, word, WAIT_SLICE_NS)
+    if rwsem_try_write(sem):
+        return 0
+    return -EINTR if r == -EINTR else -EAGAIN
+
+
+cdef inline void rwsem_write_end(RwSem* sem) noexcept nogil:
+    """Takes the announcement back, whether or not the lock was taken."""
+    cdef uint32_t before = sub_acq_rel_u32(&sem.nr_writers_waiting, 1)
+    pc_assert(before != 0)
+    futex_wake(&sem.nr_writers_waiting, WAKE_ALL)
+
+
+cdef inline void rwsem_unlock_read(RwSem* sem) noexcept nogil:
+    cdef uint32_t before = sub_acq_rel_u32(&sem.word, 1)
+    pc_assert((before & ~<uint32_t>RWSEM_WRITER) != 0)
+    if before == 1:
+        futex_wake(&sem.word, WAKE_ALL)
+
+
+cdef inline void rwsem_unlock_write(RwSem* sem) noexcept nogil:
+    cdef uint32_t before = and_acq_rel_u32(&sem.word, ~<uint32_t>RWSEM_WRITER)
+    pc_assert(before == <uint32_t>RWSEM_WRITER)
+    futex_wake(&sem.word, WAKE_ALL)

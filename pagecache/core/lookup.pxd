@@ -1,0 +1,185 @@
+"""Reading the index and the data without locks: the hit path.
+
+Optimistic read, folio by folio
+    1. entry = walk of the index                            (no lock; the entry gives the data's address: prefetch it)
+    2. s = seq (acquire, even), state (acquire), mapping, index
+       uptodate, no readahead marker, order of the entry, this mapping, this index: else the slow path
+    3. copy
+    4. acquire fence, seq still s: the bytes were this page's all the time; else again
+No reference is taken and nothing is written if the folio is known to be in use, so threads that read the same page do
+not disturb each other.  A removed folio's frame cannot be reused before its seq has changed, so step 4 catches every
+reuse; an unlucky walk through a reused node can only end in a descriptor that fails step 2.
+
+The pinned variant takes a reference between 1 and 2 (increment unless zero), so that long copies may take their time.
+A lookup that finds nothing without the lock looks again under xa_lock before it is believed.
+
+i_size is read before the copy, to clip, and again after it: what a truncation cut off meanwhile is not returned.
+"""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+from pagecache.core.atomic cimport (ctz32, fence_acquire, load_acquire_u32, load_acquire_u64, load_relaxed_u32,
+                                    load_relaxed_u64, prefetch_read)
+from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
+from pagecache.core.check cimport PC_OPTIMISTIC, pc_assert
+from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
+from pagecache.core.folio cimport (FOLIO_DROPBEHIND, FOLIO_ORDER_MASK, FOLIO_READAHEAD, FOLIO_UNUSED, FOLIO_UPTODATE,
+                                   folio_index, folio_mapping, folio_mark_accessed, folio_nr_pages, folio_test,
+                                   folio_try_get)
+from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.lru cimport folio_put
+from pagecache.core.mapping cimport entry_frame, entry_order
+from pagecache.core.memory cimport copy_page, prefetch_range
+from pagecache.core.segment cimport (OPTIMISTIC_RETRIES, READAHEAD_HITS, Folio, Mapping, Segment, count,
+                                     frame_address)
+from pagecache.core.xa_node cimport XA_RETRY_ENTRY, xa_entry, xa_is_pointer
+from pagecache.core.xarray cimport xa_load
+
+cdef enum:
+    COPY_PAGE_MAX = 8192            # bytes; longer pieces are left to memcpy
+    READ_TRIES = 8                  # times an optimistic copy is repeated before the slow path takes over
+
+cdef inline void folio_used(Segment* seg, Folio* folio) noexcept nogil:
+    """Notes an access by a reader."""
+    if load_relaxed_u32(&folio.state) & FOLIO_UNUSED:
+        count(seg, READAHEAD_HITS, folio_nr_pages(folio))
+    folio_mark_accessed(folio)
+
+
+cdef inline bint folio_is(Folio* folio, uint32_t number, uint64_t index) noexcept nogil:
+    """Whether the folio caches page `index` of the mapping. Certain only while a reference or the lock is held."""
+    cdef uint64_t first = folio_index(folio)
+    return folio_mapping(folio) == number and first <= index < first + folio_nr_pages(folio)
+
+
+cdef inline Folio* filemap_get_locked(Segment* seg, uint32_t number, uint64_t index, xa_entry* entry) noexcept nogil:
+    """The authoritative lookup, under xa_lock: a referenced folio, or NULL with the entry (0 or a shadow)."""
+    cdef Mapping* mapping = &seg.mappings[number]
+    cdef Folio* folio = NULL
+    spin_lock(&mapping.pages.lock)
+    entry[0] = xa_load(&mapping.pages, &seg.pool, index)
+    if xa_is_pointer(entry[0]):
+        folio = &seg.folios[entry_frame(entry[0])]
+        if not folio_try_get(folio):
+            pc_assert(False)
+    spin_unlock(&mapping.pages.lock)
+    return folio
+
+
+cdef inline Folio* filemap_get_entry(Segment* seg, uint32_t number, uint64_t index, xa_entry* entry) noexcept nogil:
+    """Speculative lookup: a referenced folio that caches the page, or NULL with the entry (0 or a shadow)."""
+    cdef Mapping* mapping = &seg.mappings[number]
+    cdef Folio* folio
+    entry[0] = xa_load(&mapping.pages, &seg.pool, index)
+    if xa_is_pointer(entry[0]):
+        folio = &seg.folios[entry_frame(entry[0])]
+        if folio_try_get(folio):
+            if folio_is(folio, number, index):
+                return folio
+            folio_put(seg, folio)
+    return filemap_get_locked(seg, number, index, entry)
+
+
+cdef inline bint folio_readable(uint32_t state, uint32_t order) noexcept nogil:
+    """Uptodate, of the entry's order, and nothing a reader would have to act on."""
+    return (state & (FOLIO_ORDER_MASK | FOLIO_UPTODATE | FOLIO_READAHEAD | FOLIO_DROPBEHIND)) == (
+        <uint32_t>FOLIO_UPTODATE | (order << FOLIO_ORDER_SHIFT))
+
+
+cdef inline uint64_t read_chunk(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes, char* target,
+                                uint64_t last_index) noexcept nogil:
+    """Copies what one cached folio holds of [pos, pos + nbytes). Returns the bytes copied, 0 if the slow path must
+    help. An access is noted unless the folio also holds page `last_index`, the one read before."""
+    cdef uint64_t index = pos >> PAGE_SHIFT
+    cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
+    cdef uint32_t frame, order, seq, state
+    cdef uint64_t first, offset
+    cdef Folio* folio
+    cdef const char* source
+    if not xa_is_pointer(entry):
+        return 0
+    order = entry_order(entry)
+    frame = entry_frame(entry)
+    first = index & ~((<uint64_t>1 << order) - 1)
+    offset = pos - (first << PAGE_SHIFT)
+    source = frame_address(seg, frame) + offset
+    if nbytes > (<uint64_t>PAGE_SIZE << order) - offset:
+        nbytes = (<uint64_t>PAGE_SIZE << order) - offset
+    folio = &seg.folios[frame]
+    prefetch_read(&folio.state)
+    if nbytes <= COPY_PAGE_MAX:
+        prefetch_range(source, nbytes)
+    seq = load_acquire_u32(&folio.seq)
+    state = load_acquire_u32(&folio.state)
+    if seq & 1 or not folio_readable(state, order) or folio_mapping(folio) != number or folio_index(folio) != first:
+        return 0
+    if nbytes <= COPY_PAGE_MAX:
+        copy_page(target, source, nbytes)
+    else:
+        memcpy(target, source, nbytes)
+    fence_acquire()
+    if load_relaxed_u32(&folio.seq) != seq:
+        return 0
+    if last_index < first or last_index - first >= (<uint64_t>1 << order):
+        folio_used(seg, folio)
+    return nbytes
+
+
+cdef inline uint64_t read_chunk_pinned(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes, char* target,
+                                       uint64_t last_index) noexcept nogil:
+    """The same with a reference held during the copy."""
+    cdef uint64_t index = pos >> PAGE_SHIFT
+    cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
+    cdef uint32_t frame, order
+    cdef uint64_t first, offset
+    cdef Folio* folio
+    if not xa_is_pointer(entry):
+        return 0
+    order = entry_order(entry)
+    frame = entry_frame(entry)
+    folio = &seg.folios[frame]
+    if not folio_try_get(folio):
+        return 0
+    first = index & ~((<uint64_t>1 << order) - 1)
+    offset = pos - (first << PAGE_SHIFT)
+    if nbytes > (<uint64_t>PAGE_SIZE << order) - offset:
+        nbytes = (<uint64_t>PAGE_SIZE << order) - offset
+    if (not folio_readable(load_acquire_u32(&folio.state), order) or folio_mapping(folio) != number
+            or folio_index(folio) != first):
+        folio_put(seg, folio)
+        return 0
+    memcpy(target, frame_address(seg, frame) + offset, nbytes)
+    if last_index < first or last_index - first >= (<uint64_t>1 << order):
+        folio_used(seg, folio)
+    folio_put(seg, folio)
+    return nbytes
+
+
+cdef inline uint64_t read_cached(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes, char* target,
+                                 uint64_t last_index) noexcept nogil:
+    """Copies the cached beginning of [pos, pos + nbytes), which lies inside i_size. Returns the bytes copied."""
+    cdef uint64_t done = 0, got
+    cdef uint32_t tries = 0
+    while done < nbytes:
+        if PC_OPTIMISTIC and nbytes - done <= COPY_PAGE_MAX:
+            got = read_chunk(seg, number, pos + done, nbytes - done, target + done, last_index)
+        else:
+            got = read_chunk_pinned(seg, number, pos + done, nbytes - done, target + done, last_index)
+        if got == 0:
+            tries += 1
+            if tries >= READ_TRIES or not worth_another_try(seg, number, (pos + done) >> PAGE_SHIFT):
+                return done
+            count(seg, OPTIMISTIC_RETRIES, 1)
+            continue
+        done += got
+        last_index = (pos + done - 1) >> PAGE_SHIFT
+    return done
+
+
+cdef inline bint worth_another_try(Segment* seg, uint32_t number, uint64_t index) noexcept nogil:
+    """Whether the page looks readable now: the last attempt then lost a race."""
+    cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
+    cdef Folio* folio
+    if not xa_is_pointer(entry):
+        return False
+    folio = &seg.folios[entry_frame(entry)]
+    return folio_readable(load_acquire_u32(&folio.state), entry_order(entry)) and folio_mapping(folio) == number

@@ -1,0 +1,119 @@
+"""The two lists of the eviction policy, and the last reference of a folio.
+
+Active and inactive list (and one for what must not be evicted), linked through the descriptors by number, guarded by
+lru_lock.  New folios enter at the head of the inactive list; scans take from the tails.  The flag LRU says "on a
+list": whoever clears it, under the lock, owns the folio's move.
+"""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from pagecache.core.atomic cimport add_relaxed_u64, load_relaxed_u32, sub_acq_rel_u32
+from pagecache.core.check cimport pc_assert
+from pagecache.core.config cimport NIL
+from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_LRU, FOLIO_UNEVICTABLE, folio_clear, folio_nr_pages,
+                                   folio_release_frames, folio_set, folio_test, folio_test_clear)
+from pagecache.core.buddy cimport memory_event
+from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.segment cimport (LRU_ACTIVE, LRU_INACTIVE, LRU_UNEVICTABLE, Folio, LruHead, Segment, folio_number)
+
+
+cdef inline int folio_lru_list(const Folio* folio) noexcept nogil:
+    if folio_test(folio, FOLIO_UNEVICTABLE):
+        return <int>LRU_UNEVICTABLE
+    return <int>LRU_ACTIVE if folio_test(folio, FOLIO_ACTIVE) else <int>LRU_INACTIVE
+
+
+cdef inline void lru_link(Segment* seg, Folio* folio, bint at_tail) noexcept nogil:
+    """Puts a folio on the list its flags name. lru_lock is held."""
+    cdef LruHead* head = &seg.header.lru[folio_lru_list(folio)]
+    cdef uint32_t number = folio_number(seg, folio)
+    pc_assert(not folio_test(folio, FOLIO_LRU))
+    if at_tail:
+        folio.lru_prev = head.last
+        folio.lru_next = NIL
+        if head.last != NIL:
+            seg.folios[head.last].lru_next = number
+        else:
+            head.first = number
+        head.last = number
+    else:
+        folio.lru_prev = NIL
+        folio.lru_next = head.first
+        if head.first != NIL:
+            seg.folios[head.first].lru_prev = number
+        else:
+            head.last = number
+        head.first = number
+    head.nr_pages += folio_nr_pages(folio)
+    folio_set(folio, FOLIO_LRU)
+
+
+cdef inline void lru_unlink(Segment* seg, Folio* folio) noexcept nogil:
+    """Takes a folio off its list. lru_lock is held."""
+    cdef LruHead* head = &seg.header.lru[folio_lru_list(folio)]
+    pc_assert(folio_test(folio, FOLIO_LRU))
+    if folio.lru_prev != NIL:
+        seg.folios[folio.lru_prev].lru_next = folio.lru_next
+    else:
+        pc_assert(head.first == folio_number(seg, folio))
+        head.first = folio.lru_next
+    if folio.lru_next != NIL:
+        seg.folios[folio.lru_next].lru_prev = folio.lru_prev
+    else:
+        pc_assert(head.last == folio_number(seg, folio))
+        head.last = folio.lru_prev
+    folio.lru_prev = NIL
+    folio.lru_next = NIL
+    head.nr_pages -= folio_nr_pages(folio)
+    folio_clear(folio, FOLIO_LRU)
+
+
+cdef inline void lru_add(Segment* seg, Folio* folio) noexcept nogil:
+    """Puts a folio that entered the page cache on its list."""
+    spin_lock(&seg.header.lru_lock)
+    lru_link(seg, folio, False)
+    spin_unlock(&seg.header.lru_lock)
+
+
+cdef inline void lru_add_many(Segment* seg, Folio** folios, uint32_t nr) noexcept nogil:
+    """The same for a batch, in order, under one lock."""
+    cdef uint32_t i
+    spin_lock(&seg.header.lru_lock)
+    for i in range(nr):
+        lru_link(seg, folios[i], False)
+    spin_unlock(&seg.header.lru_lock)
+
+
+cdef inline void lru_move(Segment* seg, Folio* folio, bint active, bint at_tail) noexcept nogil:
+    """Moves a folio between the lists; nothing happens when it is on none (an isolator owns it)."""
+    spin_lock(&seg.header.lru_lock)
+    if folio_test(folio, FOLIO_LRU):
+        lru_unlink(seg, folio)
+        if active:
+            folio_set(folio, FOLIO_ACTIVE)
+        else:
+            folio_clear(folio, FOLIO_ACTIVE)
+        lru_link(seg, folio, at_tail)
+    spin_unlock(&seg.header.lru_lock)
+
+
+cdef inline void folio_free_last(Segment* seg, Folio* folio) noexcept nogil:
+    """Frees a folio whose references are all gone (or frozen) and that is in no mapping."""
+    if folio_test(folio, FOLIO_LRU):
+        spin_lock(&seg.header.lru_lock)
+        if folio_test(folio, FOLIO_LRU):
+            lru_unlink(seg, folio)
+        spin_unlock(&seg.header.lru_lock)
+    folio_release_frames(seg, folio)
+
+
+cdef inline void folio_put_many(Segment* seg, Folio* folio, uint32_t nr) noexcept nogil:
+    cdef uint32_t before = sub_acq_rel_u32(&folio.refcount, nr)
+    pc_assert(before >= nr)
+    if before == nr:
+        folio_free_last(seg, folio)
+    else:
+        memory_event(seg)
+
+
+cdef inline void folio_put(Segment* seg, Folio* folio) noexcept nogil:
+    """Drops a reference; the last one frees the folio."""
+    folio_put_many(seg, folio, 1)

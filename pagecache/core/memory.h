@@ -1,0 +1,116 @@
+/* Mapped memory: aligned anonymous or memfd-backed regions, huge-page advice, and the copy loop of the hit path. */
+#ifndef PC_MEMORY_H
+#define PC_MEMORY_H
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+#ifndef MAP_ANONYMOUS
+#define MAP_ANONYMOUS MAP_ANON
+#endif
+
+/* Maps `bytes` at an address that is a multiple of `alignment`, from fd (shared) or, with fd < 0, anonymous (private).
+ * Returns NULL with errno set. */
+static inline void *memory_map(size_t bytes, size_t alignment, int fd) {
+    char *raw = mmap(NULL, bytes + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (raw == MAP_FAILED) return NULL;
+    char *base = (char *)(((uintptr_t)raw + alignment - 1) & ~(uintptr_t)(alignment - 1));
+    int flags = MAP_FIXED | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED | MAP_NORESERVE);
+    char *got = mmap(base, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
+    if (got == MAP_FAILED) {
+        int reason = errno;
+        munmap(raw, bytes + alignment);
+        errno = reason;
+        return NULL;
+    }
+    if (base > raw) munmap(raw, base - raw);
+    if (raw + alignment > base) munmap(base + bytes, raw + alignment - base);
+    return base;
+}
+
+static inline int memory_unmap(void *base, size_t bytes) { return munmap(base, bytes); }
+
+/* A nameless shared memory file of `bytes`, sealed against shrinking. Returns the descriptor or -errno. */
+static inline int memory_file(size_t bytes) {
+#if defined(__linux__) && defined(MFD_CLOEXEC)
+    int fd = memfd_create("pagecache", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0) return -errno;
+    if (ftruncate(fd, (off_t)bytes) < 0) { int reason = errno; close(fd); return -reason; }
+#if defined(F_ADD_SEALS)
+    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+#endif
+    return fd;
+#else
+    (void)bytes;
+    return -ENOSYS;
+#endif
+}
+
+/* Advises huge pages; advice only, so a refusal is not an error. */
+static inline void memory_advise_huge(void *base, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    (void)madvise(base, bytes, MADV_HUGEPAGE);
+#else
+    (void)base; (void)bytes;
+#endif
+}
+
+/* Keeps frames out of core dumps. */
+static inline void memory_advise_nodump(void *base, size_t bytes) {
+#if defined(MADV_DONTDUMP)
+    (void)madvise(base, bytes, MADV_DONTDUMP);
+#else
+    (void)base; (void)bytes;
+#endif
+}
+
+/* Copies up to two pages out of a frame. glibc's memcpy turns to `rep movsb` here, which is slow when the destination
+ * is not 64-byte aligned (the payload of a bytes object rarely is) and when both addresses agree in their low twelve
+ * bits; vectors in descending order have neither problem. */
+static inline void copy_page(char *target, const char *source, size_t nbytes) {
+#if defined(__x86_64__)
+    if (nbytes < 64) { memcpy(target, source, nbytes); return; }
+    size_t at = nbytes;
+    while (at >= 64) {
+        at -= 64;
+        __m128i a = _mm_loadu_si128((const __m128i *)(source + at));
+        __m128i b = _mm_loadu_si128((const __m128i *)(source + at + 16));
+        __m128i c = _mm_loadu_si128((const __m128i *)(source + at + 32));
+        __m128i d = _mm_loadu_si128((const __m128i *)(source + at + 48));
+        _mm_storeu_si128((__m128i *)(target + at + 48), d);
+        _mm_storeu_si128((__m128i *)(target + at + 32), c);
+        _mm_storeu_si128((__m128i *)(target + at + 16), b);
+        _mm_storeu_si128((__m128i *)(target + at), a);
+    }
+    if (at) {   /* the first `at` bytes: one overlapping block */
+        __m128i a = _mm_loadu_si128((const __m128i *)source);
+        __m128i b = _mm_loadu_si128((const __m128i *)(source + 16));
+        __m128i c = _mm_loadu_si128((const __m128i *)(source + 32));
+        __m128i d = _mm_loadu_si128((const __m128i *)(source + 48));
+        _mm_storeu_si128((__m128i *)target, a);
+        _mm_storeu_si128((__m128i *)(target + 16), b);
+        _mm_storeu_si128((__m128i *)(target + 32), c);
+        _mm_storeu_si128((__m128i *)(target + 48), d);
+    }
+#else
+    memcpy(target, source, nbytes);
+#endif
+}
+
+/* Asks for every cache line of [address, address + nbytes). */
+static inline void prefetch_range(const char *address, size_t nbytes) {
+    for (size_t at = 0; at < nbytes; at += 64) __builtin_prefetch(address + at, 0, 3);
+}
+#endif

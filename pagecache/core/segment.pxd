@@ -1,0 +1,294 @@
+"""The segment: one mapped region that holds all engine state.
+
+    header | mappings | xarray nodes | folio descriptors (one per frame) | page frames
+
+Every link inside is a 32-bit number of a slot in one of these arrays, so that the region works at any address; a
+`Segment` is one process's view of it (absolute addresses, computed once).  Every array is type-stable: a descriptor
+slot is always a descriptor, and so on, so a reader without a lock that follows a stale number still reads a valid
+object of the right type, and then validates it.
+
+Benefits: no epochs or hazard pointers, sharing between processes and survival of a restart stay possible.
+Costs: arrays are sized for the worst case (virtual memory only: pages of the region are touched as they are used).
+
+Folio descriptor (64 bytes, one cache line)
+    state     flags (folio.pxd) in bits 0..27, order in bits 28..31: a reader validates all with one load
+    refcount  references; 0 = free or frozen
+    seq       even; changes with every removal, replacement and split, odd during a write into the folio
+    mapping   number of the mapping, 0 when not in the page cache
+    index     page index of the first page; kept after removal, truncation relies on it
+Descriptors of frames inside a larger folio or a larger free block stay {state 0, refcount 0, mapping 0}: what a frame
+is, is said by the head of the block it lies in.
+"""
+from libc.errno cimport EINVAL, ENOMEM, errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+from pagecache.core.atomic cimport pc_u32, pc_u64, store_release_u32, add_relaxed_u64, load_relaxed_u64, store_relaxed_u64
+from pagecache.core.config cimport (FRAME_ALIGNMENT, MAX_FRAMES, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE, STAT_SHARDS)
+from pagecache.core.lock cimport RwSem, SpinLock
+from pagecache.core.memory cimport memory_advise_huge, memory_advise_nodump, memory_map, memory_unmap
+from pagecache.core.thread cimport thread_slot
+from pagecache.core.xa_node cimport XaNode, XaPool, XaPoolHeader, XArray, xa_pool_init
+
+cdef enum:
+    SEGMENT_MAGIC = 0x50434853      # "PCHS"
+    SEGMENT_VERSION = 1
+
+cdef enum LruList:
+    LRU_INACTIVE = 0
+    LRU_ACTIVE = 1
+    LRU_UNEVICTABLE = 2
+    NR_LRU_LISTS = 3
+
+cdef enum Counter:                  # per shard, summed on reading; gauges go up and down
+    NR_FILE_PAGES
+    NR_FILE_HUGEPAGES               # pages in folios of order > 0
+    NR_DIRTY
+    NR_WRITEBACK
+    NR_PINNED                       # pages held by views and page tables
+    NR_SHADOWS
+    HITS
+    MISSES
+    PGFAULT
+    PGMAJFAULT
+    PGACTIVATE
+    PGDEACTIVATE
+    PGREFILL
+    PGSCAN_DIRECT
+    PGSCAN_KSWAPD
+    PGSTEAL_DIRECT
+    PGSTEAL_KSWAPD
+    PGROTATED
+    ALLOCSTALL
+    WORKINGSET_REFAULT
+    WORKINGSET_ACTIVATE
+    WORKINGSET_RESTORE
+    WORKINGSET_NODERECLAIM
+    NR_DIRTIED
+    NR_WRITTEN
+    READAHEAD_PAGES
+    READAHEAD_HITS
+    READAHEAD_WASTED                # readahead pages evicted or dropped before anybody used them
+    READAHEAD_ERRORS
+    STORE_READS
+    STORE_READ_BYTES
+    STORE_WRITES
+    STORE_WRITE_BYTES
+    BYTES_ASKED
+    DROP_PAGECACHE
+    OPTIMISTIC_RETRIES
+    NR_COUNTERS
+
+ctypedef struct CounterShard:
+    pc_u64[48] counts               # NR_COUNTERS of them; 6 cache lines, so no line is shared
+
+ctypedef struct LruHead:
+    uint32_t first                  # most recently added
+    uint32_t last
+    uint64_t nr_pages
+
+ctypedef struct Folio:
+    pc_u32 state
+    pc_u32 refcount
+    pc_u32 seq
+    pc_u32 mapping
+    pc_u64 index
+    uint32_t lru_prev               # lru_lock; in a free block: buddy lock
+    uint32_t lru_next
+    uint32_t policy_data            # owned by the eviction policy, under lru_lock
+    pc_u32 nr_pins                  # views and page tables among the references
+    pc_u64 dirtied_at_ns            # under the folio lock
+    pc_u64 private_data
+    uint64_t spare
+
+ctypedef struct Mapping:
+    XArray pages                    # the folio index; pages.lock is xa_lock
+    RwSem invalidate_lock
+    pc_u64 size                     # i_size, bytes
+    pc_u64 nrpages                  # cached pages, shadows not counted; written under xa_lock
+    pc_u32 flags
+    pc_u32 wb_err                   # errseq
+    pc_u32 in_use
+    uint32_t next_free              # mapping_lock
+    uint64_t writeback_index        # page; racy by design
+    uint64_t[2] key_hash            # mmh3 of the store key; fixed while in use
+    pc_u32 nr_writeback_errors
+    uint32_t[9] unused
+
+ctypedef struct Header:
+    uint32_t magic
+    uint32_t version
+    uint64_t total_bytes
+    uint64_t mappings_offset
+    uint64_t nodes_offset
+    uint64_t folios_offset
+    uint64_t frames_offset
+    uint32_t nr_frames
+    uint32_t nr_nodes
+    uint32_t nr_mappings
+    uint32_t has_data               # 0: descriptors only, for running access traces
+    SpinLock buddy_lock             # guards the free lists
+    uint32_t[16] free_first         # NR_ORDERS of them
+    pc_u32 nr_free                  # frames; written under buddy_lock
+    pc_u32 nr_waiting_for_memory
+    pc_u32 memory_event             # changes whenever memory may have become free
+    SpinLock lru_lock               # guards the lists
+    LruHead[4] lru                  # NR_LRU_LISTS of them
+    pc_u64 nonresident_age          # pages
+    pc_u64 nr_refault_activated     # since the beginning
+    uint64_t refault_activated_seen # lru_lock
+    SpinLock mapping_lock           # guards the free list of mappings
+    uint32_t free_mapping
+    uint32_t nr_mappings_touched
+    uint32_t nr_mappings_used
+    XaPoolHeader pool
+    uint32_t watermark_low          # frames: background reclaim starts below
+    uint32_t watermark_high         # frames: and stops above
+    pc_u32 kswapd_word              # 0 asleep, 1 asked to run, 2 asked to end
+    uint32_t max_nodes              # shadows are given up above this many nodes
+    CounterShard[16] shards         # STAT_SHARDS of them
+
+ctypedef struct Segment:
+    char* base
+    Header* header
+    Mapping* mappings
+    XaPool pool
+    Folio* folios
+    char* frames
+    uint32_t nr_frames
+    bint dead                       # set in the child of a fork: nothing here may be used
+    uint64_t total_bytes
+
+
+cdef inline uint64_t round_up(uint64_t value, uint64_t alignment) noexcept nogil:
+    return (value + alignment - 1) // alignment * alignment
+
+
+cdef inline uint32_t segment_nr_nodes(uint32_t nr_frames) noexcept nogil:
+    """Nodes for the worst case, every cached page alone in its branch, plus the paths above."""
+    return <uint32_t>(<uint64_t>nr_frames * 5 + 4096)
+
+
+cdef inline uint64_t segment_layout(Header* out, uint32_t nr_frames, uint32_t nr_mappings, bint has_data) noexcept nogil:
+    """Fills in the offsets; returns the size of the region in bytes."""
+    cdef uint64_t at = round_up(sizeof(Header), PAGE_SIZE)
+    out.nr_frames = nr_frames
+    out.nr_nodes = segment_nr_nodes(nr_frames)
+    out.nr_mappings = nr_mappings
+    out.has_data = has_data
+    out.mappings_offset = at
+    at = round_up(at + <uint64_t>nr_mappings * sizeof(Mapping), PAGE_SIZE)
+    out.nodes_offset = at
+    at = round_up(at + <uint64_t>out.nr_nodes * sizeof(XaNode), PAGE_SIZE)
+    out.folios_offset = at
+    at = round_up(at + <uint64_t>nr_frames * sizeof(Folio), FRAME_ALIGNMENT)
+    out.frames_offset = at
+    if has_data:
+        at += <uint64_t>nr_frames * PAGE_SIZE
+    out.total_bytes = round_up(at, PAGE_SIZE)
+    return out.total_bytes
+
+
+cdef inline void segment_view(Segment* seg, char* base, uint64_t total_bytes) noexcept nogil:
+    """Points a view at a mapped and initialised region."""
+    cdef Header* header = <Header*>base
+    seg.base = base
+    seg.header = header
+    seg.mappings = <Mapping*>(base + header.mappings_offset)
+    seg.pool.header = &header.pool
+    seg.pool.nodes = <XaNode*>(base + header.nodes_offset)
+    seg.folios = <Folio*>(base + header.folios_offset)
+    seg.frames = base + header.frames_offset
+    seg.nr_frames = header.nr_frames
+    seg.total_bytes = total_bytes
+    seg.dead = False
+
+
+cdef inline void segment_init_header(Header* header) noexcept nogil:
+    cdef uint32_t i
+    header.magic = SEGMENT_MAGIC
+    header.version = SEGMENT_VERSION
+    for i in range(NR_ORDERS):
+        header.free_first[i] = NIL
+    for i in range(NR_LRU_LISTS):
+        header.lru[i].first = NIL
+        header.lru[i].last = NIL
+    header.free_mapping = NIL
+    header.nr_mappings_touched = 1          # number 0 means "no mapping"
+    xa_pool_init(&header.pool, header.nr_nodes)
+    header.max_nodes = header.nr_frames // 36 + 8
+    if header.nr_frames >= 1024:
+        header.watermark_low = header.nr_frames // 128
+        header.watermark_high = header.nr_frames // 64
+
+
+cdef inline int segment_create(Segment* seg, uint32_t nr_frames, uint32_t nr_mappings, bint has_data,
+                               int fd, uint64_t total_bytes) noexcept nogil:
+    """Maps and initialises a new region (from fd, which has total_bytes, or anonymous). Returns 0 or -errno."""
+    cdef Header layout
+    cdef char* base
+    memset(&layout, 0, sizeof(Header))
+    segment_layout(&layout, nr_frames, nr_mappings, has_data)
+    if fd >= 0 and total_bytes < layout.total_bytes:
+        return -EINVAL
+    base = <char*>memory_map(layout.total_bytes, FRAME_ALIGNMENT, fd)
+    if base == NULL:
+        return -errno if errno else -ENOMEM
+    (<Header*>base)[0] = layout
+    segment_init_header(<Header*>base)
+    segment_view(seg, base, layout.total_bytes)
+    if has_data:
+        memory_advise_nodump(seg.frames, <size_t>nr_frames << PAGE_SHIFT)
+        if <uint64_t>nr_frames << PAGE_SHIFT >= FRAME_ALIGNMENT:
+            memory_advise_huge(seg.frames, <size_t>nr_frames << PAGE_SHIFT)
+    return 0
+
+
+cdef inline int segment_attach(Segment* seg, int fd, uint64_t file_bytes) noexcept nogil:
+    """Maps an existing region again. Its header is not trusted: every number is checked before it is used."""
+    cdef Header copy, expected
+    cdef char* base
+    if file_bytes < sizeof(Header):
+        return -EINVAL
+    base = <char*>memory_map(file_bytes, FRAME_ALIGNMENT, fd)
+    if base == NULL:
+        return -errno if errno else -ENOMEM
+    copy = (<Header*>base)[0]
+    memset(&expected, 0, sizeof(Header))
+    if (copy.magic == SEGMENT_MAGIC and copy.version == SEGMENT_VERSION and 0 < copy.nr_frames <= MAX_FRAMES
+            and 0 < copy.nr_mappings <= MAX_FRAMES and copy.has_data <= 1
+            and segment_layout(&expected, copy.nr_frames, copy.nr_mappings, copy.has_data) == file_bytes
+            and expected.mappings_offset == copy.mappings_offset and expected.nodes_offset == copy.nodes_offset
+            and expected.folios_offset == copy.folios_offset and expected.frames_offset == copy.frames_offset
+            and copy.total_bytes == file_bytes and copy.nr_nodes == expected.nr_nodes):
+        segment_view(seg, base, file_bytes)
+        return 0
+    memory_unmap(base, file_bytes)
+    return -EINVAL
+
+
+cdef inline void count(Segment* seg, Counter which, int64_t by) noexcept nogil:
+    """Adds to a counter on the calling thread's shard. The first threads own their shard and need no atomic add."""
+    cdef uint32_t slot = thread_slot()
+    cdef pc_u64* cell
+    if slot < STAT_SHARDS:
+        cell = &seg.header.shards[slot].counts[<int>which]
+        store_relaxed_u64(cell, load_relaxed_u64(cell) + <uint64_t>by)
+    else:
+        add_relaxed_u64(&seg.header.shards[0].counts[<int>which], <uint64_t>by)
+
+
+cdef inline int64_t counted(Segment* seg, int which) noexcept nogil:
+    """The sum over all shards."""
+    cdef uint64_t total = 0
+    cdef int shard
+    for shard in range(STAT_SHARDS):
+        total += load_relaxed_u64(&seg.header.shards[shard].counts[which])
+    return <int64_t>total
+
+
+cdef inline uint32_t folio_number(Segment* seg, Folio* folio) noexcept nogil:
+    return <uint32_t>(folio - seg.folios)
+
+
+cdef inline char* frame_address(Segment* seg, uint32_t frame) noexcept nogil:
+    return seg.frames + (<uint64_t>frame << PAGE_SHIFT)

@@ -1,0 +1,12 @@
+"""Thread numbers for counters, threads that need no GIL, the monotonic clock."""
+from libc.stdint cimport int64_t, uint32_t
+
+ctypedef void* (*thread_main)(void* argument) noexcept nogil
+
+cdef extern from "core/thread.h" nogil:
+    ctypedef struct pc_thread:
+        bint started
+    uint32_t thread_slot() noexcept
+    int thread_start(pc_thread* thread, thread_main run, void* argument) noexcept
+    void thread_join(pc_thread* thread) noexcept
+    int64_t monotonic_ns() noexcept

@@ -1,0 +1,239 @@
+"""Proof of every invariant, for a segment at rest: what every randomised test ends with.
+
+    * each frame is in exactly one place: a free block, a folio, or inside one of them;
+    * free lists, lists of the eviction policy, indexes and counters agree;
+    * marks and flags agree; no lock is held, nobody waits; references are the page cache's and the pins.
+
+A finding names the broken invariant by number (the boundary has the words), the place, and the two values.
+"""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from pagecache.core.atomic cimport load_relaxed_u32, load_relaxed_u64
+from pagecache.core.buddy cimport FOLIO_FREE
+from pagecache.core.config cimport MAX_ORDER, NIL, NR_ORDERS
+from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_ALLOCATED, FOLIO_DIRTY, FOLIO_GRANTED, FOLIO_HANDOFF,
+                                   FOLIO_LOCKED, FOLIO_LRU, FOLIO_UNEVICTABLE, FOLIO_UPTODATE, FOLIO_WRITEBACK,
+                                   folio_index, folio_mapping, folio_nr_pages, folio_order, folio_state)
+from pagecache.core.lock cimport SpinLock, spin_is_locked, spin_lock, spin_unlock
+from pagecache.core.lru cimport folio_lru_list
+from pagecache.core.mapping cimport MARK_DIRTY, MARK_WRITEBACK, entry_frame, entry_order
+from pagecache.core.segment cimport (NR_DIRTY, NR_FILE_PAGES, NR_LRU_LISTS, NR_WRITEBACK, Folio, LruHead, Mapping,
+                                     Segment, counted)
+from pagecache.core.xa_check cimport xa_check
+from pagecache.core.xa_find cimport xas_find
+from pagecache.core.xa_multi cimport xas_get_order
+from pagecache.core.xa_node cimport xa_entry, xa_is_pointer
+from pagecache.core.xa_state cimport XaState, xas_get_mark, xas_init
+
+cdef enum:
+    BAD_FREE_BLOCK = 1
+    BAD_FREE_COUNT
+    BAD_FRAME
+    BAD_TAIL
+    BAD_LRU_LINK
+    BAD_LRU_FLAGS
+    BAD_LRU_COUNT
+    BAD_INDEX
+    BAD_ENTRY
+    BAD_NRPAGES
+    BAD_MARK
+    BAD_LOCK
+    BAD_REFCOUNT
+    BAD_COUNTER
+    BAD_NODES
+    BAD_MEMBERSHIP
+    BAD_SEQ
+
+ctypedef struct Finding:
+    int what                        # 0: nothing is wrong
+    uint64_t where                  # frame, mapping or list
+    int64_t expected
+    int64_t found
+
+
+cdef inline bint fail(Finding* out, int what, uint64_t where, int64_t expected, int64_t found) noexcept nogil:
+    out.what = what
+    out.where = where
+    out.expected = expected
+    out.found = found
+    return False
+
+
+cdef inline bint verify_free_lists(Segment* seg, Finding* out) noexcept nogil:
+    cdef uint32_t order, number, previous
+    cdef uint64_t total = 0, steps
+    cdef Folio* head
+    for order in range(NR_ORDERS):
+        previous = NIL
+        number = seg.header.free_first[order]
+        steps = 0
+        while number != NIL:
+            if number >= seg.nr_frames or steps > seg.nr_frames:
+                return fail(out, BAD_FREE_BLOCK, number, order, -1)
+            head = &seg.folios[number]
+            if folio_state(head) != (<uint32_t>FOLIO_FREE | (order << 28)) or head.lru_prev != previous:
+                return fail(out, BAD_FREE_BLOCK, number, order, folio_state(head))
+            total += <uint64_t>1 << order
+            previous = number
+            number = head.lru_next
+            steps += 1
+    if total != load_relaxed_u32(&seg.header.nr_free):
+        return fail(out, BAD_FREE_COUNT, 0, total, load_relaxed_u32(&seg.header.nr_free))
+    return True
+
+
+cdef inline bint verify_folio(Segment* seg, Folio* folio, uint32_t number, Finding* out) noexcept nogil:
+    """One allocated folio at rest."""
+    cdef uint32_t state = folio_state(folio)
+    cdef int64_t expected = load_relaxed_u32(&folio.nr_pins)
+    if state & (FOLIO_LOCKED | FOLIO_HANDOFF | FOLIO_GRANTED):
+        return fail(out, BAD_LOCK, number, 0, state)
+    if load_relaxed_u32(&folio.seq) & 1:
+        return fail(out, BAD_SEQ, number, 0, load_relaxed_u32(&folio.seq))
+    if folio_mapping(folio) != 0:
+        expected += folio_nr_pages(folio)
+        if not state & FOLIO_LRU:
+            return fail(out, BAD_LRU_FLAGS, number, 1, 0)
+    if load_relaxed_u32(&folio.refcount) != expected:
+        return fail(out, BAD_REFCOUNT, number, expected, load_relaxed_u32(&folio.refcount))
+    return True
+
+
+cdef inline bint verify_frames(Segment* seg, Finding* out) noexcept nogil:
+    """Walks all frames from the first: each block head, then the descriptors inside the block."""
+    cdef uint32_t number = 0, order, i
+    cdef uint64_t nr_free = 0, nr_cached = 0
+    cdef Folio* folio
+    while number < seg.nr_frames:
+        folio = &seg.folios[number]
+        order = folio_order(folio)
+        if number & ((<uint32_t>1 << order) - 1) or number + (<uint32_t>1 << order) > seg.nr_frames:
+            return fail(out, BAD_FRAME, number, 0, folio_state(folio))
+        if folio_state(folio) & FOLIO_FREE:
+            nr_free += <uint64_t>1 << order
+        elif not folio_state(folio) & FOLIO_ALLOCATED:
+            return fail(out, BAD_FRAME, number, FOLIO_ALLOCATED, folio_state(folio))
+        elif not verify_folio(seg, folio, number, out):
+            return False
+        elif folio_mapping(folio) != 0:
+            nr_cached += <uint64_t>1 << order
+        for i in range(1, <uint32_t>1 << order):
+            if (load_relaxed_u32(&folio[i].state) | load_relaxed_u32(&folio[i].refcount)
+                    | load_relaxed_u32(&folio[i].mapping)) != 0:
+                return fail(out, BAD_TAIL, number + i, 0, load_relaxed_u32(&folio[i].state))
+        number += <uint32_t>1 << order
+    if nr_free != load_relaxed_u32(&seg.header.nr_free):
+        return fail(out, BAD_FREE_COUNT, 1, nr_free, load_relaxed_u32(&seg.header.nr_free))
+    if <int64_t>nr_cached != counted(seg, <int>NR_FILE_PAGES):
+        return fail(out, BAD_COUNTER, <int>NR_FILE_PAGES, nr_cached, counted(seg, <int>NR_FILE_PAGES))
+    return True
+
+
+cdef inline bint verify_lru(Segment* seg, Finding* out) noexcept nogil:
+    cdef int which
+    cdef uint32_t number, previous
+    cdef uint64_t pages, steps
+    cdef LruHead* head
+    cdef Folio* folio
+    for which in range(NR_LRU_LISTS):
+        head = &seg.header.lru[which]
+        previous = NIL
+        number = head.first
+        pages = 0
+        steps = 0
+        while number != NIL:
+            if number >= seg.nr_frames or steps > seg.nr_frames:
+                return fail(out, BAD_LRU_LINK, number, which, -1)
+            folio = &seg.folios[number]
+            if folio.lru_prev != previous:
+                return fail(out, BAD_LRU_LINK, number, previous, folio.lru_prev)
+            if not folio_state(folio) & FOLIO_LRU or folio_lru_list(folio) != which:
+                return fail(out, BAD_LRU_FLAGS, number, which, folio_state(folio))
+            pages += folio_nr_pages(folio)
+            previous = number
+            number = folio.lru_next
+            steps += 1
+        if head.last != previous:
+            return fail(out, BAD_LRU_LINK, previous, previous, head.last)
+        if head.nr_pages != pages:
+            return fail(out, BAD_LRU_COUNT, which, pages, head.nr_pages)
+    return True
+
+
+cdef inline bint verify_entry(Segment* seg, uint32_t mapping, XaState* xas, xa_entry entry, Finding* out) noexcept nogil:
+    """One folio entry against its descriptor."""
+    cdef uint32_t frame = entry_frame(entry)
+    cdef uint32_t order = entry_order(entry)
+    cdef Folio* folio
+    if frame >= seg.nr_frames:
+        return fail(out, BAD_ENTRY, frame, mapping, entry)
+    folio = &seg.folios[frame]
+    if folio_mapping(folio) != mapping or folio_order(folio) != order or xas_get_order(xas) != order:
+        return fail(out, BAD_ENTRY, frame, mapping, folio_mapping(folio))
+    if folio_index(folio) != (xas.index & ~((<uint64_t>1 << order) - 1)):
+        return fail(out, BAD_ENTRY, frame, <int64_t>xas.index, <int64_t>folio_index(folio))
+    if folio_state(folio) & FOLIO_DIRTY and not xas_get_mark(xas, MARK_DIRTY):
+        return fail(out, BAD_MARK, frame, MARK_DIRTY, 0)
+    if ((folio_state(folio) & FOLIO_WRITEBACK) != 0) != xas_get_mark(xas, MARK_WRITEBACK):
+        return fail(out, BAD_MARK, frame, MARK_WRITEBACK, xas_get_mark(xas, MARK_WRITEBACK))
+    return True
+
+
+cdef inline bint verify_mapping(Segment* seg, uint32_t number, uint64_t* nr_nodes, uint64_t* nr_pages,
+                                int64_t* nr_dirty, int64_t* nr_writeback, Finding* out) noexcept nogil:
+    cdef Mapping* mapping = &seg.mappings[number]
+    cdef XaState xas
+    cdef xa_entry entry
+    cdef uint64_t pages = 0, nodes = 0
+    cdef int64_t bad
+    if spin_is_locked(&mapping.pages.lock) or load_relaxed_u32(&mapping.invalidate_lock.word) != 0:
+        return fail(out, BAD_LOCK, number, 0, load_relaxed_u32(&mapping.invalidate_lock.word))
+    bad = xa_check(&mapping.pages, &seg.pool, &nodes)
+    if bad != 0:
+        return fail(out, BAD_INDEX, number, 0, bad)
+    nr_nodes[0] += nodes
+    xas_init(&xas, &mapping.pages, &seg.pool, 0, 0)
+    entry = xas_find(&xas, <uint64_t>-1)
+    while entry != 0:
+        if xa_is_pointer(entry):
+            if not verify_entry(seg, number, &xas, entry, out):
+                return False
+            pages += <uint64_t>1 << entry_order(entry)
+            if folio_state(&seg.folios[entry_frame(entry)]) & FOLIO_DIRTY:
+                nr_dirty[0] += <int64_t>1 << entry_order(entry)
+            if folio_state(&seg.folios[entry_frame(entry)]) & FOLIO_WRITEBACK:
+                nr_writeback[0] += <int64_t>1 << entry_order(entry)
+        entry = xas_find(&xas, <uint64_t>-1)
+    if pages != load_relaxed_u64(&mapping.nrpages):
+        return fail(out, BAD_NRPAGES, number, pages, load_relaxed_u64(&mapping.nrpages))
+    nr_pages[0] += pages
+    return True
+
+
+cdef inline bint verify_mappings(Segment* seg, Finding* out) noexcept nogil:
+    cdef uint64_t nr_nodes = 0, nr_pages = 0
+    cdef int64_t nr_dirty = 0, nr_writeback = 0
+    cdef uint32_t number
+    for number in range(1, seg.header.nr_mappings_touched):
+        if load_relaxed_u32(&seg.mappings[number].in_use) == 0:
+            continue
+        if not verify_mapping(seg, number, &nr_nodes, &nr_pages, &nr_dirty, &nr_writeback, out):
+            return False
+    if <int64_t>nr_pages != counted(seg, <int>NR_FILE_PAGES):
+        return fail(out, BAD_MEMBERSHIP, 0, counted(seg, <int>NR_FILE_PAGES), nr_pages)
+    if nr_dirty != counted(seg, <int>NR_DIRTY):
+        return fail(out, BAD_COUNTER, <int>NR_DIRTY, nr_dirty, counted(seg, <int>NR_DIRTY))
+    if nr_writeback != counted(seg, <int>NR_WRITEBACK):
+        return fail(out, BAD_COUNTER, <int>NR_WRITEBACK, nr_writeback, counted(seg, <int>NR_WRITEBACK))
+    if nr_nodes != seg.pool.header.nr_used:
+        return fail(out, BAD_NODES, 0, nr_nodes, seg.pool.header.nr_used)
+    return True
+
+
+cdef inline bint segment_verify(Segment* seg, Finding* out) noexcept nogil:
+    """Checks all of it; the background reclaimer is kept out by the list lock while lists and frames are walked."""
+    cdef bint good
+    out.what = 0
+    if spin_is_locked(&seg.header.buddy_lock) or spin_is_locked(&seg.pool.header.lock):
+        return fail(out, BAD_LOCK, 0, 0, 1)
+    good = verify_free_lists(seg, out) and verify_lru(seg, out)
+    return good and verify_frames(seg, out) and verify_mappings(seg, out)

@@ -1,0 +1,307 @@
+@cython.final
+@cython.freelist(8)
+cdef class CopyTarget:
+    """Memory that a read fills: an address inside an object that is kept alive."""
+    cdef char* address
+    cdef readonly uint64_t nbytes
+    cdef object owner
+
+    def __len__(self):
+        return self.nbytes
+
+
+@cython.final
+@cython.freelist(8)
+cdef class FolioBatch:
+    """A run of folios with consecutive indexes, each with a reference.
+
+    *New* batches hold locked folios that were just added to a mapping and wait for their data; a batch that is dropped
+    before `end_read` removes them again.  *Found* batches hold references for copying, locking or removing.
+    """
+    cdef AddressSpace mapping
+    cdef CSegment* seg
+    cdef CFolio* folios[512]
+    cdef uint32_t nr
+    cdef bint is_new
+    cdef readonly uint64_t start            # index of the first page
+    cdef readonly uint64_t next_index       # index behind the last page
+
+    def __dealloc__(self):
+        if self.mapping is not None and not self.seg.dead:
+            self.drop()
+
+    def __len__(self):
+        return self.nr
+
+    @property
+    def nr_pages(self):
+        """Pages in the run."""
+        return self.next_index - self.start
+
+    cdef void drop(self) noexcept:
+        if self.is_new:
+            self.abandon()
+        else:
+            self.put_all()
+
+    cdef void put_all(self) noexcept:
+        cdef uint32_t i
+        for i in range(self.nr):
+            folio_put(self.seg, self.folios[i])
+        self.nr = 0
+
+    cdef void abandon(self) noexcept:
+        """Takes new folios, which nobody could read yet, out of the mapping."""
+        cdef uint32_t i
+        for i in range(self.nr):
+            if folio_mapping(self.folios[i]) != 0:
+                filemap_remove_folio(self.seg, self.folios[i])
+            folio_unlock(self.seg, self.folios[i])
+        self.put_all()
+        self.next_index = self.start
+
+    def release(self):
+        """Drops the references; folios of a new batch that have no data yet leave the mapping."""
+        self.drop()
+
+    def extend(self, uint64_t limit, uint32_t order, int64_t mark, uint64_t demand_end, bint dropbehind=False):
+        """Adds new folios from `next_index` to page `limit` (inclusive), each as large as order, alignment and limit
+        allow (page_cache_ra_order).
+
+        mark: page whose folio gets the readahead marker, or -1. demand_end: folios from this page on were not asked
+        for by anybody. Returns 0, -EEXIST (a page is there already), -ENOMEM, or -ENOSPC when the batch is full; the
+        run then ends before that page.
+        Context: releases the GIL; may reclaim.
+        """
+        cdef int r
+        with nogil:
+            r = self.extend_engine(limit, order, mark, demand_end, dropbehind)
+        return r
+
+    cdef int extend_engine(self, uint64_t limit, uint32_t order, int64_t mark, uint64_t demand_end,
+                           bint dropbehind) noexcept nogil:
+        cdef uint64_t index
+        cdef uint32_t k, flags
+        cdef CFolio* folio
+        cdef int r
+        while self.next_index <= limit:
+            index = self.next_index
+            if self.nr == BATCH_PAGES:
+                return -ENOSPC
+            k = order
+            if index & ((<uint64_t>1 << k) - 1):
+                k = ctz64(index)
+            while k > 0 and index + (<uint64_t>1 << k) - 1 > limit:
+                k -= 1
+            folio = folio_alloc(self.seg, k, False)
+            while folio == NULL and k > 0:
+                k -= 1
+                folio = folio_alloc_nowait(self.seg, k)
+            if folio == NULL:
+                return -ENOMEM
+            flags = FOLIO_DROPBEHIND if dropbehind else 0
+            if mark >= 0 and index == (<uint64_t>mark & ~((<uint64_t>1 << k) - 1)):
+                flags |= FOLIO_READAHEAD
+            if index >= demand_end:
+                flags |= FOLIO_UNUSED
+                count(self.seg, READAHEAD_PAGES, <int64_t>1 << k)
+            r = mapping_add_folio(self.seg, self.mapping.number, folio, index, flags, False)
+            if r != 0:
+                folio_put(self.seg, folio)
+                return r
+            self.folios[self.nr] = folio
+            self.nr += 1
+            self.next_index = index + (<uint64_t>1 << k)
+        return 0
+
+    def data_bytes(self):
+        """Bytes of the run that lie inside the object (i_size now)."""
+        return self.valid_bytes()
+
+    cdef uint64_t valid_bytes(self) noexcept nogil:
+        cdef uint64_t size = load_acquire_u64(&self.mapping.m.size)
+        cdef uint64_t first = self.start << PAGE_SHIFT
+        cdef uint64_t end = self.next_index << PAGE_SHIFT
+        if size <= first:
+            return 0
+        return (end if end < size else size) - first
+
+    def read_fd(self, int fd, bint direct=False):
+        """Reads the data of a new batch from a file descriptor at its own offset.
+
+        Returns the bytes read, which are fewer than `data_bytes` when the file ends early. Raises OSError.
+        Context: releases the GIL; data goes straight into frames.
+        """
+        cdef int64_t got
+        with nogil:
+            got = run_read_fd(self.seg, fd, direct, <int64_t>(self.start << PAGE_SHIFT), self.folios, self.nr,
+                              self.valid_bytes())
+        if got < 0:
+            raise_errno(got, f"cannot read {self.mapping.name} at offset {self.start << PAGE_SHIFT}")
+        return got
+
+    def memory(self, uint64_t nbytes):
+        """Writable buffers over the first nbytes of a new batch, neighbouring frames as one.
+
+        Returns a list of FillBuffer. Each must be released before the batch ends.
+        """
+        cdef iovec[512] pieces
+        cdef int nr_pieces, i
+        cdef FillBuffer buffer
+        if not self.is_new:
+            raise RuntimeError("only a new batch can be filled")
+        nr_pieces = run_vector(self.seg, self.folios, self.nr, nbytes, pieces)
+        out = []
+        for i in range(nr_pieces):
+            buffer = FillBuffer.__new__(FillBuffer)
+            buffer.batch = self
+            buffer.address = <char*>pieces[i].iov_base
+            buffer.nbytes = <Py_ssize_t>pieces[i].iov_len
+            out.append(buffer)
+        return out
+
+    def end_read(self, uint64_t nbytes):
+        """Ends the read of a new batch: zeroes what lies behind nbytes, makes all folios uptodate, unlocks them and
+        drops the references. Context: releases the GIL."""
+        if not self.is_new:
+            raise RuntimeError("only a new batch can end a read")
+        with nogil:
+            run_zero_tail(self.seg, self.folios, self.nr, nbytes)
+        self.end_read_filled()
+
+    def end_read_filled(self):
+        """The same when the tail was zeroed by the read itself."""
+        cdef uint32_t i
+        for i in range(self.nr):
+            folio_end_read(self.seg, self.folios[i], True)
+        self.put_all()
+        self.is_new = False
+
+    def fail(self, error):
+        """Ends a read that failed: the folios leave the mapping, and everybody who waits for one of them gets
+        `error`."""
+        cdef uint32_t i
+        for i in range(self.nr):
+            self.mapping.log_failure(self.folios[i], error)
+        self.abandon()
+
+    @property
+    def last_uptodate(self):
+        """Whether the last folio is uptodate."""
+        return self.nr > 0 and folio_test(self.folios[self.nr - 1], FOLIO_UPTODATE)
+
+    @property
+    def last_readahead(self):
+        """Whether the last folio carries the readahead marker."""
+        return self.nr > 0 and folio_test(self.folios[self.nr - 1], FOLIO_READAHEAD)
+
+    def last(self):
+        """The last folio, with a reference of its own."""
+        if self.nr == 0:
+            raise IndexError("empty batch")
+        folio_ref_add(self.folios[self.nr - 1], 1)
+        return folio_object(self.mapping.segment, self.folios[self.nr - 1])
+
+    def folio(self, uint32_t position):
+        """The folio at a position, with a reference of its own."""
+        if position >= self.nr:
+            raise IndexError("no such folio in the batch")
+        folio_ref_add(self.folios[position], 1)
+        return folio_object(self.mapping.segment, self.folios[position])
+
+    def drop_last(self):
+        """Takes the last folio out of a found batch."""
+        self.nr -= 1
+        self.next_index = folio_index(self.folios[self.nr])
+        folio_put(self.seg, self.folios[self.nr])
+
+    def copy_to(self, CopyTarget target, uint64_t done, uint64_t pos, uint64_t nbytes, int64_t last_pos):
+        """Copies bytes [pos, pos + nbytes) of the object, as far as the batch holds them, to target[done:].
+
+        last_pos: byte behind the last one read before (or -1): an access to the folio that holds byte last_pos - 1 is
+        not counted again. Returns the bytes copied.
+        Context: releases the GIL for long copies; the references keep the folios.
+        """
+        cdef uint64_t copied
+        if done > target.nbytes or nbytes > target.nbytes - done:
+            raise ValueError("range outside the target")
+        if nbytes > GIL_COPY_MAX:
+            with nogil:
+                copied = self.copy_engine(target.address + done, pos, nbytes, last_pos)
+        else:
+            copied = self.copy_engine(target.address + done, pos, nbytes, last_pos)
+        return copied
+
+    cdef uint64_t copy_engine(self, char* target, uint64_t pos, uint64_t nbytes, int64_t last_pos) noexcept nogil:
+        cdef uint32_t i
+        cdef uint64_t first, length, offset, piece, copied = 0
+        for i in range(self.nr):
+            first = folio_index(self.folios[i]) << PAGE_SHIFT
+            length = <uint64_t>folio_nr_pages(self.folios[i]) << PAGE_SHIFT
+            if copied >= nbytes:
+                break
+            if pos < first or pos >= first + length:
+                continue
+            offset = pos - first
+            piece = length - offset if length - offset < nbytes - copied else nbytes - copied
+            memcpy(target + copied, folio_address(self.seg, self.folios[i]) + offset, piece)
+            if last_pos <= <int64_t>first or last_pos > <int64_t>(first + length):
+                folio_used(self.seg, self.folios[i])
+            copied += piece
+            pos += piece
+            last_pos = <int64_t>pos
+        return copied
+
+    def drop_behind(self):
+        """Removes the folios of the batch that are marked for it, if they are clean and nobody else uses them."""
+        cdef uint32_t i
+        for i in range(self.nr):
+            if folio_test(self.folios[i], FOLIO_DROPBEHIND) and folio_trylock(self.folios[i]):
+                if (folio_mapping(self.folios[i]) != 0
+                        and filemap_remove_clean(self.seg, self.folios[i], 1, False) == 0):
+                    folio_clear(self.folios[i], FOLIO_LOCKED)
+                    folio_free_last(self.seg, self.folios[i])
+                    self.folios[i] = NULL
+                else:
+                    folio_unlock(self.seg, self.folios[i])
+        self.compact()
+
+    cdef void compact(self) noexcept:
+        cdef uint32_t i, kept = 0
+        for i in range(self.nr):
+            if self.folios[i] != NULL:
+                self.folios[kept] = self.folios[i]
+                kept += 1
+        self.nr = kept
+
+
+@cython.final
+cdef class FillBuffer:
+    """A writable buffer over frames that wait for data. The frames stay as long as the batch or a buffer lives."""
+    cdef FolioBatch batch
+    cdef char* address
+    cdef Py_ssize_t nbytes
+    cdef int nr_exports
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.address, self.nbytes, 0, flags)
+        self.nr_exports += 1
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        self.nr_exports -= 1
+
+    @property
+    def exported(self):
+        """Whether somebody still holds the memory."""
+        return self.nr_exports > 0
+
+
+cdef FolioBatch batch_object(AddressSpace mapping, uint64_t start, bint is_new):
+    cdef FolioBatch batch = FolioBatch.__new__(FolioBatch)
+    batch.mapping = mapping
+    batch.seg = mapping.seg
+    batch.nr = 0
+    batch.is_new = is_new
+    batch.start = start
+    batch.next_index = start
+    return batch

@@ -1,0 +1,318 @@
+cdef class FileRaState:
+    """Readahead state of one open file (file_ra_state, K3.1); pages unless said otherwise.
+
+    Racy by design: it steers readahead and never decides what is read.
+    """
+    cdef public uint64_t start          # the current window
+    cdef public uint64_t size
+    cdef public uint64_t async_size     # its tail that was not asked for: reading its first page starts the next
+    cdef public uint64_t ra_pages       # largest window
+    cdef public uint64_t io_pages       # largest request of the store
+    cdef public uint32_t order          # of the folios of the next window
+    cdef public uint32_t mmap_miss
+    cdef public int64_t prev_pos        # byte behind the last one read, -1 at first
+
+    def __cinit__(self, ra_pages=32, io_pages=0):
+        self.ra_pages = ra_pages
+        self.io_pages = io_pages
+        self.prev_pos = -1
+
+    def __repr__(self):
+        return (f"<FileRaState {self.start}+{self.size}/{self.async_size} ra_pages={self.ra_pages} order={self.order} "
+                f"prev_pos={self.prev_pos}>")
+
+
+cdef class FileCore:
+    """The hit path of an open file; a subclass supplies `_read_slow` and everything that is not hot.
+
+    Context: reads of cached bytes take no lock, need no other thread, and keep the GIL up to 64 KiB.
+    """
+    cdef readonly AddressSpace mapping
+    cdef CSegment* seg
+    cdef CMapping* m
+    cdef uint32_t number
+    cdef bint is_open
+    cdef bint may_read
+    cdef pc_u32 position_word               # file position lock
+    cdef int64_t position
+    cdef readonly FileRaState ra
+    cdef object __weakref__
+
+    def __cinit__(self, *args, **kwargs):
+        self.is_open = False
+
+    def _attach(self, AddressSpace mapping not None, FileRaState ra not None, bint may_read=True):
+        self.mapping = mapping
+        self.seg = mapping.seg
+        self.m = mapping.m
+        self.number = mapping.number
+        self.ra = ra
+        self.may_read = may_read
+        self.is_open = True
+
+    def _detach(self):
+        """Marks the file closed. Returns whether it was open."""
+        cdef bint was = self.is_open
+        self.is_open = False
+        return was
+
+    @property
+    def closed(self):
+        """Whether the file is closed."""
+        return not self.is_open
+
+    cdef int ready(self) except -1:
+        if not self.is_open:
+            raise ValueError("I/O operation on closed file")
+        if self.seg.dead:
+            raise RuntimeError("this cache belongs to the parent process: open a new one after fork()")
+        if not self.may_read:
+            raise _io.UnsupportedOperation("not readable")
+        return 0
+
+    # -- reading at an offset ----------------------------------------------------------------------------------------------
+
+    def pread(self, nbytes, offset):
+        """Reads up to nbytes at byte `offset`; the file position stays.
+
+        Returns bytes, shorter only at the end of the file. Raises ValueError (closed, negative offset), TypeError,
+        OSError. Context: see the class; a miss runs Python and may wait for the store.
+        """
+        return self.read_bytes(to_count(nbytes), to_offset(offset))
+
+    cdef object read_bytes(self, uint64_t nbytes, uint64_t pos):
+        cdef uint64_t size, done
+        cdef bytes result
+        if not self.is_open or self.seg.dead or not self.may_read:
+            self.ready()
+        size = load_acquire_u64(&self.m.size)
+        if pos >= size or nbytes == 0:
+            return self.read_end(nbytes, pos)
+        if nbytes > size - pos:
+            nbytes = size - pos
+        result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>nbytes)
+        done = self.copy_cached(PyBytes_AS_STRING(result), nbytes, pos)
+        if done == nbytes:
+            return result
+        done = self.finish_slow(result, PyBytes_AS_STRING(result), nbytes, pos, done)
+        return result if done == nbytes else result[:done]
+
+    cdef object read_end(self, uint64_t nbytes, uint64_t pos):
+        """A read at or behind the end of the file: the store may have grown."""
+        if nbytes == 0 or not self._grown(pos):
+            return b""
+        return self.read_bytes(nbytes, pos)
+
+    cdef uint64_t copy_cached(self, char* target, uint64_t nbytes, uint64_t pos) noexcept:
+        """Copies the cached beginning of a range inside the file."""
+        cdef int64_t prev_pos = self.ra.prev_pos
+        cdef uint64_t last_index = <uint64_t>-1 if prev_pos <= 0 else <uint64_t>(prev_pos - 1) >> PAGE_SHIFT
+        cdef uint64_t done, size
+        if nbytes > GIL_COPY_MAX:
+            with nogil:
+                done = read_cached(self.seg, self.number, pos, nbytes, target, last_index)
+        else:
+            done = read_cached(self.seg, self.number, pos, nbytes, target, last_index)
+        if done > 0:
+            size = load_acquire_u64(&self.m.size)
+            if size < pos + done:
+                done = size - pos if size > pos else 0
+            self.ra.prev_pos = <int64_t>(pos + done)
+            count(self.seg, HITS, 1)
+            count(self.seg, BYTES_ASKED, <int64_t>done)
+        return done
+
+    cdef uint64_t finish_slow(self, object owner, char* address, uint64_t nbytes, uint64_t pos,
+                              uint64_t done) except? 0xFFFFFFFFFFFFFFFF:
+        """Lets the layer above bring in and copy the rest. Returns the bytes there are in the end."""
+        cdef CopyTarget target = CopyTarget.__new__(CopyTarget)
+        target.address = address
+        target.nbytes = nbytes
+        target.owner = owner
+        return self._read_slow(target, done, pos)
+
+    def preadinto(self, buffer, offset):
+        """Fills a writable buffer with the bytes at `offset`.
+
+        Returns the bytes read: all of the buffer except at the end of the file. Raises as `pread`.
+        """
+        cdef uint64_t pos = to_offset(offset)
+        return self.read_into(buffer, pos)
+
+    cdef object read_into(self, object buffer, uint64_t pos):
+        cdef Py_buffer view
+        cdef uint64_t nbytes, size, done
+        self.ready()
+        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+        try:
+            nbytes = <uint64_t>view.len
+            size = load_acquire_u64(&self.m.size)
+            if nbytes == 0 or (pos >= size and not self._grown(pos)):
+                return 0
+            size = load_acquire_u64(&self.m.size)
+            if pos >= size:
+                return 0
+            if nbytes > size - pos:
+                nbytes = size - pos
+            done = self.copy_cached(<char*>view.buf, nbytes, pos)
+            if done < nbytes:
+                done = self.finish_slow(buffer, <char*>view.buf, nbytes, pos, done)
+            return done
+        finally:
+            PyBuffer_Release(&view)
+
+    def view(self, nbytes, offset):
+        """A read-only memoryview of up to nbytes at `offset`, without a copy where one folio holds them.
+
+        The folio stays as it is until the view is released: a truncation or an eviction changes nothing in it.
+        Returns a memoryview, shorter only at the end of the file. Raises as `pread`.
+        """
+        cdef uint64_t pos = to_offset(offset)
+        cdef uint64_t wanted = to_count(nbytes)
+        cdef uint64_t size, offset_in
+        cdef xa_entry entry
+        cdef uint32_t order
+        cdef CFolio* folio
+        self.ready()
+        size = load_acquire_u64(&self.m.size)
+        if pos < size and wanted > 0:
+            if wanted > size - pos:
+                wanted = size - pos
+            entry = xa_load(&self.m.pages, &self.seg.pool, pos >> PAGE_SHIFT)
+            if xa_is_pointer(entry):
+                order = entry_order(entry)
+                offset_in = pos & ((<uint64_t>PAGE_SIZE << order) - 1)
+                folio = &self.seg.folios[entry_frame(entry)]
+                if offset_in + wanted <= <uint64_t>PAGE_SIZE << order and folio_try_get(folio):
+                    if (folio_readable(folio_state(folio), order) and folio_is(folio, self.number, pos >> PAGE_SHIFT)):
+                        self.ra.prev_pos = <int64_t>(pos + wanted)
+                        folio_used(self.seg, folio)
+                        count(self.seg, HITS, 1)
+                        count(self.seg, BYTES_ASKED, <int64_t>wanted)
+                        return folio_view(self.mapping.segment, folio, offset_in, wanted)
+                    folio_put(self.seg, folio)
+        return self._view_slow(wanted, pos)
+
+    def _view_folio(self, Folio folio not None, uint64_t pos, uint64_t nbytes):
+        """A view of bytes [pos, pos + nbytes) of the object, which the referenced folio holds."""
+        cdef CFolio* raw = folio.alive()
+        cdef uint64_t first = folio_index(raw) << PAGE_SHIFT
+        if pos < first or pos + nbytes > first + (<uint64_t>folio_nr_pages(raw) << PAGE_SHIFT):
+            raise ValueError("range outside the folio")
+        folio_ref_add(raw, 1)
+        return folio_view(folio.segment, raw, pos - first, nbytes)
+
+    # -- reading at the position ---------------------------------------------------------------------------------------------
+
+    cdef int lock_position(self) except -1:
+        cdef uint32_t free = 0
+        if cas_acq_rel_u32(&self.position_word, &free, 1):
+            return 0
+        while exchange_acq_rel_u32(&self.position_word, 2) != 0:
+            with nogil:
+                futex_wait(&self.position_word, 2, WAIT_SLICE_NS)
+            PyErr_CheckSignals()
+        return 0
+
+    cdef void unlock_position(self) noexcept:
+        if exchange_acq_rel_u32(&self.position_word, 0) == 2:
+            futex_wake(&self.position_word, 1)
+
+    def read(self, size=-1, /):
+        """Reads up to `size` bytes from the position and moves it; all that is left with -1 or None.
+
+        Returns bytes, b"" at the end of the file.
+        """
+        cdef int64_t nbytes = -1 if size is None else to_signed(size)
+        if nbytes < 0:
+            return self.readall()
+        self.lock_position()
+        try:
+            result = self.read_bytes(<uint64_t>nbytes, <uint64_t>self.position)
+            self.position += len(result)
+        finally:
+            self.unlock_position()
+        return result
+
+    def readall(self):
+        """Reads from the position to the end of the file."""
+        cdef uint64_t size, pos
+        parts = []
+        self.ready()
+        self.lock_position()
+        try:
+            while True:
+                size = load_acquire_u64(&self.m.size)
+                pos = <uint64_t>self.position
+                part = self.read_bytes(size - pos if size > pos else 1, pos)
+                if not part:
+                    break
+                self.position += len(part)
+                parts.append(part)
+        finally:
+            self.unlock_position()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def readinto(self, buffer, /):
+        """Fills a writable buffer from the position and moves it. Returns the bytes read, 0 at the end of the file."""
+        self.lock_position()
+        try:
+            done = self.read_into(buffer, <uint64_t>self.position)
+            self.position += <int64_t>done
+        finally:
+            self.unlock_position()
+        return done
+
+    def tell(self):
+        """The position (bytes)."""
+        if not self.is_open:
+            raise ValueError("I/O operation on closed file")
+        return self.position
+
+    def seek(self, offset, whence=0, /):
+        """Moves the position: from the start (0), the position (1) or the end (2). Returns the new one."""
+        cdef int64_t target
+        if not self.is_open:
+            raise ValueError("I/O operation on closed file")
+        if whence not in (0, 1, 2):
+            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
+        self.lock_position()
+        try:
+            base = 0 if whence == 0 else self.position if whence == 1 else load_acquire_u64(&self.m.size)
+            wanted = base + _index(offset)
+            if wanted < 0:
+                raise ValueError(f"negative seek position {wanted}")
+            if wanted > OFFSET_MAX:
+                raise OSError(_errno.EINVAL, f"seek position {wanted} is beyond the largest offset {OFFSET_MAX}")
+            target = wanted
+            self.position = target
+        finally:
+            self.unlock_position()
+        return target
+
+
+import io as _io
+from operator import index as _index
+
+OFFSET_MAX = (1 << 63) - 1
+
+
+cdef int64_t to_signed(object value) except? -1:
+    """An integer argument; too large ones raise OverflowError."""
+    if type(value) is int:
+        return <int64_t>value
+    return <int64_t>_index(value)
+
+
+cdef uint64_t to_count(object nbytes) except? 0xFFFFFFFFFFFFFFFF:
+    cdef int64_t value = to_signed(nbytes)
+    if value < 0:
+        raise ValueError(f"nbytes must not be negative, not {value}")
+    return <uint64_t>value
+
+
+cdef uint64_t to_offset(object offset) except? 0xFFFFFFFFFFFFFFFF:
+    cdef int64_t value = to_signed(offset)
+    if value < 0:
+        raise ValueError(f"offset must not be negative, not {value}")
+    return <uint64_t>value

@@ -1,0 +1,237 @@
+@cython.final
+@cython.freelist(64)
+cdef class Folio:
+    """One reference to a folio: 2**order pages of one mapping, with one descriptor.
+
+    Objects come from an AddressSpace's lookups or from `Segment.alloc_folio`; the reference is dropped with the
+    object or by `put`.  A folio that was removed from its mapping keeps its contents as long as it is referenced.
+    """
+    cdef Segment segment
+    cdef CFolio* folio
+
+    def __dealloc__(self):
+        if self.folio != NULL and self.segment is not None and not self.segment.seg.dead:
+            folio_put(&self.segment.seg, self.folio)
+
+    cdef CFolio* alive(self) except NULL:
+        if self.folio == NULL:
+            raise ValueError("the folio's reference was dropped")
+        return self.folio
+
+    def put(self):
+        """Drops the reference now; the object is unusable afterwards."""
+        cdef CFolio* folio = self.alive()
+        self.folio = NULL
+        folio_put(&self.segment.seg, folio)
+
+    @property
+    def index(self):
+        """Page index of the first page; kept after removal."""
+        return folio_index(self.alive())
+
+    @property
+    def order(self):
+        return folio_order(self.alive())
+
+    @property
+    def nr_pages(self):
+        return folio_nr_pages(self.alive())
+
+    @property
+    def frame(self):
+        """Number of the first page frame."""
+        return folio_number(&self.segment.seg, self.alive())
+
+    @property
+    def seq(self):
+        """Sequence counter: changes with every removal, replacement, split and write."""
+        return load_acquire_u32(&self.alive().seq)
+
+    @property
+    def mapping_number(self):
+        """Number of the mapping that caches the folio, 0 when it was removed."""
+        return folio_mapping(self.alive())
+
+    @property
+    def refcount(self):
+        return load_relaxed_u32(&self.alive().refcount)
+
+    @property
+    def locked(self):
+        return folio_test(self.alive(), FOLIO_LOCKED)
+
+    @property
+    def uptodate(self):
+        return folio_test(self.alive(), FOLIO_UPTODATE)
+
+    @property
+    def dirty(self):
+        return folio_test(self.alive(), FOLIO_DIRTY)
+
+    @property
+    def writeback(self):
+        return folio_test(self.alive(), FOLIO_WRITEBACK)
+
+    @property
+    def referenced(self):
+        return folio_test(self.alive(), FOLIO_REFERENCED)
+
+    @property
+    def active(self):
+        """Activated, or accessed often enough that reclaim will activate it when it meets it."""
+        return folio_test(self.alive(), FOLIO_ACTIVE | FOLIO_ACCESSED)
+
+    @property
+    def workingset(self):
+        return folio_test(self.alive(), FOLIO_WORKINGSET)
+
+    @property
+    def readahead(self):
+        """The readahead marker (while under write-back: the reclaim flag)."""
+        return folio_test(self.alive(), FOLIO_READAHEAD)
+
+    @property
+    def dropbehind(self):
+        return folio_test(self.alive(), FOLIO_DROPBEHIND)
+
+    @property
+    def unevictable(self):
+        return folio_test(self.alive(), FOLIO_UNEVICTABLE)
+
+    def trylock(self):
+        """Locks if nobody holds the lock. Returns whether it did."""
+        return folio_trylock(self.alive())
+
+    def lock(self):
+        """Locks, sleeping if needed.
+
+        Raises whatever a signal handler raises (KeyboardInterrupt); then the lock is not held.
+        Context: releases the GIL while it waits; ascending index order when several folios are locked.
+        """
+        cdef CFolio* folio = self.alive()
+        cdef FolioWaiter waiter
+        cdef int r
+        if folio_trylock(folio):
+            return
+        waiter.nr_lost = 0
+        waiter.designated = False
+        try:
+            while True:
+                with nogil:
+                    r = folio_lock_slice(folio, &waiter)
+                if r == 0:
+                    return
+                PyErr_CheckSignals()
+        except BaseException:
+            folio_lock_cancel(&self.segment.seg, folio, &waiter)
+            raise
+
+    def unlock(self):
+        if not folio_test(self.alive(), FOLIO_LOCKED):
+            raise RuntimeError("the folio is not locked")
+        folio_unlock(&self.segment.seg, self.folio)
+
+    def wait_unlocked(self, bint drop=False):
+        """Waits until the folio is not locked, or is another one. drop: the reference is given up first, so that the
+        wait hinders nobody. Context: releases the GIL."""
+        self.wait_flag(FOLIO_LOCKED, drop)
+
+    def wait_writeback(self):
+        """Waits until the folio is not under write-back. Context: releases the GIL."""
+        self.wait_flag(FOLIO_WRITEBACK, False)
+
+    cdef object wait_flag(self, uint32_t flag, bint drop):
+        cdef CFolio* folio = self.alive()
+        cdef uint32_t seq = load_acquire_u32(&folio.seq)
+        cdef int r
+        if drop:
+            self.put()
+        while True:
+            with nogil:
+                r = folio_wait_slice(folio, flag, seq)
+            if r == 0:
+                return None
+            PyErr_CheckSignals()
+
+    def end_read(self, bint success):
+        """Ends a read into the locked folio: unlocks it, and if it succeeded makes it uptodate in the same step."""
+        if not folio_test(self.alive(), FOLIO_LOCKED):
+            raise RuntimeError("the folio is not locked")
+        folio_end_read(&self.segment.seg, self.folio, success)
+
+    def mark_uptodate(self):
+        """Makes a locked folio, whose data is complete, uptodate."""
+        folio_set(self.alive(), FOLIO_UPTODATE)
+
+    def clear_uptodate(self):
+        """Makes a locked folio readable by nobody until it is read again."""
+        folio_clear(self.alive(), FOLIO_UPTODATE)
+        folio_seq_bump(self.folio)
+
+    def test_clear_readahead(self):
+        """Clears the readahead marker; returns whether it was set."""
+        return folio_test_clear(self.alive(), FOLIO_READAHEAD)
+
+    def set_dropbehind(self, bint value=True):
+        if value:
+            folio_set(self.alive(), FOLIO_DROPBEHIND)
+        else:
+            folio_clear(self.alive(), FOLIO_DROPBEHIND)
+
+    def mark_accessed(self):
+        """Notes an access (K6.2)."""
+        folio_used(&self.segment.seg, self.alive())
+
+    def deactivate(self):
+        """Moves the folio to the tail of the inactive list: it leaves next."""
+        cdef CFolio* folio = self.alive()
+        if not folio_test(folio, FOLIO_UNEVICTABLE):
+            folio_clear(folio, FOLIO_REFERENCED | FOLIO_ACCESSED)
+            lru_move(&self.segment.seg, folio, False, not folio_test(folio, FOLIO_DIRTY | FOLIO_WRITEBACK))
+
+    def is_page_of(self, AddressSpace mapping, uint64_t index):
+        """Whether the folio caches page `index` of the mapping now. Certain while it is locked."""
+        return folio_is(self.alive(), mapping.number, index)
+
+    def zero(self, uint64_t offset, uint64_t nbytes):
+        """Zeroes bytes [offset, offset + nbytes) of the locked folio; concurrent readers see old or new bytes."""
+        cdef CFolio* folio = self.alive()
+        cdef uint64_t length = <uint64_t>folio_nr_pages(folio) << PAGE_SHIFT
+        if offset > length or nbytes > length - offset:
+            raise ValueError("range outside the folio")
+        folio_write_begin(folio)
+        memset(folio_address(&self.segment.seg, folio) + offset, 0, nbytes)
+        folio_write_end(folio)
+
+    def tobytes(self):
+        """A copy of the folio's bytes."""
+        return PyBytes_FromStringAndSize(folio_address(&self.segment.seg, self.alive()),
+                                         <Py_ssize_t>folio_nr_pages(self.folio) << PAGE_SHIFT)
+
+    def split(self, uint64_t index):
+        """Splits the locked folio until page `index` is a folio of its own; lock and reference stay with the first
+        piece. Returns whether it succeeded: not when others hold references or index nodes ran out."""
+        cdef CFolio* folio = self.alive()
+        cdef int r
+        if not folio_index(folio) <= index < folio_index(folio) + folio_nr_pages(folio):
+            raise ValueError("index outside the folio")
+        with nogil:
+            r = folio_split(&self.segment.seg, folio, index)
+        return r == 0
+
+    def __repr__(self):
+        if self.folio == NULL:
+            return "<Folio, dropped>"
+        flags = [name for name, value in (
+            ("locked", FOLIO_LOCKED), ("uptodate", FOLIO_UPTODATE), ("dirty", FOLIO_DIRTY),
+            ("writeback", FOLIO_WRITEBACK), ("referenced", FOLIO_REFERENCED), ("active", FOLIO_ACTIVE),
+            ("lru", FOLIO_LRU), ("readahead", FOLIO_READAHEAD)) if folio_test(self.folio, <uint32_t>value)]
+        return f"<Folio index={self.index} order={self.order} refs={self.refcount} {' '.join(flags)}>"
+
+
+cdef Folio folio_object(Segment segment, CFolio* folio):
+    """Wraps a reference that the caller holds."""
+    cdef Folio self = Folio.__new__(Folio)
+    self.segment = segment
+    self.folio = folio
+    return self

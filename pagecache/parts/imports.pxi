@@ -1,0 +1,51 @@
+cimport cython
+from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from libc.errno cimport (EAGAIN, EBUSY, EEXIST, EINTR, EINVAL, EIO, ENODATA, ENOENT, ENOMEM, ENOSPC, ESTALE, errno)
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.unistd cimport close as posix_close
+
+from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, ctz32, ctz64, fence_acquire, exchange_acq_rel_u32, load_acquire_u32,
+                                    load_acquire_u64, load_relaxed_u32, load_relaxed_u64, pc_u32, pc_u64,
+                                    prefetch_read, store_relaxed_u32, store_relaxed_u64, store_release_u32,
+                                    store_release_u64, sub_acq_rel_u32, cas_acq_rel_u32)
+from pagecache.core.buddy cimport buddy_init, memory_event
+from pagecache.core.check cimport PAGECACHE_CHECKS, PC_OPTIMISTIC, pc_assert
+from pagecache.core.config cimport (BATCH_PAGES, MAX_FRAMES, MAX_ORDER, NIL, PAGE_SHIFT, PAGE_SIZE, NR_ORDERS)
+from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_LOCKED,
+                                   FOLIO_LRU, FOLIO_MAPPED, FOLIO_READAHEAD, FOLIO_REFERENCED, FOLIO_UNEVICTABLE,
+                                   FOLIO_UNUSED, FOLIO_UPTODATE, FOLIO_WORKINGSET, FOLIO_WRITEBACK, FolioWaiter,
+                                   folio_address, folio_alloc_nowait, folio_clear, folio_end_read, folio_index,
+                                   folio_lock_cancel, folio_lock_slice, folio_lock_uninterruptible, folio_mapping,
+                                   folio_nr_pages, folio_order, folio_ref_add, folio_seq_bump, folio_set, folio_state,
+                                   folio_test, folio_test_clear, folio_try_get, folio_trylock, folio_unlock,
+                                   folio_wait_slice, folio_write_begin, folio_write_end, state_order)
+from pagecache.core.futex cimport futex_is_native, futex_setup, futex_wait, futex_wake
+from pagecache.core.io cimport run_bytes, run_read_fd, run_vector, run_zero_tail, iovec
+from pagecache.core.lock cimport (WAIT_SLICE_NS, rwsem_read_slice, rwsem_try_read, rwsem_try_write, rwsem_unlock_read,
+                                  rwsem_unlock_write, rwsem_write_begin, rwsem_write_end, rwsem_write_slice, spin_lock,
+                                  spin_unlock)
+from pagecache.core.lookup cimport (filemap_get_entry, folio_is, folio_readable, folio_used, read_cached)
+from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)
+from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, entry_frame, entry_order, filemap_remove_clean,
+                                     filemap_remove_folio, mapping_add_folio, mapping_alloc, mapping_free)
+from pagecache.core.memory cimport memory_file, memory_unmap, memory_advise_huge, copy_page, prefetch_range
+from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
+                                     reclaim_round)
+from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_INACTIVE,
+                                     LRU_UNEVICTABLE, NR_COUNTERS, NR_PINNED, READAHEAD_PAGES, Folio as CFolio, Mapping
+                                     as CMapping, Segment as CSegment, Header, count, counted, folio_number,
+                                     frame_address, segment_attach, segment_create, segment_layout)
+from pagecache.core.split cimport folio_split
+from pagecache.core.thread cimport monotonic_ns, pc_thread, thread_join, thread_start
+from pagecache.core.verify cimport Finding, segment_verify
+from pagecache.core.workingset cimport shadow_is_recent, shadow_nodes_trim, workingset_update_node
+from pagecache.core.xa_find cimport xas_find, xas_find_marked
+from pagecache.core.xa_multi cimport xas_get_order
+from pagecache.core.xa_node cimport xa_entry, xa_is_pointer, xa_is_value, xa_to_value
+from pagecache.core.xa_state cimport (XaState, xas_clear_mark, xas_get_mark, xas_init, xas_load, xas_set_mark,
+                                      xas_store)
+from pagecache.core.xarray cimport xa_load, xa_empty, xa_marked

@@ -1,0 +1,322 @@
+cdef enum:
+    READ_BATCH_FOLIOS = 31          # most folios one step of a read looks at
+    GIL_COPY_MAX = 65536            # bytes; longer copies release the GIL
+
+
+@cython.final
+cdef class AddressSpace:
+    """The cached pages of one store object.
+
+    segment: where they live. name: what error messages call the object. host: the store.
+    """
+    cdef readonly Segment segment
+    cdef CSegment* seg
+    cdef CMapping* m
+    cdef readonly uint32_t number
+    cdef public object name
+    cdef public object host                 # the store
+    cdef public object key
+    cdef public object validator            # of the bytes that are cached
+    cdef public int fd                      # descriptor the engine may read from, or -1
+    cdef public bint direct                 # the descriptor wants aligned whole pages (O_DIRECT)
+    cdef public object maps                 # what unmap_mapping_range has to visit
+    cdef public object extra                # owned by the layer above
+    cdef dict failures
+    cdef object __weakref__
+
+    def __cinit__(self, Segment segment not None, name="object"):
+        self.segment = segment
+        self.seg = &segment.seg
+        if self.seg.dead:
+            raise RuntimeError("the cache belongs to the parent process")
+        self.number = mapping_alloc(self.seg)
+        if self.number == 0:
+            raise OSError(_errno.ENFILE, f"all {segment.seg.header.nr_mappings - 1} mappings of the cache are in use")
+        self.m = &self.seg.mappings[self.number]
+        self.name = name
+        self.fd = -1
+        self.failures = {}
+
+    def __dealloc__(self):
+        if self.number != 0 and not self.seg.dead:
+            self.drop_all()
+            mapping_free(self.seg, self.number)
+
+    cdef void drop_all(self) noexcept:
+        """Removes every folio, dirty or not: nobody can reach them any more."""
+        cdef XaState xas
+        cdef xa_entry entry
+        cdef CFolio* folio
+        cdef CSegment* seg = self.seg
+        with nogil:
+            while True:
+                spin_lock(&self.m.pages.lock)
+                xas_init(&xas, &self.m.pages, &seg.pool, 0, 0)
+                entry = xas_find(&xas, <uint64_t>-1)
+                while entry != 0 and not xa_is_pointer(entry):
+                    entry = xas_find(&xas, <uint64_t>-1)
+                folio = NULL
+                if entry != 0:
+                    folio = &seg.folios[entry_frame(entry)]
+                    folio_try_get(folio)
+                spin_unlock(&self.m.pages.lock)
+                if folio == NULL:
+                    break
+                folio_lock_uninterruptible(folio)
+                if folio_mapping(folio) == self.number:
+                    filemap_remove_folio(seg, folio)
+                folio_unlock(seg, folio)
+                folio_put(seg, folio)
+
+    # -- size ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self):
+        """i_size: bytes."""
+        return load_acquire_u64(&self.m.size)
+
+    @size.setter
+    def size(self, uint64_t value):
+        store_release_u64(&self.m.size, value)
+
+    @property
+    def nrpages(self):
+        """Cached pages."""
+        return load_acquire_u64(&self.m.nrpages)
+
+    @property
+    def empty(self):
+        """Whether the index holds nothing, not even shadows."""
+        return xa_empty(&self.m.pages)
+
+    # -- invalidate_lock -------------------------------------------------------------------------------------------------
+
+    def lock_shared(self):
+        """Takes invalidate_lock for filling pages. Context: releases the GIL while it waits."""
+        cdef int r
+        if rwsem_try_read(&self.m.invalidate_lock):
+            return
+        while True:
+            with nogil:
+                r = rwsem_read_slice(&self.m.invalidate_lock)
+            if r == 0:
+                return
+            PyErr_CheckSignals()
+
+    def trylock_shared(self):
+        return rwsem_try_read(&self.m.invalidate_lock)
+
+    def unlock_shared(self):
+        rwsem_unlock_read(&self.m.invalidate_lock)
+
+    def lock_exclusive(self):
+        """Takes invalidate_lock for removing pages together with what is below them. Context: releases the GIL."""
+        cdef int r
+        if rwsem_try_write(&self.m.invalidate_lock):
+            return
+        rwsem_write_begin(&self.m.invalidate_lock)
+        try:
+            while True:
+                with nogil:
+                    r = rwsem_write_slice(&self.m.invalidate_lock)
+                if r == 0:
+                    return
+                PyErr_CheckSignals()
+        finally:
+            rwsem_write_end(&self.m.invalidate_lock)
+
+    def unlock_exclusive(self):
+        rwsem_unlock_write(&self.m.invalidate_lock)
+
+    # -- lookup ------------------------------------------------------------------------------------------------------------
+
+    def get_entry(self, uint64_t index):
+        """What the index holds for a page: a referenced Folio, the shadow of an eviction as an int, or None."""
+        cdef xa_entry entry
+        cdef CFolio* folio = filemap_get_entry(self.seg, self.number, index, &entry)
+        if folio != NULL:
+            return folio_object(self.segment, folio)
+        return xa_to_value(entry) if xa_is_value(entry) else None
+
+    def get_folio(self, uint64_t index):
+        """The folio that caches a page, referenced, or None."""
+        cdef xa_entry entry
+        cdef CFolio* folio = filemap_get_entry(self.seg, self.number, index, &entry)
+        return None if folio == NULL else folio_object(self.segment, folio)
+
+    def get_read_batch(self, uint64_t index, uint64_t last_index):
+        """The cached folios from page `index` on, up to last_index or 31 folios, referenced.  The batch ends after a
+        folio that is not uptodate or carries the readahead marker, and before a hole."""
+        cdef FolioBatch batch = batch_object(self, index, False)
+        cdef xa_entry entry
+        cdef CFolio* folio
+        cdef uint32_t state
+        while batch.next_index <= last_index and batch.nr < READ_BATCH_FOLIOS:
+            folio = filemap_get_entry(self.seg, self.number, batch.next_index, &entry)
+            if folio == NULL:
+                break
+            batch.folios[batch.nr] = folio
+            batch.nr += 1
+            batch.next_index = folio_index(folio) + folio_nr_pages(folio)
+            state = folio_state(folio)
+            if not state & FOLIO_UPTODATE or state & FOLIO_READAHEAD:
+                break
+        return batch
+
+    def next_gap(self, uint64_t index, uint64_t max_scan):
+        """First page at or after index, within max_scan pages, that is not cached; index + max_scan if all are."""
+        cdef uint64_t at = index, end = index + max_scan
+        cdef xa_entry entry
+        while at < end:
+            entry = xa_load(&self.m.pages, &self.seg.pool, at)
+            if not xa_is_pointer(entry):
+                return at
+            at = (at & ~((<uint64_t>1 << entry_order(entry)) - 1)) + (<uint64_t>1 << entry_order(entry))
+        return at if at < end else end
+
+    def prev_gap(self, uint64_t index, uint64_t max_scan):
+        """Last page at or before index, within max_scan pages, that is not cached; -1 when page 0 is reached and
+        cached; index - max_scan if all are."""
+        cdef uint64_t at = index, n = 0, first
+        cdef xa_entry entry
+        while n < max_scan:
+            entry = xa_load(&self.m.pages, &self.seg.pool, at)
+            if not xa_is_pointer(entry):
+                return <int64_t>at
+            first = at & ~((<uint64_t>1 << entry_order(entry)) - 1)
+            if first == 0:
+                return -1
+            n += at - first + 1
+            at = first - 1
+        return <int64_t>(index - max_scan)
+
+    def new_batch(self, uint64_t index):
+        """An empty batch for new folios from page `index` on."""
+        return batch_object(self, index, True)
+
+    # -- adding and removing -------------------------------------------------------------------------------------------------
+
+    def add_folio(self, Folio folio not None, uint64_t index, *, bint referenced=False, bint dropbehind=False,
+                  bint writing=False):
+        """Adds a new folio, which comes back locked (filemap_add_folio).
+
+        Returns 0, -EEXIST or -ENOMEM (then it is in no mapping).
+        """
+        cdef uint32_t flags = 0
+        cdef CFolio* raw = folio.alive()
+        if index & (folio_nr_pages(raw) - 1):
+            raise ValueError(f"index {index} is not aligned to a folio of order {folio_order(raw)}")
+        if folio_mapping(raw) != 0:
+            raise ValueError("the folio is in a mapping")
+        if referenced:
+            flags |= FOLIO_REFERENCED
+        if dropbehind:
+            flags |= FOLIO_DROPBEHIND
+        return mapping_add_folio(self.seg, self.number, raw, index, flags, writing)
+
+    def remove_folio(self, Folio folio not None):
+        """Removes a locked folio of this mapping; its references stay valid."""
+        if not folio_test(folio.alive(), FOLIO_LOCKED) or folio_mapping(folio.folio) != self.number:
+            raise ValueError("the folio is not locked or not of this mapping")
+        filemap_remove_folio(self.seg, folio.folio)
+
+    def remove_clean(self, Folio folio not None):
+        """Removes a locked folio if it is clean and only the caller holds a reference. Returns whether it did; the
+        reference is gone then."""
+        cdef CFolio* raw = folio.alive()
+        if filemap_remove_clean(self.seg, raw, 1, False) != 0:
+            return False
+        folio.folio = NULL
+        folio_clear(raw, FOLIO_LOCKED)
+        folio_free_last(self.seg, raw)
+        return True
+
+    # -- failures ----------------------------------------------------------------------------------------------------------------
+
+    cdef object log_failure(self, CFolio* folio, error):
+        if len(self.failures) >= 4096:
+            self.failures.pop(next(iter(self.failures)))
+        self.failures[(folio_number(self.seg, folio), load_acquire_u32(&folio.seq))] = error
+        return None
+
+    def fail_folio(self, Folio folio not None, error):
+        """A read into the locked folio failed: it leaves the mapping, is unlocked, and its waiters get `error`."""
+        self.log_failure(folio.alive(), error)
+        if folio_mapping(folio.folio) == self.number:
+            filemap_remove_folio(self.seg, folio.folio)
+        folio_unlock(self.seg, folio.folio)
+
+    def failure_of(self, uint32_t frame, uint32_t seq):
+        """The error that ended the read of the folio that had this frame and seq, or None."""
+        return self.failures.get((frame, seq))
+
+    # -- introspection -------------------------------------------------------------------------------------------------------------
+
+    def cachestat(self, uint64_t first, uint64_t last):
+        """Counts over pages first..last: (cached, dirty, write-back, evicted, recently evicted)."""
+        cdef XaState xas
+        cdef xa_entry entry
+        cdef uint64_t begin, end, nr
+        cdef uint64_t cached = 0, dirty = 0, writeback = 0, evicted = 0, recent = 0
+        with nogil:
+            spin_lock(&self.m.pages.lock)
+            xas_init(&xas, &self.m.pages, &self.seg.pool, first, 0)
+            entry = xas_find(&xas, last)
+            while entry != 0:
+                nr = <uint64_t>1 << xas_get_order(&xas)
+                begin = xas.index & ~(nr - 1)
+                end = begin + nr - 1
+                nr = (end if end < last else last) - (begin if begin > first else first) + 1
+                if xa_is_pointer(entry):
+                    cached += nr
+                    dirty += nr if xas_get_mark(&xas, MARK_DIRTY) else 0
+                    writeback += nr if xas_get_mark(&xas, MARK_WRITEBACK) else 0
+                elif xa_is_value(entry):
+                    evicted += nr
+                    recent += nr if shadow_is_recent(self.seg, entry) else 0
+                entry = xas_find(&xas, last)
+            spin_unlock(&self.m.pages.lock)
+        return cached, dirty, writeback, evicted, recent
+
+    def mincore(self, uint64_t first, uint64_t nr_pages):
+        """One byte per page: 1 if it is cached and uptodate."""
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, nr_pages)
+        cdef char* at = PyBytes_AS_STRING(out)
+        cdef uint64_t i
+        cdef xa_entry entry
+        for i in range(nr_pages):
+            entry = xa_load(&self.m.pages, &self.seg.pool, first + i)
+            at[i] = xa_is_pointer(entry) and folio_test(&self.seg.folios[entry_frame(entry)], FOLIO_UPTODATE)
+        return out
+
+    def folios(self):
+        """(index, order, uptodate) of every cached folio, ascending."""
+        cdef uint64_t[256] indexes
+        cdef uint32_t[256] states
+        cdef uint32_t nr, i
+        cdef uint64_t start = 0
+        out = []
+        while True:
+            nr = self.list_folios(start, indexes, states)
+            for i in range(nr):
+                out.append((indexes[i], state_order(states[i]), (states[i] & FOLIO_UPTODATE) != 0))
+            if nr < 256:
+                return out
+            start = indexes[nr - 1] + (<uint64_t>1 << state_order(states[nr - 1]))
+
+    cdef uint32_t list_folios(self, uint64_t start, uint64_t* indexes, uint32_t* states) noexcept:
+        """Up to 256 folios from page start on: first pages and state words."""
+        cdef XaState xas
+        cdef xa_entry entry
+        cdef uint32_t nr = 0
+        spin_lock(&self.m.pages.lock)
+        xas_init(&xas, &self.m.pages, &self.seg.pool, start, 0)
+        entry = xas_find(&xas, <uint64_t>-1)
+        while entry != 0 and nr < 256:
+            if xa_is_pointer(entry):
+                indexes[nr] = folio_index(&self.seg.folios[entry_frame(entry)])
+                states[nr] = folio_state(&self.seg.folios[entry_frame(entry)])
+                nr += 1
+            entry = xas_find(&xas, <uint64_t>-1)
+        spin_unlock(&self.m.pages.lock)
+        return nr

@@ -1,0 +1,123 @@
+cdef enum:
+    PTE_PRESENT = 1                 # bit 0; bits 1..31 seq / 2, bits 32..63 frame of the folio
+
+@cython.final
+cdef class PageTable:
+    """The translations of one mapped area: for each page the folio that was mapped there.
+
+    A translation holds no reference. It is the folio's frame and its sequence counter, and is worth something only
+    while the descriptor still says the same: every removal, split and replacement ends it by itself, so reclaim and
+    truncation need not find the tables that know a folio.
+    """
+    cdef AddressSpace mapping
+    cdef CSegment* seg
+    cdef readonly uint64_t first_index          # page of the object that the first entry translates
+    cdef readonly uint64_t nr_pages
+    cdef uint64_t* entries
+    cdef bytearray storage
+
+    def __cinit__(self, AddressSpace mapping not None, uint64_t first_index, uint64_t nr_pages):
+        self.mapping = mapping
+        self.seg = mapping.seg
+        self.first_index = first_index
+        self.nr_pages = nr_pages
+        self.storage = bytearray(nr_pages * 8)
+        self.entries = <uint64_t*><char*>self.storage
+
+    cdef CFolio* translate(self, uint64_t position, uint32_t* seq) noexcept nogil:
+        """The folio of a page if its translation still holds. The caller copies and looks at seq again."""
+        cdef uint64_t entry = self.entries[position]
+        cdef CFolio* folio
+        if not entry & PTE_PRESENT:
+            return NULL
+        folio = &self.seg.folios[entry >> 32]
+        seq[0] = load_acquire_u32(&folio.seq)
+        if (seq[0] & ~<uint32_t>1) != (<uint32_t>entry & ~<uint32_t>1) or seq[0] & 1:
+            return NULL
+        if not folio_test(folio, FOLIO_UPTODATE) or not folio_is(folio, self.mapping.number, self.first_index + position):
+            return NULL
+        return folio
+
+    def set(self, uint64_t index, Folio folio not None):
+        """Maps page `index` of the object to a locked or referenced folio of the mapping."""
+        cdef CFolio* raw = folio.alive()
+        cdef uint32_t seq = load_acquire_u32(&raw.seq) & ~<uint32_t>1
+        if not self.first_index <= index < self.first_index + self.nr_pages:
+            raise ValueError("page outside the table")
+        folio_set(raw, FOLIO_MAPPED)
+        self.entries[index - self.first_index] = (
+            <uint64_t>folio_number(self.seg, raw) << 32 | seq | PTE_PRESENT)
+
+    def present(self, uint64_t index):
+        """Whether page `index` is mapped and the translation still holds."""
+        cdef uint32_t seq
+        if not self.first_index <= index < self.first_index + self.nr_pages:
+            return False
+        return self.translate(index - self.first_index, &seq) != NULL
+
+    def clear(self, uint64_t start, uint64_t end):
+        """Unmaps pages [start, end) of the object. Returns how many were mapped."""
+        cdef uint64_t position, n = 0
+        start = start - self.first_index if start > self.first_index else 0
+        end = end - self.first_index if end > self.first_index else 0
+        for position in range(start, end if end < self.nr_pages else self.nr_pages):
+            n += self.entries[position] & PTE_PRESENT
+            self.entries[position] = 0
+        return n
+
+    def read_into(self, CopyTarget target, uint64_t done, uint64_t pos, uint64_t nbytes):
+        """Copies the mapped beginning of bytes [pos, pos + nbytes) of the object to target[done:].
+
+        Returns the bytes copied; behind them a page is not mapped. Context: releases the GIL for long copies.
+        """
+        cdef uint64_t copied
+        if done > target.nbytes or nbytes > target.nbytes - done:
+            raise ValueError("range outside the target")
+        if nbytes > GIL_COPY_MAX:
+            with nogil:
+                copied = self.copy_engine(target.address + done, pos, nbytes)
+        else:
+            copied = self.copy_engine(target.address + done, pos, nbytes)
+        return copied
+
+    cdef uint64_t copy_engine(self, char* target, uint64_t pos, uint64_t nbytes) noexcept nogil:
+        cdef uint64_t copied = 0, index, piece, offset
+        cdef uint32_t seq
+        cdef CFolio* folio
+        while copied < nbytes:
+            index = pos >> PAGE_SHIFT
+            if index < self.first_index or index - self.first_index >= self.nr_pages:
+                break
+            folio = self.translate(index - self.first_index, &seq)
+            if folio == NULL:
+                break
+            piece = PAGE_SIZE - (pos & (PAGE_SIZE - 1))
+            if piece > nbytes - copied:
+                piece = nbytes - copied
+            offset = pos - (folio_index(folio) << PAGE_SHIFT)
+            if not PC_OPTIMISTIC and not folio_try_get(folio):
+                break
+            copy_page(target + copied, folio_address(self.seg, folio) + offset, piece)
+            if not PC_OPTIMISTIC:
+                folio_put(self.seg, folio)
+            fence_acquire()
+            if load_relaxed_u32(&folio.seq) != seq:
+                break
+            folio_used(self.seg, folio)
+            copied += piece
+            pos += piece
+        return copied
+
+    def target(self, nbytes):
+        """A bytes object of that length to fill, and the CopyTarget over it."""
+        return new_target(to_count(nbytes))
+
+
+def new_target(uint64_t nbytes):
+    """A new bytes object of nbytes and a CopyTarget over it: nobody else may see the object before it is filled."""
+    cdef bytes result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>nbytes)
+    cdef CopyTarget target = CopyTarget.__new__(CopyTarget)
+    target.address = PyBytes_AS_STRING(result)
+    target.nbytes = nbytes
+    target.owner = result
+    return result, target

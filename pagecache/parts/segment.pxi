@@ -1,0 +1,226 @@
+_FINDINGS = {
+    1: "a block on a free list is not a free block of that order",
+    2: "free frames and the count of free frames disagree",
+    3: "a frame is in no place",
+    4: "a frame inside a block has a live descriptor",
+    5: "a link of an eviction list is broken",
+    6: "a folio is on the wrong eviction list, or on none",
+    7: "the page count of an eviction list is wrong",
+    8: "a folio index is malformed",
+    9: "an index entry and its folio descriptor disagree",
+    10: "a mapping's page count is wrong",
+    11: "a mark and its flag disagree",
+    12: "a lock is held",
+    13: "a folio's reference count is wrong",
+    14: "a counter is wrong",
+    15: "index nodes are lost",
+    16: "a cached folio is in no index",
+    17: "a folio's sequence counter is odd",
+}
+
+_COUNTER_NAMES = (
+    "nr_file_pages", "nr_file_hugepages", "nr_dirty", "nr_writeback", "nr_pinned", "nr_shadows", "hits", "misses",
+    "pgfault", "pgmajfault", "pgactivate", "pgdeactivate", "pgrefill", "pgscan_direct", "pgscan_kswapd",
+    "pgsteal_direct", "pgsteal_kswapd", "pgrotated", "allocstall", "workingset_refault_file",
+    "workingset_activate_file", "workingset_restore_file", "workingset_nodereclaim", "nr_dirtied", "nr_written",
+    "readahead_pages", "readahead_hits", "readahead_wasted", "readahead_errors", "store_reads", "store_read_bytes",
+    "store_writes", "store_write_bytes", "bytes_asked", "drop_pagecache", "optimistic_retries",
+)
+_COUNTERS = {name: number for number, name in enumerate(_COUNTER_NAMES)}
+if len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or sizeof(CFolio) != 64 or sizeof(CMapping) > 192:
+    raise ImportError("the layout of the segment does not add up")
+
+
+@cython.final
+cdef class Segment:
+    """One mapped region of page frames and everything the engine knows about them.
+
+    nr_frames: page frames (4096 bytes each). nr_mappings: most store objects cached at once. data: False for
+    descriptors without frames (running access traces). shared: back the region by a memory file, so that `attach`
+    can map it again at another address.
+
+    Context: allocated memory is returned when the last object that uses the segment is gone.
+    """
+    cdef CSegment seg
+    cdef pc_thread kswapd
+    cdef readonly int fd
+    cdef bint mapped
+    cdef bint owner
+    cdef object __weakref__
+
+    def __cinit__(self):
+        self.fd = -1
+        self.mapped = False
+        self.owner = False
+        self.kswapd.started = False
+
+    def __init__(self, nr_frames, *, nr_mappings=8192, data=True, shared=False):
+        cdef Header layout
+        cdef int r
+        cdef uint64_t total
+        if self.mapped:
+            raise RuntimeError("a segment is initialised once")
+        if not 1 <= nr_frames <= MAX_FRAMES:
+            raise ValueError(f"nr_frames must be in 1..{MAX_FRAMES}, not {nr_frames}")
+        if not 2 <= nr_mappings <= 1 << 24:
+            raise ValueError(f"nr_mappings must be in 2..{1 << 24}, not {nr_mappings}")
+        total = segment_layout(&layout, nr_frames, nr_mappings, data)
+        if shared:
+            self.fd = memory_file(total)
+            if self.fd < 0:
+                r = self.fd
+                self.fd = -1
+                raise_errno(r, "cannot make a memory file")
+        r = segment_create(&self.seg, nr_frames, nr_mappings, data, self.fd, total)
+        if r < 0:
+            raise_errno(r, f"cannot map a segment of {total} bytes")
+        self.mapped = True
+        self.owner = True
+        buddy_init(&self.seg)
+
+    @staticmethod
+    def attach(int fd):
+        """Maps the region of a shared segment a second time.
+
+        fd: descriptor of its memory file. Returns a Segment that shows the same state at another address.
+        Raises OSError (EINVAL) when the file holds no segment of this version.
+        """
+        cdef Segment self = Segment.__new__(Segment)
+        cdef int r = segment_attach(&self.seg, fd, _os.fstat(fd).st_size)
+        if r < 0:
+            raise_errno(r, "cannot attach: not a segment of this version")
+        self.mapped = True
+        self.fd = _os.dup(fd)
+        return self
+
+    def __dealloc__(self):
+        if self.kswapd.started and not self.seg.dead:
+            kswapd_end(&self.seg)
+            with nogil:
+                thread_join(&self.kswapd)
+        if self.mapped:
+            memory_unmap(self.seg.base, self.seg.total_bytes)
+        if self.fd >= 0:
+            posix_close(self.fd)
+
+    def start_kswapd(self):
+        """Starts the background reclaimer, if the segment is large enough to have watermarks.
+
+        Context: a thread of the engine that never takes the GIL; it ends with the segment.
+        """
+        if self.seg.header.watermark_low > 0 and self.owner and not self.kswapd.started:
+            thread_start(&self.kswapd, kswapd_main, &self.seg)
+
+    def mark_dead(self):
+        """Makes the segment unusable: for the child of a fork, whose locks may be held by threads it does not have."""
+        self.seg.dead = True
+
+    @property
+    def dead(self):
+        """Whether this process may not use the segment."""
+        return self.seg.dead
+
+    @property
+    def base_address(self):
+        """Where the region is mapped (bytes)."""
+        return <uint64_t>self.seg.base
+
+    @property
+    def nr_frames(self):
+        """Page frames."""
+        return self.seg.nr_frames
+
+    @property
+    def has_data(self):
+        """Whether there are frames behind the descriptors."""
+        return bool(self.seg.header.has_data)
+
+    def counters(self):
+        """All counters and gauges by name (pages, events, bytes); sums over threads, so not one instant's picture."""
+        cdef int number
+        out = {name: counted(&self.seg, number) for number, name in enumerate(_COUNTER_NAMES)}
+        cdef Header* header = self.seg.header
+        out["nr_inactive_file"] = header.lru[<int>LRU_INACTIVE].nr_pages
+        out["nr_active_file"] = header.lru[<int>LRU_ACTIVE].nr_pages
+        out["nr_unevictable"] = header.lru[<int>LRU_UNEVICTABLE].nr_pages
+        out["nr_free_pages"] = load_relaxed_u32(&header.nr_free)
+        out["nr_frames"] = header.nr_frames
+        out["nr_mappings"] = header.nr_mappings_used
+        out["nr_nodes"] = header.pool.nr_used
+        out["workingset_nodes"] = header.pool.nr_shadow_nodes
+        out["nonresident_age"] = load_relaxed_u64(&header.nonresident_age)
+        return out
+
+    def add_count(self, str name, int64_t by):
+        """Adds to the counter of that name."""
+        count(&self.seg, <Counter><int>_COUNTERS[name], by)
+
+    def sizes(self):
+        """Sizes of the arrays: bytes of one record, records, and bytes in use, by array."""
+        cdef Header* header = self.seg.header
+        return {
+            "header": (sizeof(Header), 1, sizeof(Header)),
+            "mappings": (sizeof(CMapping), header.nr_mappings, header.nr_mappings_used * sizeof(CMapping)),
+            "nodes": (320, header.nr_nodes, header.pool.nr_used * 320),
+            "folios": (sizeof(CFolio), header.nr_frames, header.nr_frames * sizeof(CFolio)),
+            "frames": (PAGE_SIZE, header.nr_frames, (header.nr_frames - load_relaxed_u32(&header.nr_free)) * PAGE_SIZE),
+        }
+
+    def check(self):
+        """Proves every invariant of a segment at rest: no other thread may be in a call.
+
+        Raises AssertionError naming the broken invariant, the place and both values.
+        Context: takes no lock; stops the background reclaimer's effects only by being called at rest.
+        """
+        cdef Finding finding
+        cdef bint good = False
+        cdef int tries = 0
+        while not good and tries < 50:      # the background reclaimer may be at work: a finding must last
+            with nogil:
+                good = segment_verify(&self.seg, &finding)
+                if not good:
+                    futex_wait(&self.seg.header.memory_event, load_relaxed_u32(&self.seg.header.memory_event), 2000000)
+            tries += 1
+        if not good:
+            raise AssertionError(f"{_FINDINGS[finding.what]} (at {finding.where}: expected {finding.expected}, "
+                                 f"found {finding.found})")
+
+    def alloc_folio(self, unsigned int order=0, bint hard=True):
+        """Allocates a folio of 2**order pages, reclaiming if needed.
+
+        hard: try everything; False for an allocation that has something to fall back to.
+        Returns a Folio (in no mapping, unlocked), or None when nothing could be freed.
+        Context: releases the GIL; never waits for anybody.
+        """
+        cdef CFolio* folio
+        if order > MAX_ORDER:
+            raise ValueError(f"order must be in 0..{MAX_ORDER}, not {order}")
+        with nogil:
+            folio = folio_alloc(&self.seg, order, hard)
+        return None if folio == NULL else folio_object(self, folio)
+
+    def wait_for_memory(self, double timeout_s):
+        """Sleeps until memory may have become free, at most timeout_s seconds. Context: releases the GIL."""
+        cdef uint32_t event
+        cdef int64_t timeout_ns = <int64_t>(timeout_s * 1e9)
+        cdef int r
+        add_acq_rel_u32(&self.seg.header.nr_waiting_for_memory, 1)
+        try:
+            event = load_acquire_u32(&self.seg.header.memory_event)
+            with nogil:
+                r = futex_wait(&self.seg.header.memory_event, event, timeout_ns)
+            PyErr_CheckSignals()
+        finally:
+            sub_acq_rel_u32(&self.seg.header.nr_waiting_for_memory, 1)
+
+    def reclaim(self, uint32_t nr_pages):
+        """Reclaims at least nr_pages if it can. Returns the pages freed."""
+        cdef uint32_t freed
+        with nogil:
+            freed = reclaim_pages(&self.seg, nr_pages)
+        return freed
+
+    def trim_shadows(self):
+        """Gives up shadow nodes above the limit."""
+        with nogil:
+            shadow_nodes_trim(&self.seg)

@@ -1,0 +1,171 @@
+"""The extension modules of pagecache and the ways to build them.
+
+`pip install .` builds the release. In a checkout, `python setup.py lane` builds the lane named by PAGECACHE_MODE:
+
+    release   -O3: what users get; the demo and the benchmarks
+    check     -O2 with the engine's assertions: what the tests run against
+    debug     -O1 -g with assertions and the lines of the .pyx files, for a debugger
+    asan      the assertions under AddressSanitizer and UndefinedBehaviorSanitizer
+    tsan      the assertions under ThreadSanitizer
+    annotate  as release, and Cython's HTML report in build/cython-annotate
+
+A lane is the directory build/lib-MODE: the compiled module and links to the Python sources, so that lanes never meet
+and edited Python files need no build. PYTHONPATH chooses one. With PAGECACHE_BENCH=1 a lane also gets `_microbench`,
+the benchmarks' own extension. Makefile has a target for each of these.
+"""
+
+import fcntl
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+import Cython
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+MODE = os.environ.get("PAGECACHE_MODE", "release")
+
+CHECKS = ["-DPAGECACHE_CHECKS=1", "-UNDEBUG"]
+TRACEABLE = ["-O1", "-g", "-fno-omit-frame-pointer"]
+ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+THREAD = ["-fsanitize=thread"]
+
+UNCHECKED = ["-O3", "-DNDEBUG", "-Wno-unused-but-set-variable"]  # some variables are set for an assertion only
+
+MODES = {  # mode: (compiler flags, linker flags)
+    "release": (UNCHECKED, []),
+    "check": (["-O2", *CHECKS], []),
+    "debug": ([*TRACEABLE, *CHECKS], []),
+    "asan": ([*TRACEABLE, *CHECKS, *ADDRESS], ADDRESS),
+    "tsan": ([*TRACEABLE, *CHECKS, *THREAD], THREAD),
+    "annotate": (UNCHECKED, []),
+}
+
+EVERY_MODE = [
+    "-pthread",
+    "-fno-strict-aliasing",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    # What Cython's own output provokes, and says nothing about our code.
+    "-Wno-unused-function",
+    "-Wno-unused-parameter",
+    "-Wno-unreachable-code",
+    "-Wno-missing-field-initializers",
+    "-Wno-cast-function-type",
+    "-Wno-sign-compare",
+]
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "freethreading_compatible": True,
+}
+
+
+def extensions() -> list[Extension]:
+    """Return the extension modules of this build, with the flags of its mode."""
+    if MODE not in MODES:
+        raise SystemExit(f"PAGECACHE_MODE is {MODE!r}; it must be one of {', '.join(MODES)}")
+    compiler_flags, linker_flags = MODES[MODE]
+    sources = {"pagecache._core": "pagecache/_core.pyx"}
+    if os.environ.get("PAGECACHE_BENCH") == "1":
+        sources["_microbench"] = "bench/_microbench.pyx"
+    return [
+        Extension(
+            name,
+            [source],
+            include_dirs=["pagecache"],
+            depends=engine_files(),
+            extra_compile_args=EVERY_MODE + compiler_flags,
+            extra_link_args=["-pthread", *linker_flags],
+        )
+        for name, source in sources.items()
+    ]
+
+
+def engine_files() -> list[str]:
+    """Return the files that the extensions are made of besides their .pyx: a touched one rebuilds them."""
+    patterns = ["pagecache/*.pxd", "pagecache/core/*.pxd", "pagecache/core/*.h", "pagecache/parts/*.pxi"]
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def record(stamp: Path, settings: list) -> Path:
+    """Write `settings` to `stamp` unless they are there already: what is older than a stamp was built otherwise."""
+    text = "\n".join(map(str, settings))
+    if not stamp.exists() or stamp.read_text() != text:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(text)
+    return stamp
+
+
+class Build(build_ext):
+    """Translates each .pyx file to C under build/ (never beside the sources), then compiles it."""
+
+    def build_extension(self, extension: Extension) -> None:
+        """Translate and compile one extension, whatever of it is out of date."""
+        suffix = {"debug": "-debug", "annotate": "-annotate"}.get(MODE, "")
+        directory = Path("build") / f"cython{suffix}"
+        generated = (directory / extension.sources[0]).with_suffix(".c")
+        stamp = record(directory / f"{extension.name}.settings", [Cython.__version__, DIRECTIVES])
+        [translated] = cythonize(
+            [extension],
+            build_dir=str(directory),
+            compiler_directives=DIRECTIVES,
+            emit_linenums=MODE == "debug",
+            annotate=MODE == "annotate",
+            include_path=["."],
+            force=generated.exists() and generated.stat().st_mtime < stamp.stat().st_mtime,
+        )
+        extension.sources = translated.sources
+        super().build_extension(extension)
+
+
+class Lane(Build):
+    """Builds the extensions and links the Python sources beside them into build/lib-MODE."""
+
+    description = "build the lane named by PAGECACHE_MODE into build/lib-MODE"
+
+    def finalize_options(self) -> None:
+        """Keep what belongs to one mode and one Python apart from the others."""
+        self.build_lib = str(Path("build") / f"lib-{MODE}")
+        self.build_temp = str(Path("build") / f"temp-{MODE}-{sysconfig.get_config_var('SOABI')}")
+        super().finalize_options()
+        stamp = record(Path(self.build_temp) / "settings", [sys.version, EVERY_MODE, MODES[MODE]])
+        for extension in self.extensions:
+            extension.depends = [*extension.depends, str(stamp)]
+
+    def run(self) -> None:
+        """Build, then link."""
+        super().run()
+        self.link_sources(Path(self.build_lib) / "pagecache")
+
+    @staticmethod
+    def link_sources(package: Path) -> None:
+        """Make `package` show exactly the files of the source package, and the modules built for it."""
+        package.mkdir(parents=True, exist_ok=True)
+        for link in package.iterdir():
+            if link.is_symlink() and not link.exists():
+                link.unlink()
+        for source in (ROOT / "pagecache").iterdir():
+            link = package / source.name
+            if source.suffix != ".so" and source.name != "__pycache__" and not link.is_symlink():
+                link.symlink_to(os.path.relpath(source, package))
+
+
+def main() -> None:
+    """Run setuptools; two builds in one tree wait for each other."""
+    directory = ROOT / "build"
+    directory.mkdir(exist_ok=True)
+    with open(directory / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        setup(ext_modules=extensions(), cmdclass={"build_ext": Build, "lane": Lane})
+
+
+main()

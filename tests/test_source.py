@@ -1,0 +1,177 @@
+"""The house style, as tests: sizes, which way imports run, docstrings, error contracts of the engine's functions."""
+
+import ast
+import inspect
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import pagecache
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "pagecache"
+SOURCE_DIRECTORIES = ("pagecache", "tests", "bench")
+SOURCE_SUFFIXES = {".py", ".pyi", ".pyx", ".pxd", ".pxi", ".h"}
+GENERATED_SUFFIXES = {".c", ".cpp", ".html", ".so", ".o", ".pyc", ".whl"}
+FILE_LINES_MAX = 600
+MANIFEST_LINES_MAX = 100
+LINE_COLUMNS_MAX = 120
+
+SOURCES = sorted(
+    path
+    for directory in SOURCE_DIRECTORIES
+    for path in (ROOT / directory).rglob("*")
+    if path.suffix in SOURCE_SUFFIXES and "__pycache__" not in path.parts
+)
+ENGINE = sorted((PACKAGE / "core").glob("*.pxd"))
+BOUNDARY = [PACKAGE / "_core.pyx", *sorted((PACKAGE / "parts").glob("*.pxi"))]
+THIN = sorted(path for path in PACKAGE.glob("*.py") if path.name not in ("__init__.py", "__main__.py"))
+STORES = sorted((PACKAGE / "stores").rglob("*.py"))
+ADAPTERS = sorted((PACKAGE / "adapters").rglob("*.py"))
+
+IMPORT = re.compile(r"^\s*(?:from\s+(\.*[\w.]+)\s+c?import\s|c?import\s+([\w., ]+))", re.MULTILINE)
+CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport\s|cimport\s+([\w.]+))", re.MULTILINE)
+INLINE_SIGNATURE = re.compile(r"^cdef inline [^:]*:", re.MULTILINE)
+
+
+def name_of(path):
+    """Return a path as messages should show it."""
+    return str(path.relative_to(ROOT))
+
+
+def imports_of(path):
+    """Return the dotted names that a Python file imports anywhere, as absolute names."""
+    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                base = ".".join([*parents[: len(parents) - node.level + 1], *([node.module] if node.module else [])])
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+def cimports_of(path):
+    """Return the modules that a Cython file cimports."""
+    return {found or other for found, other in CIMPORT.findall(path.read_text())}
+
+
+def within(name, *packages):
+    """Return whether a dotted name is one of `packages` or inside one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def cycle_in(graph):
+    """Return the names of one cycle of `graph` (name -> names), or an empty list."""
+    done, path = set(), []
+
+    def visit(name):
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        path.append(name)
+        for other in sorted(graph.get(name, ())):
+            if found := visit(other):
+                return found
+        path.pop()
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := visit(name))), [])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+class TestEveryFile:
+    def test_is_short(self, path):
+        assert len(path.read_text().splitlines()) <= FILE_LINES_MAX
+
+    def test_has_short_lines_and_no_loose_ends(self, path):
+        text = path.read_text()
+        for number, line in enumerate(text.splitlines(), 1):
+            where = f"{name_of(path)}:{number}"
+            assert len(line) <= LINE_COLUMNS_MAX, f"{where} has {len(line)} columns"
+            assert line == line.rstrip(), f"{where} ends in white space"
+            assert "\t" not in line, f"{where} has a tab"
+        assert not text or text.endswith("\n")
+
+    def test_leaves_nothing_to_do_later(self, path):
+        marks = "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3, "HA" + "CK"])
+        assert not re.search(rf"\b({marks})\b", path.read_text())
+
+
+class TestLayers:
+    """core < _core < thin Python < stores and adapters < cli: nothing imports what is above it."""
+
+    @pytest.mark.parametrize("path", ENGINE, ids=name_of)
+    def test_engine_knows_only_itself_and_libc(self, path):
+        for name in cimports_of(path):
+            assert within(name, "pagecache.core", "libc", "posix"), f"cimport of {name}"
+        assert not re.search(r"^\s*cdef class|^\s*(from [\w.]+ )?import ", path.read_text(), re.MULTILINE)
+
+    def test_engine_has_no_cycle(self):
+        graph = {f"pagecache.core.{path.stem}": cimports_of(path) for path in ENGINE}
+        assert cycle_in(graph) == []
+
+    @pytest.mark.parametrize("path", BOUNDARY, ids=name_of)
+    def test_boundary_does_not_import_adapters_or_cli(self, path):
+        for found in IMPORT.findall(path.read_text()):
+            for name in filter(None, found):
+                assert not within(name.strip(), "pagecache.adapters", "pagecache.cli"), f"import of {name}"
+
+    @pytest.mark.parametrize("path", [*THIN, *STORES], ids=name_of)
+    def test_thin_layer_and_stores_do_not_import_adapters_or_cli(self, path):
+        for name in imports_of(path):
+            assert not within(name, "pagecache.adapters", "pagecache.cli"), f"import of {name}"
+
+    @pytest.mark.parametrize("path", ADAPTERS, ids=name_of)
+    def test_adapters_do_not_import_cli(self, path):
+        for name in imports_of(path):
+            assert not within(name, "pagecache.cli"), f"import of {name}"
+
+
+class TestEngine:
+    def test_manifest_is_a_map(self):
+        lines = (PACKAGE / "_core.pyx").read_text().splitlines()
+        assert len(lines) <= MANIFEST_LINES_MAX
+
+    @pytest.mark.parametrize("path", ENGINE, ids=name_of)
+    def test_functions_without_the_gil_say_how_they_fail(self, path):
+        for signature in INLINE_SIGNATURE.findall(path.read_text()):
+            assert "nogil" not in signature or re.search(r"\bnoexcept\b", signature), signature
+
+    def test_every_header_has_its_declarations(self):
+        for header in (PACKAGE / "core").glob("*.h"):
+            assert header.with_suffix(".pxd").exists(), name_of(header)
+
+
+class TestPublicNames:
+    def test_all_exist(self):
+        assert [name for name in pagecache.__all__ if not hasattr(pagecache, name)] == []
+
+    def test_all_are_documented(self):
+        described = (type, type(pagecache))
+        for name in pagecache.__all__:
+            value = getattr(pagecache, name)
+            if isinstance(value, described) or callable(value):
+                assert (inspect.getdoc(value) or "").strip(), f"pagecache.{name} has no docstring"
+
+    def test_module_says_what_it_is(self):
+        assert pagecache.__doc__
+
+
+def test_no_generated_file_is_tracked():
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout")
+    git = ["git", "-c", f"safe.directory={ROOT}", "ls-files"]
+    tracked = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    assert [name for name in tracked if Path(name).suffix in GENERATED_SUFFIXES and not name.startswith("docs/")] == []
+    assert [name for name in tracked if name.startswith(("build/", "dist/", ".venv/", "bench/results/"))] == []

@@ -1,0 +1,26 @@
+"""`_core.pyi` says what `pagecache._core` is: stubtest compares them, but for what the allowlist explains."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ALLOWLIST = Path(__file__).with_name("stubtest_allowlist.txt")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy")
+def test_stubs_agree_with_module():
+    ran = subprocess.run(
+        [sys.executable, "-P", "-m", "mypy.stubtest", "pagecache._core", "--allowlist", str(ALLOWLIST)],
+        cwd=ROOT,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
