@@ -22,6 +22,7 @@ from pathlib import Path
 
 import Cython
 from Cython.Build import cythonize
+from Cython.Compiler.Errors import CompileError
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -114,15 +115,18 @@ class Build(build_ext):
         directory = Path("build") / f"cython{suffix}"
         generated = (directory / extension.sources[0]).with_suffix(".c")
         stamp = record(directory / f"{extension.name}.settings", [Cython.__version__, DIRECTIVES])
-        [translated] = cythonize(
-            [extension],
-            build_dir=str(directory),
-            compiler_directives=DIRECTIVES,
-            emit_linenums=MODE == "debug",
-            annotate=MODE == "annotate",
-            include_path=["."],
-            force=generated.exists() and generated.stat().st_mtime < stamp.stat().st_mtime,
-        )
+        try:
+            [translated] = cythonize(
+                [extension],
+                build_dir=str(directory),
+                compiler_directives=DIRECTIVES,
+                emit_linenums=MODE == "debug",
+                annotate=MODE == "annotate",
+                include_path=["."],
+                force=generated.exists() and generated.stat().st_mtime < stamp.stat().st_mtime,
+            )
+        except CompileError as error:  # Cython has printed where and why
+            raise SystemExit(f"{extension.sources[0]} cannot be translated to C") from error
         extension.sources = translated.sources
         super().build_extension(extension)
 

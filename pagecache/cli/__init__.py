@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+import pagecache
+
 VERBS = {
     "demo": "read a real file through a cache smaller than it and compare every byte with plain reads",
 }
@@ -48,20 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser of the whole command line, with the arguments of the verbs that appear in `words`."""
     parser = argparse.ArgumentParser(prog="pagecache", description="Linux's page cache as an engine for Python.")
-    parser.add_argument("--version", action="version", version=f"pagecache {version()}")
+    parser.add_argument("--version", action="version", version=f"pagecache {pagecache.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, purpose in VERBS.items():
         verb_parser = verbs.add_parser(name, help=purpose, description=purpose)
         if name in words:
             importlib.import_module(f"pagecache.cli.{name}").add_arguments(verb_parser)
     return parser
-
-
-def version() -> str:
-    """Return the version of the installed distribution, or say that this is a checkout."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("pagecache-engine")
-    except metadata.PackageNotFoundError:
-        return "(a checkout)"

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <sys/uio.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* Bytes transferred, or -errno; interrupted calls are repeated. */
@@ -23,5 +24,17 @@ static inline int64_t write_vector(int fd, struct iovec *vector, int nr, int64_t
         if (r >= 0) return r;
         if (errno != EINTR) return -errno;
     }
+}
+/* Time of the last change (ns) and size (bytes) of an open file. Returns 0 or -errno. */
+static inline int file_stamp(int fd, int64_t *mtime_ns, int64_t *size) {
+    struct stat status;
+    if (fstat(fd, &status) < 0) return -errno;
+#if defined(__APPLE__)
+    *mtime_ns = (int64_t)status.st_mtimespec.tv_sec * 1000000000 + status.st_mtimespec.tv_nsec;
+#else
+    *mtime_ns = (int64_t)status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec;
+#endif
+    *size = (int64_t)status.st_size;
+    return 0;
 }
 #endif

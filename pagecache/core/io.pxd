@@ -16,6 +16,7 @@ cdef extern from "core/io.h" nogil:
         size_t iov_len
     int64_t read_vector(int fd, iovec* vector, int nr, int64_t offset) noexcept
     int64_t write_vector(int fd, iovec* vector, int nr, int64_t offset) noexcept
+    int file_stamp(int fd, int64_t* mtime_ns, int64_t* size) noexcept
 
 
 cdef inline int run_vector(Segment* seg, Folio** folios, uint32_t nr, uint64_t nbytes, iovec* out) noexcept nogil:

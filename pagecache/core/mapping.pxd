@@ -251,3 +251,29 @@ cdef inline int filemap_remove_clean(Segment* seg, Folio* folio, uint32_t refere
     mapping_remove(seg, folio, workingset_eviction(seg, folio) if shadow else 0)
     spin_unlock(&mapping.pages.lock)
     return 0
+
+
+# -- replacing -------------------------------------------------------------------------------------------------------------
+
+cdef inline void filemap_replace_folio(Segment* seg, Folio* old, Folio* new) noexcept nogil:
+    """Puts a locked, unpublished folio in the place of a locked one of the same order, with one store: marks and the
+    dirty state go over, lookups find one or the other. The old one keeps its contents for who holds references."""
+    cdef Mapping* mapping = &seg.mappings[folio_mapping(old)]
+    cdef uint32_t order = folio_order(old)
+    cdef uint32_t nr = <uint32_t>1 << order
+    cdef XaState xas
+    folio_ref_add(new, nr)
+    store_relaxed_u64(&new.index, folio_index(old))
+    store_relaxed_u64(&new.dirtied_at_ns, load_relaxed_u64(&old.dirtied_at_ns))
+    store_release_u32(&new.mapping, folio_mapping(old))
+    spin_lock(&mapping.pages.lock)
+    if folio_test_clear(old, FOLIO_DIRTY):
+        folio_set(new, FOLIO_DIRTY)
+    xas_init(&xas, &mapping.pages, &seg.pool, folio_index(old), order)
+    xas.update = workingset_update_node
+    xas_store(&xas, folio_entry(folio_number(seg, new), order))
+    store_release_u32(&old.mapping, 0)
+    folio_seq_bump(old)
+    spin_unlock(&mapping.pages.lock)
+    lru_add(seg, new)
+    folio_put_many(seg, old, nr)

@@ -233,6 +233,9 @@ cdef inline bint segment_verify(Segment* seg, Finding* out) noexcept nogil:
     """Checks all of it; the background reclaimer is kept out by the list lock while lists and frames are walked."""
     cdef bint good
     out.what = 0
+    out.where = 0
+    out.expected = 0
+    out.found = 0
     if spin_is_locked(&seg.header.buddy_lock) or spin_is_locked(&seg.pool.header.lock):
         return fail(out, BAD_LOCK, 0, 0, 1)
     good = verify_free_lists(seg, out) and verify_lru(seg, out)

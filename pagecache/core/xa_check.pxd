@@ -5,10 +5,10 @@
     slots     values, pointers, reserved slots; nodes above shift 0; siblings right behind their canonical slot, in runs
               that are powers of two and aligned
     counts    `count` slots are not NULL, `nr_values` of them are values or siblings of values
-    marks     on canonical slots only; set for a node below exactly if something in it is marked; the array's flags sum up
-              the head
+    marks     on canonical slots only; set for a node below exactly if something in it is marked; the array's flags
+              sum up the head
 """
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport load_relaxed_u32, load_relaxed_u64
 from pagecache.core.config cimport NIL
 from pagecache.core.xa_node cimport (XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_MAX_MARKS, XA_ZERO_ENTRY, XaNode, XaPool, XArray,

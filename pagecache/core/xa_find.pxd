@@ -1,10 +1,11 @@
 """Finding entries: the next present, the next marked, those in conflict with a range; stepping; pausing.
 
 Each search descends from the head to the first slot at or after an index that holds something (or carries the mark):
-within a node the mark bitmaps answer without looking at the slots.
+within a node the mark bitmaps answer without looking at the slots.  The array's lock is held, and between two steps
+nobody but the cursor itself has changed the array: after anything else pause, or set the cursor anew.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from pagecache.core.atomic cimport ctz64, load_acquire_u64, load_relaxed_u32
+from pagecache.core.atomic cimport ctz64, load_relaxed_u32, load_relaxed_u64
 from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XaNode, head_entry, head_shift,
                                      xa_entry, xa_is_node, xa_is_sibling, xa_to_node, xa_to_sibling)
 from pagecache.core.xa_state cimport (XAS_BOUNDS, XAS_HEAD, XAS_RESTART, XaState, node_max, node_slot, slot_run,
@@ -17,15 +18,15 @@ cdef enum:
 cdef inline uint64_t xas_entry_last(XaState* xas) noexcept nogil:
     """Last index of the entry the cursor is at."""
     cdef XaNode* node
-    cdef uint32_t shift, end
-    cdef uint64_t base
+    cdef uint32_t shift
+    cdef uint64_t base, end
     if not xas_is_node(xas):
         return xas.index
     node = &xas.pool.nodes[xas.node]
     shift = node.shift
     base = xas.index & ~node_max(shift)
     end = xas.offset + slot_run(node, xas.offset)
-    return base + ((<uint64_t>end << shift) - 1)
+    return base + ((end << shift) - 1)
 
 
 cdef inline uint32_t next_slot(XaNode* node, uint32_t offset, uint32_t mark) noexcept nogil:
@@ -47,10 +48,9 @@ cdef inline xa_entry xas_search(XaState* xas, uint64_t start, uint64_t max, uint
     """Goes to the first entry whose range ends at or after `start` and begins at or before `max`.  Starting inside an
     entry finds that entry, with index = start. Returns it, or 0: then `node` is BOUNDS, index the first one outside
     the array or after max."""
-    cdef uint64_t head = load_acquire_u64(&xas.xa.head)
+    cdef uint64_t head = load_relaxed_u64(&xas.xa.head)
     cdef xa_entry entry = head_entry(head)
-    cdef uint32_t shift = head_shift(head)
-    cdef uint32_t offset, found
+    cdef uint32_t shift, offset, found
     cdef uint64_t base, first
     cdef XaNode* node
     if not xa_is_node(entry):
@@ -63,10 +63,9 @@ cdef inline xa_entry xas_search(XaState* xas, uint64_t start, uint64_t max, uint
         return 0
     xas.index = start
     while True:                     # one descent for each subtree that has to be left
-        head = load_acquire_u64(&xas.xa.head)
         entry = head_entry(head)
         shift = head_shift(head)
-        if not xa_is_node(entry) or start > max or start > node_max(shift):
+        if start > max or start > node_max(shift):
             xas.node = XAS_BOUNDS
             return 0
         while True:
@@ -128,17 +127,12 @@ cdef inline xa_entry xas_next_entry(XaState* xas, uint64_t max) noexcept nogil:
 
 cdef inline xa_entry xas_find_marked(XaState* xas, uint64_t max, uint32_t mark) noexcept nogil:
     """The next marked entry up to max. When there is none: RESTART if max came first, BOUNDS if the array ended."""
-    cdef bint in_order = xas.index <= max
     cdef xa_entry entry
-    cdef uint64_t head
     if xas.error != 0 or xas.node == XAS_BOUNDS:
         return 0
     entry = xas_continue(xas, max, mark)
-    if entry == 0:
-        head = load_acquire_u64(&xas.xa.head)
-        if not in_order or (xa_is_node(head_entry(head)) and xas.index <= node_max(head_shift(head))
-                            and xas.index > max):
-            xas.node = XAS_RESTART
+    if entry == 0 and xas.index > max:
+        xas.node = XAS_RESTART
     return entry
 
 

@@ -1,12 +1,11 @@
 """Multi-index entries: their order, and splitting them into smaller ones."""
 from libc.errno cimport EINVAL, ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from pagecache.core.atomic cimport ctz32, load_relaxed_u32, store_release_u32
-from pagecache.core.check cimport pc_assert
+from pagecache.core.atomic cimport ctz32, store_release_u32
 from pagecache.core.config cimport NIL
-from pagecache.core.xa_node cimport (XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_MAX_MARKS, XaNode, xa_entry, xa_is_node,
+from pagecache.core.xa_node cimport (XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_MAX_MARKS, XaNode, xa_entry,
                                      xa_is_value, xa_mk_node, xa_mk_sibling, xa_node_alloc, xa_node_free)
-from pagecache.core.xa_state cimport (XAS_HEAD, XAS_RESTART, XaState, slot_run, xas_is_node, xas_load, xas_update)
+from pagecache.core.xa_state cimport (XaState, slot_run, xas_init, xas_is_node, xas_load, xas_shrink, xas_update)
 
 
 cdef inline uint32_t xas_get_order(XaState* xas) noexcept nogil:
@@ -69,14 +68,15 @@ cdef inline int xas_split(XaState* xas, xa_entry entry, uint32_t old_order) noex
     same class as the old one) and keep its marks. The lock is held.
     Returns 0, -ENOMEM (nothing changed), -EINVAL (no such entry, or two levels and more to go down)."""
     cdef uint32_t number, offset, nr_slots, marks = 0, mark
+    cdef int error
     cdef XaNode* node
-    cdef XaState where = xas[0]
-    where.shift = 0
-    where.sibs = 0
-    if xas_load(&where) == 0 or not xas_is_node(&where) or xas_get_order(&where) != old_order:
-        return -EINVAL if old_order != xas.order else 0
-    if old_order <= xas.order:
-        return 0 if old_order == xas.order else -EINVAL
+    cdef XaState where
+    xas_init(&where, xas.xa, xas.pool, xas.index, 0)
+    where.update = xas.update
+    if xas_load(&where) == 0 or xas_get_order(&where) != old_order or old_order < xas.order:
+        return -EINVAL
+    if old_order == xas.order:
+        return 0
     number = where.node
     offset = where.offset
     node = &xas.pool.nodes[number]
@@ -86,7 +86,10 @@ cdef inline int xas_split(XaState* xas, xa_entry entry, uint32_t old_order) noex
     for mark in range(XA_MAX_MARKS):
         marks |= <uint32_t>((node.marks[mark] >> offset) & 1) << mark
     if xas.shift < node.shift:
-        return split_into_children(xas, number, offset, nr_slots, entry, marks)
+        error = split_into_children(xas, number, offset, nr_slots, entry, marks)
+        if error == 0:
+            xas_shrink(&where)
+        return error
     split_fill(node, offset, nr_slots, xas.sibs + 1, entry, marks)
     return 0
 

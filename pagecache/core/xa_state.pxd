@@ -15,21 +15,21 @@ How a reader without the lock stays right (all slots and the head: stores releas
               is believed only if the generation is the one the walk began with.
 
 Multi-index entries: an entry of order k stands in a node of shift k - k % 6, in the canonical slot, followed by
-2**(k % 6) - 1 siblings; nothing lies below.  Marks are kept on the canonical slot only and are summed up in the parents.
+2**(k % 6) - 1 siblings; nothing lies below.  Marks are kept on the canonical slot and summed up in the parents.
 
 Costs: a store walks the levels once more than one that starts where the last ended; a store without memory undoes
 what it created, so a full pool is met with work for nothing; a node freed is one more write to the array's head line,
 which the lock holder has anyway.
 """
-from libc.errno cimport EINVAL, ENOMEM
+from libc.errno cimport ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport (load_acquire_u32, load_acquire_u64, load_relaxed_u32, load_relaxed_u64,
                                     store_release_u32, store_release_u64)
 from pagecache.core.config cimport NIL
 from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_MAX_MARKS, XA_RETRY_ENTRY,
-                                     XaNode, XaPool, XArray, head_entry, head_generation, head_shift, mk_head,
-                                     xa_entry, xa_is_internal, xa_is_node, xa_is_sibling, xa_is_value, xa_mk_node, xa_mk_sibling,
-                                     xa_node_alloc, xa_node_free, xa_to_node, xa_to_sibling)
+                                     XA_ZERO_ENTRY, XaNode, XaPool, XArray, head_entry, head_generation, head_shift,
+                                     mk_head, xa_entry, xa_is_internal, xa_is_node, xa_is_sibling, xa_is_value,
+                                     xa_mk_node, xa_mk_sibling, xa_node_alloc, xa_node_free, xa_to_node, xa_to_sibling)
 
 ctypedef void (*xa_update_fn)(XaPool* pool, XArray* xa, uint32_t node) noexcept nogil
 
@@ -374,23 +374,24 @@ cdef inline bint xas_create(XaState* xas) noexcept nogil:
 
 # -- marks -----------------------------------------------------------------------------------------------------------
 
-cdef inline bint xas_get_mark(XaState* xas, uint32_t mark) noexcept nogil:
-    """Whether the current entry is marked (walk first)."""
-    if xas.error != 0 or xas.node == XAS_BOUNDS or xas.node == XAS_RESTART:
-        return False
-    if xas.node == XAS_HEAD:
-        return (xas.xa.flags >> mark) & 1
-    return (xas.pool.nodes[xas.node].marks[mark] >> xas.offset) & 1
-
-
 cdef inline bint xas_at_entry(XaState* xas) noexcept nogil:
-    """Whether the cursor is at an entry that can carry marks: neither at nothing nor above other entries."""
+    """Whether the cursor is at an entry, which can carry marks, and not at nothing or above several entries. Goes from
+    a sibling to the canonical slot."""
     cdef xa_entry entry = 0
     if xas.node == XAS_HEAD:
         entry = head_entry(load_relaxed_u64(&xas.xa.head))
     elif xas_is_node(xas):
-        entry = load_relaxed_u32(&xas.pool.nodes[xas.node].slots[xas.offset])
+        entry = xas_reload(xas)
     return entry != 0 and not xa_is_node(entry)
+
+
+cdef inline bint xas_get_mark(XaState* xas, uint32_t mark) noexcept nogil:
+    """Whether the current entry is marked (walk first)."""
+    if not xas_at_entry(xas):
+        return False
+    if xas.node == XAS_HEAD:
+        return (xas.xa.flags >> mark) & 1
+    return (xas.pool.nodes[xas.node].marks[mark] >> xas.offset) & 1
 
 
 cdef inline void xas_set_mark(XaState* xas, uint32_t mark) noexcept nogil:

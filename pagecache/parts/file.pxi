@@ -104,7 +104,7 @@ cdef class FileCore:
         return self.read_bytes(nbytes, pos)
 
     cdef uint64_t copy_cached(self, char* target, uint64_t nbytes, uint64_t pos) noexcept:
-        """Copies the cached beginning of a range inside the file."""
+        """Copies the cached beginning of a range inside the file; nothing counts if the file was cut meanwhile."""
         cdef int64_t prev_pos = self.ra.prev_pos
         cdef uint64_t last_index = <uint64_t>-1 if prev_pos <= 0 else <uint64_t>(prev_pos - 1) >> PAGE_SHIFT
         cdef uint64_t done, size
@@ -113,10 +113,10 @@ cdef class FileCore:
                 done = read_cached(self.seg, self.number, pos, nbytes, target, last_index)
         else:
             done = read_cached(self.seg, self.number, pos, nbytes, target, last_index)
-        if done > 0:
+        if done == nbytes:
             size = load_acquire_u64(&self.m.size)
             if size < pos + done:
-                done = size - pos if size > pos else 0
+                return 0
             self.ra.prev_pos = <int64_t>(pos + done)
             count(self.seg, HITS, 1)
             count(self.seg, BYTES_ASKED, <int64_t>done)

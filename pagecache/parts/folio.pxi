@@ -57,6 +57,11 @@ cdef class Folio:
         return load_relaxed_u32(&self.alive().refcount)
 
     @property
+    def nr_pins(self):
+        """Views that show the folio."""
+        return load_relaxed_u32(&self.alive().nr_pins)
+
+    @property
     def locked(self):
         return folio_test(self.alive(), FOLIO_LOCKED)
 

@@ -13,7 +13,7 @@ cdef void grab_entries(AddressSpace mapping, uint64_t start, uint64_t end, bint 
     over an edge of the range."""
     cdef CSegment* seg = mapping.seg
     cdef CMapping* m = mapping.m
-    cdef XaState xas
+    cdef CXaState xas
     cdef xa_entry entry
     cdef CFolio* folio
     cdef uint64_t first, nr, seen = 0
@@ -116,3 +116,16 @@ def find_folios(AddressSpace mapping not None, uint64_t start, uint64_t end):
         grab_entries(mapping, start, end, False, &grab)
     out = [folio_object(mapping.segment, grab.folios[i]) for i in range(grab.nr)]
     return out, (None if grab.next_index == <uint64_t>-1 else grab.next_index)
+
+
+def copy_folio(AddressSpace mapping not None, Folio folio not None):
+    """A copy of an uptodate folio, of the same order, in no mapping, locked and uptodate; None without memory."""
+    cdef CFolio* raw = folio.alive()
+    cdef CFolio* copy
+    with nogil:
+        copy = folio_alloc(mapping.seg, folio_order(raw), True)
+        if copy != NULL:
+            memcpy(folio_address(mapping.seg, copy), folio_address(mapping.seg, raw),
+                   <uint64_t>folio_nr_pages(raw) << PAGE_SHIFT)
+            folio_set(copy, FOLIO_LOCKED | FOLIO_UPTODATE)
+    return None if copy == NULL else folio_object(mapping.segment, copy)

@@ -24,14 +24,15 @@ from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FO
                                    folio_test, folio_test_clear, folio_try_get, folio_trylock, folio_unlock,
                                    folio_wait_slice, folio_write_begin, folio_write_end, state_order)
 from pagecache.core.futex cimport futex_is_native, futex_setup, futex_wait, futex_wake
-from pagecache.core.io cimport run_bytes, run_read_fd, run_vector, run_zero_tail, iovec
+from pagecache.core.io cimport file_stamp, run_bytes, run_read_fd, run_vector, run_zero_tail, iovec
 from pagecache.core.lock cimport (WAIT_SLICE_NS, rwsem_read_slice, rwsem_try_read, rwsem_try_write, rwsem_unlock_read,
                                   rwsem_unlock_write, rwsem_write_begin, rwsem_write_end, rwsem_write_slice, spin_lock,
                                   spin_unlock)
 from pagecache.core.lookup cimport (filemap_get_entry, folio_is, folio_readable, folio_used, read_cached)
 from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)
-from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, entry_frame, entry_order, filemap_remove_clean,
-                                     filemap_remove_folio, mapping_add_folio, mapping_alloc, mapping_free)
+from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_frame, entry_order, filemap_remove_clean,
+                                     filemap_remove_folio, filemap_replace_folio, mapping_add_folio, mapping_alloc,
+                                     mapping_free, mapping_remove)
 from pagecache.core.memory cimport memory_file, memory_unmap, memory_advise_huge, copy_page, prefetch_range
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)
@@ -46,6 +47,6 @@ from pagecache.core.workingset cimport shadow_is_recent, shadow_nodes_trim, work
 from pagecache.core.xa_find cimport xas_find, xas_find_marked
 from pagecache.core.xa_multi cimport xas_get_order
 from pagecache.core.xa_node cimport xa_entry, xa_is_pointer, xa_is_value, xa_to_value
-from pagecache.core.xa_state cimport (XaState, xas_clear_mark, xas_get_mark, xas_init, xas_load, xas_set_mark,
+from pagecache.core.xa_state cimport (XaState as CXaState, xas_clear_mark, xas_get_mark, xas_init, xas_load, xas_set_mark,
                                       xas_store)
 from pagecache.core.xarray cimport xa_load, xa_empty, xa_marked

@@ -22,6 +22,8 @@ cdef class AddressSpace:
     cdef public object maps                 # what unmap_mapping_range has to visit
     cdef public object extra                # owned by the layer above
     cdef dict failures
+    cdef int64_t stamp_mtime_ns             # of the file whose bytes are cached
+    cdef int64_t stamp_size
     cdef object __weakref__
 
     def __cinit__(self, Segment segment not None, name="object"):
@@ -44,7 +46,7 @@ cdef class AddressSpace:
 
     cdef void drop_all(self) noexcept:
         """Removes every folio, dirty or not: nobody can reach them any more."""
-        cdef XaState xas
+        cdef CXaState xas
         cdef xa_entry entry
         cdef CFolio* folio
         cdef CSegment* seg = self.seg
@@ -124,6 +126,9 @@ cdef class AddressSpace:
                 PyErr_CheckSignals()
         finally:
             rwsem_write_end(&self.m.invalidate_lock)
+
+    def trylock_exclusive(self):
+        return rwsem_try_write(&self.m.invalidate_lock)
 
     def unlock_exclusive(self):
         rwsem_unlock_write(&self.m.invalidate_lock)
@@ -231,6 +236,64 @@ cdef class AddressSpace:
         folio_free_last(self.seg, raw)
         return True
 
+    def adopt(self, Folio folio not None):
+        """A new batch of one folio that is in the cache, locked and not uptodate; it takes over the lock."""
+        cdef FolioBatch batch
+        cdef CFolio* raw = folio.alive()
+        if not folio_test(raw, FOLIO_LOCKED) or folio_mapping(raw) != self.number or folio_test(raw, FOLIO_UPTODATE):
+            raise ValueError("only a locked folio of this mapping that is not uptodate can be adopted")
+        batch = batch_object(self, folio_index(raw), True)
+        folio_ref_add(raw, 1)
+        batch.folios[0] = raw
+        batch.nr = 1
+        batch.next_index = folio_index(raw) + folio_nr_pages(raw)
+        return batch
+
+    def found(self, Folio folio not None):
+        """A found batch of one referenced folio."""
+        cdef FolioBatch batch
+        cdef CFolio* raw = folio.alive()
+        batch = batch_object(self, folio_index(raw), False)
+        folio_ref_add(raw, 1)
+        batch.folios[0] = raw
+        batch.nr = 1
+        batch.next_index = folio_index(raw) + folio_nr_pages(raw)
+        return batch
+
+    def take_stamp(self):
+        """Remembers the present time of change and size of the file: its bytes are what is cached from now on."""
+        cdef int r = file_stamp(self.fd, &self.stamp_mtime_ns, &self.stamp_size)
+        if r < 0:
+            raise_errno(r, f"cannot stat {self.name}")
+        return self.stamp_mtime_ns, self.stamp_size
+
+    def stamp_unchanged(self):
+        """Whether the file is still as it was when its stamp was taken."""
+        cdef int64_t mtime_ns, size
+        return (file_stamp(self.fd, &mtime_ns, &size) == 0 and mtime_ns == self.stamp_mtime_ns
+                and size == self.stamp_size)
+
+    def remove_unless_dirty(self, Folio folio not None):
+        """Removes a locked folio of this mapping unless it is dirty (tested under xa_lock). Returns whether it did."""
+        cdef CFolio* raw = folio.alive()
+        cdef uint32_t nr = folio_nr_pages(raw)
+        spin_lock(&self.m.pages.lock)
+        if folio_test(raw, FOLIO_DIRTY | FOLIO_WRITEBACK):
+            spin_unlock(&self.m.pages.lock)
+            return False
+        mapping_remove(self.seg, raw, 0)
+        spin_unlock(&self.m.pages.lock)
+        folio_put_many(self.seg, raw, nr)
+        return True
+
+    def replace_folio(self, Folio old not None, Folio new not None):
+        """Puts a new folio, unpublished and locked, in the place of a locked folio of the same order; marks stay."""
+        cdef CFolio* out = old.alive()
+        cdef CFolio* into = new.alive()
+        if folio_order(out) != folio_order(into) or folio_mapping(out) != self.number or folio_mapping(into) != 0:
+            raise ValueError("only a folio of the same order that is in no mapping can replace one of this mapping")
+        filemap_replace_folio(self.seg, out, into)
+
     # -- failures ----------------------------------------------------------------------------------------------------------------
 
     cdef object log_failure(self, CFolio* folio, error):
@@ -254,7 +317,7 @@ cdef class AddressSpace:
 
     def cachestat(self, uint64_t first, uint64_t last):
         """Counts over pages first..last: (cached, dirty, write-back, evicted, recently evicted)."""
-        cdef XaState xas
+        cdef CXaState xas
         cdef xa_entry entry
         cdef uint64_t begin, end, nr
         cdef uint64_t cached = 0, dirty = 0, writeback = 0, evicted = 0, recent = 0
@@ -306,7 +369,7 @@ cdef class AddressSpace:
 
     cdef uint32_t list_folios(self, uint64_t start, uint64_t* indexes, uint32_t* states) noexcept:
         """Up to 256 folios from page start on: first pages and state words."""
-        cdef XaState xas
+        cdef CXaState xas
         cdef xa_entry entry
         cdef uint32_t nr = 0
         spin_lock(&self.m.pages.lock)

@@ -175,6 +175,7 @@ cdef class Segment:
         cdef Finding finding
         cdef bint good = False
         cdef int tries = 0
+        memset(&finding, 0, sizeof(Finding))
         while not good and tries < 50:      # the background reclaimer may be at work: a finding must last
             with nogil:
                 good = segment_verify(&self.seg, &finding)

@@ -1,0 +1,36 @@
+"""Linux's page cache as an embeddable engine: one memory budget for all files, objects and threads of a program.
+
+    import pagecache
+
+    cache = pagecache.PageCache("1GiB")
+    with cache.open("data.bin") as file:
+        header = file.pread(64, 0)
+"""
+
+from pagecache._core import CacheFullError, XArray
+from pagecache import filemap, mm, readahead, stores, truncate
+from pagecache.cache import PageCache, default_cache
+from pagecache.file import (
+    ACCESS_COPY,
+    ACCESS_DEFAULT,
+    ACCESS_READ,
+    ACCESS_WRITE,
+    FADV_DONTNEED,
+    FADV_NOREUSE,
+    FADV_NORMAL,
+    FADV_RANDOM,
+    FADV_SEQUENTIAL,
+    FADV_WILLNEED,
+    CacheStat,
+    File,
+)
+from pagecache.stats import Stats
+from pagecache.stores import BackingStore, FileStore, MemoryStore
+
+__version__ = "0.1.0"
+__all__ = [
+    "ACCESS_COPY", "ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "BackingStore", "CacheFullError", "CacheStat",
+    "FADV_DONTNEED", "FADV_NOREUSE", "FADV_NORMAL", "FADV_RANDOM", "FADV_SEQUENTIAL", "FADV_WILLNEED", "File",
+    "FileStore", "MemoryStore", "PageCache", "Stats", "XArray", "default_cache", "filemap", "mm", "readahead",
+    "stores", "truncate",
+]  # fmt: skip

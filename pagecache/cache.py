@@ -1,0 +1,198 @@
+"""The cache: one memory budget, the objects that share it, and the files open on them."""
+
+import errno
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import mmh3
+
+from pagecache import truncate
+from pagecache._core import Segment
+from pagecache.file import File
+from pagecache.inode import LAST_PAGE, Inode
+from pagecache.sizes import format_size, parse_size
+from pagecache.stats import Stats, read_stats
+from pagecache.stores import FileStore
+
+PAGE_SIZE = 4096
+MODES = ("rb", "r+b", "w+b", "x+b")
+NR_MAPPINGS = 8192
+
+
+class PageCache:
+    """A page cache with a strict budget.
+
+    size: bytes as an int, "512MiB", or "25%" of what this process may use. The budget is the memory of the cached
+    pages; descriptors and index add 1.8 % at most. nr_objects: most objects (files) with cached pages at once.
+    Raises ValueError when the budget is smaller than one page.
+    """
+
+    def __init__(self, size: int | str, *, nr_objects: int = NR_MAPPINGS, segment: Segment | None = None):
+        nbytes = parse_size(size)
+        if nbytes < PAGE_SIZE:
+            raise ValueError(f"a budget of {nbytes} bytes holds no page; give {PAGE_SIZE} bytes or more")
+        self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1)
+        self.segment.start_kswapd()
+        self._lock = threading.RLock()
+        self._inodes: OrderedDict[bytes, Inode] = OrderedDict()
+        self._files: weakref.WeakSet[File] = weakref.WeakSet()
+        self._closed = False
+        _caches.add(self)
+
+    # -- opening -----------------------------------------------------------------------------------------------------------
+
+    def open(self, source: Any, mode: str = "rb", *, direct: bool = False) -> File:
+        """Open an object through the cache.
+
+        source: a path, or a BackingStore. mode: "rb", "r+b", "w+b" or "x+b". direct: read a local file past the
+        kernel's page cache. Returns a File. Raises OSError, ValueError, TypeError.
+        """
+        self._check_usable()
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}")
+        store = self._store_of(source, mode, direct)
+        try:
+            inode = self._inode_of(store)
+        except BaseException:
+            store.close()
+            raise
+        file = File(inode, mode)
+        self._files.add(file)
+        return file
+
+    def _store_of(self, source: Any, mode: str, direct: bool) -> Any:
+        if isinstance(source, str) and "://" in source:
+            if not source.startswith("file://"):
+                raise ValueError(f"cannot open {source.split('://')[0]}:// URLs: give a path or a store")
+            source = source[len("file://") :]
+        if isinstance(source, (str, bytes, os.PathLike)):
+            return FileStore(source, mode, direct=direct)
+        missing = [name for name in ("key", "size", "validator", "readv", "close") if not hasattr(source, name)]
+        if missing:
+            raise TypeError(f"{type(source).__name__} is neither a path nor a store: it lacks {', '.join(missing)}")
+        if mode != "rb" and not hasattr(source, "writev"):
+            raise OSError(errno.EROFS, f"store {source.key!r} cannot be written: it has no writev", str(source.key))
+        if mode == "w+b":
+            source.truncate(0)
+        return source
+
+    def _inode_of(self, store: Any) -> Inode:
+        """Return the shared inode of a store's key and version, counted as open once more."""
+        key = mmh3.hash_bytes(str(store.key))
+        with self._lock:
+            inode = self._inodes.get(key)
+            if inode is not None and inode.mapping.key != store.key:
+                inode = None
+            if inode is not None and not inode.is_version(store):
+                del self._inodes[key]
+                if inode.nr_open == 0:
+                    inode.mapping.size = 0
+                    truncate.truncate_inode_pages(inode.mapping, 0)
+                inode = None
+            if inode is None:
+                self._make_room()
+                inode = Inode(self.segment, store)
+                self._inodes[key] = inode
+            elif inode.store is None or (not inode.writable and hasattr(store, "writev")):
+                inode.use(store)
+            elif inode.store is not store:
+                store.close()
+            self._inodes.move_to_end(key)
+            inode.acquire()
+            return inode
+
+    def _make_room(self) -> None:
+        """Forget the objects that were used least recently and are not open, when mappings run out."""
+        counters_limit = self.segment.sizes()["mappings"][1] - 2
+        for key in [key for key, inode in self._inodes.items() if inode.nr_open == 0]:
+            if len(self._inodes) < counters_limit:
+                return
+            del self._inodes[key]
+
+    # -- the whole cache -------------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """The budget (bytes)."""
+        return self.segment.nr_frames * PAGE_SIZE
+
+    @property
+    def closed(self) -> bool:
+        """Whether the cache is closed."""
+        return self._closed
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ValueError("the cache is closed")
+        if self.segment.dead:
+            raise RuntimeError("this cache belongs to the parent process: open a new one after fork()")
+
+    def stats(self) -> Stats:
+        """Return the cache's counters and gauges."""
+        return read_stats(self.segment)
+
+    def drop_caches(self) -> int:
+        """Drop every page that is clean and not in use. Returns the pages dropped."""
+        self._check_usable()
+        with self._lock:
+            inodes = list(self._inodes.values())
+        return sum(truncate.invalidate_mapping_pages(inode.mapping, 0, LAST_PAGE) for inode in inodes)
+
+    def sync(self) -> None:
+        """Write back what is dirty; nothing is, in a cache that only reads."""
+        self._check_usable()
+
+    def check(self) -> None:
+        """Prove the engine's invariants; no other thread may be in a call. Raises AssertionError."""
+        self._check_usable()
+        self.segment.check()
+
+    def close(self) -> None:
+        """Close all files and give up the pages. Views stay valid until they are released. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for file in list(self._files):
+            file.close()
+        with self._lock:
+            self._inodes.clear()
+        _caches.discard(self)
+
+    def __enter__(self) -> "PageCache":
+        self._check_usable()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<PageCache {format_size(self.size)}{', closed' if self._closed else ''}>"
+
+
+_caches: weakref.WeakSet[PageCache] = weakref.WeakSet()
+_default_lock = threading.Lock()
+_default: PageCache | None = None
+
+
+def default_cache() -> PageCache:
+    """Return the process's own cache, made on first use: PAGECACHE_SIZE from the environment, or 25 % of its memory."""
+    global _default
+    with _default_lock:
+        if _default is None or _default.closed or _default.segment.dead:
+            _default = PageCache(os.environ.get("PAGECACHE_SIZE", "25%"))
+        return _default
+
+
+def _after_fork_in_child() -> None:
+    """A child has none of the parent's threads, and perhaps its locks: every inherited cache is unusable in it."""
+    global _default_lock
+    _default_lock = threading.Lock()
+    for cache in list(_caches):
+        cache.segment.mark_dead()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

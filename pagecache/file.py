@@ -1,0 +1,304 @@
+"""An open file: everything of its interface that is not hot.  The hit path is in the extension type it extends."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pagecache import filemap, readahead, truncate
+from pagecache._core import CopyTarget, FileCore, FileRaState, Folio, new_target
+from pagecache.inode import Inode
+from pagecache.readahead import PAGE_SHIFT, PAGE_SIZE
+
+ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
+FADV_NORMAL, FADV_RANDOM, FADV_SEQUENTIAL, FADV_WILLNEED, FADV_DONTNEED, FADV_NOREUSE = range(6)
+
+
+class CacheStat(NamedTuple):
+    """What `File.cachestat` counts (pages)."""
+
+    nr_cache: int
+    nr_dirty: int
+    nr_writeback: int
+    nr_evicted: int
+    nr_recently_evicted: int
+
+
+class File(FileCore):
+    """A file read through the cache, with the contract of io.RawIOBase and positional reads beside it.
+
+    Files come from `PageCache.open`; any number may be open on one object and share its pages. Reads may run in any
+    number of threads. `close` gives up the file, not the cached pages.
+    """
+
+    def __init__(self, inode: Inode, mode: str):
+        self.inode = inode
+        self.mode = mode
+        self.drop_behind = False
+        self.no_reuse = False
+        self.is_random = False
+        self._attach(inode.mapping, FileRaState(inode.ra_pages, inode.io_pages))
+
+    # -- the slow side of reads --------------------------------------------------------------------------------------------
+
+    def _read_slow(self, target: CopyTarget, done: int, pos: int) -> int:
+        return filemap.filemap_read(self, target, done, pos)
+
+    def _grown(self, pos: int) -> bool:
+        """Whether the object has bytes at `pos` that the cache does not know of; raises ESTALE if it changed."""
+        self.inode.raise_if_changed(pos)
+        return pos < self.mapping.size
+
+    def _view_slow(self, nbytes: int, pos: int) -> memoryview:
+        """Serve a view that is not in one cached folio: bring the pages in, then one folio's memory or a copy."""
+        nbytes = max(0, min(nbytes, self.mapping.size - pos))
+        if nbytes == 0:
+            return memoryview(b"")
+        folio = self._uptodate_folio(pos)
+        if folio is None:
+            return memoryview(b"")
+        if pos + nbytes <= (folio.index + folio.nr_pages) << PAGE_SHIFT:
+            return self._view_folio(folio, pos, nbytes)
+        folio.put()
+        result, target = new_target(nbytes)
+        done = self._read_slow(target, 0, pos)
+        return memoryview(result)[:done]
+
+    def _uptodate_folio(self, pos: int) -> Folio | None:
+        """Return the folio that holds byte `pos`, uptodate and referenced, or None at the end of the file."""
+        batch = filemap.filemap_get_pages(self, pos, 1)
+        try:
+            return batch.folio(0) if pos < self.mapping.size and len(batch) else None
+        finally:
+            batch.release()
+
+    def iter_views(self, nbytes: int, offset: int) -> Iterator[memoryview]:
+        """Iterate over read-only memoryviews that together show up to nbytes at `offset`: one per folio, no copies.
+
+        Each view pins its folio until it is released. Raises as `pread`, when iterated.
+        """
+        if nbytes < 0 or offset < 0:
+            raise ValueError("nbytes and offset must not be negative")
+        end = min(offset + nbytes, self.mapping.size)
+        while offset < end:
+            folio = self._uptodate_folio(offset)
+            if folio is None:
+                return
+            piece = min(end, (folio.index + folio.nr_pages) << PAGE_SHIFT) - offset
+            view = self._view_folio(folio, offset, piece)
+            folio.put()
+            self.ra.prev_pos = offset + piece
+            offset += piece
+            yield view
+
+    def mmap(self, length: int = 0, offset: int = 0, access: int = ACCESS_READ) -> Any:
+        """Map the file: an object with the interface of the standard library's mmap.mmap.
+
+        length: bytes, 0 for all up to the end. offset: bytes, a multiple of the page size. access: ACCESS_READ.
+        """
+        from pagecache import mm
+
+        self._check_open()
+        return mm.map_file(self, length, offset, access)
+
+    # -- the contract of io.RawIOBase ----------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+    def readable(self) -> bool:
+        """Return True."""
+        self._check_open()
+        return True
+
+    def writable(self) -> bool:
+        """Return whether the file can be changed."""
+        self._check_open()
+        return self.inode.writable and self.mode != "rb"
+
+    def seekable(self) -> bool:
+        """Return True."""
+        self._check_open()
+        return True
+
+    def fileno(self) -> int:
+        """Raise io.UnsupportedOperation: a descriptor would bypass the cache."""
+        raise io.UnsupportedOperation("fileno: a cached file has no descriptor of its own")
+
+    def isatty(self) -> bool:
+        """Return False."""
+        self._check_open()
+        return False
+
+    def flush(self) -> None:
+        """Do nothing: reads need no flush."""
+        self._check_open()
+
+    def detach(self) -> None:
+        """Raise io.UnsupportedOperation: there is no other stream below."""
+        raise io.UnsupportedOperation("detach")
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Read one line, at most `size` bytes of it."""
+        limit = -1 if size is None else size
+        parts = []
+        while limit != 0:
+            wanted = 4096 if limit < 0 else min(limit, 4096)
+            position = self.tell()
+            piece = self.pread(wanted, position)
+            end = piece.find(b"\n") + 1
+            piece = piece[:end] if end else piece
+            self.seek(position + len(piece))
+            parts.append(piece)
+            if end or not piece:
+                break
+            limit = limit - len(piece) if limit > 0 else limit
+        return b"".join(parts)
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        """Read lines until the end, or until `hint` bytes have come."""
+        lines, total = [], 0
+        for line in self:
+            lines.append(line)
+            total += len(line)
+            if hint is not None and 0 < hint <= total:
+                break
+        return lines
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._check_open()
+        return self
+
+    def __next__(self) -> bytes:
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    def write(self, data: Any, /) -> int:
+        """Raise io.UnsupportedOperation: files of this version are read."""
+        self._check_open()
+        raise io.UnsupportedOperation("not writable")
+
+    def writelines(self, lines: Any, /) -> None:
+        """Raise io.UnsupportedOperation: files of this version are read."""
+        self._check_open()
+        raise io.UnsupportedOperation("not writable")
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Set the size of the object (bytes; the position if not given); returns it.
+
+        What is cut off is gone from the cache before the store is cut; extended bytes are zero.
+        Raises io.UnsupportedOperation when the file was not opened for writing, OSError.
+        Context: takes invalidate_lock exclusive; waits for reads in flight.
+        """
+        if not self.writable():
+            raise io.UnsupportedOperation("truncate: not writable")
+        size = self.tell() if size is None else size
+        if size < 0:
+            raise ValueError(f"size must not be negative, not {size}")
+        self.inode.set_size(size)
+        return size
+
+    @property
+    def name(self) -> str:
+        """The object's name, as in error messages."""
+        return self.inode.name
+
+    def __enter__(self) -> "File":
+        self._check_open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; its pages stay cached. Closing again does nothing."""
+        if self._detach():
+            self.inode.release()
+
+    def __del__(self) -> None:
+        if not self.closed:
+            if not self.mapping.segment.dead:
+                warnings.warn(f"unclosed cached file {self.name!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "inode"):
+            return "<File, not opened>"
+        return f"<File {self.name!r} mode={self.mode!r}{' closed' if self.closed else ''}>"
+
+    # -- advice and introspection ------------------------------------------------------------------------------------------------
+
+    def fadvise(self, advice: int, offset: int = 0, length: int = 0) -> None:
+        """Advise how the file will be read (K3.6).
+
+        advice: pagecache.FADV_*. offset, length: bytes of the range for WILLNEED and DONTNEED; 0: to the end.
+        Raises ValueError for unknown advice or a negative range.
+        """
+        self._check_open()
+        if offset < 0 or length < 0:
+            raise ValueError("offset and length must not be negative")
+        if advice in (FADV_NORMAL, FADV_SEQUENTIAL):
+            self.ra.ra_pages = self.inode.ra_pages * (2 if advice == FADV_SEQUENTIAL else 1)
+            self.is_random = False
+            self.no_reuse = self.no_reuse and advice != FADV_NORMAL
+        elif advice == FADV_RANDOM:
+            self.is_random = True
+        elif advice == FADV_NOREUSE:
+            self.no_reuse = True
+        elif advice == FADV_WILLNEED:
+            first, last = self._pages_touched(offset, length)
+            if last >= first:
+                readahead.force_page_cache_ra(self.mapping, self.ra, first, last - first + 1, demanded=False)
+        elif advice == FADV_DONTNEED:
+            self._drop_range(offset, length)
+        else:
+            raise ValueError(f"unknown advice {advice!r}")
+
+    def _pages_touched(self, offset: int, length: int) -> tuple[int, int]:
+        """Return first and last page of a byte range, partial ones included; length 0 is up to the end."""
+        end = min(offset + length, self.mapping.size) if length else self.mapping.size
+        return offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT if end > offset else -1
+
+    def _drop_range(self, offset: int, length: int) -> None:
+        """Drop the whole pages of a range; the last, partial one only if it ends the file."""
+        end = min(offset + length, self.mapping.size) if length else self.mapping.size
+        first = -(-offset >> PAGE_SHIFT)
+        after = -(-end >> PAGE_SHIFT) if end == self.mapping.size else end >> PAGE_SHIFT
+        if after > first:
+            truncate.invalidate_mapping_pages(self.mapping, first, after - 1)
+
+    def cachestat(self, offset: int = 0, length: int = 0) -> CacheStat:
+        """Count the pages of a byte range (length 0: to the end) by what the cache knows of them."""
+        self._check_open()
+        if offset < 0 or length < 0:
+            raise ValueError("offset and length must not be negative")
+        last = (offset + length - 1) >> PAGE_SHIFT if length else (1 << 52) - 1
+        return CacheStat(*self.mapping.cachestat(offset >> PAGE_SHIFT, last))
+
+    def mincore(self, offset: int = 0, length: int = 0) -> bytes:
+        """Return one byte per page of a byte range (length 0: to the end): 1 if the page is cached and uptodate.
+
+        Raises ValueError when offset is not a multiple of the page size.
+        """
+        self._check_open()
+        if offset < 0 or length < 0 or offset % PAGE_SIZE:
+            raise ValueError("offset must be a multiple of the page size and not negative")
+        end = min(offset + length, self.mapping.size) if length else self.mapping.size
+        return self.mapping.mincore(offset >> PAGE_SHIFT, max(0, -(-(end - offset) >> PAGE_SHIFT)))
+
+    def invalidate(self, offset: int = 0, length: int = 0) -> None:
+        """Drop the cached pages of a byte range, waiting for those in use; with no arguments take the object as new.
+
+        Raises OSError with EBUSY when pages are dirty: fsync first.
+        Context: takes invalidate_lock exclusive.
+        """
+        self._check_open()
+        if offset < 0 or length < 0:
+            raise ValueError("offset and length must not be negative")
+        self.inode.invalidate(offset, length)
+
+
+io.RawIOBase.register(File)

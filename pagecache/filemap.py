@@ -1,0 +1,259 @@
+"""The page cache of one file: looking folios up, reading through them, faulting them in (K1, K2).
+
+These are the kernel's algorithms step by step; each step is one operation of the engine.  Reads of cached bytes never
+come here: the file's own methods serve them.
+"""
+
+import errno
+
+from pagecache import fill
+from pagecache._core import AddressSpace, CopyTarget, FileRaState, Folio, FolioBatch
+from pagecache.readahead import MAX_FOLIO_ORDER, PAGE_SHIFT, page_cache_async_ra, page_cache_sync_ra
+
+FGP_ACCESSED = 0x01
+FGP_LOCK = 0x02
+FGP_CREAT = 0x04
+FGP_WRITE = 0x08
+FGP_NOFS = 0x10
+FGP_NOWAIT = 0x20
+FGP_FOR_MMAP = 0x40
+FGP_STABLE = 0x80
+FGP_DONTCACHE = 0x100
+FGP_WRITEBEGIN = FGP_LOCK | FGP_WRITE | FGP_CREAT | FGP_STABLE
+_FGP_ORDER_SHIFT = 26
+
+DIRECT_CREATE_TRIES = 3  # failed rounds after which a reader takes a folio of its own instead of a window
+QUARTER = 4
+
+
+def fgf_set_order(nbytes: int) -> int:
+    """Return the flag bits that ask for folios fit for nbytes."""
+    order = max(0, nbytes.bit_length() - 1 - PAGE_SHIFT) if nbytes > 0 else 0
+    return min(order, MAX_FOLIO_ORDER) << _FGP_ORDER_SHIFT
+
+
+# -- lookup and insertion ----------------------------------------------------------------------------------------------------
+
+
+def filemap_get_folio(mapping: AddressSpace, index: int, fgp_flags: int = 0) -> Folio | None:
+    """Look up the folio that caches page `index`, and act on the FGP flags (K2.2).
+
+    Returns the folio, referenced (and locked with FGP_LOCK, or when created without FGP_FOR_MMAP), or None when there
+    is none and FGP_CREAT is not given. Raises BlockingIOError (EAGAIN) where FGP_NOWAIT would have to wait, and
+    CacheFullError. FGP_CREAT needs FGP_LOCK or FGP_FOR_MMAP (ValueError).
+    Context: may sleep on the folio lock; takes no invalidate_lock.
+    """
+    if fgp_flags & FGP_CREAT and not fgp_flags & (FGP_LOCK | FGP_FOR_MMAP):
+        raise ValueError("FGP_CREAT needs FGP_LOCK or FGP_FOR_MMAP")
+    while True:
+        folio = mapping.get_folio(index)
+        if folio is not None:
+            if fgp_flags & FGP_LOCK and not _lock_found(mapping, index, folio, fgp_flags):
+                continue
+            return _touch_found(folio, fgp_flags)
+        if not fgp_flags & FGP_CREAT:
+            return None
+        folio = _create_folio(mapping, index, fgp_flags)
+        if folio is not None:
+            return folio
+
+
+def _lock_found(mapping: AddressSpace, index: int, folio: Folio, fgp_flags: int) -> bool:
+    """Lock a folio that was found; False when it was truncated meanwhile."""
+    if not folio.trylock():
+        if fgp_flags & FGP_NOWAIT:
+            raise BlockingIOError(errno.EAGAIN, f"page {index} of {mapping.name} is locked")
+        folio.lock()
+    if folio.is_page_of(mapping, index):
+        return True
+    folio.unlock()
+    return False
+
+
+def _touch_found(folio: Folio, fgp_flags: int) -> Folio:
+    if fgp_flags & FGP_ACCESSED:
+        folio.mark_accessed()
+    if fgp_flags & FGP_STABLE:
+        folio.wait_writeback()
+    if not fgp_flags & FGP_DONTCACHE and folio.dropbehind:
+        folio.set_dropbehind(False)
+    return folio
+
+
+def _create_folio(mapping: AddressSpace, index: int, fgp_flags: int) -> Folio | None:
+    """Create the folio of a missing page: the order asked for, then smaller ones; None if somebody else was faster."""
+    order = fgp_flags >> _FGP_ORDER_SHIFT
+    if index & ((1 << order) - 1):
+        order = (index & -index).bit_length() - 1
+    while True:
+        folio = _alloc_for(mapping, order, fgp_flags)
+        result = -errno.ENOMEM
+        if folio is not None:
+            first = index >> order << order
+            result = mapping.add_folio(
+                folio,
+                first,
+                referenced=bool(fgp_flags & FGP_ACCESSED),
+                dropbehind=bool(fgp_flags & FGP_DONTCACHE),
+                writing=bool(fgp_flags & FGP_WRITE),
+            )
+        if result == 0:
+            if fgp_flags & FGP_FOR_MMAP and not fgp_flags & FGP_LOCK:
+                folio.unlock()
+            return folio
+        if order > 0:
+            order -= 1
+        elif result == -errno.EEXIST:
+            return None
+        elif fgp_flags & FGP_NOWAIT:
+            raise BlockingIOError(errno.EAGAIN, f"no memory for page {index} of {mapping.name} without waiting")
+        else:
+            raise fill.cache_full(mapping.segment)
+
+
+def _alloc_for(mapping: AddressSpace, order: int, fgp_flags: int) -> Folio | None:
+    if order > 0:
+        return mapping.segment.alloc_folio(order, False)
+    if fgp_flags & FGP_NOWAIT:
+        return mapping.segment.alloc_folio(0, False)
+    return fill.alloc_folio(mapping.segment)
+
+
+def filemap_add_folio(mapping: AddressSpace, folio: Folio, index: int) -> None:
+    """Add a new folio to the cache; it comes back locked (K2.3).
+
+    Raises FileExistsError (EEXIST) when a page of its range is cached, CacheFullError when index nodes ran out.
+    """
+    result = mapping.add_folio(folio, index)
+    if result == -errno.EEXIST:
+        raise FileExistsError(errno.EEXIST, f"page {index} of {mapping.name} is cached already")
+    if result != 0:
+        raise fill.cache_full(mapping.segment)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------------
+
+
+def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
+    """Read the rest of a range that the hit path could not serve: target[done:] from byte pos + done on (K2.5).
+
+    Returns the bytes that target holds in the end, fewer than its length only at the end of the file. Raises OSError
+    if any of the bytes cannot be read: a short result would look like the end of the file.
+    """
+    mapping: AddressSpace = file.mapping
+    ra: FileRaState = file.ra
+    wanted, had = len(target), done
+    last_pos = pos + done if done else ra.prev_pos
+    while done < wanted and pos + done < mapping.size:
+        batch = filemap_get_pages(file, pos + done, wanted - done)
+        try:
+            left = min(wanted - done, mapping.size - pos - done)
+            if left <= 0:
+                break
+            copied = batch.copy_to(target, done, pos + done, left, last_pos)
+            done += copied
+            last_pos = pos + done
+            if file.drop_behind:
+                batch.drop_behind()
+        finally:
+            batch.release()
+    done = max(0, min(done, mapping.size - pos))
+    ra.prev_pos = pos + done
+    mapping.segment.add_count("bytes_asked", max(0, done - had))
+    mapping.segment.add_count("misses", 1)
+    return done
+
+
+def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
+    """Bring in pages from byte `pos` on: a batch whose first folio is uptodate and holds that byte (K2.5).
+
+    The batch may be empty, or not uptodate, only when pos is behind the end of the file now.
+    Raises OSError. Context: no lock held; takes invalidate_lock shared; may wait for the store.
+    """
+    mapping, ra = file.mapping, file.ra
+    index = pos >> PAGE_SHIFT
+    last = (pos + nbytes + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT
+    tries = 0
+    while True:
+        tries += 1
+        batch = mapping.get_read_batch(index, last - 1)
+        if pos >= mapping.size:
+            return batch
+        if len(batch) == 0 and tries <= DIRECT_CREATE_TRIES:
+            page_cache_sync_ra(mapping, ra, index, last - index, random=file.is_random)
+            batch = mapping.get_read_batch(index, last - 1)
+        if len(batch) == 0:
+            batch = filemap_create_folio(mapping, index)
+            if batch is None:
+                continue
+        if batch.last_readahead:
+            _start_next_window(mapping, ra, batch, last)
+        if batch.last_uptodate:
+            return batch
+        if len(batch) > 1:
+            batch.drop_last()
+            return batch
+        folio = batch.last()
+        batch.release()
+        if filemap_update_page(mapping, ra, folio):
+            return mapping.found(folio)
+
+
+def _start_next_window(mapping: AddressSpace, ra: FileRaState, batch: FolioBatch, last: int) -> None:
+    folio = batch.last()
+    page_cache_async_ra(mapping, ra, folio.index, folio, last - folio.index)
+    folio.put()
+
+
+def filemap_create_folio(mapping: AddressSpace, index: int) -> FolioBatch | None:
+    """Read one missing page into a folio of its own; None if somebody else added it meanwhile.
+
+    Raises OSError and CacheFullError.
+    """
+    folio = fill.alloc_folio(mapping.segment)
+    mapping.lock_shared()
+    try:
+        result = mapping.add_folio(folio, index)
+        if result == -errno.EEXIST:
+            return None
+        if result != 0:
+            raise fill.cache_full(mapping.segment)
+        fill.read_locked_folio(mapping, folio)
+    finally:
+        mapping.unlock_shared()
+    return mapping.found(folio)
+
+
+def filemap_update_page(mapping: AddressSpace, ra: FileRaState, folio: Folio) -> bool:
+    """Make a cached folio uptodate: wait for the read in flight, or read it. False: look it up again.
+
+    Raises OSError: of the read that was waited for, or of one's own.
+    """
+    mapping.lock_shared()
+    try:
+        if folio.trylock():
+            return _update_locked(mapping, ra, folio)
+    finally:
+        mapping.unlock_shared()
+    fill.wait_for_folio(mapping, folio)
+    return False
+
+
+def _update_locked(mapping: AddressSpace, ra: FileRaState, folio: Folio) -> bool:
+    if folio.mapping_number != mapping.number:
+        folio.unlock()
+        return False
+    if folio.uptodate:
+        folio.unlock()
+        return True
+    read_folio_synchronously(mapping, ra, folio)
+    return True
+
+
+def read_folio_synchronously(mapping: AddressSpace, ra: FileRaState, folio: Folio) -> None:
+    """Read one locked folio and unlock it. A failure damps readahead of the open file to a quarter."""
+    try:
+        fill.read_locked_folio(mapping, folio)
+    except OSError:
+        ra.ra_pages //= QUARTER
+        raise

@@ -1,0 +1,181 @@
+"""Filling folios from a store: one request for a run of folios, and what its failure means.
+
+A folio becomes readable only when all its bytes have arrived and the object is still the one whose other pages are
+cached.  A request that fails, ends early or brings too much fills nothing: its folios leave the cache.
+"""
+
+import errno
+import time
+from typing import Any
+
+from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Segment
+
+ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that others hold for a moment
+SEQ_STEP = 2  # what a removal adds to a folio's sequence counter
+PINNED_TIMEOUT_S = 0.2  # the same when views and maps hold all there is
+
+
+def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio:
+    """Return a new folio of 2**order pages, waiting for memory if need be.
+
+    Raises CacheFullError when no frame becomes free.
+    Context: no folio lock may be held, and no reference that keeps another thread from going on.
+    """
+    folio = segment.alloc_folio(order)
+    if folio is not None:
+        return folio
+    started = time.monotonic()
+    while wait and time.monotonic() - started < _patience_s(segment):
+        segment.wait_for_memory(0.005)
+        folio = segment.alloc_folio(order)
+        if folio is not None:
+            return folio
+    raise cache_full(segment)
+
+
+def _patience_s(segment: Segment) -> float:
+    counters = segment.counters()
+    pinned = counters["nr_pinned"] >= counters["nr_frames"] - counters["nr_free_pages"]
+    return PINNED_TIMEOUT_S if pinned else ALLOCATION_TIMEOUT_S
+
+
+def cache_full(segment: Segment) -> CacheFullError:
+    """Return the error that says what holds the frames."""
+    counters = segment.counters()
+    held = {name: counters[name] for name in ("nr_pinned", "nr_dirty", "nr_writeback", "nr_frames")}
+    return CacheFullError(
+        f"no page frame can be freed: of {held['nr_frames']} pages {held['nr_pinned']} are pinned by views, "
+        f"{held['nr_dirty']} dirty, {held['nr_writeback']} under write-back; release views or enlarge the cache",
+        **held,
+    )
+
+
+def store_error(mapping: AddressSpace, offset: int, cause: Exception) -> OSError:
+    """Return the error for a failed request: the store's errno, with the object and the offset named."""
+    if isinstance(cause, CacheFullError):
+        return cause
+    number = getattr(cause, "errno", None) if isinstance(cause, OSError) else None
+    if number is None:
+        number = errno.ETIMEDOUT if isinstance(cause, TimeoutError) else errno.EIO
+    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause) or type(cause).__name__
+    error = OSError(number, f"cannot read {mapping.name} at offset {offset}: {reason}")
+    error.__cause__ = cause
+    return error
+
+
+def stale_error(mapping: AddressSpace, offset: int) -> OSError:
+    """Return the error for an object that is no longer the one whose bytes are cached."""
+    return OSError(
+        errno.ESTALE,
+        f"{mapping.name} changed while it was cached (seen at offset {offset}): "
+        f"reopen it, or call invalidate() to drop the old bytes",
+    )
+
+
+def read_run(mapping: AddressSpace, batch: FolioBatch) -> None:
+    """Read a new batch from the store; then its folios are uptodate and unlocked.
+
+    Raises OSError; then the batch is as before, its folios locked and without data.
+    Context: folios locked, invalidate_lock held shared; may sleep in the store.
+    """
+    expected = batch.data_bytes()
+    offset = batch.start * 4096
+    try:
+        if mapping.fd >= 0:
+            got = batch.read_fd(mapping.fd, mapping.direct)
+        else:
+            got = _read_store(mapping, batch, offset, expected)
+    except Exception as cause:
+        raise store_error(mapping, offset, cause) from cause
+    if got != expected or not _unchanged(mapping):
+        raise stale_error(mapping, offset + got)
+    if mapping.fd >= 0:
+        batch.end_read_filled()
+    else:
+        batch.end_read(expected)
+
+
+def _unchanged(mapping: AddressSpace) -> bool:
+    if mapping.fd >= 0:
+        return mapping.stamp_unchanged()
+    return mapping.validator is None or mapping.host.validator() == mapping.validator
+
+
+def _read_store(mapping: AddressSpace, batch: FolioBatch, offset: int, expected: int) -> int:
+    """Ask a Python store for the bytes, again for what a short read left out. Returns the bytes there are."""
+    if expected == 0:
+        return 0
+    buffers = [memoryview(buffer) for buffer in batch.memory(expected)]
+    done = 0
+    try:
+        while done < expected:
+            pieces = _behind(buffers, done)
+            got = mapping.host.readv(offset + done, pieces)
+            _release(pieces)
+            if isinstance(got, bool) or not isinstance(got, int):
+                raise TypeError(f"readv returned {type(got).__name__}, not a number of bytes")
+            if not 0 <= got <= expected - done:
+                raise OSError(errno.EIO, f"the store returned {got} bytes where {expected - done} were asked for")
+            mapping.segment.add_count("store_reads", 1)
+            mapping.segment.add_count("store_read_bytes", got)
+            if got == 0:
+                break
+            done += got
+    finally:
+        _release(buffers)
+    return done
+
+
+def _behind(buffers: list[memoryview], done: int) -> list[memoryview]:
+    """Return views of the buffers without their first `done` bytes."""
+    out = []
+    for buffer in buffers:
+        if done >= len(buffer):
+            done -= len(buffer)
+        else:
+            out.append(buffer[done:])
+            done = 0
+    return out
+
+
+def _release(buffers: list[memoryview]) -> None:
+    for buffer in buffers:
+        try:
+            buffer.release()
+        except BufferError:
+            raise OSError(errno.EIO, "the store kept a buffer it was given to fill") from None
+
+
+def read_locked_folio(mapping: AddressSpace, folio: Folio) -> None:
+    """Read the data of one locked folio that is in the cache and not uptodate; it is unlocked in any case.
+
+    Raises OSError, and so does every thread that waits for the folio; the folio has then left the cache.
+    """
+    batch = mapping.adopt(folio)
+    try:
+        read_run(mapping, batch)
+    except BaseException as error:
+        batch.fail(error if isinstance(error, OSError) else OSError(errno.EINTR, "the read was interrupted"))
+        raise
+
+
+def wait_for_folio(mapping: AddressSpace, folio: Folio) -> None:
+    """Wait, holding no reference, until a locked folio is unlocked.
+
+    Raises the error that ended its read, if one did. Context: no lock may be held.
+    """
+    frame, seq = folio.frame, folio.seq
+    if folio.mapping_number == 0:
+        seq -= SEQ_STEP  # it was removed after it was found: its failure stands under the seq it had
+    folio.wait_unlocked(drop=True)
+    error = mapping.failure_of(frame, seq % (1 << 32))
+    if error is not None:
+        raise _copy_of(error)
+
+
+def _copy_of(error: Any) -> OSError:
+    """Return an error of one's own to raise: an exception object belongs to one thread."""
+    copy = OSError(error.errno, error.strerror) if error.errno is not None else OSError(errno.EIO, str(error))
+    copy.__cause__ = error.__cause__
+    return copy
+

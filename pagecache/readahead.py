@@ -1,0 +1,219 @@
+"""Readahead: reading what will be asked for next (K3).
+
+A window of pages is read when a page is missed, and the first page of its tail carries a *marker*.  Whoever reads the
+marked page starts the next window while the tail is still unread, so a sequential reader never waits.  The state of one
+open file (`FileRaState`) is updated without locks; it may be wrong, and then only speed is lost.
+
+All sizes here are pages, unless a name says bytes.
+"""
+
+from pagecache import fill
+from pagecache._core import AddressSpace, FileRaState, Folio
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+MAX_FOLIO_ORDER = 9
+MIN_FOLIO_PAGES = 1
+RA_PAGES_DEFAULT = 32  # 128 KiB
+FORCE_CHUNK_PAGES = 512  # force_page_cache_ra works in pieces of 2 MiB
+MMAP_LOTSAMISS = 100
+_EEXIST, _ENOMEM, _ENOSPC = -17, -12, -28
+
+
+# -- the formulas --------------------------------------------------------------------------------------------------------
+
+
+def max_window(ra: FileRaState, req: int) -> int:
+    """Return the largest window for a request: ra_pages, or more for a request that is larger and a store that can."""
+    if req > ra.ra_pages and ra.io_pages > ra.ra_pages:
+        return min(req, ra.io_pages)
+    return ra.ra_pages
+
+
+def init_ra_size(req: int, max_pages: int) -> int:
+    """Return the size of the first window of a stream."""
+    size = 1 << (req - 1).bit_length() if req > 0 else 1
+    if size <= max_pages // 32:
+        return size * 4
+    if size <= max_pages // 4:
+        return size * 2
+    return max_pages
+
+
+def next_ra_size(current: int, max_pages: int) -> int:
+    """Return the size of the window after one of `current` pages."""
+    if current < max_pages // 16:
+        return current * 4
+    if current <= max_pages // 2:
+        return current * 2
+    return max_pages
+
+
+# -- entry points --------------------------------------------------------------------------------------------------------
+
+
+def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: int, *, random: bool = False) -> None:
+    """Read ahead on a miss of page `index`, where `req` pages from there are wanted (K3.3).
+
+    random: the file is advised to be read at random: exactly the request is read.
+    Raises OSError only if pages that were asked for could not be read.
+    Context: no lock held; takes invalidate_lock shared.
+    """
+    if ra.ra_pages == 0:
+        req, random = 1, True
+    if random:
+        force_page_cache_ra(mapping, ra, index, req)
+        return
+    max_pages = max_window(ra, req)
+    previous = ra.prev_pos >> PAGE_SHIFT if ra.prev_pos >= 0 else None
+    sequential = previous is not None and 0 <= index - previous <= 1
+    if index == 0 or req > max_pages or sequential:
+        ra.start = index
+        ra.size = init_ra_size(req, max_pages)
+        ra.async_size = ra.size - req if ra.size > req else ra.size // 2
+    else:
+        gap = mapping.prev_gap(index - 1, max_pages)
+        contiguous = index - gap - 1
+        if contiguous <= req:
+            do_page_cache_ra(mapping, index, req, 0, demand_end=index + req)
+            return
+        if gap == -1:
+            contiguous *= 2
+        ra.start = index
+        ra.size = min(contiguous + req, max_pages)
+        ra.async_size = 1
+    ra.order = 0
+    page_cache_ra_order(mapping, ra, demand_end=index + req)
+
+
+def page_cache_async_ra(mapping: AddressSpace, ra: FileRaState, index: int, folio: Folio, req: int) -> None:
+    """Start the next window when a marked folio is touched (K3.4); errors concern nobody yet and are only counted.
+
+    Context: no lock held; takes invalidate_lock shared.
+    """
+    if ra.ra_pages == 0 or folio.writeback:
+        return
+    nr_pages = folio.nr_pages
+    if not folio.test_clear_readahead():
+        return
+    max_pages = max_window(ra, req)
+    expected = (ra.start + ra.size - ra.async_size) // nr_pages * nr_pages
+    if index == expected:
+        ra.start += ra.size
+        ra.size = max(ra.size, next_ra_size(ra.size, max_pages))
+    else:
+        start = mapping.next_gap(index + 1, max_pages)
+        if start - index > max_pages:
+            return
+        ra.start = start
+        ra.size = next_ra_size(start - index + req, max_pages)
+    ra.order += 2
+    align = 1 << min(ra.order, (max_pages & -max_pages).bit_length() - 1)
+    end = (ra.start + ra.size) // align * align
+    if end > ra.start:
+        ra.size = end - ra.start
+    ra.async_size = ra.size
+    page_cache_ra_order(mapping, ra, demand_end=0)
+
+
+def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: int, *, demanded: bool = True) -> None:
+    """Read nr pages from `index` on in pieces of 2 MiB, without markers and without touching the state."""
+    nr = min(nr, max(ra.io_pages, ra.ra_pages))
+    while nr > 0:
+        piece = min(nr, FORCE_CHUNK_PAGES)
+        do_page_cache_ra(mapping, index, piece, 0, demand_end=index + piece if demanded else 0)
+        index += piece
+        nr -= piece
+
+
+# -- issuing ---------------------------------------------------------------------------------------------------------------
+
+
+def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: int) -> None:
+    """Read the window of the state with folios of its order, as large as alignment and the file's end allow (K3.5).
+
+    demand_end: pages below it were asked for: if they cannot be read, the error is raised.
+    """
+    start, size = ra.start, ra.size
+    nr_file_pages = -(-mapping.size >> PAGE_SHIFT)
+    if start >= nr_file_pages or size == 0:
+        return
+    limit = min(nr_file_pages - 1, start + size - 1)
+    order = min(MAX_FOLIO_ORDER, ra.order, size.bit_length() - 1)
+    ra.order = order
+    if order == 0:
+        do_page_cache_ra(mapping, start, size, ra.async_size, demand_end=demand_end)
+        return
+    mark = start + size - ra.async_size
+    mapping.lock_shared()
+    try:
+        batch = mapping.new_batch(start)
+        result = batch.extend(limit, order, mark, demand_end)
+        done = batch.nr_pages
+        read_pages(mapping, batch, demand_end)
+    finally:
+        mapping.unlock_shared()
+    if result != 0 and done < size:
+        do_page_cache_ra(mapping, start + done, size - done, ra.async_size, demand_end=demand_end)
+
+
+def do_page_cache_ra(mapping: AddressSpace, index: int, nr: int, lookahead: int, *, demand_end: int) -> None:
+    """Read nr pages from `index` on that are not cached yet, clipped to the file; marks page nr - lookahead."""
+    nr_file_pages = -(-mapping.size >> PAGE_SHIFT)
+    if index >= nr_file_pages:
+        return
+    mark = index + nr - lookahead if 0 < lookahead <= nr else -1
+    page_cache_ra_unbounded(mapping, index, min(nr, nr_file_pages - index), mark, demand_end=demand_end)
+
+
+def page_cache_ra_unbounded(mapping: AddressSpace, index: int, nr: int, mark: int, *, demand_end: int) -> None:
+    """Read nr pages from `index` on with single-page folios, around those that are cached.
+
+    Context: takes invalidate_lock shared.
+    """
+    limit = index + nr - 1
+    mapping.lock_shared()
+    try:
+        while index <= limit:
+            batch = mapping.new_batch(index)
+            result = batch.extend(limit, 0, mark, demand_end)
+            index = batch.next_index
+            read_pages(mapping, batch, demand_end)
+            if result == _ENOMEM:
+                return
+            if result == _EEXIST:
+                index += 1
+    finally:
+        mapping.unlock_shared()
+
+
+def read_pages(mapping: AddressSpace, batch, demand_end: int) -> None:
+    """Fill a new batch by one request.
+
+    If the request fails, pages that were asked for are asked for once more by themselves, so that a bad page nobody
+    asked for spoils nothing; those that were not leave the cache, and the error is only counted.
+    """
+    if len(batch) == 0:
+        return
+    start, end = batch.start, batch.next_index
+    try:
+        fill.read_run(mapping, batch)
+    except OSError as error:
+        mapping.segment.add_count("readahead_errors", 1)
+        if end <= demand_end:
+            batch.fail(error)
+            raise
+        batch.release()
+        if start < demand_end:
+            page_cache_ra_demanded(mapping, start, demand_end)
+    except BaseException:
+        batch.release()
+        raise
+
+
+def page_cache_ra_demanded(mapping: AddressSpace, start: int, demand_end: int) -> None:
+    """Read pages start..demand_end - 1 after the window around them failed. Context: invalidate_lock held shared."""
+    batch = mapping.new_batch(start)
+    limit = min(demand_end, -(-mapping.size >> PAGE_SHIFT)) - 1
+    batch.extend(limit, 0, -1, demand_end)
+    read_pages(mapping, batch, batch.next_index)

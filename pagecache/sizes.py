@@ -1,0 +1,78 @@
+"""Sizes as people write them: bytes, "512MiB", "25%" of what this process may use."""
+
+import os
+import re
+from pathlib import Path
+
+_UNITS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*|%)\s*\Z")
+
+
+def memory_limit() -> int:
+    """Return the bytes of memory this process may use: the machine's, or less if a control group says so."""
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _cgroup_limit_files():
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            limit = min(limit, int(text))
+    return limit
+
+
+def _cgroup_limit_files() -> list[Path]:
+    """Return the files that may hold a limit: of this process's group and of every group above it."""
+    root = Path("/sys/fs/cgroup")
+    files = [root / "memory.max", root / "memory/memory.limit_in_bytes"]
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return files
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        parts = [part for part in group.split("/") if part not in ("", "..")]
+        for depth in range(1, len(parts) + 1):
+            if not controllers:
+                files.append(root.joinpath(*parts[:depth]) / "memory.max")
+            elif "memory" in controllers.split(","):
+                files.append((root / "memory").joinpath(*parts[:depth]) / "memory.limit_in_bytes")
+    return files
+
+
+def parse_size(size: int | str) -> int:
+    """Return a size in bytes.
+
+    size: bytes as an int, or text: "1073741824", "512MiB", "1GB", "25%" (of `memory_limit`).
+    Raises TypeError and ValueError, which name what was given.
+    """
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise TypeError(f"size must be an int (bytes) or text such as '512MiB' or '25%', not {size!r}")
+    if isinstance(size, int):
+        return size
+    match = _PATTERN.match(size)
+    if match is None:
+        raise ValueError(f"cannot read the size {size!r}: use bytes, '512MiB', '1GB' or '25%'")
+    number, unit = float(match[1]), match[2].lower()
+    if unit == "%":
+        if number > 100:
+            raise ValueError(f"cannot use {size!r}: more than all memory")
+        return int(memory_limit() * number / 100)
+    if unit not in _UNITS:
+        raise ValueError(f"unknown unit {match[2]!r} in the size {size!r}: use B, KB, MB, GB, KiB, MiB, GiB or %")
+    return int(number * _UNITS[unit])
+
+
+def format_size(nbytes: int) -> str:
+    """Return a size as text with a binary unit, such as '1.5 GiB'."""
+    value = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

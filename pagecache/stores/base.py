@@ -1,0 +1,59 @@
+"""What a backing store has to be, and the hints it may give."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class BackingStore(Protocol):
+    """Anything that reads a range of one object.
+
+    A writable store adds `writev`, `truncate` and `sync`, and may add `punch_hole`.  Hints are optional attributes; see
+    `StoreHints` for their names and defaults.
+    """
+
+    key: str
+
+    def size(self) -> int:
+        """Return the size of the object (bytes)."""
+        ...
+
+    def validator(self) -> str | None:
+        """Return what changes whenever the bytes do (etag, time and size, generation), or None if nothing is known."""
+        ...
+
+    def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill the buffers in order with the bytes at `offset`; return how many: fewer only at the end of the object.
+
+        The buffers may not be kept: their memory is the cache's.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the store holds; it is not used afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoreHints:
+    """What a store says about itself, with the defaults for those that say nothing.
+
+    preferred_request, max_request: bytes of one read. parallel_requests: reads that may run at once.
+    latency: "local" (microseconds) or "remote" (milliseconds).
+    """
+
+    preferred_request: int = 128 * 1024
+    max_request: int = 8 * 1024 * 1024
+    parallel_requests: int = 8
+    latency: str = "local"
+
+
+def hints_of(store: Any) -> StoreHints:
+    """Return a store's hints, checked."""
+    defaults = StoreHints()
+    values = {name: getattr(store, name, getattr(defaults, name)) for name in StoreHints.__dataclass_fields__}
+    for name in ("preferred_request", "max_request", "parallel_requests"):
+        if not isinstance(values[name], int) or values[name] < 1:
+            raise ValueError(f"{name} of store {store.key!r} must be a positive int, not {values[name]!r}")
+    return StoreHints(**values)

@@ -1,0 +1,81 @@
+"""A store in memory: an object that never was in a file, and the simplest writable store."""
+
+import threading
+from collections.abc import Sequence
+
+
+class MemoryStore:
+    """The bytes of one object, held in memory.
+
+    data: initial contents (copied). key: identity; stores with one key are taken for one object.
+    """
+
+    def __init__(self, data: bytes | bytearray | memoryview = b"", *, key: str | None = None):
+        self._data = bytearray(data)
+        self._version = 0
+        self._lock = threading.Lock()
+        self.key = key if key is not None else f"memory:{id(self):x}"
+
+    def size(self) -> int:
+        """Return the size (bytes)."""
+        return len(self._data)
+
+    def validator(self) -> str:
+        """Return the number of changes made directly through `replace`: the cache's own writes do not count."""
+        return str(self._version)
+
+    def replace(self, data: bytes | bytearray | memoryview) -> None:
+        """Put other contents in place of the present ones, as somebody else would: the cache finds the object changed."""
+        with self._lock:
+            self._data = bytearray(data)
+            self._version += 1
+
+    def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill the buffers from `offset`; return the bytes filled, fewer only at the end."""
+        done = 0
+        with self._lock:
+            for buffer in buffers:
+                piece = memoryview(self._data)[offset + done : offset + done + len(buffer)]
+                buffer[: len(piece)] = piece
+                done += len(piece)
+                if len(piece) < len(buffer):
+                    break
+        return done
+
+    def writev(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Write the buffers at `offset`, growing the object as needed; return the bytes written."""
+        done = 0
+        with self._lock:
+            for buffer in buffers:
+                at = offset + done
+                if at > len(self._data):
+                    self._data.extend(bytes(at - len(self._data)))
+                self._data[at : at + len(buffer)] = buffer
+                done += len(buffer)
+        return done
+
+    def truncate(self, size: int) -> None:
+        """Cut the object to `size` bytes, or extend it with zeros."""
+        with self._lock:
+            if size < len(self._data):
+                del self._data[size:]
+            else:
+                self._data.extend(bytes(size - len(self._data)))
+
+    def punch_hole(self, offset: int, length: int) -> None:
+        """Zero a range; the size stays."""
+        with self._lock:
+            end = min(offset + length, len(self._data))
+            if end > offset:
+                self._data[offset:end] = bytes(end - offset)
+
+    def sync(self, datasync: bool = False) -> None:
+        """Do nothing: memory is as durable as it gets."""
+
+    def close(self) -> None:
+        """Do nothing: the contents live as long as the store."""
+
+    def tobytes(self) -> bytes:
+        """Return a copy of the contents."""
+        with self._lock:
+            return bytes(self._data)

@@ -1,0 +1,299 @@
+"""Truncation and invalidation: taking pages out of the cache (K4).
+
+`invalidate_lock` exclusive is held by whoever frees what is below the pages too, over both, so that nobody reads the old
+bytes back in between.  Reads of cached pages do not take it: they return old bytes, or stop at the new size.
+"""
+
+import errno
+
+from pagecache import _core
+from pagecache._core import AddressSpace, Folio
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+TO_THE_END = -1
+_LAST_PAGE = (1 << 52) - 1  # beyond every page of a file of 2**63 bytes
+
+
+# -- removing for good -------------------------------------------------------------------------------------------------------
+
+
+def truncate_inode_pages_range(mapping: AddressSpace, lstart: int, lend: int = TO_THE_END) -> None:
+    """Remove bytes lstart..lend (inclusive; -1: to the end) from the cache, dirty or not (K4.2).
+
+    Whole pages are removed; in pages that are cut the bytes are zeroed. On return no page of the range is cached, and
+    none was missed: whatever was added meanwhile was swept again.
+    Context: invalidate_lock exclusive, or nobody else may add pages; may sleep on folio locks and on write-back.
+    """
+    if mapping.empty:
+        return
+    start = -(-lstart >> PAGE_SHIFT)
+    end = (lend + 1) >> PAGE_SHIFT if lend != TO_THE_END else _LAST_PAGE
+    _truncate_unlocked(mapping, start, end)
+    start, end = _truncate_edges(mapping, lstart, lend, start, end)
+    _truncate_blocking(mapping, start, end)
+
+
+def truncate_inode_pages(mapping: AddressSpace, lstart: int) -> None:
+    """Remove everything from byte lstart on."""
+    truncate_inode_pages_range(mapping, lstart)
+
+
+def _truncate_unlocked(mapping: AddressSpace, start: int, end: int) -> None:
+    """First pass: whatever is neither locked nor under write-back, without waiting."""
+    index: int | None = start
+    while index is not None and index < end:
+        index = _core.truncate_unlocked(mapping, index, end)
+
+
+def _truncate_edges(mapping: AddressSpace, lstart: int, lend: int, start: int, end: int) -> tuple[int, int]:
+    """Cut the folios that lie over the edges. Returns the pages that are left to remove."""
+    last_byte = lend if lend != TO_THE_END else (_LAST_PAGE << PAGE_SHIFT) - 1
+    first_edge, last_edge = lstart >> PAGE_SHIFT, last_byte >> PAGE_SHIFT
+    folio = _lock_cached(mapping, first_edge)
+    same = False
+    if folio is not None:
+        after = folio.index + folio.nr_pages
+        same = last_edge < after
+        if not truncate_inode_partial_folio(mapping, folio, lstart, last_byte):
+            start = after
+            if same:
+                end = first_edge
+        folio.unlock()
+        folio.put()
+    if not same and lend != TO_THE_END:
+        folio = _lock_cached(mapping, last_edge)
+        if folio is not None:
+            first = folio.index
+            if not truncate_inode_partial_folio(mapping, folio, lstart, last_byte):
+                end = first
+            folio.unlock()
+            folio.put()
+    return start, end
+
+
+def _lock_cached(mapping: AddressSpace, index: int) -> Folio | None:
+    """Return the folio of a page, locked, or None."""
+    while True:
+        folio = mapping.get_folio(index)
+        if folio is None:
+            return None
+        folio.lock()
+        if folio.is_page_of(mapping, index):
+            return folio
+        folio.unlock()
+        folio.put()
+
+
+def truncate_inode_partial_folio(mapping: AddressSpace, folio: Folio, lstart: int, lend: int) -> bool:
+    """Cut bytes lstart..lend (inclusive) out of a locked folio: zeroes them, or removes the folio if it is covered.
+
+    A large folio is split at the cut. Returns False if it was dirty and could not be split: then it is kept, zeroed.
+    """
+    folio.wait_writeback()
+    first, length = folio.index << PAGE_SHIFT, folio.nr_pages << PAGE_SHIFT
+    begin = max(lstart - first, 0)
+    end = min(lend + 1 - first, length)
+    if begin == 0 and end == length:
+        truncate_folio(mapping, folio)
+        return True
+    if _is_seen_elsewhere(folio):
+        return _cut_seen_folio(mapping, folio, begin, end)
+    folio.zero(begin, end - begin)
+    if folio.nr_pages == 1:
+        return True
+    if _split_at_cuts(mapping, folio, first, begin, end, length):
+        return True
+    if folio.dirty:
+        return False
+    truncate_folio(mapping, folio)
+    return True
+
+
+def _split_at_cuts(mapping: AddressSpace, folio: Folio, first: int, begin: int, end: int, length: int) -> bool:
+    if not folio.split((first + begin) >> PAGE_SHIFT):
+        return False
+    if end < length:
+        tail = _trylock_cached(mapping, (first + end) >> PAGE_SHIFT)
+        if tail is not None:
+            tail.split((first + end) >> PAGE_SHIFT)
+            tail.unlock()
+            tail.put()
+    return True
+
+
+def _trylock_cached(mapping: AddressSpace, index: int) -> Folio | None:
+    folio = mapping.get_folio(index)
+    if folio is not None and folio.trylock():
+        if folio.is_page_of(mapping, index):
+            return folio
+        folio.unlock()
+    return None
+
+
+def _is_seen_elsewhere(folio: Folio) -> bool:
+    """Whether a view shows the folio: what a view shows never changes."""
+    return folio.nr_pins > 0
+
+
+def _cut_seen_folio(mapping: AddressSpace, folio: Folio, begin: int, end: int) -> bool:
+    """Cut a folio that views show: it leaves the cache as it is; a dirty one is replaced by a cut copy."""
+    if folio.dirty:
+        copy = _core.copy_folio(mapping, folio)
+        if copy is None:
+            folio.zero(begin, end - begin)
+            return False
+        copy.zero(begin, end - begin)
+        mapping.replace_folio(folio, copy)
+        copy.unlock()
+        return True
+    truncate_folio(mapping, folio)
+    return True
+
+
+def truncate_folio(mapping: AddressSpace, folio: Folio) -> None:
+    """Remove a locked folio of the mapping: unmaps it, forgets that it is dirty."""
+    if folio.mapping_number == mapping.number:
+        unmap_mapping_pages(mapping, folio.index, folio.nr_pages)
+        mapping.remove_folio(folio)
+
+
+def _truncate_blocking(mapping: AddressSpace, start: int, end: int) -> None:
+    """Second pass: waits for every folio that is left, and starts over until a sweep finds none."""
+    clean = False
+    while not clean:
+        clean = True
+        index: int | None = start
+        while index is not None and index < end:
+            folios, index = _core.find_folios(mapping, index, end)
+            for folio in folios:
+                if folio.index < start or folio.index + folio.nr_pages > end:
+                    continue
+                clean = False
+                folio.lock()
+                try:
+                    folio.wait_writeback()
+                    truncate_folio(mapping, folio)
+                finally:
+                    folio.unlock()
+
+
+def truncate_setsize(mapping: AddressSpace, size: int) -> None:
+    """Set i_size, then remove what is behind it (K4.1): readers see the new size before a page goes.
+
+    Context: invalidate_lock exclusive, taken by the caller before and held until the store was cut too.
+    """
+    old_size = mapping.size
+    if size > old_size:
+        _zero_old_tail(mapping, old_size)
+    mapping.size = size
+    truncate_pagecache(mapping, size)
+
+
+def _zero_old_tail(mapping: AddressSpace, old_size: int) -> None:
+    """Zero what lies behind the end of the file in its last page, before it becomes part of the file."""
+    offset = old_size & (PAGE_SIZE - 1)
+    folio = _lock_cached(mapping, old_size >> PAGE_SHIFT) if offset else None
+    if folio is not None:
+        if folio.uptodate:
+            begin = old_size - (folio.index << PAGE_SHIFT)
+            folio.zero(begin, (folio.nr_pages << PAGE_SHIFT) - begin)
+        folio.unlock()
+        folio.put()
+
+
+def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
+    """Remove what is behind the new size: unmap, truncate, and unmap again what was copied on write in between."""
+    hole = -(-size >> PAGE_SHIFT)
+    unmap_mapping_pages(mapping, hole, 0, even_cows=True)
+    truncate_inode_pages(mapping, size)
+    unmap_mapping_pages(mapping, hole, 0, even_cows=True)
+
+
+def truncate_pagecache_range(mapping: AddressSpace, lstart: int, lend: int) -> None:
+    """Remove bytes lstart..lend (inclusive) for a hole punch (K4.3): private copies survive.
+
+    Context: invalidate_lock exclusive, held over this and the freeing of what is below.
+    """
+    first = -(-lstart >> PAGE_SHIFT)
+    after = (lend + 1) >> PAGE_SHIFT
+    if after > first:
+        unmap_mapping_pages(mapping, first, after - first)
+    truncate_inode_pages_range(mapping, lstart, lend)
+
+
+# -- invalidation ------------------------------------------------------------------------------------------------------------
+
+
+def invalidate_mapping_pages(mapping: AddressSpace, start: int, end: int) -> int:
+    """Remove clean, unused pages start..end (inclusive) without waiting (K4.4); what is left leaves next.
+
+    Returns the pages removed.
+    """
+    removed = 0
+    index: int | None = start
+    while index is not None and index <= end:
+        index, gone, _ = _core.invalidate_unlocked(mapping, index, end + 1)
+        removed += gone
+    return removed
+
+
+def invalidate_inode_pages2_range(mapping: AddressSpace, start: int, end: int, launder=None) -> None:
+    """Remove pages start..end (inclusive), waiting for locks and write-back (K4.5); large folios go whole.
+
+    launder: called with each dirty, locked folio, may write it and make it clean. Dirty pages stay: after the others
+    were removed, OSError with EBUSY is raised. Shadows go too.
+    """
+    error: OSError | None = None
+    index: int | None = start
+    while index is not None and index <= end:
+        folios, index = _core.find_folios(mapping, index, end + 1)
+        for folio in folios:
+            try:
+                _invalidate_folio2(mapping, folio, launder)
+            except OSError as failed:
+                error = failed
+    if error is not None:
+        raise error
+
+
+def _invalidate_folio2(mapping: AddressSpace, folio: Folio, launder) -> None:
+    folio.lock()
+    try:
+        if folio.mapping_number != mapping.number:
+            return
+        folio.wait_writeback()
+        unmap_mapping_pages(mapping, folio.index, folio.nr_pages)
+        if folio.dirty and launder is not None:
+            launder(folio)
+        if folio.mapping_number != mapping.number or not mapping.remove_unless_dirty(folio):
+            raise OSError(
+                errno.EBUSY,
+                f"page {folio.index} of {mapping.name} is dirty and cannot be invalidated: fsync first",
+            )
+    finally:
+        folio.unlock()
+
+
+# -- unmapping ---------------------------------------------------------------------------------------------------------------
+
+
+def unmap_mapping_pages(mapping: AddressSpace, start: int, nr: int, *, even_cows: bool = False) -> None:
+    """Unmap pages start..start + nr - 1 (nr 0: all behind) of the object from every map of it.
+
+    even_cows: private copies too, as truncation must.
+    """
+    end = start + nr if nr else _LAST_PAGE
+    for memory_area in tuple(mapping.maps or ()):
+        memory_area.unmap_object_pages(start, end, even_cows)
+
+
+def unmap_mapping_range(mapping: AddressSpace, holebegin: int, holelen: int, even_cows: bool) -> None:
+    """The same for bytes: pages that lie wholly in the hole, all behind holebegin if holelen is 0."""
+    start = -(-holebegin >> PAGE_SHIFT)
+    if holelen == 0:
+        unmap_mapping_pages(mapping, start, 0, even_cows=even_cows)
+        return
+    end = (holebegin + holelen) >> PAGE_SHIFT
+    if end > start:
+        unmap_mapping_pages(mapping, start, end - start, even_cows=even_cows)
