@@ -105,9 +105,6 @@ cdef inline uint64_t read_chunk(Segment* seg, uint32_t number, uint64_t pos, uin
     if nbytes > (<uint64_t>PAGE_SIZE << order) - offset:
         nbytes = (<uint64_t>PAGE_SIZE << order) - offset
     folio = &seg.folios[frame]
-    prefetch_read(&folio.state)
-    if nbytes <= COPY_PAGE_MAX:
-        prefetch_range(source, nbytes)
     seq = load_acquire_u32(&folio.seq)
     state = load_acquire_u32(&folio.state)
     if seq & 1 or not folio_readable(state, order) or folio_mapping(folio) != number or folio_index(folio) != first:
@@ -173,6 +170,20 @@ cdef inline uint64_t read_cached(Segment* seg, uint32_t number, uint64_t pos, ui
         done += got
         last_index = (pos + done - 1) >> PAGE_SHIFT
     return done
+
+
+cdef inline void prefetch_cached(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes) noexcept nogil:
+    """Asks for the cache lines a short read will need, so that they travel while the result is allocated."""
+    cdef uint64_t index = pos >> PAGE_SHIFT
+    cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
+    cdef uint64_t offset
+    if not xa_is_pointer(entry):
+        return
+    offset = pos & ((<uint64_t>PAGE_SIZE << entry_order(entry)) - 1)
+    prefetch_read(&seg.folios[entry_frame(entry)].state)
+    if nbytes > (<uint64_t>PAGE_SIZE << entry_order(entry)) - offset:
+        nbytes = (<uint64_t>PAGE_SIZE << entry_order(entry)) - offset
+    prefetch_range(frame_address(seg, entry_frame(entry)) + offset, nbytes)
 
 
 cdef inline bint worth_another_try(Segment* seg, uint32_t number, uint64_t index) noexcept nogil:

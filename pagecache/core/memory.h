@@ -79,38 +79,40 @@ static inline void memory_advise_nodump(void *base, size_t bytes) {
 /* Copies up to two pages out of a frame. glibc's memcpy turns to `rep movsb` here, which is slow when the destination
  * is not 64-byte aligned (the payload of a bytes object rarely is) and when both addresses agree in their low twelve
  * bits; vectors in descending order have neither problem. */
-static inline void copy_page(char *target, const char *source, size_t nbytes) {
 #if defined(__x86_64__)
-    if (nbytes < 64) { memcpy(target, source, nbytes); return; }
+static int pc_have_avx2 = -1;
+
+__attribute__((target("avx2")))
+static void copy_page_avx2(char *target, const char *source, size_t nbytes) {
     size_t at = nbytes;
     while (at >= 64) {
         at -= 64;
-        __m128i a = _mm_loadu_si128((const __m128i *)(source + at));
-        __m128i b = _mm_loadu_si128((const __m128i *)(source + at + 16));
-        __m128i c = _mm_loadu_si128((const __m128i *)(source + at + 32));
-        __m128i d = _mm_loadu_si128((const __m128i *)(source + at + 48));
-        _mm_storeu_si128((__m128i *)(target + at + 48), d);
-        _mm_storeu_si128((__m128i *)(target + at + 32), c);
-        _mm_storeu_si128((__m128i *)(target + at + 16), b);
-        _mm_storeu_si128((__m128i *)(target + at), a);
+        __m256i low = _mm256_loadu_si256((const __m256i *)(source + at));
+        __m256i high = _mm256_loadu_si256((const __m256i *)(source + at + 32));
+        _mm256_storeu_si256((__m256i *)(target + at + 32), high);
+        _mm256_storeu_si256((__m256i *)(target + at), low);
     }
-    if (at) {   /* the first `at` bytes: one overlapping block */
-        __m128i a = _mm_loadu_si128((const __m128i *)source);
-        __m128i b = _mm_loadu_si128((const __m128i *)(source + 16));
-        __m128i c = _mm_loadu_si128((const __m128i *)(source + 32));
-        __m128i d = _mm_loadu_si128((const __m128i *)(source + 48));
-        _mm_storeu_si128((__m128i *)target, a);
-        _mm_storeu_si128((__m128i *)(target + 16), b);
-        _mm_storeu_si128((__m128i *)(target + 32), c);
-        _mm_storeu_si128((__m128i *)(target + 48), d);
+    if (at) {   /* the first `at` bytes, by a block that overlaps what was copied */
+        __m256i low = _mm256_loadu_si256((const __m256i *)source);
+        __m256i high = _mm256_loadu_si256((const __m256i *)(source + 32));
+        _mm256_storeu_si256((__m256i *)target, low);
+        _mm256_storeu_si256((__m256i *)(target + 32), high);
     }
-#else
-    memcpy(target, source, nbytes);
+}
 #endif
+
+static inline void copy_page(char *target, const char *source, size_t nbytes) {
+#if defined(__x86_64__)
+    if (__builtin_expect(pc_have_avx2 < 0, 0)) pc_have_avx2 = __builtin_cpu_supports("avx2") != 0;
+    if (nbytes >= 64 && pc_have_avx2) { copy_page_avx2(target, source, nbytes); return; }
+#endif
+    memcpy(target, source, nbytes);
 }
 
-/* Asks for every cache line of [address, address + nbytes). */
+/* Asks for every cache line of [address, address + nbytes), in the order in which copy_page wants them. */
 static inline void prefetch_range(const char *address, size_t nbytes) {
-    for (size_t at = 0; at < nbytes; at += 64) __builtin_prefetch(address + at, 0, 3);
+    const char *line = (const char *)(((uintptr_t)address + nbytes - 1) & ~(uintptr_t)63);
+    for (; line > address; line -= 64) __builtin_prefetch(line, 0, 3);
+    __builtin_prefetch(address, 0, 3);
 }
 #endif

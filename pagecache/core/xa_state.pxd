@@ -396,11 +396,12 @@ cdef inline bint xas_get_mark(XaState* xas, uint32_t mark) noexcept nogil:
 
 cdef inline void xas_set_mark(XaState* xas, uint32_t mark) noexcept nogil:
     """Marks the current entry (walk first), and its parents up to the first that is marked already."""
-    cdef uint32_t number = xas.node
-    cdef uint32_t offset = xas.offset
+    cdef uint32_t number, offset
     cdef XaNode* node
     if not xas_at_entry(xas):
         return
+    number = xas.node
+    offset = xas.offset
     while number != NIL:
         node = &xas.pool.nodes[number]
         if (node.marks[mark] >> offset) & 1:

@@ -90,6 +90,8 @@ cdef class FileCore:
             return self.read_end(nbytes, pos)
         if nbytes > size - pos:
             nbytes = size - pos
+        if nbytes <= COPY_PAGE_MAX:
+            prefetch_cached(self.seg, self.number, pos, nbytes)
         result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>nbytes)
         done = self.copy_cached(PyBytes_AS_STRING(result), nbytes, pos)
         if done == nbytes:
@@ -154,6 +156,8 @@ cdef class FileCore:
                 return 0
             if nbytes > size - pos:
                 nbytes = size - pos
+            if nbytes <= COPY_PAGE_MAX:
+                prefetch_cached(self.seg, self.number, pos, nbytes)
             done = self.copy_cached(<char*>view.buf, nbytes, pos)
             if done < nbytes:
                 done = self.finish_slow(buffer, <char*>view.buf, nbytes, pos, done)

@@ -28,7 +28,8 @@ from pagecache.core.io cimport file_stamp, run_bytes, run_read_fd, run_vector, r
 from pagecache.core.lock cimport (WAIT_SLICE_NS, rwsem_read_slice, rwsem_try_read, rwsem_try_write, rwsem_unlock_read,
                                   rwsem_unlock_write, rwsem_write_begin, rwsem_write_end, rwsem_write_slice, spin_lock,
                                   spin_unlock)
-from pagecache.core.lookup cimport (filemap_get_entry, folio_is, folio_readable, folio_used, read_cached)
+from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_is, folio_readable, folio_used,
+                                    prefetch_cached, read_cached)
 from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)
 from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_frame, entry_order, filemap_remove_clean,
                                      filemap_remove_folio, filemap_replace_folio, mapping_add_folio, mapping_alloc,

@@ -2,6 +2,7 @@
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class XaCursor:
     """A position in an XArray: an index, an order and, after an operation, the place in the tree where it ended.
 
@@ -18,9 +19,9 @@ cdef class XaCursor:
     cdef CXaState _xas
     cdef uint64_t _version          # of the array, when the place was right
 
-    def __cinit__(self, XArray array not None, uint64_t index=0, order=0):
+    def __cinit__(self, XArray array not None, index=0, order=0):
         self._array = array
-        array._init_cursor(&self._xas, index, check_order(order, CURSOR_ORDER_MAX))
+        array._init_cursor(&self._xas, as_index(index), check_order(order, CURSOR_ORDER_MAX))
 
     cdef void _catch_up(self) noexcept:
         """Walks again if the array changed since the last walk; siblings stay resolved to their entry."""
@@ -62,16 +63,18 @@ cdef class XaCursor:
         """Slots of the node it is at that hold integers or their siblings; None if it is at no node."""
         return self._array._pool.nodes[self._xas.node].nr_values if xas_is_node(&self._xas) else None
 
-    def set(self, uint64_t index):
+    def set(self, index):
         """Move to `index`, with order 0."""
+        cdef uint64_t at = as_index(index)
         with cython.critical_section(self._array):
-            xas_set(&self._xas, index)
+            xas_set(&self._xas, at)
 
-    def set_order(self, uint64_t index, order):
+    def set_order(self, index, order):
         """Move to the aligned range of 2**order indices around `index`."""
+        cdef uint64_t at = as_index(index)
         cdef uint32_t k = check_order(order, CURSOR_ORDER_MAX)
         with cython.critical_section(self._array):
-            xas_set_order(&self._xas, index, k)
+            xas_set_order(&self._xas, at, k)
 
     def set_error(self, int errno):
         """Make all operations do nothing, as an error with this number does."""
@@ -193,18 +196,20 @@ cdef class XaCursor:
 
     # -- moving ------------------------------------------------------------------------------------------------------
 
-    def find(self, uint64_t max=INDEX_MAX):
+    def find(self, max=INDEX_MAX):
         """Go to the next entry up to `max`, beginning with the index itself, and return it; None: there is none."""
+        cdef uint64_t last = as_index(max)
         with cython.critical_section(self._array):
             self._catch_up()
-            return self._show(xas_find(&self._xas, max))
+            return self._show(xas_find(&self._xas, last))
 
-    def find_marked(self, mark, uint64_t max=INDEX_MAX):
+    def find_marked(self, mark, max=INDEX_MAX):
         """Go to the next entry up to `max` that carries the mark, beginning with the index itself, and return it."""
+        cdef uint64_t last = as_index(max)
         cdef uint32_t m = check_mark(mark)
         with cython.critical_section(self._array):
             self._catch_up()
-            return self._show(xas_find_marked(&self._xas, max, m))
+            return self._show(xas_find_marked(&self._xas, last, m))
 
     def find_conflict(self):
         """Go to the next entry that overlaps the range the cursor was set to, and return it."""

@@ -1,5 +1,6 @@
 """What the Python classes of the index share: entries as cursors show them, checked arguments, errors, invariants."""
 cimport cython
+from cpython.number cimport PyNumber_Index
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.errno cimport EBUSY, ENOMEM
 from libc.limits cimport UINT_MAX
@@ -80,6 +81,7 @@ cdef _InternalEntry SHOWN_NODE = _InternalEntry("NODE")
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class EntryTable:
     """The entries an array holds, and the objects they stand for.
 
@@ -169,6 +171,11 @@ cdef class EntryTable:
         for entry in entries:
             self.drop(entry)
         return 0
+
+
+cdef inline uint64_t as_index(value) except? 0xFFFFFFFFFFFFFFFE:
+    """Converts what is an integer (a float is none) in 0..2**64-1."""
+    return PyNumber_Index(value)
 
 
 cdef inline uint32_t check_order(order, uint32_t limit=ENTRY_ORDER_MAX) except? 0xFFFFFFFF:

@@ -9,6 +9,7 @@ cdef class XaCursor
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class XArray:
     """A sparse array of objects: indices 0..2**64-1, three marks per entry, entries that cover 2**order indices.
 
@@ -96,15 +97,15 @@ cdef class XArray:
 
     # -- one entry ---------------------------------------------------------------------------------------------------
 
-    def load(self, uint64_t index):
+    def load(self, index):
         """Return what is stored at `index`, or None.
 
         Context: takes no lock.
         """
         with cython.critical_section(self):
-            return self._table.value_of(self._load(index))
+            return self._table.value_of(self._load(as_index(index)))
 
-    def store(self, uint64_t index, value, order=0):
+    def store(self, index, value, order=0):
         """Store `value` over the 2**order indices around `index` (aligned); None erases.
 
         Smaller entries in the range are replaced, marks of theirs become marks of the new one. A larger entry that
@@ -115,14 +116,15 @@ cdef class XArray:
         Context: takes the array's lock.
         """
         cdef CXaState xas
+        cdef uint64_t at = as_index(index)
         cdef uint32_t k = check_order(order)
         with cython.critical_section(self):
-            before = self._table.value_of(self._load(index)) if k != 0 else None
-            self._init_cursor(&xas, index, k)
+            before = self._table.value_of(self._load(at)) if k != 0 else None
+            self._init_cursor(&xas, at, k)
             old = self._store_at(&xas, self._table.entry_of(value), False)
             return before if k != 0 else old
 
-    def erase(self, uint64_t index):
+    def erase(self, index):
         """Erase the entry that covers `index`, over its whole range.
 
         Returns: what it was, or None.
@@ -130,7 +132,7 @@ cdef class XArray:
         """
         return self.store(index, None)
 
-    def cmpxchg(self, uint64_t index, old, new):
+    def cmpxchg(self, index, old, new):
         """Store `new` (None: erase) at `index` if it holds `old`: the same object or an equal value, None for nothing.
 
         `XArray.RESERVED` as `old` stands for a reserved slot, which None does not match; as `new` it reserves.
@@ -140,26 +142,28 @@ cdef class XArray:
         Context: takes the array's lock.
         """
         cdef CXaState xas
+        cdef uint64_t at = as_index(index)
         cdef xa_entry current
         with cython.critical_section(self):
-            current = self._load(index)
+            current = self._load(at)
             value = self._table.raw_value_of(current)
             if value is old or (xa_is_value(current) and type(old) is int and value == old):
-                self._init_cursor(&xas, index, 0)
+                self._init_cursor(&xas, at, 0)
                 self._store_at(&xas, XA_ZERO_ENTRY if new is SHOWN_RESERVED else self._table.entry_of(new), False)
             return None if value is SHOWN_RESERVED else value
 
-    def insert(self, uint64_t index, value):
+    def insert(self, index, value):
         """Store `value` at an empty `index`; None reserves it.
 
         Raises: OSError(EBUSY) if the index is covered by an entry or reserved; OSError(ENOMEM).
         Context: takes the array's lock.
         """
         cdef CXaState xas
+        cdef uint64_t at = as_index(index)
         with cython.critical_section(self):
-            if self._load(index) != 0:
-                raise index_error(-EBUSY, index)
-            self._init_cursor(&xas, index, 0)
+            if self._load(at) != 0:
+                raise index_error(-EBUSY, at)
+            self._init_cursor(&xas, at, 0)
             self._store_at(&xas, XA_ZERO_ENTRY if value is None else self._table.entry_of(value), False)
 
     cdef int _exchange(self, uint64_t index, xa_entry old, xa_entry new) except -1:
@@ -172,7 +176,7 @@ cdef class XArray:
             spin_unlock(&self._xa.lock)
             return self._finish(&xas, index, new)
 
-    def reserve(self, uint64_t index):
+    def reserve(self, index):
         """Make sure that a later store at `index` needs no memory. The index still reads as empty.
 
         Nothing happens if there is an entry, or a reservation, already.
@@ -180,24 +184,25 @@ cdef class XArray:
         Raises: OSError(ENOMEM).
         Context: takes the array's lock.
         """
-        self._exchange(index, 0, XA_ZERO_ENTRY)
+        self._exchange(as_index(index), 0, XA_ZERO_ENTRY)
 
-    def release(self, uint64_t index):
+    def release(self, index):
         """Give up a reservation that has not been used; anything else at `index` stays.
 
         Context: takes the array's lock.
         """
-        self._exchange(index, XA_ZERO_ENTRY, 0)
+        self._exchange(as_index(index), XA_ZERO_ENTRY, 0)
 
-    def get_order(self, uint64_t index):
+    def get_order(self, index):
         """Return the order of the entry that covers `index`, 0 if there is none.
 
         Context: takes the array's lock.
         """
+        cdef uint64_t at = as_index(index)
         cdef uint32_t order
         with cython.critical_section(self):
             spin_lock(&self._xa.lock)
-            order = xa_get_order(&self._xa, &self._pool, index)
+            order = xa_get_order(&self._xa, &self._pool, at)
             spin_unlock(&self._xa.lock)
         return order
 
@@ -216,26 +221,26 @@ cdef class XArray:
             spin_unlock(&self._xa.lock)
         return marked
 
-    def set_mark(self, uint64_t index, mark):
+    def set_mark(self, index, mark):
         """Set mark 0, 1 or 2 of the entry that covers `index`; no entry, no effect.
 
         Context: takes the array's lock.
         """
-        self._at_mark(index, check_mark(mark), 1)
+        self._at_mark(as_index(index), check_mark(mark), 1)
 
-    def clear_mark(self, uint64_t index, mark):
+    def clear_mark(self, index, mark):
         """Clear mark 0, 1 or 2 of the entry that covers `index`.
 
         Context: takes the array's lock.
         """
-        self._at_mark(index, check_mark(mark), -1)
+        self._at_mark(as_index(index), check_mark(mark), -1)
 
-    def get_mark(self, uint64_t index, mark):
+    def get_mark(self, index, mark):
         """Return whether the entry that covers `index` carries mark 0, 1 or 2.
 
         Context: takes the array's lock.
         """
-        return bool(self._at_mark(index, check_mark(mark), 0))
+        return bool(self._at_mark(as_index(index), check_mark(mark), 0))
 
     def marked(self, mark):
         """Return whether any entry carries mark 0, 1 or 2.
@@ -259,21 +264,21 @@ cdef class XArray:
             spin_unlock(&self._xa.lock)
             return (at, self._table.value_of(entry)) if entry != 0 else None
 
-    def find(self, uint64_t index=0, uint64_t max=INDEX_MAX, mark=None):
+    def find(self, index=0, max=INDEX_MAX, mark=None):
         """Return (index, value) of the first entry that covers an index in index..max, or None.
 
         With `mark`, of the first that carries it. An entry that covers `index` is given as at `index`.
 
         Context: takes the array's lock.
         """
-        return self._search(index, max, mark, False)
+        return self._search(as_index(index), as_index(max), mark, False)
 
-    def find_after(self, uint64_t index, uint64_t max=INDEX_MAX, mark=None):
+    def find_after(self, index, max=INDEX_MAX, mark=None):
         """Return (index, value) of the first entry behind the one at `index`, up to max, or None.
 
         Context: takes the array's lock.
         """
-        return self._search(index, max, mark, True)
+        return self._search(as_index(index), as_index(max), mark, True)
 
     def items(self, start=0, stop=None, mark=None):
         """Return an iterator of (index, value) over the entries (that carry `mark`) in start..stop-1, ascending.
@@ -285,7 +290,7 @@ cdef class XArray:
         """
         if stop is not None and stop <= start:
             return iter(())
-        return self._iterate(start, INDEX_MAX if stop is None else stop - 1, mark)
+        return self._iterate(as_index(start), INDEX_MAX if stop is None else as_index(stop - 1), mark)
 
     def _iterate(self, uint64_t start, uint64_t last, mark):
         found = self._search(start, last, mark, False)
@@ -321,7 +326,7 @@ cdef class XArray:
 
     # -- many entries ------------------------------------------------------------------------------------------------
 
-    def store_range(self, uint64_t first, uint64_t last, value):
+    def store_range(self, first, last, value):
         """Store `value` at all indices first..last, as aligned entries of the largest orders; None erases.
 
         An entry that the range only touches is replaced as a whole.
@@ -331,20 +336,21 @@ cdef class XArray:
         """
         cdef CXaState xas
         cdef xa_entry entry
-        if last < first:
+        cdef uint64_t at = as_index(first), end = as_index(last)
+        if end < at:
             raise ValueError(f"the range {first}..{last} is empty")
         with cython.critical_section(self):
             entry = self._table.entry_of(value)
-            gone = self._entries_in(first, last)
-            self._init_cursor(&xas, first, 0)
+            gone = self._entries_in(at, end)
+            self._init_cursor(&xas, at, 0)
             spin_lock(&self._xa.lock)
-            xas_store_range(&xas, first, last, entry)
+            xas_store_range(&xas, at, end, entry)
             spin_unlock(&self._xa.lock)
-            self._finish(&xas, first, entry)
-            self._table.hold(entry, len(self._entries_in(first, last)))
+            self._finish(&xas, at, entry)
+            self._table.hold(entry, len(self._entries_in(at, end)))
             self._table.drop_all(gone)
 
-    def split(self, uint64_t index, order, values=None):
+    def split(self, index, order, values=None):
         """Split the entry that covers `index` into pieces of 2**order indices, which keep its value and marks.
 
         `values` gives each piece, in ascending order, a value of its own instead (None: erase it).
@@ -357,13 +363,13 @@ cdef class XArray:
         cdef CXaState xas
         cdef uint32_t k = check_order(order)
         cdef uint32_t old_order
-        cdef uint64_t first
+        cdef uint64_t at = as_index(index), first
         with cython.critical_section(self):
-            old_order = xa_get_order(&self._xa, &self._pool, index)
-            first = (index >> old_order) << old_order
+            old_order = xa_get_order(&self._xa, &self._pool, at)
+            first = (at >> old_order) << old_order
             if values is not None and old_order >= k and len(values) != 1 << (old_order - k):
                 raise ValueError(f"{1 << (old_order - k)} pieces need as many values, not {len(values)}")
-            self._init_cursor(&xas, index, k)
+            self._init_cursor(&xas, at, k)
             self._split_at(&xas, old_order, False)
             for i, value in enumerate(() if values is None else values):
                 self._init_cursor(&xas, first + (<uint64_t>i << k), k)
@@ -390,13 +396,13 @@ cdef class XArray:
         self._version += 1
         return 0
 
-    def extract(self, uint64_t start=0, uint64_t max=INDEX_MAX, mark=None, limit=None):
+    def extract(self, start=0, max=INDEX_MAX, mark=None, limit=None):
         """Return a list of the values of the entries (that carry `mark`) in start..max, at most `limit` of them.
 
         Context: takes the array's lock for each entry.
         """
         cdef list values = []
-        for _, value in self._iterate(start, max, mark):
+        for _, value in self._iterate(as_index(start), as_index(max), mark):
             if limit is not None and len(values) >= limit:
                 break
             values.append(value)
@@ -431,7 +437,7 @@ cdef class XArray:
         self._store_at(&xas, XA_ZERO_ENTRY if value is None else self._table.entry_of(value), False)
         return index
 
-    def alloc(self, value, uint64_t min=0, uint64_t max=UINT_MAX):
+    def alloc(self, value, min=0, max=UINT_MAX):
         """Store `value` at the lowest empty index in min..max and return the index; None reserves it.
 
         Takes time linear in the leaves (64 indices each) before the index found.
@@ -440,12 +446,12 @@ cdef class XArray:
         Context: takes the array's lock.
         """
         with cython.critical_section(self):
-            index = self._alloc(value, min, max)
+            index = self._alloc(value, as_index(min), as_index(max))
         if index is None:
             raise OSError(EBUSY, f"no index in {min}..{max} is empty")
         return index
 
-    def alloc_cyclic(self, value, uint64_t next, uint64_t min=0, uint64_t max=UINT_MAX):
+    def alloc_cyclic(self, value, next, min=0, max=UINT_MAX):
         """Store `value` at the first empty index at or after `next`, going on at `min` behind `max`; None reserves it.
 
         Returns: (index, next, wrapped): where to continue the next time, and whether the search wrapped.
@@ -453,17 +459,17 @@ cdef class XArray:
         Context: takes the array's lock.
         """
         with cython.critical_section(self):
-            index = self._alloc(value, next if next > min else min, max)
+            index = self._alloc(value, as_index(next if next > min else min), as_index(max))
             wrapped = index is None
             if wrapped:
-                index = self._alloc(value, min, max)
+                index = self._alloc(value, as_index(min), as_index(max))
         if index is None:
             raise OSError(EBUSY, f"no index in {min}..{max} is empty")
         return index, (index + 1 if index < max else min), wrapped
 
     # -- looking inside ----------------------------------------------------------------------------------------------
 
-    def cursor(self, uint64_t index=0, order=0):
+    def cursor(self, index=0, order=0):
         """Return a new XaCursor at `index`, for entries of 2**order indices."""
         return XaCursor(self, index, order)
 

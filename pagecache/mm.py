@@ -1,0 +1,1 @@
+"""Address spaces of a process: memory areas, faults, the mmap object."""
