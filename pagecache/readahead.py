@@ -141,29 +141,31 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
     limit = min(nr_file_pages - 1, start + size - 1)
     order = min(MAX_FOLIO_ORDER, ra.order, size.bit_length() - 1)
     ra.order = order
-    if order == 0:
-        do_page_cache_ra(mapping, start, size, ra.async_size, demand_end=demand_end)
-        return
-    mark = start + size - ra.async_size
+    async_size = ra.async_size
+    mark = start + size - async_size
+    index, result = start, 0
     mapping.lock_shared()
     try:
-        batch = mapping.new_batch(start)
-        result = batch.extend(limit, order, mark, demand_end)
-        done = batch.nr_pages
-        read_pages(mapping, batch, demand_end)
+        while index <= limit and result in (0, _ENOSPC):
+            batch = mapping.new_batch(index)
+            result = batch.extend(limit, order, mark, demand_end)
+            index = batch.next_index
+            read_pages(mapping, batch, demand_end)
     finally:
         mapping.unlock_shared()
-    if result != 0 and done < size:
-        do_page_cache_ra(mapping, start + done, size - done, ra.async_size, demand_end=demand_end)
+    if index <= limit:
+        do_page_cache_ra(mapping, index, start + size - index, async_size, demand_end=demand_end)
 
 
 def do_page_cache_ra(mapping: AddressSpace, index: int, nr: int, lookahead: int, *, demand_end: int) -> None:
-    """Read nr pages from `index` on that are not cached yet, clipped to the file; marks page nr - lookahead."""
+    """Read nr pages from `index` on that are not cached yet, clipped to the file; marks the page `lookahead` pages
+    before the end of what is left."""
     nr_file_pages = -(-mapping.size >> PAGE_SHIFT)
     if index >= nr_file_pages:
         return
+    nr = min(nr, nr_file_pages - index)
     mark = index + nr - lookahead if 0 < lookahead <= nr else -1
-    page_cache_ra_unbounded(mapping, index, min(nr, nr_file_pages - index), mark, demand_end=demand_end)
+    page_cache_ra_unbounded(mapping, index, nr, mark, demand_end=demand_end)
 
 
 def page_cache_ra_unbounded(mapping: AddressSpace, index: int, nr: int, mark: int, *, demand_end: int) -> None:
