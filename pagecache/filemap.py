@@ -190,11 +190,8 @@ def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
         batch = mapping.get_read_batch(index, last - 1)
         if pos >= mapping.size:
             return batch
-        if len(batch) == 0 and tries <= DIRECT_CREATE_TRIES:
-            page_cache_sync_ra(mapping, ra, index, last - index, random=file.is_random)
-            batch = mapping.get_read_batch(index, last - 1)
         if len(batch) == 0:
-            batch = filemap_create_folio(mapping, index)
+            batch = _read_missing(file, index, last, readahead=tries <= DIRECT_CREATE_TRIES)
             if batch is None:
                 continue
         if batch.last_readahead:
@@ -208,6 +205,26 @@ def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
             batch.release()
             if filemap_update_page(mapping, ra, folio):
                 return mapping.found(folio)
+
+
+def _read_missing(file, index: int, last: int, *, readahead: bool) -> FolioBatch | None:
+    """Read page `index`, and what else readahead decides up to page `last` or behind; None: look it up again.
+
+    Raises OSError; a failed read damps readahead of the open file to a quarter.
+    """
+    mapping, ra = file.mapping, file.ra
+    try:
+        if readahead:
+            page_cache_sync_ra(mapping, ra, index, last - index, random=file.is_random)
+            batch = mapping.get_read_batch(index, last - 1)
+            if len(batch) > 0:
+                return batch
+        return filemap_create_folio(mapping, index)
+    except fill.CacheFullError:
+        raise
+    except OSError:
+        ra.ra_pages //= QUARTER
+        raise
 
 
 def _start_next_window(mapping: AddressSpace, ra: FileRaState, batch: FolioBatch, last: int) -> None:
@@ -225,16 +242,13 @@ def filemap_create_folio(mapping: AddressSpace, index: int) -> FolioBatch | None
     Raises OSError and CacheFullError.
     """
     with fill.alloc_folio(mapping.segment) as folio:
-        mapping.lock_shared()
-        try:
+        with mapping.shared():
             result = mapping.add_folio(folio, index)
             if result == -errno.EEXIST:
                 return None
             if result != 0:
                 raise fill.cache_full(mapping.segment)
             fill.read_locked_folio(mapping, folio)
-        finally:
-            mapping.unlock_shared()
         return mapping.found(folio)
 
 
@@ -243,12 +257,9 @@ def filemap_update_page(mapping: AddressSpace, ra: FileRaState, folio: Folio) ->
 
     Raises OSError: of the read that was waited for, or of one's own.
     """
-    mapping.lock_shared()
-    try:
+    with mapping.shared():
         if folio.trylock():
             return _update_locked(mapping, ra, folio)
-    finally:
-        mapping.unlock_shared()
     fill.wait_for_folio(mapping, folio)
     return False
 

@@ -88,15 +88,12 @@ class Inode:
     def invalidate(self, offset: int = 0, length: int = 0) -> None:
         """Drop pages of a byte range; with no range take size and version anew. Raises OSError (EBUSY)."""
         mapping = self.mapping
-        mapping.lock_exclusive()
-        try:
+        with mapping.exclusive():
             last = (offset + length - 1) >> PAGE_SHIFT if length else LAST_PAGE
             truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, last)
             if offset == 0 and length == 0:
                 self._take_version()
                 mapping.size = size_of(self.store)
-        finally:
-            mapping.unlock_exclusive()
 
     def _take_version(self) -> None:
         """Take the store's present version for that of the cached bytes. Size and bytes are read afterwards."""
@@ -106,12 +103,8 @@ class Inode:
 
     def set_size(self, size: int) -> None:
         """Cut or extend the object, cache and store. Raises OSError; then the size is what the store says."""
-        mapping = self.mapping
-        mapping.lock_exclusive()
-        try:
+        with self.mapping.exclusive():
             self._set_size_locked(size)
-        finally:
-            mapping.unlock_exclusive()
 
     def _set_size_locked(self, size: int) -> None:
         mapping = self.mapping
@@ -157,16 +150,15 @@ class Inode:
 
     def close_retired(self) -> None:
         """Close stores that are not used any more, unless a read may still be in them: then it is tried again later."""
-        if not self._retired or not self.mapping.trylock_exclusive():
+        if not self._retired:
             return
-        try:
-            with self._lock:
-                if self.store is None:
-                    self.mapping.fd = -1
-                    self.mapping.host = None
-                retired = [store for store in self._retired if store is not self.store]
-                self._retired = []
-        finally:
-            self.mapping.unlock_exclusive()
+        with self.mapping.exclusive(wait=False) as held, self._lock:
+            if not held:
+                return
+            if self.store is None:
+                self.mapping.fd = -1
+                self.mapping.host = None
+            retired = [store for store in self._retired if store is not self.store]
+            self._retired = []
         for store in retired:
             store.close()

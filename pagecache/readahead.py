@@ -144,15 +144,12 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
     async_size = ra.async_size
     mark = start + size - async_size
     index, result = start, 0
-    mapping.lock_shared()
-    try:
+    with mapping.shared():
         while index <= limit and result in (0, _ENOSPC):
             batch = mapping.new_batch(index)
             result = batch.extend(limit, order, mark, demand_end)
             index = batch.next_index
             read_pages(mapping, batch, demand_end)
-    finally:
-        mapping.unlock_shared()
     if index <= limit:
         do_page_cache_ra(mapping, index, start + size - index, async_size, demand_end=demand_end)
 
@@ -174,8 +171,7 @@ def page_cache_ra_unbounded(mapping: AddressSpace, index: int, nr: int, mark: in
     Context: takes invalidate_lock shared.
     """
     limit = index + nr - 1
-    mapping.lock_shared()
-    try:
+    with mapping.shared():
         while index <= limit:
             batch = mapping.new_batch(index)
             result = batch.extend(limit, 0, mark, demand_end)
@@ -185,8 +181,6 @@ def page_cache_ra_unbounded(mapping: AddressSpace, index: int, nr: int, mark: in
                 return
             if result == _EEXIST:
                 index += 1
-    finally:
-        mapping.unlock_shared()
 
 
 def read_pages(mapping: AddressSpace, batch, demand_end: int) -> None:

@@ -11,6 +11,7 @@ import time
 from hypothesis import settings
 
 import pagecache
+from pagecache import readahead
 
 PAGE = 4096
 STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
@@ -163,6 +164,30 @@ class Crew:
             if isinstance(result, BaseException):
                 raise result
         return results
+
+
+class WindowLog:
+    """What readahead issues: windows as "start+size/async", plain reads as "start:size"."""
+
+    def __init__(self, monkeypatch):
+        self.issued = []
+        self._in_window = False
+        self._order, self._plain = readahead.page_cache_ra_order, readahead.do_page_cache_ra
+        monkeypatch.setattr(readahead, "page_cache_ra_order", self._log_window)
+        monkeypatch.setattr(readahead, "do_page_cache_ra", self._log_plain)
+
+    def _log_window(self, mapping, ra, **options):
+        self.issued.append(f"{ra.start}+{ra.size}/{ra.async_size}")
+        self._in_window = True
+        try:
+            self._order(mapping, ra, **options)
+        finally:
+            self._in_window = False
+
+    def _log_plain(self, mapping, index, nr, lookahead, **options):
+        if not self._in_window:
+            self.issued.append(f"{index}:{nr}")
+        self._plain(mapping, index, nr, lookahead, **options)
 
 
 def add_page(mapping, index, data=b"", order=0):
