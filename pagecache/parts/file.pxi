@@ -99,6 +99,21 @@ cdef class FileCore:
         done = self.finish_slow(result, PyBytes_AS_STRING(result), nbytes, pos, done)
         return result if done == nbytes else result[:done]
 
+    def pread_cached(self, nbytes, offset):
+        """As `pread`, but only if all of it is cached: else None. Never waits, never reads."""
+        cdef uint64_t wanted = to_count(nbytes)
+        cdef uint64_t pos = to_offset(offset)
+        cdef uint64_t size
+        cdef bytes result
+        self.ready()
+        size = load_acquire_u64(&self.m.size)
+        if pos >= size or wanted == 0:
+            return b"" if wanted == 0 else None
+        if wanted > size - pos:
+            wanted = size - pos
+        result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>wanted)
+        return result if self.copy_cached(PyBytes_AS_STRING(result), wanted, pos) == wanted else None
+
     cdef object read_end(self, uint64_t nbytes, uint64_t pos):
         """A read at or behind the end of the file: the store may have grown."""
         if nbytes == 0 or not self._grown(pos):

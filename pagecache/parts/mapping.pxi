@@ -50,7 +50,13 @@ cdef class AddressSpace:
         cdef xa_entry entry
         cdef CFolio* folio
         cdef CSegment* seg = self.seg
+        cdef uint32_t nr_inflight
         with nogil:
+            while True:
+                nr_inflight = load_acquire_u32(&self.m.nr_inflight)
+                if nr_inflight == 0:
+                    break
+                futex_wait(&self.m.nr_inflight, nr_inflight, WAIT_SLICE_NS)
             while True:
                 spin_lock(&self.m.pages.lock)
                 xas_init(&xas, &self.m.pages, &seg.pool, 0, 0)
@@ -90,6 +96,11 @@ cdef class AddressSpace:
     def empty(self):
         """Whether the index holds nothing, not even shadows."""
         return xa_empty(&self.m.pages)
+
+    @property
+    def nr_inflight(self):
+        """Background requests that have not ended: the descriptor is in use."""
+        return load_acquire_u32(&self.m.nr_inflight)
 
     # -- invalidate_lock -------------------------------------------------------------------------------------------------
 
@@ -178,6 +189,18 @@ cdef class AddressSpace:
                 return at
             at = (at & ~((<uint64_t>1 << entry_order(entry)) - 1)) + (<uint64_t>1 << entry_order(entry))
         return at if at < end else end
+
+    def next_present(self, uint64_t index, uint64_t last):
+        """First cached page in index..last, last + 1 if none is."""
+        cdef CXaState xas
+        cdef xa_entry entry
+        spin_lock(&self.m.pages.lock)
+        xas_init(&xas, &self.m.pages, &self.seg.pool, index, 0)
+        entry = xas_find(&xas, last)
+        while entry != 0 and not xa_is_pointer(entry):
+            entry = xas_find(&xas, last)
+        spin_unlock(&self.m.pages.lock)
+        return xas.index if entry != 0 else last + 1
 
     def prev_gap(self, uint64_t index, uint64_t max_scan):
         """Last page at or before index, within max_scan pages, that is not cached; -1 when page 0 is reached and

@@ -1,0 +1,111 @@
+"""Issuing reads: what a reader waits for is read by the reader itself, the rest of a window in the background.
+
+A window larger than one request is cut into requests that run in parallel.  Stores with a descriptor are served by the
+engine's own threads or io_uring, without the GIL; stores written in Python by the shared workers, at most
+`parallel_requests` at once for each object.
+"""
+
+import time
+
+from pagecache import fill
+from pagecache._core import AddressSpace, FolioBatch
+from pagecache.stores.base import StoreHints
+from pagecache.window import StoreSpeed, request_bytes
+from pagecache.workers import Channel
+
+PAGE_SHIFT = 12
+
+
+class Line:
+    """What reading one object needs to know: its store's hints, its speed so far, its channel to the workers."""
+
+    def __init__(self, hints: StoreHints, channel: Channel):
+        self.hints = hints
+        self.channel = channel
+        self.speed = StoreSpeed()
+
+    def request_bytes(self) -> int:
+        """Return how much one request should carry (bytes)."""
+        return request_bytes(self.hints, self.speed)
+
+
+def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int) -> None:
+    """Read a new batch. Pages below demand_end were asked for: the first of them are there on return.
+
+    If a request fails, pages that were asked for are asked for once more by themselves, so that a bad page nobody asked
+    for spoils nothing; those that were not leave the cache, and the error is only counted.
+    Raises OSError for pages that were asked for. Context: invalidate_lock held shared.
+    """
+    if len(batch) == 0:
+        return
+    if batch.start >= demand_end:
+        read_in_background(mapping, batch)
+        return
+    per_request = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
+    if batch.nr_pages > per_request:
+        tail = batch.split_off(batch.start + per_request)
+        if len(tail):
+            read_in_background(mapping, tail)
+    start, end = batch.start, batch.next_index
+    try:
+        read_now(mapping, batch)
+    except OSError as error:
+        mapping.segment.add_count("readahead_errors", 1)
+        if end <= demand_end:
+            batch.fail(error)
+            raise
+        batch.release()
+        _read_demanded(mapping, start, demand_end)
+    except BaseException:
+        batch.release()
+        raise
+
+
+def _read_demanded(mapping: AddressSpace, start: int, demand_end: int) -> None:
+    """Read pages start..demand_end - 1 after the window around them failed."""
+    batch = mapping.new_batch(start)
+    limit = min(demand_end, -(-mapping.size >> PAGE_SHIFT)) - 1
+    batch.extend(limit, 0, -1, demand_end)
+    read_pages(mapping, batch, batch.next_index)
+
+
+def read_now(mapping: AddressSpace, batch: FolioBatch) -> None:
+    """Read a batch in the calling thread. Raises OSError; then the batch is as before."""
+    if mapping.fd >= 0:
+        fill.read_run(mapping, batch)
+        return
+    with mapping.extra.channel.urgent():
+        read_timed(mapping, batch)
+
+
+def read_timed(mapping: AddressSpace, batch: FolioBatch) -> None:
+    """Read a batch from a Python store and note how long it took."""
+    nbytes = batch.data_bytes()
+    started = time.perf_counter()
+    fill.read_run(mapping, batch)
+    mapping.extra.speed.observe(nbytes, time.perf_counter() - started)
+
+
+def read_in_background(mapping: AddressSpace, batch: FolioBatch) -> None:
+    """Start reading a batch nobody waits for. Errors are only counted; whoever needs such a page reads it again."""
+    line: Line = mapping.extra
+    if mapping.fd >= 0:
+        batch.submit(mapping.fd, mapping.direct, line.request_bytes())
+        return
+    per_request = max(1, line.request_bytes() >> PAGE_SHIFT)
+    while len(batch):
+        rest = batch.split_off(batch.start + per_request)
+        _submit_task(mapping, batch)
+        batch = rest
+
+
+def _submit_task(mapping: AddressSpace, batch: FolioBatch) -> None:
+    def task() -> None:
+        try:
+            read_timed(mapping, batch)
+        except BaseException:  # a worker has nobody to raise to: waiters read for themselves and see their own error
+            mapping.segment.add_count("readahead_errors", 1)
+        finally:
+            batch.release()
+
+    mapping.extra.channel.submit(task)
