@@ -34,7 +34,7 @@ TRACEABLE = ["-O1", "-g", "-fno-omit-frame-pointer"]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 THREAD = ["-fsanitize=thread"]
 
-UNCHECKED = ["-O3", "-DNDEBUG", "-Wno-unused-but-set-variable"]  # some variables are set for an assertion only
+UNCHECKED = ["-O3", "-g0", "-DNDEBUG", "-Wno-unused-but-set-variable"]  # some variables are set for an assertion only
 
 MODES = {  # mode: (compiler flags, linker flags)
     "release": (UNCHECKED, []),

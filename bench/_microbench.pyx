@@ -100,7 +100,7 @@ cdef void work(Worker* worker) noexcept nogil:
     cdef uint32_t* indices = bench.indices
     cdef uint64_t first = <uint64_t>worker.slot * (bench.nr_pages // 2)
     cdef uint64_t unused = <uint64_t>bench.nr_pages * (1 + worker.slot)     # where this thread inserts
-    cdef uint64_t i, sum = 0
+    cdef uint64_t i, offset, sum = 0
     cdef xa_entry entry = 0
     cdef Folio* folio
     cdef char[64] target
@@ -117,7 +117,8 @@ cdef void work(Worker* worker) noexcept nogil:
             folio_put(seg, folio)
     elif bench.operation == COPY:
         for i in range(first, first + bench.nr_operations):
-            sum += read_cached(seg, bench.number, <uint64_t>indices[i & mask] << PAGE_SHIFT, COPY_BYTES, target, NO_PAGE)
+            offset = <uint64_t>indices[i & mask] << PAGE_SHIFT
+            sum += read_cached(seg, bench.number, offset, COPY_BYTES, target, NO_PAGE)
         worker.error = sum != bench.nr_operations * COPY_BYTES
     elif bench.operation == INSERT_EVICT:
         for i in range(first, first + bench.nr_operations):

@@ -3,7 +3,7 @@
 import mmap
 
 import pytest
-from workload import FILE_BYTES, OFFSETS, PAGE_BYTES, random_offsets, shuffled_pages
+from workload import FILE_BYTES, MISSES, PAGE_BYTES, random_offsets, shuffled_pages
 
 import pagecache
 
@@ -19,8 +19,8 @@ def touch(mapping, offsets):
 
 
 def bench_major_fault(measure, path):
-    offsets = shuffled_pages(FILE_BYTES, seed=4)[:OFFSETS]
-    with pagecache.PageCache(2 * OFFSETS * PAGE_BYTES) as cache, cache.open(path, "rb") as file:
+    offsets = shuffled_pages(FILE_BYTES, seed=4)[:MISSES]
+    with pagecache.PageCache(2 * MISSES * PAGE_BYTES) as cache, cache.open(path, "rb") as file:
         file.fadvise(pagecache.FADV_RANDOM)
         with file.mmap() as mapping:
 

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from workload import FILE_BYTES, OFFSETS, PAGE_BYTES, shuffled_pages
+from workload import FILE_BYTES, MISSES, PAGE_BYTES, shuffled_pages
 
 import pagecache
 
@@ -11,11 +11,11 @@ import pagecache
 @pytest.fixture(scope="module")
 def offsets():
     """Distinct pages in random order, so that every read of a round misses."""
-    return shuffled_pages(FILE_BYTES, seed=3)[:OFFSETS]
+    return shuffled_pages(FILE_BYTES, seed=3)[:MISSES]
 
 
 def bench_cold_pread(measure, path, offsets):
-    with pagecache.PageCache(2 * OFFSETS * PAGE_BYTES) as cache, cache.open(path, "rb") as file:
+    with pagecache.PageCache(2 * MISSES * PAGE_BYTES) as cache, cache.open(path, "rb") as file:
         file.fadvise(pagecache.FADV_RANDOM)
         pread = file.pread
 
@@ -27,7 +27,7 @@ def bench_cold_pread(measure, path, offsets):
 
 
 def bench_cold_pread_evicting(measure, path, offsets):
-    with pagecache.PageCache(OFFSETS * PAGE_BYTES // 4) as cache, cache.open(path, "rb") as file:
+    with pagecache.PageCache(MISSES * PAGE_BYTES // 4) as cache, cache.open(path, "rb") as file:
         file.fadvise(pagecache.FADV_RANDOM)
         pread = file.pread
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import workload
-from workload import FILE_BYTES, KIB, MIB, OFFSETS, PAGE_BYTES, random_offsets, read_count
+from workload import FILE_BYTES, KIB, MIB, MISSES, PAGE_BYTES, random_offsets, read_count
 
 import pagecache
 
@@ -173,7 +173,7 @@ def hot_works(bench: Bench, file: pagecache.File, folios: str) -> Iterator[Work]
 
 def cold_work(bench: Bench, cache: pagecache.PageCache, file: pagecache.File) -> Work:
     """Return the work of reading pages that are in the kernel's cache and not in ours."""
-    offsets = workload.shuffled_pages(FILE_BYTES, seed=5)[:OFFSETS]
+    offsets = workload.shuffled_pages(FILE_BYTES, seed=5)[:MISSES]
     pread, os_pread, descriptor = file.pread, os.pread, bench.descriptor
 
     def ours() -> None:
@@ -219,7 +219,7 @@ def measure_all(path: Path, rounds: int) -> tuple[list[Row], float]:
                 rows.append(measured(each, rounds))
             stats = cache.stats()
             overhead = stats.overhead_bytes / stats.resident_bytes
-    with pagecache.PageCache(2 * OFFSETS * PAGE_BYTES) as cache, cache.open(path, "rb") as file:
+    with pagecache.PageCache(2 * MISSES * PAGE_BYTES) as cache, cache.open(path, "rb") as file:
         file.fadvise(pagecache.FADV_RANDOM)
         each = cold_work(bench, cache, file)
         progress(each)

@@ -5,10 +5,19 @@ come here: the file's own methods serve them.
 """
 
 import errno
+from typing import Any
 
-from pagecache import fill
+from pagecache import fill, mm_types
 from pagecache._core import AddressSpace, CopyTarget, FileRaState, Folio, FolioBatch
-from pagecache.readahead import MAX_FOLIO_ORDER, PAGE_SHIFT, page_cache_async_ra, page_cache_sync_ra
+from pagecache.mm_types import FaultWalk, VmFault
+from pagecache.readahead import (
+    MAX_FOLIO_ORDER,
+    MMAP_LOTSAMISS,
+    PAGE_SHIFT,
+    page_cache_async_ra,
+    page_cache_ra_order,
+    page_cache_sync_ra,
+)
 
 FGP_ACCESSED = 0x01
 FGP_LOCK = 0x02
@@ -24,6 +33,8 @@ _FGP_ORDER_SHIFT = 26
 
 DIRECT_CREATE_TRIES = 3  # failed rounds after which a reader takes a folio of its own instead of a window
 QUARTER = 4
+MMAP_MISS_MAX = 10 * MMAP_LOTSAMISS  # where counting misses of a map stops
+EXEC_FOLIO_ORDER = 4  # of folios read for code: 64 KiB
 
 
 def fgf_set_order(nbytes: int) -> int:
@@ -257,3 +268,305 @@ def read_folio_synchronously(mapping: AddressSpace, ra: FileRaState, folio: Foli
     except OSError:
         ra.ra_pages //= QUARTER
         raise
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------------
+
+
+def filemap_fault(vmf: VmFault) -> int:
+    """Bring in the page of a fault (K1.2).
+
+    Returns VM_FAULT_* bits: LOCKED with vmf.folio locked and referenced, NOPAGE, RETRY (the mmap lock was dropped,
+    unless RETRY_NOWAIT forbids it), or an error, with vmf.error; and MAJOR if the page was not cached.
+    Raises what a signal handler raises; then everything that was taken is given back, except the mmap lock.
+    Context: mmap lock held shared; takes invalidate_lock shared and the folio lock.
+    """
+    if vmf.pgoff >= nr_file_pages(vmf.vma.file.mapping):
+        return _beyond_end(vmf)
+    walk = FaultWalk(vmf)
+    try:
+        result = _fault_lookup(vmf, walk)
+        if result & mm_types.VM_FAULT_NOPAGE:
+            return result
+        return result | _fault_fill(vmf, walk)
+    except BaseException:
+        walk.give_back()
+        raise
+
+
+def nr_file_pages(mapping: AddressSpace) -> int:
+    """Return how many pages the object has now."""
+    return -(-mapping.size >> PAGE_SHIFT)
+
+
+def _beyond_end(vmf: VmFault) -> int:
+    mapping = vmf.vma.file.mapping
+    reason = f"page {vmf.pgoff} is beyond the end of the file, which has {mapping.size} bytes now"
+    error = mm_types.BusError(errno.EFAULT, f"cannot access {mapping.name} at offset {vmf.pgoff << PAGE_SHIFT}: {reason}")
+    return vmf.fail(mm_types.VM_FAULT_SIGBUS, error)
+
+
+def _fault_lookup(vmf: VmFault, walk: FaultWalk) -> int:
+    """Look for the page, and read ahead: around a miss, behind a marked hit. Returns MAJOR, NOPAGE or 0."""
+    walk.folio = walk.mapping.get_folio(vmf.pgoff)
+    if walk.folio is not None:
+        if not vmf.flags & mm_types.FAULT_FLAG_TRIED:
+            walk.fpin = do_async_mmap_readahead(vmf, walk.folio)
+        if not walk.folio.uptodate:
+            walk.lock_mapping()
+        return 0
+    if _is_mapped_meanwhile(vmf):
+        return mm_types.VM_FAULT_NOPAGE
+    if not vmf.flags & mm_types.FAULT_FLAG_MISSED:
+        walk.mapping.segment.add_count("pgmajfault", 1)
+        walk.fpin = do_sync_mmap_readahead(vmf)
+    return mm_types.VM_FAULT_MAJOR
+
+
+def _is_mapped_meanwhile(vmf: VmFault) -> bool:
+    """Whether another thread has mapped the page of a locked area, so that this fault is no major one."""
+    vma = vmf.vma
+    if not vmf.flags & mm_types.FAULT_FLAG_ORIG_PTE_VALID or not vma.flags & mm_types.VM_LOCKED:
+        return False
+    return vma.page_table.present(vmf.pgoff)
+
+
+def _fault_fill(vmf: VmFault, walk: FaultWalk) -> int:
+    """Lock the page, creating and reading it as needed, until it can be mapped or the fault has to be retried."""
+    while True:
+        if walk.folio is None:
+            result = _fault_retry_find(vmf, walk)
+            if result:
+                return result
+        folio = walk.folio
+        walk.folio_locked, walk.fpin = lock_folio_maybe_drop_mmap(vmf, folio, walk.fpin)
+        if not walk.folio_locked:
+            return _out_retry(walk)
+        if not folio.is_page_of(walk.mapping, vmf.pgoff):  # truncated while this thread waited
+            walk.put_folio()
+        elif folio.uptodate:
+            return _fault_finish(vmf, walk)
+        elif not walk.mapping_locked:  # it was uptodate when it was found
+            walk.put_folio()
+        else:
+            result = _fault_read(vmf, walk)
+            if result:
+                return result
+
+
+def _fault_retry_find(vmf: VmFault, walk: FaultWalk) -> int:
+    """Find or create the folio under invalidate_lock. Returns 0, or the result of a fault that cannot go on."""
+    walk.lock_mapping()
+    try:
+        walk.folio = filemap_get_folio(walk.mapping, vmf.pgoff, FGP_CREAT | FGP_FOR_MMAP | FGP_NOWAIT)
+    except BlockingIOError:
+        try:
+            _fault_wait_and_create(vmf, walk)
+        except fill.CacheFullError as error:
+            if walk.fpin is not None:
+                return _out_retry(walk)
+            walk.unlock_mapping()
+            return vmf.fail(mm_types.VM_FAULT_OOM, error)
+    return 0
+
+
+def _fault_wait_and_create(vmf: VmFault, walk: FaultWalk) -> None:
+    """Wait for memory without invalidate_lock, for whoever holds the memory may be waiting for the lock."""
+    mapping = walk.mapping
+    while walk.folio is None:
+        walk.unlock_mapping()
+        folio = fill.alloc_folio(mapping.segment)
+        walk.lock_mapping()
+        result = mapping.add_folio(folio, vmf.pgoff)
+        if result == 0:
+            folio.unlock()
+            walk.folio = folio
+            return
+        folio.put()
+        if result != -errno.EEXIST:
+            raise fill.cache_full(mapping.segment)
+        walk.folio = mapping.get_folio(vmf.pgoff)
+
+
+def _fault_read(vmf: VmFault, walk: FaultWalk) -> int:
+    """Read the locked folio, dropping the mmap lock if that is allowed.
+
+    Returns 0 (look the page up again), RETRY, or SIGBUS. An error that is found with the mmap lock dropped is left to
+    the next attempt, which reads again.
+    """
+    walk.fpin = maybe_unlock_mmap_for_io(vmf, walk.fpin)
+    error = None
+    walk.folio_locked = False  # reading unlocks it, whatever happens
+    try:
+        read_folio_synchronously(walk.mapping, vmf.vma.file.ra, walk.folio)
+    except OSError as failed:
+        error = failed
+    if walk.fpin is not None:
+        return _out_retry(walk)
+    walk.put_folio()
+    if error is None:
+        return 0
+    walk.unlock_mapping()
+    bus_error = mm_types.BusError(error.errno, error.strerror)
+    bus_error.__cause__ = error
+    return vmf.fail(mm_types.VM_FAULT_SIGBUS, bus_error)
+
+
+def _fault_finish(vmf: VmFault, walk: FaultWalk) -> int:
+    """Hand the uptodate, locked folio over, if the size still allows it."""
+    if walk.fpin is not None:
+        return _out_retry(walk)
+    walk.unlock_mapping()
+    if vmf.pgoff >= nr_file_pages(walk.mapping):
+        walk.put_folio()
+        return _beyond_end(vmf)
+    vmf.folio, walk.folio = walk.folio, None
+    return mm_types.VM_FAULT_LOCKED
+
+
+def _out_retry(walk: FaultWalk) -> int:
+    walk.give_back()
+    return mm_types.VM_FAULT_RETRY
+
+
+def maybe_unlock_mmap_for_io(vmf: VmFault, fpin: Any) -> Any:
+    """Drop the mmap lock before something slow, if this attempt may; the file is kept instead.
+
+    Returns the kept file, or None when the lock is still held.
+    """
+    if fpin is not None:
+        return fpin
+    if mm_types.fault_flag_allow_retry_first(vmf.flags) and not vmf.flags & mm_types.FAULT_FLAG_RETRY_NOWAIT:
+        fpin = vmf.vma.file
+        vmf.drop_mmap_lock()
+    return fpin
+
+
+def lock_folio_maybe_drop_mmap(vmf: VmFault, folio: Folio, fpin: Any) -> tuple[bool, Any]:
+    """Lock a folio; the mmap lock is dropped before a wait, if this attempt may.
+
+    Returns (whether it is locked, the kept file). It is not when RETRY_NOWAIT forbids waiting: the mmap lock is kept.
+    Raises what a signal handler raises while it waits.
+    """
+    if folio.trylock():
+        return True, fpin
+    if vmf.flags & mm_types.FAULT_FLAG_RETRY_NOWAIT:
+        return False, fpin
+    fpin = maybe_unlock_mmap_for_io(vmf, fpin)
+    folio.lock()
+    return True, fpin
+
+
+def do_sync_mmap_readahead(vmf: VmFault) -> Any:
+    """Read ahead on a miss of a map (K1.3). Returns the kept file if the mmap lock was dropped, or None.
+
+    What cannot be read is not an error here: the fault reads its own page again.
+    """
+    vma, file = vmf.vma, vmf.vma.file
+    mapping, ra, flags = file.mapping, file.ra, vma.flags
+    force_thp = flags & mm_types.VM_HUGEPAGE
+    if not force_thp:
+        if (flags & mm_types.VM_RAND_READ and not flags & mm_types.VM_EXEC) or ra.ra_pages == 0:
+            return None
+        if flags & mm_types.VM_SEQ_READ:
+            fpin = maybe_unlock_mmap_for_io(vmf, None)
+            try:
+                page_cache_sync_ra(mapping, ra, vmf.pgoff, ra.ra_pages, random=file.is_random)
+            except OSError:
+                pass
+            return fpin
+    if not flags & mm_types.VM_SEQ_READ:
+        ra.mmap_miss = min(ra.mmap_miss + 1, MMAP_MISS_MAX)
+        if ra.mmap_miss > MMAP_LOTSAMISS:
+            return None
+    if force_thp:
+        ra.start = vmf.pgoff >> MAX_FOLIO_ORDER << MAX_FOLIO_ORDER
+        ra.async_size = 1 << MAX_FOLIO_ORDER
+        ra.size = ra.async_size if flags & mm_types.VM_RAND_READ else 2 * ra.async_size
+        ra.order = MAX_FOLIO_ORDER
+    elif flags & mm_types.VM_EXEC:
+        align = 1 << EXEC_FOLIO_ORDER
+        ra.start = max(vmf.pgoff // align * align, vma.pgoff)
+        ra.size = min(-(-(ra.start + ra.ra_pages) // align) * align, vma.pgoff + vma.nr_pages) - ra.start
+        ra.async_size = 0
+        ra.order = EXEC_FOLIO_ORDER
+    else:
+        ra.start = max(0, vmf.pgoff - ra.ra_pages // 2)
+        ra.size = ra.ra_pages
+        ra.async_size = ra.ra_pages // 4
+        ra.order = 0
+    fpin = maybe_unlock_mmap_for_io(vmf, None)
+    page_cache_ra_order(mapping, ra, demand_end=0)
+    return fpin
+
+
+def do_async_mmap_readahead(vmf: VmFault, folio: Folio) -> Any:
+    """Note a hit of a map, and start the next window if the folio is marked (K1.4).
+
+    Returns the kept file if the mmap lock was dropped, or None.
+    """
+    file = vmf.vma.file
+    ra = file.ra
+    if vmf.vma.flags & mm_types.VM_RAND_READ or ra.ra_pages == 0:
+        return None
+    if not folio.locked and ra.mmap_miss > 0:  # a locked one is another thread's miss
+        ra.mmap_miss -= 1
+    if not folio.readahead:
+        return None
+    fpin = maybe_unlock_mmap_for_io(vmf, None)
+    page_cache_async_ra(file.mapping, ra, vmf.pgoff, folio, ra.ra_pages)
+    return fpin
+
+
+def filemap_map_pages(vmf: VmFault, start_pgoff: int, end_pgoff: int) -> int:
+    """Map pages start_pgoff..end_pgoff (inclusive) that are cached and ready, around a fault (K1.5).
+
+    Returns NOPAGE if the page of the fault was mapped, else 0.
+    Context: mmap lock held; waits for nobody.
+    """
+    mapping, ra = vmf.vma.file.mapping, vmf.vma.file.ra
+    end_pgoff = min(end_pgoff, nr_file_pages(mapping) - 1)
+    mmap_miss, credit, result = ra.mmap_miss, 0, 0
+    index = start_pgoff
+    while index <= end_pgoff:
+        folio = _next_ready_folio(mapping, index)
+        if folio is None:
+            index += 1
+            continue
+        after = min(folio.index + folio.nr_pages, end_pgoff + 1)
+        if not folio.workingset:
+            credit += after - index
+        if _map_folio_range(vmf, folio, index, after):
+            result = mm_types.VM_FAULT_NOPAGE
+        folio.unlock()
+        folio.put()
+        index = after
+    ra.mmap_miss = max(0, mmap_miss - credit)
+    return result
+
+
+def _next_ready_folio(mapping: AddressSpace, index: int) -> Folio | None:
+    """Return the folio of a page, locked, if it can be mapped without waiting.
+
+    A marked one is left to a fault of its own, which starts the next window.
+    """
+    folio = mapping.get_folio(index)
+    if folio is None:
+        return None
+    if not folio.locked and folio.uptodate and not folio.readahead and folio.trylock():
+        if folio.is_page_of(mapping, index) and folio.uptodate and index < nr_file_pages(mapping):
+            return folio
+        folio.unlock()
+    folio.put()
+    return None
+
+
+def _map_folio_range(vmf: VmFault, folio: Folio, start: int, end: int) -> bool:
+    """Map pages [start, end) of a locked folio that are not mapped yet; whether the fault's page was among them."""
+    page_table = vmf.vma.page_table
+    mapped = False
+    for index in range(start, end):
+        if not page_table.present(index):
+            page_table.set(index, folio)
+            mapped = mapped or index == vmf.pgoff
+    return mapped

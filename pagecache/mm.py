@@ -1,1 +1,350 @@
-"""Address spaces of a process: memory areas, faults, the mmap object."""
+"""Mapped files: the object with the interface of mmap.mmap, and the address space below it.
+
+`File.mmap()` makes a `Mmap`.  Each is the one area of an address space of its own, so maps never wait for each other's
+changes.  A page that is mapped is read through its translation alone; any other faults (see `memory_map`).
+"""
+
+import errno
+import mmap as _mmap
+import threading
+from collections.abc import Iterator
+from operator import index as _index
+from typing import Any
+
+from pagecache._core import new_target
+from pagecache.memory_map import (
+    FAULT_AROUND_PAGES,
+    FILE_OPERATIONS,
+    MappedAreas,
+    MappedFile,
+    MemoryMap,
+    VirtualMemoryArea,
+    VmOperations,
+    handle_fault,
+    handle_mm_fault,
+    maps_of,
+    not_writable,
+)
+from pagecache.mm_types import *  # noqa: F403
+from pagecache.mm_types import PAGE_SIZE, BusError, MmapLock, VmFault
+
+ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
+ALLOCATIONGRANULARITY = PAGE_SIZE
+MADV_NORMAL = _mmap.MADV_NORMAL
+MADV_RANDOM = _mmap.MADV_RANDOM
+MADV_SEQUENTIAL = _mmap.MADV_SEQUENTIAL
+MADV_WILLNEED = _mmap.MADV_WILLNEED
+MADV_DONTNEED = _mmap.MADV_DONTNEED
+MADV_HUGEPAGE = _mmap.MADV_HUGEPAGE
+MADV_NOHUGEPAGE = _mmap.MADV_NOHUGEPAGE
+
+_SEARCH_CHUNK = 256 * 1024  # bytes that find and rfind look at in one piece
+_LINE_CHUNK = 4096
+
+__all__ = [
+    "ACCESS_COPY", "ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "ALLOCATIONGRANULARITY", "BusError",
+    "FAULT_AROUND_PAGES", "FILE_OPERATIONS", "MADV_DONTNEED", "MADV_HUGEPAGE", "MADV_NOHUGEPAGE", "MADV_NORMAL",
+    "MADV_RANDOM", "MADV_SEQUENTIAL", "MADV_WILLNEED", "MappedAreas", "MappedFile", "MemoryMap", "Mmap", "MmapLock",
+    "VirtualMemoryArea", "VmFault", "VmOperations", "handle_fault", "handle_mm_fault", "map_file", "maps_of",
+]  # fmt: skip
+__all__ += [name for name in dir() if name.startswith(("VM_", "FAULT_FLAG_", "fault_flag_"))]
+
+
+def map_file(file: Any, length: int = 0, offset: int = 0, access: int = ACCESS_READ) -> "Mmap":
+    """Map part of an open file for reading.
+
+    length: bytes; 0 for all up to the end of the file now. offset: bytes, a multiple of ALLOCATIONGRANULARITY.
+    Returns a Mmap, which stays usable when the file is closed, but not when its cache is.
+    Raises ValueError (an empty file, a range that is not inside the file, a closed file), TypeError, PermissionError
+    for access other than ACCESS_READ.
+    """
+    length, offset = _index(length), _index(offset)
+    if access not in (ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY):
+        raise ValueError(f"invalid access {access!r}: use ACCESS_READ")
+    if length < 0 or offset < 0:
+        raise ValueError(f"length and offset must not be negative, not {length} and {offset}")
+    if offset % ALLOCATIONGRANULARITY:
+        raise ValueError(f"offset must be a multiple of {ALLOCATIONGRANULARITY}, not {offset}")
+    if file.closed:
+        raise ValueError("cannot map a closed file")
+    mapping = file.mapping
+    if access != ACCESS_READ:
+        raise not_writable(mapping.name)
+    if length == 0 or offset + length > mapping.size:
+        file.inode.raise_if_changed(mapping.size)
+    size = mapping.size
+    if size == 0:
+        raise ValueError(f"cannot map {mapping.name}: the file is empty")
+    if length == 0:
+        length = size - offset
+    if length <= 0 or offset + length > size:
+        raise ValueError(f"cannot map {length} bytes at offset {offset} of {mapping.name}: it has {size} bytes")
+    return Mmap(file, length, offset)
+
+
+class Mmap:
+    """Part of a file as a sequence of bytes, with the interface of mmap.mmap for reading.
+
+    Made by `File.mmap`. Reading raises BusError where a processor would deliver SIGBUS: the page lies beyond the end of
+    a file that was cut, or cannot be read from the store. Any number of threads may use one object; they share its
+    position.  It has no buffer of its own, as pages may leave while it lives: slices are copies.
+    """
+
+    __slots__ = ("__weakref__", "_area", "_length", "_lock", "_mm", "_offset", "_position", "_segment")
+
+    def __init__(self, file: Any, length: int, offset: int) -> None:
+        self._length = length
+        self._offset = offset
+        self._position = 0
+        self._lock = threading.Lock()
+        self._segment = file.mapping.segment
+        self._mm = MemoryMap()
+        start = self._mm.mmap(file, length, _mmap.PROT_READ, _mmap.MAP_SHARED, offset // PAGE_SIZE)
+        self._area: VirtualMemoryArea | None = self._mm.vmas[start]
+        if file.cache is not None:
+            file.cache.closes_with(self)
+
+    # -- access ------------------------------------------------------------------------------------------------------------
+
+    def _mapped(self) -> VirtualMemoryArea:
+        """Return the area; raises ValueError when it is closed, RuntimeError in a forked child."""
+        area = self._area
+        if area is None:
+            raise ValueError("mmap closed or invalid")
+        if self._segment.dead:
+            raise RuntimeError("this map belongs to the parent process: open a new cache after fork()")
+        return area
+
+    def _copy(self, position: int, nbytes: int) -> bytes:
+        """Return nbytes at a position inside the map."""
+        area = self._mapped()
+        result, target = new_target(nbytes)
+        done = area.page_table.read_into(target, 0, self._offset + position, nbytes)
+        if done < nbytes:
+            try:
+                self._mm.read_into(target, done, area.start + position + done, nbytes - done)
+            except OSError:
+                self._mapped()
+                raise
+        return result
+
+    def __len__(self) -> int:
+        self._mapped()
+        return self._length
+
+    def __getitem__(self, key: int | slice) -> Any:
+        if isinstance(key, slice):
+            return self._slice(*key.indices(self._length))
+        try:
+            position = _index(key)
+        except TypeError:
+            raise TypeError("mmap indices must be integers") from None
+        self._mapped()
+        if position < 0:
+            position += self._length
+        if not 0 <= position < self._length:
+            raise IndexError("mmap index out of range")
+        return self._copy(position, 1)[0]
+
+    def _slice(self, start: int, stop: int, step: int) -> bytes:
+        positions = range(start, stop, step)
+        if not positions:
+            self._mapped()
+            return b""
+        if step == 1:
+            return self._copy(start, len(positions))
+        if abs(step) >= PAGE_SIZE:
+            return b"".join([self._copy(position, 1) for position in positions])
+        lowest = min(positions[0], positions[-1])
+        return self._copy(lowest, abs(positions[-1] - positions[0]) + 1)[:: step]
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Iterate over the bytes, each a bytes object of length 1."""
+        return (self._copy(position, 1) for position in range(len(self)))
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return (self._copy(position, 1) for position in reversed(range(len(self))))
+
+    def find(self, sub: Any, start: int | None = None, end: int | None = None) -> int:
+        """Return the lowest position in [start, end) where `sub` begins, or -1; start is the position if not given."""
+        sub, low, high = self._search_range(sub, start, end)
+        step = max(_SEARCH_CHUNK, 2 * len(sub))
+        while low + len(sub) <= high:
+            stop = min(low + step, high)
+            found = self._copy(low, stop - low).find(sub)
+            if found >= 0:
+                return low + found
+            if stop == high:
+                break
+            low = stop - len(sub) + 1
+        return -1
+
+    def rfind(self, sub: Any, start: int | None = None, end: int | None = None) -> int:
+        """Return the highest position in [start, end) where `sub` begins, or -1."""
+        sub, low, high = self._search_range(sub, start, end)
+        step = max(_SEARCH_CHUNK, 2 * len(sub))
+        while low + len(sub) <= high:
+            begin = max(high - step, low)
+            found = self._copy(begin, high - begin).rfind(sub)
+            if found >= 0:
+                return begin + found
+            if begin == low:
+                break
+            high = begin + len(sub) - 1
+        return -1
+
+    def _search_range(self, sub: Any, start: int | None, end: int | None) -> tuple[bytes, int, int]:
+        self._mapped()
+        with memoryview(sub) as view:
+            wanted = view.tobytes()
+        low = self._position if start is None else self._clip(start)
+        return wanted, low, self._length if end is None else self._clip(end)
+
+    def _clip(self, position: int) -> int:
+        position = _index(position)
+        return min(max(position + self._length if position < 0 else position, 0), self._length)
+
+    # -- the position --------------------------------------------------------------------------------------------------------
+
+    def read(self, n: int | None = None, /) -> bytes:
+        """Read up to n bytes from the position and move it; all that is left with None or a negative n."""
+        wanted = -1 if n is None else _index(n)
+        with self._lock:
+            self._mapped()
+            left = max(0, self._length - self._position)
+            data = self._copy(self._position, left if wanted < 0 else min(wanted, left))
+            self._position += len(data)
+        return data
+
+    def read_byte(self) -> int:
+        """Read the byte at the position as an int and move on. Raises ValueError at the end."""
+        with self._lock:
+            self._mapped()
+            if self._position >= self._length:
+                raise ValueError("read byte out of range")
+            value = self._copy(self._position, 1)[0]
+            self._position += 1
+        return value
+
+    def readline(self) -> bytes:
+        """Read from the position to the end of the line, the newline included, or to the end of the map."""
+        parts, chunk = [], _LINE_CHUNK
+        with self._lock:
+            self._mapped()
+            at = self._position
+            while at < self._length:
+                piece = self._copy(at, min(chunk, self._length - at))
+                end = piece.find(b"\n") + 1
+                parts.append(piece[:end] if end else piece)
+                at += len(parts[-1])
+                if end:
+                    break
+                chunk = min(2 * chunk, _SEARCH_CHUNK)
+            self._position = at
+        return b"".join(parts)
+
+    def tell(self) -> int:
+        """Return the position."""
+        self._mapped()
+        return self._position
+
+    def seek(self, pos: int, whence: int = 0, /) -> int:
+        """Move the position: from the start (0), the position (1) or the end (2). Returns the new one.
+
+        Raises ValueError outside the map.
+        """
+        pos = _index(pos)
+        with self._lock:
+            self._mapped()
+            if whence not in (0, 1, 2):
+                raise ValueError("unknown seek type")
+            position = pos + (0, self._position, self._length)[whence]
+            if not 0 <= position <= self._length:
+                raise ValueError("seek out of range")
+            self._position = position
+        return position
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    # -- the map -------------------------------------------------------------------------------------------------------------
+
+    def size(self) -> int:
+        """Return the size of the file now (bytes), which may differ from the map's length."""
+        return self._mapped().file.mapping.size
+
+    def madvise(self, option: int, start: int = 0, length: int | None = None) -> None:
+        """Advise how a range of the map will be read.
+
+        option: mm.MADV_*. start: byte, a multiple of the page size. length: bytes, up to the end if not given.
+        Raises ValueError outside the map, OSError as MemoryMap.madvise.
+        """
+        area = self._mapped()
+        if not 0 <= start < self._length:
+            raise ValueError("madvise start out of bounds")
+        if length is not None and length < 0:
+            raise ValueError("madvise length invalid")
+        left = self._length - start
+        length = left if length is None else min(length, left)
+        if length or start % PAGE_SIZE:
+            self._mm.madvise(area.start + start, length or 1, option)
+
+    def flush(self, offset: int = 0, size: int | None = None) -> None:
+        """Do nothing: a map for reading has nothing to write. Raises ValueError outside the map."""
+        self._mapped()
+        size = self._length - offset if size is None else size
+        if offset < 0 or size < 0 or offset + size > self._length:
+            raise ValueError("flush values out of range")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the map is closed."""
+        return self._area is None
+
+    def close(self) -> None:
+        """Give up the map; using it afterwards raises ValueError. Idempotent."""
+        area, self._area = self._area, None
+        if area is not None and not self._segment.dead:
+            self._mm.munmap(area.start, self._length)
+
+    def __enter__(self) -> "Mmap":
+        self._mapped()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._area is None:
+            return "<Mmap closed=True>"
+        return (
+            f"<Mmap of {self._area.file.mapping.name!r} closed=False, access=ACCESS_READ, length={self._length}, "
+            f"pos={self._position}, offset={self._offset}>"
+        )
+
+    # -- what a map for reading refuses ----------------------------------------------------------------------------------------
+
+    def _refuse(self) -> TypeError:
+        self._mapped()
+        return TypeError("mmap can't modify a readonly memory map.")
+
+    def __setitem__(self, key: int | slice, value: Any) -> None:
+        raise self._refuse()
+
+    def write(self, data: Any, /) -> int:
+        """Raise TypeError."""
+        raise self._refuse()
+
+    def write_byte(self, byte: int, /) -> None:
+        """Raise TypeError."""
+        raise self._refuse()
+
+    def move(self, dest: int, src: int, count: int, /) -> None:
+        """Raise TypeError."""
+        raise self._refuse()
+
+    def resize(self, newsize: int, /) -> None:
+        """Raise TypeError."""
+        self._mapped()
+        raise TypeError("mmap can't resize a readonly or copy-on-write memory map.")

@@ -94,14 +94,15 @@ class TestEveryFile:
     def test_is_short(self, path):
         assert len(path.read_text().splitlines()) <= FILE_LINES_MAX
 
-    def test_has_short_lines_and_no_loose_ends(self, path):
+    def test_has_short_and_clean_lines(self, path):
         text = path.read_text()
-        for number, line in enumerate(text.splitlines(), 1):
-            where = f"{name_of(path)}:{number}"
-            assert len(line) <= LINE_COLUMNS_MAX, f"{where} has {len(line)} columns"
-            assert line == line.rstrip(), f"{where} ends in white space"
-            assert "\t" not in line, f"{where} has a tab"
-        assert not text or text.endswith("\n")
+        bad = [
+            f"{name_of(path)}:{number}: {len(line)} columns, white space at the end, or a tab"
+            for number, line in enumerate(text.splitlines(), 1)
+            if len(line) > LINE_COLUMNS_MAX or line != line.rstrip() or "\t" in line
+        ]
+        assert not bad, "\n".join(bad)
+        assert not text or text.endswith("\n"), "no newline at the end"
 
     def test_leaves_nothing_to_do_later(self, path):
         marks = "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3, "HA" + "CK"])

@@ -25,7 +25,7 @@ MIB = 1024 * KIB
 
 READ_BYTES = 128 * KIB  # a read of the pass in order
 BLOCK_BYTES = 64 * KIB  # a read of the pass at random, and a slice of the mapping
-CACHE_BYTES_MIN = 256 * KIB
+PAGE_BYTES = 4 * KIB
 PREFIX_FILE_BYTES_MIN = 8 * MIB  # less than this under sys.prefix: look under sys.base_prefix as well
 COUNTERS = ("hits", "misses", "pgmajfault", "readahead_pages", "evictions")
 
@@ -171,10 +171,10 @@ def make_cache(size: str, file_bytes: int) -> tuple[pagecache.PageCache, str]:
     if asked_bytes < file_bytes:
         return cache, "smaller than the file"
     cache.close()
-    cache = pagecache.PageCache(max(file_bytes // 4, CACHE_BYTES_MIN))
+    cache = pagecache.PageCache(max(file_bytes // 4, PAGE_BYTES))
     if cache.stats().budget_bytes < file_bytes:
         return cache, f"a quarter of the file, as {size} would hold all of it"
-    return cache, "as small as a useful cache gets, but the file is smaller"
+    return cache, "one page: the file has no more"
 
 
 def plain_hashes(path: str, file_bytes: int) -> tuple[str, str]:

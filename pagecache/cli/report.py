@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pagecache.cli import residency
+from pagecache.sizes import format_size
 
 if TYPE_CHECKING:
     from pagecache.cli.demo import Outcome, Pass
@@ -57,8 +58,8 @@ def as_text(outcome: "Outcome", encoding: str | None) -> list[str]:
     path = outcome.path.encode(encoding or "ascii", "backslashreplace").decode(encoding or "ascii")
     return [
         f"file   {path} ({outcome.path_reason})",
-        f"       {size_text(outcome.file_bytes)}, {len(outcome.resident):,} pages",
-        f"cache  {size_text(outcome.cache_bytes)} ({outcome.cache_reason}), seed {outcome.seed}",
+        f"       {format_size(outcome.file_bytes)}, {len(outcome.resident):,} pages",
+        f"cache  {format_size(outcome.cache_bytes)} ({outcome.cache_reason}), seed {outcome.seed}",
         "",
         *table([HEADINGS, *(pass_row(each) for each in outcome.passes)]),
         "",
@@ -101,7 +102,7 @@ def timing_lines(timing: "Timing") -> list[str]:
     """Return how long a cached read takes, and what share of the others' time that is."""
     missed = f", {timing.misses:,} of them missed" if timing.misses else ""
     return [
-        f"A cached read of {timing.read_bytes} bytes at random within {size_text(timing.region_bytes)}"
+        f"A cached read of {timing.read_bytes} bytes at random within {format_size(timing.region_bytes)}"
         f" (median of {timing.rounds} rounds of {timing.reads:,} reads{missed})",
         f"  pagecache pread   {timing.pagecache_ns:7,.0f} ns",
         f"  os.pread          {timing.os_pread_ns:7,.0f} ns   pagecache takes"
@@ -128,13 +129,3 @@ def residency_lines(resident: bytes, encoding: str | None) -> list[str]:
 def resident_pages(resident: bytes) -> int:
     """Return how many pages of a residency map are resident."""
     return sum(page & 1 for page in resident)
-
-
-def size_text(nbytes: int) -> str:
-    """Return a number of bytes for people to read."""
-    value = float(nbytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{nbytes:,} bytes" if unit == "bytes" else f"{value:,.1f} {unit}"

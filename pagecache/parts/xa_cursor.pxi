@@ -46,7 +46,11 @@ cdef class XaCursor:
         """Where the last operation ended: "restart" (nowhere yet), "bounds", "head", "node" or "error"."""
         if xas_is_node(&self._xas):
             return "node"
-        return {XAS_RESTART: "restart", XAS_BOUNDS: "bounds", XAS_HEAD: "head"}.get(self._xas.node, "error")
+        if self._xas.node == XAS_RESTART:
+            return "restart"
+        if self._xas.node == XAS_BOUNDS:
+            return "bounds"
+        return "head" if self._xas.node == XAS_HEAD else "error"
 
     @property
     def error(self):
@@ -247,6 +251,10 @@ cdef struct HammerCounts:
     uint64_t nr_backwards           # hits that were older than an earlier one
 
 
+cdef inline bint belongs(xa_entry entry, uint64_t index, uint32_t version_bits) noexcept nogil:
+    return xa_is_value(entry) and xa_to_value(entry) >> version_bits == index
+
+
 cdef void hammer(CXArray* xa, XaPool* pool, uint64_t* indices, uint32_t* newest, size_t nr_indices, uint64_t rounds,
                  uint32_t version_bits, HammerCounts* counts) noexcept nogil:
     cdef CXaState xas
@@ -256,15 +264,14 @@ cdef void hammer(CXArray* xa, XaPool* pool, uint64_t* indices, uint32_t* newest,
     cdef size_t k = 0
     for i in range(rounds):
         entry = xa_load(xa, pool, indices[k])
-        if entry == XA_RETRY_ENTRY or (entry != 0 and xa_to_value(entry) >> version_bits != indices[k]):
+        if entry != 0 and not belongs(entry, indices[k], version_bits):
             counts.nr_retries += entry == XA_RETRY_ENTRY
             counts.nr_strangers += entry != XA_RETRY_ENTRY
             spin_lock(&xa.lock)
             xas_init(&xas, xa, pool, indices[k], 0)
             entry = xas_load(&xas)
             spin_unlock(&xa.lock)
-            counts.nr_wrong += entry != 0 and (not xa_is_value(entry)
-                                               or xa_to_value(entry) >> version_bits != indices[k])
+            counts.nr_wrong += entry != 0 and not belongs(entry, indices[k], version_bits)
         if entry == 0:
             counts.nr_absent += 1
         else:

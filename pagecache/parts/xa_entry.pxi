@@ -1,7 +1,7 @@
 """What the Python classes of the index share: entries as cursors show them, checked arguments, errors, invariants."""
 cimport cython
-from cpython.number cimport PyNumber_Index
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.number cimport PyNumber_Index
 from libc.errno cimport EBUSY, ENOMEM
 from libc.limits cimport UINT_MAX
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -21,7 +21,7 @@ from pagecache.core.xa_node cimport (XA_CHUNK_SHIFT, XA_MAX_MARKS, XA_RETRY_ENTR
                                      XaPoolHeader, XArray as CXArray, head_entry, head_shift, xa_entry, xa_is_internal,
                                      xa_is_node, xa_is_pointer, xa_is_sibling, xa_is_value, xa_mk_value, xa_pool_init,
                                      xa_to_value)
-from pagecache.core.xa_state cimport (XAS_BOUNDS, XAS_ERROR, XAS_HEAD, XAS_RESTART, XaState as CXaState,
+from pagecache.core.xa_state cimport (XAS_BOUNDS, XAS_HEAD, XAS_RESTART, XaState as CXaState,
                                       xas_clear_mark, xas_error, xas_get_mark, xas_init, xas_init_marks, xas_is_node,
                                       xas_load, xas_reload, xas_reset, xas_retry, xas_set, xas_set_err, xas_set_mark,
                                       xas_set_order, xas_store)
@@ -179,12 +179,14 @@ cdef inline uint64_t as_index(value) except? 0xFFFFFFFFFFFFFFFE:
 
 
 cdef inline uint32_t check_order(order, uint32_t limit=ENTRY_ORDER_MAX) except? 0xFFFFFFFF:
+    order = PyNumber_Index(order)
     if not 0 <= order <= limit:
         raise ValueError(f"order must be in 0..{limit}, not {order}")
     return order
 
 
 cdef inline uint32_t check_mark(mark) except? 0xFFFFFFFF:
+    mark = PyNumber_Index(mark)
     if not 0 <= mark < XA_MAX_MARKS:
         raise ValueError(f"mark must be in 0..{XA_MAX_MARKS - 1}, not {mark}")
     return mark

@@ -1,0 +1,193 @@
+"""The words of the software address space: flags of areas and faults, results of faults, one fault, its lock."""
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pagecache._core import AddressSpace, Folio
+    from pagecache.memory_map import VirtualMemoryArea
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+
+# What an area allows, and how it will be read.
+VM_READ = 0x1
+VM_WRITE = 0x2
+VM_EXEC = 0x4
+VM_SHARED = 0x8
+VM_LOCKED = 0x2000
+VM_SEQ_READ = 0x8000
+VM_RAND_READ = 0x10000
+VM_DONTCOPY = 0x20000
+VM_HUGEPAGE = 0x20000000
+VM_NOHUGEPAGE = 0x40000000
+
+# What came of a fault (a set of bits).
+VM_FAULT_OOM = 0x1
+VM_FAULT_SIGBUS = 0x2
+VM_FAULT_MAJOR = 0x4
+VM_FAULT_SIGSEGV = 0x40
+VM_FAULT_NOPAGE = 0x100  # the page is mapped already
+VM_FAULT_LOCKED = 0x200  # vmf.folio comes back locked and referenced
+VM_FAULT_RETRY = 0x400  # the mmap lock was dropped: look the area up again
+VM_FAULT_DONE_COW = 0x1000
+VM_FAULT_COMPLETED = 0x4000  # the mmap lock was dropped, and all is done
+VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV
+
+# How a fault may be served.
+FAULT_FLAG_WRITE = 0x1
+FAULT_FLAG_MKWRITE = 0x2
+FAULT_FLAG_ALLOW_RETRY = 0x4
+FAULT_FLAG_RETRY_NOWAIT = 0x8  # give up with RETRY, lock kept, rather than wait for a folio lock
+FAULT_FLAG_KILLABLE = 0x10
+FAULT_FLAG_TRIED = 0x20  # the second attempt: the mmap lock is kept from now on
+FAULT_FLAG_USER = 0x40
+FAULT_FLAG_REMOTE = 0x80
+FAULT_FLAG_INSTRUCTION = 0x100
+FAULT_FLAG_INTERRUPTIBLE = 0x200
+FAULT_FLAG_ORIG_PTE_VALID = 0x800  # vmf.orig_pte says what the page table held
+FAULT_FLAG_MISSED = 0x10000  # an earlier attempt at this fault missed: it is counted, and readahead was done
+FAULT_FLAG_DEFAULT = FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_KILLABLE | FAULT_FLAG_INTERRUPTIBLE
+
+
+def fault_flag_allow_retry_first(flags: int) -> bool:
+    """Return whether the mmap lock may be dropped: only on the first attempt."""
+    return flags & (FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_TRIED) == FAULT_FLAG_ALLOW_RETRY
+
+
+class BusError(OSError):
+    """An access to mapped memory that cannot be served: what hardware reports as SIGBUS.
+
+    errno is EFAULT for a page beyond the end of the file, else the store's; the failed read is the cause.
+    """
+
+
+class MmapLock:
+    """The lock of an address space: faults share it, changes of the areas exclude them.
+
+    A waiting writer keeps new readers out, so it waits only for the faults that are under way.
+    Context: waits may be interrupted by a signal handler that raises; then the lock is not held.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._readers = 0
+        self._writing = False
+        self._writers_waiting = 0
+
+    @property
+    def nr_readers(self) -> int:
+        """Threads that share the lock now."""
+        return self._readers
+
+    @property
+    def write_locked(self) -> bool:
+        """Whether a thread excludes all others now."""
+        return self._writing
+
+    def lock_shared(self) -> None:
+        """Share the lock with other readers."""
+        with self._changed:
+            while self._writing or self._writers_waiting:
+                self._changed.wait()
+            self._readers += 1
+
+    def unlock_shared(self) -> None:
+        """Give up a share."""
+        with self._changed:
+            self._readers -= 1
+            if self._readers == 0:
+                self._changed.notify_all()
+
+    def lock_exclusive(self) -> None:
+        """Exclude everybody else."""
+        with self._changed:
+            self._writers_waiting += 1
+            try:
+                while self._writing or self._readers:
+                    self._changed.wait()
+                self._writing = True
+            finally:
+                self._writers_waiting -= 1
+                if not self._writing:
+                    self._changed.notify_all()
+
+    def unlock_exclusive(self) -> None:
+        """Let the others in."""
+        with self._changed:
+            self._writing = False
+            self._changed.notify_all()
+
+
+class VmFault:
+    """One attempt at one fault: where, how, and what came of it.
+
+    address: byte address in the map. flags: FAULT_FLAG_* of this attempt. pgoff: page of the object.
+    folio: the page's folio, locked and referenced, when the result says LOCKED. error: what to raise for an error.
+    mmap_locked: whether this attempt still holds the mmap lock.
+    """
+
+    __slots__ = ("address", "error", "flags", "folio", "mmap_locked", "orig_pte", "pgoff", "vma")
+
+    def __init__(self, vma: "VirtualMemoryArea", address: int, flags: int) -> None:
+        self.vma = vma
+        self.address = address
+        self.flags = flags
+        self.pgoff = vma.page_of(address)
+        self.folio: Folio | None = None
+        self.orig_pte = False
+        self.error: OSError | None = None
+        self.mmap_locked = True
+
+    def drop_mmap_lock(self) -> None:
+        """Give up the mmap lock, and with it the right to look at the area."""
+        self.mmap_locked = False
+        self.vma.mmap_lock.unlock_shared()
+
+    def fail(self, result: int, error: OSError) -> int:
+        """Note the error that explains a result; returns the result."""
+        self.error = error
+        return result
+
+
+class FaultWalk:
+    """What a fault holds on its way to the page, to be given back wherever it ends.
+
+    fpin: the file, kept by a fault that has dropped the mmap lock, else None.
+    """
+
+    __slots__ = ("folio", "folio_locked", "fpin", "mapping", "mapping_locked")
+
+    def __init__(self, vmf: VmFault) -> None:
+        self.mapping: AddressSpace = vmf.vma.file.mapping
+        self.folio: Folio | None = None
+        self.folio_locked = False
+        self.mapping_locked = False
+        self.fpin: Any = None
+
+    def lock_mapping(self) -> None:
+        """Share invalidate_lock, if that is not done yet."""
+        if not self.mapping_locked:
+            self.mapping.lock_shared()
+            self.mapping_locked = True
+
+    def unlock_mapping(self) -> None:
+        """Give invalidate_lock back, if it is held."""
+        if self.mapping_locked:
+            self.mapping_locked = False
+            self.mapping.unlock_shared()
+
+    def put_folio(self) -> None:
+        """Unlock the folio, if it is locked, and drop it."""
+        folio, self.folio = self.folio, None
+        if folio is not None:
+            if self.folio_locked:
+                self.folio_locked = False
+                folio.unlock()
+            folio.put()
+
+    def give_back(self) -> None:
+        """Release everything."""
+        self.put_folio()
+        self.unlock_mapping()
+        self.fpin = None

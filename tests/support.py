@@ -1,0 +1,168 @@
+"""What tests of the read surface share: stores that misbehave on purpose, threads that start and end together, and
+waiting for a condition instead of for a clock."""
+
+import contextlib
+import sys
+import threading
+import time
+
+import pagecache
+
+PAGE = 4096
+PATIENCE_S = 30  # how long a wait may take before the test says what did not happen
+
+
+def pages_of(size, start=0):
+    """Return `size` bytes in which each page, and each place in it, can be told from all others."""
+    words = range(start // 8, (start + size) // 8 + 1)
+    return b"".join(word.to_bytes(8, "little") for word in words)[:size]
+
+
+class Store:
+    """The least that is a store: the bytes of one object, and a list of the requests that came."""
+
+    def __init__(self, data, key="object"):
+        self.data = data
+        self.key = key
+        self.version = "1"
+        self.requests = []
+        self.nr_closed = 0
+        self._lock = threading.Lock()
+
+    def size(self):
+        return len(self.data)
+
+    def validator(self):
+        return self.version
+
+    def readv(self, offset, buffers):
+        with self._lock:
+            self.requests.append((offset, sum(map(len, buffers))))
+        return self.answer(offset, buffers)
+
+    def answer(self, offset, buffers):
+        """Fill the buffers; what a misbehaving store overrides."""
+        done = 0
+        for buffer in buffers:
+            piece = self.data[offset + done : offset + done + len(buffer)]
+            buffer[: len(piece)] = piece
+            done += len(piece)
+        return done
+
+    def close(self):
+        self.nr_closed += 1
+
+
+class FaultyStore(Store):
+    """Raises what `fault(number, first, last)` returns, which knows the request: its number, first and last page."""
+
+    def __init__(self, data, fault, key="faulty"):
+        super().__init__(data, key)
+        self.fault = fault
+
+    def answer(self, offset, buffers):
+        nbytes = sum(map(len, buffers))
+        error = self.fault(len(self.requests) - 1, offset // PAGE, (offset + nbytes - 1) // PAGE)
+        if error is not None:
+            raise error
+        return super().answer(offset, buffers)
+
+
+class ShortStore(Store):
+    """Brings at most `limit` bytes at a time."""
+
+    def __init__(self, data, limit, key="short"):
+        super().__init__(data, key)
+        self.limit = limit
+
+    def answer(self, offset, buffers):
+        done = 0
+        for buffer in buffers:
+            wanted = min(len(buffer), self.limit - done)
+            done += super().answer(offset + done, [buffer[:wanted]])
+        return done
+
+
+class BlockingStore(Store):
+    """Answers when it is told to. `entered` is set as soon as a request waits; `error`: what it then raises, once."""
+
+    def __init__(self, data, key="blocking"):
+        super().__init__(data, key)
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self.error = None
+
+    def answer(self, offset, buffers):
+        self.entered.set()
+        assert self.go_on.wait(PATIENCE_S), "nobody let the store answer"
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        return super().answer(offset, buffers)
+
+
+def wait_until(condition, what):
+    """Return when the condition holds; fail when it never does."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S} s for {what}"
+        time.sleep(0.001)
+
+
+def nr_threads_waiting(threads):
+    """Count the threads that are in the engine's wait for somebody else's read: they will get what it gives."""
+    frames = sys._current_frames()
+    waiting = [frames[thread.ident] for thread in threads if thread.ident in frames]
+    return sum(frame.f_code.co_name == "wait_for_folio" for frame in waiting)
+
+
+class Crew:
+    """Threads that start together; `join` returns what each returned, or the exception that it raised."""
+
+    def __init__(self, *targets):
+        self._barrier = threading.Barrier(len(targets))
+        self.results = [None] * len(targets)
+        self.threads = [
+            threading.Thread(target=self._run, args=(number, target), daemon=True)
+            for number, target in enumerate(targets)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self, number, target):
+        try:
+            self._barrier.wait(PATIENCE_S)
+            self.results[number] = target()
+        except BaseException as error:
+            self.results[number] = error
+
+    def join(self):
+        deadline = time.monotonic() + PATIENCE_S
+        for thread in self.threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            assert not thread.is_alive(), "a thread hangs"
+        return self.results
+
+    def join_well(self):
+        """Join threads of which none may fail."""
+        results = self.join()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results
+
+
+@contextlib.contextmanager
+def checked_cache(frames, **options):
+    """A cache of so many page frames, whose every invariant is checked at the end."""
+    with pagecache.PageCache(frames * PAGE, **options) as cache:
+        yield cache
+        cache.check()
+
+
+def assert_nothing_is_held(cache):
+    """Check that no page frame is lost: all are free once the cache has dropped what it holds."""
+    cache.drop_caches()
+    cache.check()
+    stats = cache.stats()
+    assert (stats.nr_file_pages, stats.nr_free_pages, stats.nr_pinned) == (0, stats.nr_frames, 0)
