@@ -191,6 +191,7 @@ def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
         if pos >= mapping.size:
             return batch
         if len(batch) == 0 and tries <= DIRECT_CREATE_TRIES:
+            file.fit_window()
             page_cache_sync_ra(mapping, ra, index, last - index, random=file.is_random)
             batch = mapping.get_read_batch(index, last - 1)
         if len(batch) == 0:
@@ -198,6 +199,7 @@ def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
             if batch is None:
                 continue
         if batch.last_readahead:
+            file.fit_window()
             _start_next_window(mapping, ra, batch, last)
         if batch.last_uptodate:
             return batch

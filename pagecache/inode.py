@@ -3,12 +3,22 @@
 import threading
 from typing import Any
 
-from pagecache import fill, truncate
+from pagecache import fill, truncate, workers
 from pagecache._core import AddressSpace, Segment
-from pagecache.readahead import PAGE_SHIFT, RA_PAGES_DEFAULT
+from pagecache.readahead import PAGE_SHIFT
 from pagecache.stores.base import hints_of
+from pagecache.submit import Line
+from pagecache.window import window_pages
+from pagecache.workers import Channel
 
 LAST_PAGE = (1 << 52) - 1
+
+
+class Streams:
+    """How many open files of a cache are read ahead of: they share the budget of windows."""
+
+    def __init__(self) -> None:
+        self.nr = 0
 
 
 class Inode:
@@ -17,7 +27,8 @@ class Inode:
     segment: where its pages live. store: serves it; closed with the last file, while the pages stay.
     """
 
-    def __init__(self, segment: Segment, store: Any):
+    def __init__(self, segment: Segment, store: Any, streams: Streams):
+        self.streams = streams
         self.name = str(getattr(store, "name", store.key))
         self.mapping = AddressSpace(segment, self.name)
         self.mapping.key = store.key
@@ -31,7 +42,8 @@ class Inode:
     def use(self, store: Any) -> None:
         """Serve the object by this store from now on."""
         hints = hints_of(store)
-        self.ra_pages = max(1, hints.preferred_request >> PAGE_SHIFT) or RA_PAGES_DEFAULT
+        self.hints = hints
+        self.mapping.extra = Line(hints, Channel(workers.shared_pool, hints.parallel_requests))
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
         if self.store is not None:
             self._retired.append(self.store)
@@ -44,6 +56,11 @@ class Inode:
             self.mapping.direct = bool(getattr(store, "direct", False))
             self.mapping.fd = fd
             self.mapping.take_stamp()
+
+    @property
+    def ra_pages(self) -> int:
+        """The largest readahead window of one open file now (pages)."""
+        return window_pages(self.hints, self.mapping.extra.speed, self.mapping.segment.nr_frames, self.streams.nr)
 
     @property
     def writable(self) -> bool:
@@ -131,6 +148,8 @@ class Inode:
         if not self._retired or not self.mapping.trylock_exclusive():
             return
         try:
+            if self.store is None and (self.mapping.extra.channel.nr_running or not self.mapping.wait_inflight(0.5)):
+                return
             if self.store is None:
                 self.mapping.fd = -1
                 self.mapping.host = None

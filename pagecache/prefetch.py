@@ -7,7 +7,6 @@ from pagecache import submit
 from pagecache._core import AddressSpace
 
 PAGE_SHIFT = 12
-_EEXIST, _ENOSPC = -17, -28
 
 
 class Prefetch:
@@ -92,19 +91,14 @@ def read_missing(mapping: AddressSpace, start: int, end: int) -> None:
     end = min(end, -(-mapping.size >> PAGE_SHIFT) - 1)
     mapping.lock_shared()
     try:
-        while start <= end:
-            batch = mapping.new_batch(start)
-            result = batch.extend(end, _order_for(end - start + 1), -1, 0)
-            start = batch.next_index
+        for batch in submit.missing_batches(mapping, start, end, _order_for(end - start + 1)):
             try:
-                if len(batch):
-                    (submit.read_timed if mapping.fd < 0 else submit.read_now)(mapping, batch)
+                if mapping.fd >= 0:
+                    submit.read_now(mapping, batch)
+                else:
+                    submit.read_timed(mapping, batch)
             finally:
                 batch.release()
-            if result == _EEXIST:
-                start += 1
-            elif result != 0 and result != _ENOSPC:
-                return
     finally:
         mapping.unlock_shared()
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pagecache import prefetch
+from pagecache import prefetch, submit
 from pagecache._core import AddressSpace
 
 PAGE_SHIFT = 12
@@ -61,9 +61,7 @@ def _fetch_by_engine(mapping: AddressSpace, pieces: Sequence[tuple[int, int]]) -
     mapping.lock_shared()
     try:
         for first, last in pieces:
-            batch = mapping.new_batch(first)
-            batch.extend(last, 0, -1, last + 1)
-            if len(batch):
+            for batch in submit.missing_batches(mapping, first, last, demand_end=last + 1):
                 batch.submit(mapping.fd, mapping.direct, (last - first + 1) << PAGE_SHIFT)
     finally:
         mapping.unlock_shared()

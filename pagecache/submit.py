@@ -6,6 +6,7 @@ engine's own threads or io_uring, without the GIL; stores written in Python by t
 """
 
 import time
+from collections.abc import Iterator
 
 from pagecache import fill
 from pagecache._core import AddressSpace, FolioBatch
@@ -14,6 +15,7 @@ from pagecache.window import StoreSpeed, request_bytes
 from pagecache.workers import Channel
 
 PAGE_SHIFT = 12
+EEXIST, ENOSPC = -17, -28  # why a batch ended: a page is there already; the batch is full
 
 
 class Line:
@@ -27,6 +29,34 @@ class Line:
     def request_bytes(self) -> int:
         """Return how much one request should carry (bytes)."""
         return request_bytes(self.hints, self.speed)
+
+
+def missing_batches(
+    mapping: AddressSpace,
+    start: int,
+    last: int,
+    order: int = 0,
+    mark: int = -1,
+    demand_end: int = 0,
+    dropbehind: bool = False,
+) -> Iterator[FolioBatch]:
+    """Iterate over new batches for the pages start..last (inclusive) that are not cached; ends early without memory.
+
+    Each batch has to be read, or it is taken out again. Context: invalidate_lock held shared.
+    """
+    wanted_order = order
+    while start <= last:
+        batch = mapping.new_batch(start)
+        result = batch.extend(last, order, mark, demand_end, dropbehind)
+        start = batch.next_index
+        if len(batch):
+            yield batch
+        if result == EEXIST:
+            is_missing = mapping.next_gap(start, 1) == start  # the folio was too large for the hole
+            order = 0 if is_missing else wanted_order
+            start += 0 if is_missing and wanted_order else 1
+        elif result not in (0, ENOSPC):
+            return
 
 
 def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int) -> None:
@@ -63,10 +93,9 @@ def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int) -> Non
 
 def _read_demanded(mapping: AddressSpace, start: int, demand_end: int) -> None:
     """Read pages start..demand_end - 1 after the window around them failed."""
-    batch = mapping.new_batch(start)
-    limit = min(demand_end, -(-mapping.size >> PAGE_SHIFT)) - 1
-    batch.extend(limit, 0, -1, demand_end)
-    read_pages(mapping, batch, batch.next_index)
+    last = min(demand_end, -(-mapping.size >> PAGE_SHIFT)) - 1
+    for batch in missing_batches(mapping, start, last, demand_end=demand_end):
+        read_pages(mapping, batch, batch.next_index)
 
 
 def read_now(mapping: AddressSpace, batch: FolioBatch) -> None:

@@ -10,6 +10,7 @@ cdef class FileRaState:
     cdef public uint64_t io_pages       # largest request of the store
     cdef public uint32_t order          # of the folios of the next window
     cdef public uint32_t mmap_miss
+    cdef public bint dropbehind         # folios leave when they have been read
     cdef public int64_t prev_pos        # byte behind the last one read, -1 at first
 
     def __cinit__(self, ra_pages=32, io_pages=0):

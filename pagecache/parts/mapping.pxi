@@ -102,6 +102,20 @@ cdef class AddressSpace:
         """Background requests that have not ended: the descriptor is in use."""
         return load_acquire_u32(&self.m.nr_inflight)
 
+    def wait_inflight(self, double timeout_s):
+        """Waits until no background request of the engine is under way. Returns whether that is so."""
+        cdef uint32_t nr
+        cdef int64_t until = monotonic_ns() + <int64_t>(timeout_s * 1e9)
+        while True:
+            nr = load_acquire_u32(&self.m.nr_inflight)
+            if nr == 0:
+                return True
+            if monotonic_ns() >= until:
+                return False
+            with nogil:
+                futex_wait(&self.m.nr_inflight, nr, WAIT_SLICE_NS)
+            PyErr_CheckSignals()
+
     # -- invalidate_lock -------------------------------------------------------------------------------------------------
 
     def lock_shared(self):
@@ -374,6 +388,19 @@ cdef class AddressSpace:
             entry = xa_load(&self.m.pages, &self.seg.pool, first + i)
             at[i] = xa_is_pointer(entry) and folio_test(&self.seg.folios[entry_frame(entry)], FOLIO_UPTODATE)
         return out
+
+    def all_cached(self, uint64_t pos, uint64_t nbytes):
+        """Whether all pages of a byte range are cached and readable as they are."""
+        cdef uint64_t index = pos >> PAGE_SHIFT
+        cdef uint64_t end = (pos + nbytes + PAGE_SIZE - 1) >> PAGE_SHIFT
+        cdef xa_entry entry
+        while index < end:
+            entry = xa_load(&self.m.pages, &self.seg.pool, index)
+            if not xa_is_pointer(entry) or not folio_readable(
+                    folio_state(&self.seg.folios[entry_frame(entry)]), entry_order(entry)):
+                return False
+            index = (index & ~((<uint64_t>1 << entry_order(entry)) - 1)) + (<uint64_t>1 << entry_order(entry))
+        return True
 
     def folios(self):
         """(index, order, uptodate) of every cached folio, ascending."""

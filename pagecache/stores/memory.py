@@ -10,6 +10,8 @@ class MemoryStore:
     data: initial contents (copied). key: identity; stores with one key are taken for one object.
     """
 
+    latency = "local"
+
     def __init__(self, data: bytes | bytearray | memoryview = b"", *, key: str | None = None):
         self._data = bytearray(data)
         self._version = 0
