@@ -31,10 +31,10 @@ demo: build ## read a real file through a cache smaller than it, and compare eve
 	$(call in_lane,release) $(python) -m pagecache demo $(ARGS)
 
 test: check $(VENV)/.test ## run all the tests, with the engine's assertions on
-	$(call in_lane,check) $(pytest) $(TESTS) -rs $(ARGS)
+	$(call in_lane,check) $(pytest) $(TESTS) $(ARGS)
 
 stress: check $(VENV)/.test ## run all the tests for much longer
-	PAGECACHE_STRESS=1 $(call in_lane,check) $(pytest) $(TESTS) -rs $(ARGS)
+	PAGECACHE_STRESS=1 $(call in_lane,check) $(pytest) $(TESTS) $(ARGS)
 
 bench: $(VENV)/.bench ## run all the benchmarks and write bench/results/
 	PAGECACHE_BENCH=1 $(call build,release)
@@ -56,15 +56,16 @@ annotate: $(VENV)/.build ## write Cython's report on Python calls to build/cytho
 asan: $(VENV)/.test ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(call build,asan)
 	LD_PRELOAD="$(call libraries,libasan.so) $(call libraries,libubsan.so)" PYTHONMALLOC=malloc \
-	ASAN_OPTIONS=detect_leaks=0:exitcode=77 $(call in_lane,asan) $(pytest) $(TESTS) -rs $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0:exitcode=77 PAGECACHE_TEST_SECONDS=1200 $(call in_lane,asan) $(pytest) $(TESTS) $(ARGS)
 
 tsan: $(VENV)/.test ## run the tests with threads under ThreadSanitizer
 	@$(call build,tsan)
 	LD_PRELOAD=$(call libraries,libtsan.so) PYTHONMALLOC=malloc \
-	TSAN_OPTIONS="exitcode=66 halt_on_error=0 history_size=4" $(call in_lane,tsan) $(pytest) $(TESTS) -rs -m stress $(ARGS)
+	TSAN_OPTIONS="exitcode=66 halt_on_error=0 history_size=4" PAGECACHE_TEST_SECONDS=1200 \
+	$(call in_lane,tsan) $(pytest) $(TESTS) -m stress $(ARGS)
 
 stubs: check $(VENV)/.test ## compare _core.pyi with the module
-	$(call in_lane,check) $(pytest) tests/test_stubs.py -rs
+	$(call in_lane,check) $(pytest) tests/test_stubs.py
 
 lint: $(VENV)/.test ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -33,6 +33,7 @@ CHECKS = ["-DPAGECACHE_CHECKS=1", "-UNDEBUG"]
 TRACEABLE = ["-O1", "-g", "-fno-omit-frame-pointer"]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 THREAD = ["-fsanitize=thread"]
+FENCED = ["-Wno-tsan"]  # ThreadSanitizer knows no fences; the engine does without what depends on them there
 
 UNCHECKED = ["-O3", "-g0", "-DNDEBUG", "-Wno-unused-but-set-variable"]  # some variables are set for an assertion only
 
@@ -41,7 +42,7 @@ MODES = {  # mode: (compiler flags, linker flags)
     "check": (["-O2", *CHECKS], []),
     "debug": ([*TRACEABLE, *CHECKS], []),
     "asan": ([*TRACEABLE, *CHECKS, *ADDRESS], ADDRESS),
-    "tsan": ([*TRACEABLE, *CHECKS, *THREAD], THREAD),
+    "tsan": ([*TRACEABLE, *CHECKS, *THREAD, *FENCED], THREAD),
     "annotate": (UNCHECKED, []),
 }
 

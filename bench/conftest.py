@@ -44,7 +44,11 @@ def measure(benchmark):
     """Time a loop: `measure(loop, reads, setup=None)` records the nanoseconds of one read as well."""
 
     def run(loop, reads, setup=None):
-        benchmark.pedantic(loop, setup=setup, rounds=7, iterations=1, warmup_rounds=0 if setup else 1)
+        def prepare():
+            setup()  # what it returns is not for the loop
+
+        options = {"setup": prepare} if setup else {"warmup_rounds": 1}
+        benchmark.pedantic(loop, rounds=7, iterations=1, **options)
         if benchmark.stats is not None:
             benchmark.extra_info["reads"] = reads
             benchmark.extra_info["best_ns"] = benchmark.stats.stats.min / reads * 1e9

@@ -53,6 +53,7 @@ class PageCache:
         self._inodes: OrderedDict[bytes, Inode] = OrderedDict()
         self._files: weakref.WeakSet[File] = weakref.WeakSet()
         self._streams = Streams()
+        self._maps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._closed = False
         _caches.add(self)
 
@@ -74,8 +75,19 @@ class PageCache:
             store.close()
             raise
         file = File(inode, mode)
+        file.cache = self
         self._files.add(file)
+        if mode == "w+b":
+            try:
+                file.truncate(0)
+            except BaseException:
+                file.close()
+                raise
         return file
+
+    def closes_with(self, mapped: Any) -> None:
+        """Close a map, which may outlive its file, when the cache is closed."""
+        self._maps.add(mapped)
 
     def _store_of(self, source: Any, mode: str, direct: bool) -> Any:
         if isinstance(source, str) and "://" in source:
@@ -89,8 +101,6 @@ class PageCache:
             raise TypeError(f"{type(source).__name__} is neither a path nor a store: it lacks {', '.join(missing)}")
         if mode != "rb" and not hasattr(source, "writev"):
             raise OSError(errno.EROFS, f"store {source.key!r} cannot be written: it has no writev", str(source.key))
-        if mode == "w+b":
-            source.truncate(0)
         return source
 
     def _inode_of(self, store: Any) -> Inode:
@@ -110,19 +120,15 @@ class PageCache:
                 self._make_room()
                 inode = Inode(self.segment, store, self._streams)
                 self._inodes[key] = inode
-            elif inode.store is None or (not inode.writable and hasattr(store, "writev")):
-                inode.use(store)
-            elif inode.store is not store:
-                store.close()
             self._inodes.move_to_end(key)
-            inode.acquire()
+            inode.acquire(store)
             return inode
 
     def _make_room(self) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""
-        counters_limit = self.segment.sizes()["mappings"][1] - 2
+        limit = self.segment.sizes()["mappings"][1] - 1
         for key in [key for key, inode in self._inodes.items() if inode.nr_open == 0]:
-            if len(self._inodes) < counters_limit:
+            if len(self._inodes) < limit:
                 return
             del self._inodes[key]
 
@@ -165,12 +171,14 @@ class PageCache:
         self.segment.check()
 
     def close(self) -> None:
-        """Close all files and give up the pages. Views stay valid until they are released. Idempotent."""
+        """Close all files and maps and give up the pages. Views stay valid until they are released. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        for file in list(self._files):
-            file.close()
+        if self.segment.dead:
+            return  # in a forked child: locks may be held by threads that are not there
+        for opened in [*self._maps, *self._files]:
+            opened.close()
         with self._lock:
             self._inodes.clear()
         _caches.discard(self)

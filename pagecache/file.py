@@ -1,13 +1,14 @@
 """An open file: everything of its interface that is not hot.  The hit path is in the extension type it extends."""
 
 import io
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pagecache import filemap, truncate
 from pagecache import ranges as _ranges
-from pagecache._core import CopyTarget, FileCore, FileRaState, Folio, new_target
+from pagecache._core import CopyTarget, FileCore, FileRaState, Folio
 from pagecache.asyncio_reads import in_worker
 from pagecache.inode import Inode
 from pagecache.prefetch import Prefetch
@@ -36,6 +37,7 @@ class File(FileCore):
 
     def __init__(self, inode: Inode, mode: str):
         self.inode = inode
+        self.cache: Any = None
         self.mode = mode
         self.no_reuse = False
         self.is_random = False
@@ -68,7 +70,11 @@ class File(FileCore):
     # -- the slow side of reads --------------------------------------------------------------------------------------------
 
     def _read_slow(self, target: CopyTarget, done: int, pos: int) -> int:
-        return filemap.filemap_read(self, target, done, pos)
+        try:
+            return filemap.filemap_read(self, target, done, pos)
+        finally:
+            if self.closed:
+                self.inode.close_retired()
 
     def _grown(self, pos: int) -> bool:
         """Whether the object has bytes at `pos` that the cache does not know of; raises ESTALE if it changed."""
@@ -77,18 +83,33 @@ class File(FileCore):
 
     def _view_slow(self, nbytes: int, pos: int) -> memoryview:
         """Serve a view that is not in one cached folio: bring the pages in, then one folio's memory or a copy."""
-        nbytes = max(0, min(nbytes, self.mapping.size - pos))
-        if nbytes == 0:
+        if nbytes == 0 or (pos >= self.mapping.size and not self._grown(pos)):
             return memoryview(b"")
-        folio = self._uptodate_folio(pos)
+        view = self._view_piece(nbytes, pos)
+        if view is None or len(view) == min(nbytes, self.mapping.size - pos):
+            return memoryview(b"") if view is None else view
+        view.release()
+        return memoryview(self.pread(nbytes, pos))
+
+    def _view_piece(self, nbytes: int, pos: int) -> memoryview | None:
+        """Return a view of what one folio holds of a range, or None at the end of the file."""
+        folio = self.mapping.get_folio(pos >> PAGE_SHIFT)
+        is_hit = folio is not None and folio.uptodate and not folio.readahead
+        if not is_hit:
+            folio = None  # no reference is held while others may wait for the page
+            folio = self._uptodate_folio(pos)
         if folio is None:
-            return memoryview(b"")
-        if pos + nbytes <= (folio.index + folio.nr_pages) << PAGE_SHIFT:
-            return self._view_folio(folio, pos, nbytes)
+            return None
+        nbytes = min(nbytes, self.mapping.size - pos, ((folio.index + folio.nr_pages) << PAGE_SHIFT) - pos)
+        if nbytes <= 0:
+            return None
+        folio.mark_accessed()
+        self.ra.prev_pos = pos + nbytes
+        self.mapping.segment.add_count("hits" if is_hit else "misses", 1)
+        self.mapping.segment.add_count("bytes_asked", nbytes)
+        view = self._view_folio(folio, pos, nbytes)
         folio.put()
-        result, target = new_target(nbytes)
-        done = self._read_slow(target, 0, pos)
-        return memoryview(result)[:done]
+        return view
 
     def _uptodate_folio(self, pos: int) -> Folio | None:
         """Return the folio that holds byte `pos`, uptodate and referenced, or None at the end of the file."""
@@ -97,24 +118,27 @@ class File(FileCore):
             return batch.folio(0) if pos < self.mapping.size and len(batch) else None
         finally:
             batch.release()
+            if self.closed:
+                self.inode.close_retired()
 
     def iter_views(self, nbytes: int, offset: int) -> Iterator[memoryview]:
         """Iterate over read-only memoryviews that together show up to nbytes at `offset`: one per folio, no copies.
 
         Each view pins its folio until it is released. Raises as `pread`, when iterated.
         """
+        nbytes, offset = operator.index(nbytes), operator.index(offset)
         if nbytes < 0 or offset < 0:
-            raise ValueError("nbytes and offset must not be negative")
-        end = min(offset + nbytes, self.mapping.size)
-        while offset < end:
-            folio = self._uptodate_folio(offset)
-            if folio is None:
+            raise ValueError(f"nbytes and offset must not be negative, not {nbytes} and {offset}")
+        self._check_usable()
+        if nbytes and offset >= self.mapping.size:
+            self._grown(offset)
+        end = offset + nbytes
+        while offset < min(end, self.mapping.size):
+            self._check_usable()
+            view = self._view_piece(end - offset, offset)
+            if view is None:
                 return
-            piece = min(end, (folio.index + folio.nr_pages) << PAGE_SHIFT) - offset
-            view = self._view_folio(folio, offset, piece)
-            folio.put()
-            self.ra.prev_pos = offset + piece
-            offset += piece
+            offset += len(view)
             yield view
 
     def mmap(self, length: int = 0, offset: int = 0, access: int = ACCESS_READ) -> Any:
@@ -124,7 +148,7 @@ class File(FileCore):
         """
         from pagecache import mm
 
-        self._check_open()
+        self._check_usable()
         return mm.map_file(self, length, offset, access)
 
     # -- the contract of io.RawIOBase ----------------------------------------------------------------------------------------
@@ -132,6 +156,12 @@ class File(FileCore):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file")
+
+    def _check_usable(self) -> None:
+        """Check that the file is open, and that this process is the one that opened it."""
+        self._check_open()
+        if self.mapping.segment.dead:
+            raise RuntimeError("this cache belongs to the parent process: open a new one after fork()")
 
     def readable(self) -> bool:
         """Return True."""
@@ -167,6 +197,7 @@ class File(FileCore):
 
     def readline(self, size: int | None = -1, /) -> bytes:
         """Read one line, at most `size` bytes of it."""
+        self._check_open()
         limit = -1 if size is None else size
         parts = []
         while limit != 0:
@@ -183,12 +214,12 @@ class File(FileCore):
         return b"".join(parts)
 
     def readlines(self, hint: int | None = -1, /) -> list[bytes]:
-        """Read lines until the end, or until `hint` bytes have come."""
+        """Read lines until the end, or until more than `hint` bytes have come."""
         lines, total = [], 0
         for line in self:
             lines.append(line)
             total += len(line)
-            if hint is not None and 0 < hint <= total:
+            if hint is not None and 0 < hint < total:
                 break
         return lines
 
@@ -221,7 +252,8 @@ class File(FileCore):
         """
         if not self.writable():
             raise io.UnsupportedOperation("truncate: not writable")
-        size = self.tell() if size is None else size
+        self._check_usable()
+        size = self.tell() if size is None else operator.index(size)
         if size < 0:
             raise ValueError(f"size must not be negative, not {size}")
         self.inode.set_size(size)
@@ -310,7 +342,7 @@ class File(FileCore):
         advice: pagecache.FADV_*. offset, length: bytes of the range for WILLNEED and DONTNEED; 0: to the end.
         Raises ValueError for unknown advice or a negative range.
         """
-        self._check_open()
+        self._check_usable()
         if offset < 0 or length < 0:
             raise ValueError("offset and length must not be negative")
         if advice in (FADV_NORMAL, FADV_SEQUENTIAL):
@@ -344,7 +376,7 @@ class File(FileCore):
 
     def cachestat(self, offset: int = 0, length: int = 0) -> CacheStat:
         """Count the pages of a byte range (length 0: to the end) by what the cache knows of them."""
-        self._check_open()
+        self._check_usable()
         if offset < 0 or length < 0:
             raise ValueError("offset and length must not be negative")
         last = (offset + length - 1) >> PAGE_SHIFT if length else (1 << 52) - 1
@@ -355,7 +387,7 @@ class File(FileCore):
 
         Raises ValueError when offset is not a multiple of the page size.
         """
-        self._check_open()
+        self._check_usable()
         if offset < 0 or length < 0 or offset % PAGE_SIZE:
             raise ValueError("offset must be a multiple of the page size and not negative")
         end = min(offset + length, self.mapping.size) if length else self.mapping.size
@@ -367,7 +399,7 @@ class File(FileCore):
         Raises OSError with EBUSY when pages are dirty: fsync first.
         Context: takes invalidate_lock exclusive.
         """
-        self._check_open()
+        self._check_usable()
         if offset < 0 or length < 0:
             raise ValueError("offset and length must not be negative")
         self.inode.invalidate(offset, length)

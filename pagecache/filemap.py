@@ -43,7 +43,7 @@ def fgf_set_order(nbytes: int) -> int:
     return min(order, MAX_FOLIO_ORDER) << _FGP_ORDER_SHIFT
 
 
-# -- lookup and insertion ----------------------------------------------------------------------------------------------------
+# -- lookup and insertion ----------------------------------------------------------------------------------------------
 
 
 def filemap_get_folio(mapping: AddressSpace, index: int, fgp_flags: int = 0) -> Folio | None:
@@ -142,7 +142,7 @@ def filemap_add_folio(mapping: AddressSpace, folio: Folio, index: int) -> None:
         raise fill.cache_full(mapping.segment)
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------------
+# -- reading -----------------------------------------------------------------------------------------------------------
 
 
 def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
@@ -206,16 +206,19 @@ def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
         if len(batch) > 1:
             batch.drop_last()
             return batch
-        folio = batch.last()
-        batch.release()
-        if filemap_update_page(mapping, ra, folio):
-            return mapping.found(folio)
+        with batch.last() as folio:
+            batch.release()
+            if filemap_update_page(mapping, ra, folio):
+                return mapping.found(folio)
 
 
 def _start_next_window(mapping: AddressSpace, ra: FileRaState, batch: FolioBatch, last: int) -> None:
-    folio = batch.last()
-    page_cache_async_ra(mapping, ra, folio.index, folio, last - folio.index)
-    folio.put()
+    try:
+        with batch.last() as folio:
+            page_cache_async_ra(mapping, ra, folio.index, folio, last - folio.index)
+    except BaseException:
+        batch.release()
+        raise
 
 
 def filemap_create_folio(mapping: AddressSpace, index: int) -> FolioBatch | None:
@@ -223,18 +226,18 @@ def filemap_create_folio(mapping: AddressSpace, index: int) -> FolioBatch | None
 
     Raises OSError and CacheFullError.
     """
-    folio = fill.alloc_folio(mapping.segment)
-    mapping.lock_shared()
-    try:
-        result = mapping.add_folio(folio, index)
-        if result == -errno.EEXIST:
-            return None
-        if result != 0:
-            raise fill.cache_full(mapping.segment)
-        fill.read_locked_folio(mapping, folio)
-    finally:
-        mapping.unlock_shared()
-    return mapping.found(folio)
+    with fill.alloc_folio(mapping.segment) as folio:
+        mapping.lock_shared()
+        try:
+            result = mapping.add_folio(folio, index)
+            if result == -errno.EEXIST:
+                return None
+            if result != 0:
+                raise fill.cache_full(mapping.segment)
+            fill.read_locked_folio(mapping, folio)
+        finally:
+            mapping.unlock_shared()
+        return mapping.found(folio)
 
 
 def filemap_update_page(mapping: AddressSpace, ra: FileRaState, folio: Folio) -> bool:
@@ -272,7 +275,7 @@ def read_folio_synchronously(mapping: AddressSpace, ra: FileRaState, folio: Foli
         raise
 
 
-# -- faults ------------------------------------------------------------------------------------------------------------------
+# -- faults ------------------------------------------------------------------------------------------------------------
 
 
 def filemap_fault(vmf: VmFault) -> int:
@@ -304,8 +307,8 @@ def nr_file_pages(mapping: AddressSpace) -> int:
 def _beyond_end(vmf: VmFault) -> int:
     mapping = vmf.vma.file.mapping
     reason = f"page {vmf.pgoff} is beyond the end of the file, which has {mapping.size} bytes now"
-    error = mm_types.BusError(errno.EFAULT, f"cannot access {mapping.name} at offset {vmf.pgoff << PAGE_SHIFT}: {reason}")
-    return vmf.fail(mm_types.VM_FAULT_SIGBUS, error)
+    text = f"cannot access {mapping.name} at offset {vmf.pgoff << PAGE_SHIFT}: {reason}"
+    return vmf.fail(mm_types.VM_FAULT_SIGBUS, mm_types.BusError(errno.EFAULT, text))
 
 
 def _fault_lookup(vmf: VmFault, walk: FaultWalk) -> int:
@@ -341,6 +344,7 @@ def _fault_fill(vmf: VmFault, walk: FaultWalk) -> int:
             if result:
                 return result
         folio = walk.folio
+        assert folio is not None
         walk.folio_locked, walk.fpin = lock_folio_maybe_drop_mmap(vmf, folio, walk.fpin)
         if not walk.folio_locked:
             return _out_retry(walk)
@@ -378,13 +382,16 @@ def _fault_wait_and_create(vmf: VmFault, walk: FaultWalk) -> None:
     while walk.folio is None:
         walk.unlock_mapping()
         folio = fill.alloc_folio(mapping.segment)
-        walk.lock_mapping()
-        result = mapping.add_folio(folio, vmf.pgoff)
-        if result == 0:
-            folio.unlock()
-            walk.folio = folio
-            return
-        folio.put()
+        try:
+            walk.lock_mapping()
+            result = mapping.add_folio(folio, vmf.pgoff)
+            if result == 0:
+                folio.unlock()
+                walk.folio, folio = folio, None
+                return
+        finally:
+            if folio is not None:
+                folio.put()
         if result != -errno.EEXIST:
             raise fill.cache_full(mapping.segment)
         walk.folio = mapping.get_folio(vmf.pgoff)
@@ -535,13 +542,15 @@ def filemap_map_pages(vmf: VmFault, start_pgoff: int, end_pgoff: int) -> int:
         if folio is None:
             index += 1
             continue
-        after = min(folio.index + folio.nr_pages, end_pgoff + 1)
-        if not folio.workingset:
-            credit += after - index
-        if _map_folio_range(vmf, folio, index, after):
-            result = mm_types.VM_FAULT_NOPAGE
-        folio.unlock()
-        folio.put()
+        try:
+            after = min(folio.index + folio.nr_pages, end_pgoff + 1)
+            if not folio.workingset:
+                credit += after - index
+            if _map_folio_range(vmf, folio, index, after):
+                result = mm_types.VM_FAULT_NOPAGE
+        finally:
+            folio.unlock()
+            folio.put()
         index = after
     ra.mmap_miss = max(0, mmap_miss - credit)
     return result

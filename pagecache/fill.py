@@ -5,8 +5,9 @@ cached.  A request that fails, ends early or brings too much fills nothing: its 
 """
 
 import errno
+import operator
 import time
-from typing import Any
+import traceback
 
 from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Segment
 
@@ -52,10 +53,8 @@ def cache_full(segment: Segment) -> CacheFullError:
 
 def store_error(mapping: AddressSpace, offset: int, cause: Exception) -> OSError:
     """Return the error for a failed request: the store's errno, with the object and the offset named."""
-    if isinstance(cause, CacheFullError):
-        return cause
-    number = getattr(cause, "errno", None) if isinstance(cause, OSError) else None
-    if number is None:
+    number = cause.errno if isinstance(cause, OSError) else None
+    if not isinstance(number, int):
         number = errno.ETIMEDOUT if isinstance(cause, TimeoutError) else errno.EIO
     reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause) or type(cause).__name__
     error = OSError(number, f"cannot read {mapping.name} at offset {offset}: {reason}")
@@ -78,6 +77,8 @@ def read_run(mapping: AddressSpace, batch: FolioBatch) -> None:
     Raises OSError; then the batch is as before, its folios locked and without data.
     Context: folios locked, invalidate_lock held shared; may sleep in the store.
     """
+    if mapping.host is None:
+        raise ValueError("I/O operation on closed file")
     expected = batch.data_bytes()
     offset = batch.start * 4096
     try:
@@ -85,20 +86,36 @@ def read_run(mapping: AddressSpace, batch: FolioBatch) -> None:
             got = batch.read_fd(mapping.fd, mapping.direct)
         else:
             got = _read_store(mapping, batch, offset, expected)
+        changed = _has_changed(mapping, got < expected)
+    except CacheFullError:
+        raise
     except Exception as cause:
         raise store_error(mapping, offset, cause) from cause
-    if got != expected or not _unchanged(mapping):
+    if changed:
         raise stale_error(mapping, offset + got)
+    if got < expected:
+        raise _early_end(mapping, offset + got)
     if mapping.fd >= 0:
         batch.end_read_filled()
     else:
         batch.end_read(expected)
 
 
-def _unchanged(mapping: AddressSpace) -> bool:
+def _has_changed(mapping: AddressSpace, ended_early: bool) -> bool:
+    """Whether the object is no longer the one whose bytes are cached, as far as the store can tell."""
     if mapping.fd >= 0:
-        return mapping.stamp_unchanged()
-    return mapping.validator is None or mapping.host.validator() == mapping.validator
+        return not mapping.stamp_unchanged()
+    if mapping.validator is not None and mapping.host.validator() != mapping.validator:
+        return True
+    return ended_early and mapping.host.size() != mapping.size
+
+
+def _early_end(mapping: AddressSpace, offset: int) -> OSError:
+    return OSError(
+        errno.EIO,
+        f"cannot read {mapping.name} at offset {offset}: the store brought no more bytes, "
+        f"though the object has {mapping.size}",
+    )
 
 
 def _read_store(mapping: AddressSpace, batch: FolioBatch, offset: int, expected: int) -> int:
@@ -106,56 +123,88 @@ def _read_store(mapping: AddressSpace, batch: FolioBatch, offset: int, expected:
     if expected == 0:
         return 0
     buffers = [memoryview(buffer) for buffer in batch.memory(expected)]
+    limit = max(4096, getattr(mapping.host, "max_request", expected))
     done = 0
     try:
         while done < expected:
-            pieces = _behind(buffers, done)
-            got = mapping.host.readv(offset + done, pieces)
-            _release(pieces)
-            if isinstance(got, bool) or not isinstance(got, int):
-                raise TypeError(f"readv returned {type(got).__name__}, not a number of bytes")
-            if not 0 <= got <= expected - done:
-                raise OSError(errno.EIO, f"the store returned {got} bytes where {expected - done} were asked for")
-            mapping.segment.add_count("store_reads", 1)
-            mapping.segment.add_count("store_read_bytes", got)
+            asked = min(limit, expected - done)
+            got = _ask_store(mapping, offset + done, _pieces(buffers, done, asked), asked)
             if got == 0:
                 break
             done += got
-    finally:
+    except BaseException as error:
         _release(buffers)
+        if batch.exported:
+            _clear_frames(error)
+        raise
+    _release(buffers)
+    if batch.exported:
+        raise OSError(errno.EIO, "the store kept a buffer it was given to fill")
     return done
 
 
-def _behind(buffers: list[memoryview], done: int) -> list[memoryview]:
-    """Return views of the buffers without their first `done` bytes."""
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the store's functions held when they failed: slices of the buffers must not live as long as the
+    exception."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+def _ask_store(mapping: AddressSpace, offset: int, pieces: list[memoryview], asked: int) -> int:
+    """Make one request. Returns the bytes it brought."""
+    try:
+        got = mapping.host.readv(offset, pieces)
+    finally:
+        _release(pieces)
+    if isinstance(got, bool):
+        raise TypeError("readv returned bool, not a number of bytes")
+    try:
+        got = operator.index(got)
+    except TypeError:
+        raise TypeError(f"readv returned {type(got).__name__}, not a number of bytes") from None
+    if not 0 <= got <= asked:
+        raise OSError(errno.EIO, f"the store returned {got} bytes where {asked} were asked for")
+    mapping.segment.add_count("store_reads", 1)
+    mapping.segment.add_count("store_read_bytes", got)
+    return got
+
+
+def _pieces(buffers: list[memoryview], start: int, nbytes: int) -> list[memoryview]:
+    """Return views of bytes [start, start + nbytes) of the buffers taken as one."""
     out = []
     for buffer in buffers:
-        if done >= len(buffer):
-            done -= len(buffer)
-        else:
-            out.append(buffer[done:])
-            done = 0
+        piece = buffer[start : start + nbytes]
+        if len(piece):
+            out.append(piece)
+        start = max(0, start - len(buffer))
+        nbytes -= len(piece)
     return out
 
 
 def _release(buffers: list[memoryview]) -> None:
+    """Take the buffers away from the store, as far as that can be done: `FolioBatch.exported` tells whether it kept one."""
     for buffer in buffers:
         try:
             buffer.release()
         except BufferError:
-            raise OSError(errno.EIO, "the store kept a buffer it was given to fill") from None
+            pass
 
 
 def read_locked_folio(mapping: AddressSpace, folio: Folio) -> None:
     """Read the data of one locked folio that is in the cache and not uptodate; it is unlocked in any case.
 
-    Raises OSError, and so does every thread that waits for the folio; the folio has then left the cache.
+    Raises OSError, and so does every thread that waits for the folio; the folio has then left the cache. After any
+    other exception, which says nothing about the data, those who wait read it themselves.
     """
     batch = mapping.adopt(folio)
     try:
         read_run(mapping, batch)
-    except BaseException as error:
-        batch.fail(error if isinstance(error, OSError) else OSError(errno.EINTR, "the read was interrupted"))
+    except OSError as error:
+        batch.fail(error)
+        raise
+    except BaseException:
+        batch.release()
         raise
 
 
@@ -166,16 +215,12 @@ def wait_for_folio(mapping: AddressSpace, folio: Folio) -> None:
     """
     frame, seq = folio.frame, folio.seq
     if folio.mapping_number == 0:
-        seq -= SEQ_STEP  # it was removed after it was found: its failure stands under the seq it had
-    folio.wait_unlocked(drop=True)
-    error = mapping.failure_of(frame, seq % (1 << 32))
-    if error is not None:
-        raise _copy_of(error)
-
-
-def _copy_of(error: Any) -> OSError:
-    """Return an error of one's own to raise: an exception object belongs to one thread."""
-    copy = OSError(error.errno, error.strerror) if error.errno is not None else OSError(errno.EIO, str(error))
-    copy.__cause__ = error.__cause__
-    return copy
+        folio.wait_unlocked()  # until its removal is over: the failure stands under the seq it had before
+        seq = folio.seq - SEQ_STEP
+        folio.put()
+    else:
+        folio.wait_unlocked(drop=True)
+    failure = mapping.failure_of(frame, seq % (1 << 32))
+    if failure is not None:
+        raise OSError(*failure)
 

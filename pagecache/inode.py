@@ -1,5 +1,6 @@
 """One object of one store, however many files are open on it: its mapping, its store, its version."""
 
+import operator
 import threading
 from typing import Any
 
@@ -12,6 +13,23 @@ from pagecache.window import window_pages
 from pagecache.workers import Channel
 
 LAST_PAGE = (1 << 52) - 1
+SIZE_MAX = (1 << 63) - 1
+
+
+def is_writable(store: Any) -> bool:
+    """Whether a store can be changed."""
+    return store is not None and hasattr(store, "writev") and bool(getattr(store, "writable", True))
+
+
+def size_of(store: Any) -> int:
+    """Return the size of a store's object (bytes). Raises TypeError and ValueError for what is no size."""
+    try:
+        size = operator.index(store.size())
+    except TypeError as error:
+        raise TypeError(f"size() of store {store.key!r} returned no number of bytes: {error}") from None
+    if not 0 <= size <= SIZE_MAX:
+        raise ValueError(f"size() of store {store.key!r} returned {size}: it must be in 0..{SIZE_MAX}")
+    return size
 
 
 class Streams:
@@ -25,6 +43,7 @@ class Inode:
     """The cached object that files of one key share.
 
     segment: where its pages live. store: serves it; closed with the last file, while the pages stay.
+    Context: whoever is the first to open an object, or opens it once more, holds the cache's lock.
     """
 
     def __init__(self, segment: Segment, store: Any, streams: Streams):
@@ -33,14 +52,15 @@ class Inode:
         self.mapping = AddressSpace(segment, self.name)
         self.mapping.key = store.key
         self.nr_open = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collected file may release the object anywhere
         self._retired: list[Any] = []
         self.store: Any = None
-        self.use(store)
-        self.mapping.size = store.size()
+        self._use(store)
+        self._take_version()
+        self.mapping.size = size_of(store)
 
-    def use(self, store: Any) -> None:
-        """Serve the object by this store from now on."""
+    def _use(self, store: Any) -> None:
+        """Serve the object by this store from now on: it has the version that is cached, if anything is."""
         hints = hints_of(store)
         self.hints = hints
         self.mapping.extra = Line(hints, Channel(workers.shared_pool, hints.parallel_requests))
@@ -50,12 +70,10 @@ class Inode:
         self.store = store
         self.mapping.host = store
         self.mapping.fd = -1
-        self.mapping.validator = store.validator()
         fd = getattr(store, "fd", -1)
         if isinstance(fd, int) and fd >= 0:
             self.mapping.direct = bool(getattr(store, "direct", False))
             self.mapping.fd = fd
-            self.mapping.take_stamp()
 
     @property
     def ra_pages(self) -> int:
@@ -65,7 +83,7 @@ class Inode:
     @property
     def writable(self) -> bool:
         """Whether the store can be changed."""
-        return self.store is not None and hasattr(self.store, "writev") and getattr(self.store, "writable", True)
+        return is_writable(self.store)
 
     # -- versions ----------------------------------------------------------------------------------------------------------
 
@@ -92,12 +110,13 @@ class Inode:
             last = (offset + length - 1) >> PAGE_SHIFT if length else LAST_PAGE
             truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, last)
             if offset == 0 and length == 0:
-                mapping.size = self.store.size()
                 self._take_version()
+                mapping.size = size_of(self.store)
         finally:
             mapping.unlock_exclusive()
 
     def _take_version(self) -> None:
+        """Take the store's present version for that of the cached bytes. Size and bytes are read afterwards."""
         self.mapping.validator = self.store.validator()
         if self.mapping.fd >= 0:
             self.mapping.take_stamp()
@@ -120,28 +139,38 @@ class Inode:
             if size > mapping.size:
                 truncate.truncate_setsize(mapping, size)
         except BaseException:
-            truncate.truncate_setsize(mapping, self.store.size())
+            truncate.truncate_setsize(mapping, size_of(self.store))
             raise
         finally:
             self._take_version()
 
     # -- life ----------------------------------------------------------------------------------------------------------------
 
-    def acquire(self) -> None:
-        """Count one more open file."""
+    def acquire(self, store: Any = None) -> None:
+        """Count one more open file, which brings a store of its own, if it is not open on another one's.
+
+        The store is put to use if there is none, or none that can be written; otherwise it is closed.
+        """
         with self._lock:
+            surplus = store if store is not self.store else None
+            if surplus is not None and (self.store is None or (is_writable(store) and not self.writable)):
+                self._use(store)
+                surplus = None
             self.nr_open += 1
+        if surplus is not None:
+            surplus.close()
 
     def release(self) -> None:
         """Count one open file less; the last one gives up the store."""
+        if self.mapping.segment.dead:
+            return  # in a forked child: the lock may be held by a thread that is not there
         with self._lock:
             self.nr_open -= 1
             idle = self.nr_open == 0
             if idle and self.store is not None:
                 self._retired.append(self.store)
                 self.store = None
-        if not self.mapping.segment.dead:
-            self.close_retired()
+        self.close_retired()
 
     def close_retired(self) -> None:
         """Close stores that are not used any more, unless a read may still be in them: then it is tried again later."""
@@ -150,10 +179,12 @@ class Inode:
         try:
             if self.store is None and (self.mapping.extra.channel.nr_running or not self.mapping.wait_inflight(0.5)):
                 return
-            if self.store is None:
-                self.mapping.fd = -1
-                self.mapping.host = None
-            retired, self._retired = self._retired, []
+            with self._lock:
+                if self.store is None:
+                    self.mapping.fd = -1
+                    self.mapping.host = None
+                retired = [store for store in self._retired if store is not self.store]
+                self._retired = []
         finally:
             self.mapping.unlock_exclusive()
         for store in retired:

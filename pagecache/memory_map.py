@@ -214,7 +214,7 @@ class VirtualMemoryArea:
         return f"<VirtualMemoryArea {self.start:#x}-{self.end:#x} flags={self.flags:#x} page {self.pgoff} of {name!r}>"
 
 
-# -- the way of a fault ------------------------------------------------------------------------------------------------------
+# -- the way of a fault ------------------------------------------------------------------------------------------------
 
 
 def handle_mm_fault(vma: VirtualMemoryArea, address: int, flags: int = FAULT_FLAG_DEFAULT) -> int:
@@ -281,8 +281,9 @@ def do_fault_around(vmf: VmFault) -> int:
     vma, window = vmf.vma, vmf.vma.mm.fault_around_pages
     pte = (vmf.address >> PAGE_SHIFT) % PTRS_PER_PTE
     in_area = vmf.pgoff - vma.pgoff
-    first = max(pte - pte % window, pte - min(pte, in_area))
-    last = min(first + window, PTRS_PER_PTE, pte + vma.nr_pages - in_area) - 1
+    aligned = pte - pte % window
+    first = max(aligned, pte - min(pte, in_area))
+    last = min(aligned + window, PTRS_PER_PTE, pte + vma.nr_pages - in_area) - 1
     assert vma.ops.map_pages is not None
     return vma.ops.map_pages(vmf, vmf.pgoff + first - pte, vmf.pgoff + last - pte)
 
@@ -311,7 +312,7 @@ def not_writable(name: Any) -> PermissionError:
     return PermissionError(errno.EACCES, f"the map of {name} cannot be written: maps are for reading (ACCESS_READ)")
 
 
-# -- the address space ---------------------------------------------------------------------------------------------------------
+# -- the address space -------------------------------------------------------------------------------------------------
 
 
 class MemoryMap:
@@ -337,7 +338,7 @@ class MemoryMap:
         else:
             self.min_flt += 1
 
-    # -- areas -----------------------------------------------------------------------------------------------------------------
+    # -- areas ---------------------------------------------------------------------------------------------------------
 
     def mmap(
         self,
@@ -436,7 +437,7 @@ class MemoryMap:
             else:
                 lower = vma
 
-    # -- advice ------------------------------------------------------------------------------------------------------------------
+    # -- advice --------------------------------------------------------------------------------------------------------
 
     def madvise(self, start: int, length: int, advice: int) -> None:
         """Advise how a range will be used.
@@ -486,7 +487,7 @@ class MemoryMap:
                 readahead.force_page_cache_ra(file.mapping, file.ra, first, nr_pages, demanded=False)
         return sum(nr_pages for _, _, nr_pages in wanted)
 
-    # -- access --------------------------------------------------------------------------------------------------------------------
+    # -- access --------------------------------------------------------------------------------------------------------
 
     def read(self, address: int, nbytes: int) -> bytes:
         """Read nbytes at an address.

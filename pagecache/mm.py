@@ -4,7 +4,6 @@
 changes.  A page that is mapped is read through its translation alone; any other faults (see `memory_map`).
 """
 
-import errno
 import mmap as _mmap
 import threading
 from collections.abc import Iterator
@@ -15,11 +14,17 @@ from pagecache._core import new_target
 from pagecache.memory_map import (
     FAULT_AROUND_PAGES,
     FILE_OPERATIONS,
+    MMAP_BASE,
     MappedAreas,
     MappedFile,
     MemoryMap,
     VirtualMemoryArea,
     VmOperations,
+    do_cow_fault,
+    do_fault_around,
+    do_read_fault,
+    do_shared_fault,
+    finish_fault,
     handle_fault,
     handle_mm_fault,
     maps_of,
@@ -44,8 +49,9 @@ _LINE_CHUNK = 4096
 __all__ = [
     "ACCESS_COPY", "ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "ALLOCATIONGRANULARITY", "BusError",
     "FAULT_AROUND_PAGES", "FILE_OPERATIONS", "MADV_DONTNEED", "MADV_HUGEPAGE", "MADV_NOHUGEPAGE", "MADV_NORMAL",
-    "MADV_RANDOM", "MADV_SEQUENTIAL", "MADV_WILLNEED", "MappedAreas", "MappedFile", "MemoryMap", "Mmap", "MmapLock",
-    "VirtualMemoryArea", "VmFault", "VmOperations", "handle_fault", "handle_mm_fault", "map_file", "maps_of",
+    "MADV_RANDOM", "MADV_SEQUENTIAL", "MADV_WILLNEED", "MMAP_BASE", "MappedAreas", "MappedFile", "MemoryMap", "Mmap",
+    "MmapLock", "VirtualMemoryArea", "VmFault", "VmOperations", "do_cow_fault", "do_fault_around", "do_read_fault",
+    "do_shared_fault", "finish_fault", "handle_fault", "handle_mm_fault", "map_file", "maps_of",
 ]  # fmt: skip
 __all__ += [name for name in dir() if name.startswith(("VM_", "FAULT_FLAG_", "fault_flag_"))]
 
@@ -104,7 +110,7 @@ class Mmap:
         if file.cache is not None:
             file.cache.closes_with(self)
 
-    # -- access ------------------------------------------------------------------------------------------------------------
+    # -- access --------------------------------------------------------------------------------------------------------
 
     def _mapped(self) -> VirtualMemoryArea:
         """Return the area; raises ValueError when it is closed, RuntimeError in a forked child."""
@@ -134,7 +140,10 @@ class Mmap:
 
     def __getitem__(self, key: int | slice) -> Any:
         if isinstance(key, slice):
-            return self._slice(*key.indices(self._length))
+            start, stop, step = key.indices(self._length)
+            if step == 1 and start < stop:
+                return self._copy(start, stop - start)
+            return self._slice(range(start, stop, step))
         try:
             position = _index(key)
         except TypeError:
@@ -146,17 +155,14 @@ class Mmap:
             raise IndexError("mmap index out of range")
         return self._copy(position, 1)[0]
 
-    def _slice(self, start: int, stop: int, step: int) -> bytes:
-        positions = range(start, stop, step)
+    def _slice(self, positions: range) -> bytes:
         if not positions:
             self._mapped()
             return b""
-        if step == 1:
-            return self._copy(start, len(positions))
-        if abs(step) >= PAGE_SIZE:
+        if abs(positions.step) >= PAGE_SIZE:
             return b"".join([self._copy(position, 1) for position in positions])
-        lowest = min(positions[0], positions[-1])
-        return self._copy(lowest, abs(positions[-1] - positions[0]) + 1)[:: step]
+        lowest, highest = sorted((positions[0], positions[-1]))
+        return self._copy(lowest, highest - lowest + 1)[:: positions.step]
 
     def __iter__(self) -> Iterator[bytes]:
         """Iterate over the bytes, each a bytes object of length 1."""
@@ -204,7 +210,7 @@ class Mmap:
         position = _index(position)
         return min(max(position + self._length if position < 0 else position, 0), self._length)
 
-    # -- the position --------------------------------------------------------------------------------------------------------
+    # -- the position --------------------------------------------------------------------------------------------------
 
     def read(self, n: int | None = None, /) -> bytes:
         """Read up to n bytes from the position and move it; all that is left with None or a negative n."""
@@ -268,7 +274,7 @@ class Mmap:
         """Return True."""
         return True
 
-    # -- the map -------------------------------------------------------------------------------------------------------------
+    # -- the map -------------------------------------------------------------------------------------------------------
 
     def size(self) -> int:
         """Return the size of the file now (bytes), which may differ from the map's length."""
@@ -323,13 +329,16 @@ class Mmap:
             f"pos={self._position}, offset={self._offset}>"
         )
 
-    # -- what a map for reading refuses ----------------------------------------------------------------------------------------
+    # -- what a map for reading refuses --------------------------------------------------------------------------------
 
     def _refuse(self) -> TypeError:
         self._mapped()
         return TypeError("mmap can't modify a readonly memory map.")
 
     def __setitem__(self, key: int | slice, value: Any) -> None:
+        raise self._refuse()
+
+    def __delitem__(self, key: int | slice) -> None:
         raise self._refuse()
 
     def write(self, data: Any, /) -> int:

@@ -140,33 +140,33 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
     limit = min(nr_file_pages - 1, start + size - 1)
     order = min(MAX_FOLIO_ORDER, ra.order, size.bit_length() - 1)
     ra.order = order
-    if order == 0:
-        do_page_cache_ra(mapping, ra, start, size, ra.async_size, demand_end=demand_end)
-        return
-    mark = start + size - ra.async_size
-    done, result = 0, ENOSPC
+    async_size = ra.async_size
+    mark = start + size - async_size
+    index, result = start, 0
     mapping.lock_shared()
     try:
-        while result == ENOSPC:
-            batch = mapping.new_batch(start + done)
+        while index <= limit and result in (0, ENOSPC):
+            batch = mapping.new_batch(index)
             result = batch.extend(limit, order, mark, demand_end, ra.dropbehind)
-            done += batch.nr_pages
+            index = batch.next_index
             read_pages(mapping, batch, demand_end)
     finally:
         mapping.unlock_shared()
-    if result != 0 and done < size:
-        do_page_cache_ra(mapping, ra, start + done, size - done, ra.async_size, demand_end=demand_end)
+    if index <= limit:
+        do_page_cache_ra(mapping, ra, index, start + size - index, async_size, demand_end=demand_end)
 
 
 def do_page_cache_ra(
     mapping: AddressSpace, ra: FileRaState, index: int, nr: int, lookahead: int, *, demand_end: int
 ) -> None:
-    """Read nr pages from `index` on that are not cached yet, clipped to the file; marks page nr - lookahead."""
+    """Read nr pages from `index` on that are not cached yet, clipped to the file; marks the page `lookahead` pages
+    before the end of what is left."""
     nr_file_pages = -(-mapping.size >> PAGE_SHIFT)
     if index >= nr_file_pages:
         return
+    nr = min(nr, nr_file_pages - index)
     mark = index + nr - lookahead if 0 < lookahead <= nr else -1
-    page_cache_ra_unbounded(mapping, ra, index, min(nr, nr_file_pages - index), mark, demand_end=demand_end)
+    page_cache_ra_unbounded(mapping, ra, index, nr, mark, demand_end=demand_end)
 
 
 def page_cache_ra_unbounded(

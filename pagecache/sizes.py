@@ -1,5 +1,6 @@
 """Sizes as people write them: bytes, "512MiB", "25%" of what this process may use."""
 
+import operator
 import os
 import re
 from pathlib import Path
@@ -51,10 +52,10 @@ def parse_size(size: int | str) -> int:
     size: bytes as an int, or text: "1073741824", "512MiB", "1GB", "25%" (of `memory_limit`).
     Raises TypeError and ValueError, which name what was given.
     """
-    if isinstance(size, bool) or not isinstance(size, (int, str)):
-        raise TypeError(f"size must be an int (bytes) or text such as '512MiB' or '25%', not {size!r}")
-    if isinstance(size, int):
-        return size
+    if not isinstance(size, str):
+        if isinstance(size, bool) or not hasattr(size, "__index__"):
+            raise TypeError(f"size must be an int (bytes) or text such as '512MiB' or '25%', not {size!r}")
+        return operator.index(size)
     match = _PATTERN.match(size)
     if match is None:
         raise ValueError(f"cannot read the size {size!r}: use bytes, '512MiB', '1GB' or '25%'")

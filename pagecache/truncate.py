@@ -97,9 +97,8 @@ def truncate_inode_partial_folio(mapping: AddressSpace, folio: Folio, lstart: in
     if begin == 0 and end == length:
         truncate_folio(mapping, folio)
         return True
-    if _is_seen_elsewhere(folio):
-        return _cut_seen_folio(mapping, folio, begin, end)
-    folio.zero(begin, end - begin)
+    if not folio.zero_unshared(begin, end - begin):
+        return _cut_shared_folio(mapping, folio, begin, end)
     if folio.nr_pages == 1:
         return True
     if _split_at_cuts(mapping, folio, first, begin, end, length):
@@ -131,13 +130,9 @@ def _trylock_cached(mapping: AddressSpace, index: int) -> Folio | None:
     return None
 
 
-def _is_seen_elsewhere(folio: Folio) -> bool:
-    """Whether a view shows the folio: what a view shows never changes."""
-    return folio.nr_pins > 0
-
-
-def _cut_seen_folio(mapping: AddressSpace, folio: Folio, begin: int, end: int) -> bool:
-    """Cut a folio that views show: it leaves the cache as it is; a dirty one is replaced by a cut copy."""
+def _cut_shared_folio(mapping: AddressSpace, folio: Folio, begin: int, end: int) -> bool:
+    """Cut a folio that views or readers hold, for whom it may not change: it leaves the cache as it is; a dirty one is
+    replaced by a cut copy."""
     if folio.dirty:
         copy = _core.copy_folio(mapping, folio)
         if copy is None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
-TEST_SECONDS_MAX = 1200 if STRESS else 120
+TEST_SECONDS_MAX = int(os.environ.get("PAGECACHE_TEST_SECONDS", 1200 if STRESS else 120))
 NOBODY = 65534
 
 # New examples in every run, in CI as well, and what is needed to run a failed one again.

@@ -2,14 +2,26 @@
 waiting for a condition instead of for a clock."""
 
 import contextlib
+import itertools
+import os
 import sys
 import threading
 import time
 
+from hypothesis import settings
+
 import pagecache
 
 PAGE = 4096
+STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
 PATIENCE_S = 30  # how long a wait may take before the test says what did not happen
+
+
+def few(examples):
+    """Settings of a Hypothesis test that gets so many examples, unless the tests run for long."""
+    if STRESS:
+        return settings()
+    return settings(max_examples=examples)
 
 
 def pages_of(size, start=0):
@@ -59,10 +71,11 @@ class FaultyStore(Store):
     def __init__(self, data, fault, key="faulty"):
         super().__init__(data, key)
         self.fault = fault
+        self._numbers = itertools.count()
 
     def answer(self, offset, buffers):
         nbytes = sum(map(len, buffers))
-        error = self.fault(len(self.requests) - 1, offset // PAGE, (offset + nbytes - 1) // PAGE)
+        error = self.fault(next(self._numbers), offset // PAGE, (offset + nbytes - 1) // PAGE)
         if error is not None:
             raise error
         return super().answer(offset, buffers)
@@ -150,6 +163,25 @@ class Crew:
             if isinstance(result, BaseException):
                 raise result
         return results
+
+
+def add_page(mapping, index, data=b"", order=0):
+    """Cache an uptodate folio that begins with these bytes; returns whether there was room and none there yet."""
+    folio = mapping.segment.alloc_folio(order)
+    if folio is None or mapping.add_folio(folio, index) != 0:
+        return False
+    batch = mapping.adopt(folio)
+    for buffer in batch.memory(len(data)):  # one folio is one piece
+        with memoryview(buffer) as view:
+            view[:] = data
+    batch.end_read(len(data))
+    return True
+
+
+def bytes_of(mapping, index):
+    """Return the bytes of the folio that caches a page, or None."""
+    folio = mapping.get_folio(index)
+    return None if folio is None else folio.tobytes()
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import pagecache
 READ_BYTES = 4096
 READS = 20_000
 ROUNDS = 9
+WARMING_PASSES_MAX = 10
 
 
 @dataclass
@@ -47,10 +48,9 @@ def time_cached_reads(cache: pagecache.PageCache, file: pagecache.File, path: st
     generator = random.Random(seed)
     offsets = [generator.randrange(nr_pages) * READ_BYTES for _ in range(READS)]
     with open(path, "rb") as plain, mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-        for page in range(nr_pages):
-            offset = page * READ_BYTES
-            file.pread(READ_BYTES, offset)
-            mapping[offset : offset + READ_BYTES]
+        for offset in range(0, nr_pages * READ_BYTES, READ_BYTES):
+            mapping[offset]
+        make_resident(cache, file, nr_pages)
         misses_before = cache.stats().misses
         rounds = [
             (preads_ns(file, offsets), os_preads_ns(plain.fileno(), offsets), slices_ns(mapping, offsets))
@@ -68,6 +68,16 @@ def time_cached_reads(cache: pagecache.PageCache, file: pagecache.File, path: st
         os_pread_ns=os_pread_ns,
         mmap_ns=mmap_ns,
     )
+
+
+def make_resident(cache: pagecache.PageCache, file: pagecache.File, nr_pages: int) -> None:
+    """Read the first pages of a file until they have pushed out what the cache held before."""
+    for _ in range(WARMING_PASSES_MAX):
+        misses_before = cache.stats().misses
+        for page in range(nr_pages):
+            file.pread(READ_BYTES, page * READ_BYTES)
+        if cache.stats().misses == misses_before:
+            return
 
 
 def preads_ns(file: pagecache.File, offsets: list[int]) -> int:

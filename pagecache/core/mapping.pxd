@@ -20,9 +20,9 @@ from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL, PAGE_SHIFT
 from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_LOCKED, FOLIO_LRU,
                                    FOLIO_ORDER_MASK, FOLIO_READAHEAD, FOLIO_UNUSED, FOLIO_WAITERS, FOLIO_WRITEBACK,
-                                   folio_clear, folio_index, folio_mapping, folio_nr_pages, folio_order, folio_ref_add,
-                                   folio_ref_freeze, folio_ref_unfreeze, folio_seq_bump, folio_set, folio_test,
-                                   folio_test_clear, folio_try_get)
+                                   folio_address, folio_clear, folio_index, folio_mapping, folio_nr_pages, folio_order,
+                                   folio_ref_add, folio_ref_freeze, folio_ref_unfreeze, folio_seq_bump, folio_set,
+                                   folio_test, folio_test_clear, folio_try_get, folio_write_begin, folio_write_end)
 from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
 from pagecache.core.lock cimport RWSEM_WRITER, spin_lock, spin_unlock
 from pagecache.core.lru cimport folio_put, folio_put_many, lru_add, lru_link
@@ -249,6 +249,25 @@ cdef inline int filemap_remove_clean(Segment* seg, Folio* folio, uint32_t refere
         spin_unlock(&mapping.pages.lock)
         return -EBUSY
     mapping_remove(seg, folio, workingset_eviction(seg, folio) if shadow else 0)
+    spin_unlock(&mapping.pages.lock)
+    return 0
+
+
+# -- cutting ---------------------------------------------------------------------------------------------------------------
+
+cdef inline int filemap_zero_unshared(Segment* seg, Folio* folio, uint64_t offset, uint64_t nbytes) noexcept nogil:
+    """Zeroes bytes of a locked folio of a mapping if only the caller and the page cache hold it: what somebody got hold
+    of never changes under him. Returns 0 or -EBUSY."""
+    cdef Mapping* mapping = &seg.mappings[folio_mapping(folio)]
+    cdef uint32_t expected = folio_nr_pages(folio) + 1
+    spin_lock(&mapping.pages.lock)
+    if not folio_ref_freeze(folio, expected):
+        spin_unlock(&mapping.pages.lock)
+        return -EBUSY
+    folio_write_begin(folio)
+    memset(folio_address(seg, folio) + offset, 0, nbytes)
+    folio_write_end(folio)
+    folio_ref_unfreeze(folio, expected)
     spin_unlock(&mapping.pages.lock)
     return 0
 

@@ -84,7 +84,6 @@ cdef inline bint folio_should_stay(Segment* seg, Folio* folio) noexcept nogil:
     referenced = folio_test_clear(folio, FOLIO_REFERENCED)
     if accessed and referenced:
         folio_set(folio, FOLIO_ACTIVE)
-        workingset_age(seg, folio_nr_pages(folio))
         count(seg, PGACTIVATE, folio_nr_pages(folio))
         return True
     return folio_mapping(folio) == 0

@@ -22,7 +22,8 @@ is, is said by the head of the block it lies in.
 from libc.errno cimport EINVAL, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
-from pagecache.core.atomic cimport pc_u32, pc_u64, store_release_u32, add_relaxed_u64, load_relaxed_u64, store_relaxed_u64
+from pagecache.core.atomic cimport (pc_u32, pc_u64, store_release_u32, add_relaxed_u64, load_relaxed_u32,
+                                    load_relaxed_u64, store_relaxed_u64)
 from pagecache.core.config cimport (FRAME_ALIGNMENT, MAX_FRAMES, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE, STAT_SHARDS)
 from pagecache.core.lock cimport RwSem, SpinLock
 from pagecache.core.memory cimport memory_advise_huge, memory_advise_nodump, memory_map, memory_unmap
@@ -126,6 +127,7 @@ ctypedef struct Header:
     uint32_t nr_nodes
     uint32_t nr_mappings
     uint32_t has_data               # 0: descriptors only, for running access traces
+    uint64_t layout_sum             # of everything above, which never changes
     SpinLock buddy_lock             # guards the free lists
     uint32_t[16] free_first         # NR_ORDERS of them
     pc_u32 nr_free                  # frames; written under buddy_lock
@@ -188,19 +190,29 @@ cdef inline uint64_t segment_layout(Header* out, uint32_t nr_frames, uint32_t nr
     return out.total_bytes
 
 
-cdef inline void segment_view(Segment* seg, char* base, uint64_t total_bytes) noexcept nogil:
-    """Points a view at a mapped and initialised region."""
-    cdef Header* header = <Header*>base
+cdef inline void segment_view(Segment* seg, char* base, const Header* layout) noexcept nogil:
+    """Points a view at a mapped and initialised region of a known layout."""
     seg.base = base
-    seg.header = header
-    seg.mappings = <Mapping*>(base + header.mappings_offset)
-    seg.pool.header = &header.pool
-    seg.pool.nodes = <XaNode*>(base + header.nodes_offset)
-    seg.folios = <Folio*>(base + header.folios_offset)
-    seg.frames = base + header.frames_offset
-    seg.nr_frames = header.nr_frames
-    seg.total_bytes = total_bytes
+    seg.header = <Header*>base
+    seg.mappings = <Mapping*>(base + layout.mappings_offset)
+    seg.pool.header = &seg.header.pool
+    seg.pool.nodes = <XaNode*>(base + layout.nodes_offset)
+    seg.folios = <Folio*>(base + layout.folios_offset)
+    seg.frames = base + layout.frames_offset
+    seg.nr_frames = layout.nr_frames
+    seg.total_bytes = layout.total_bytes
     seg.dead = False
+
+
+cdef inline uint64_t header_layout_sum(const Header* header) noexcept nogil:
+    """Checksum (FNV-1a) of the fields before it."""
+    cdef const uint8_t* at = <const uint8_t*>header
+    cdef const uint8_t* end = <const uint8_t*>&header.layout_sum
+    cdef uint64_t total = 0xCBF29CE484222325
+    while at < end:
+        total = (total ^ at[0]) * <uint64_t>0x100000001B3
+        at += 1
+    return total
 
 
 cdef inline void segment_init_header(Header* header) noexcept nogil:
@@ -219,6 +231,7 @@ cdef inline void segment_init_header(Header* header) noexcept nogil:
     if header.nr_frames >= 1024:
         header.watermark_low = header.nr_frames // 128
         header.watermark_high = header.nr_frames // 64
+    header.layout_sum = header_layout_sum(header)
 
 
 cdef inline int segment_create(Segment* seg, uint32_t nr_frames, uint32_t nr_mappings, bint has_data,
@@ -235,7 +248,7 @@ cdef inline int segment_create(Segment* seg, uint32_t nr_frames, uint32_t nr_map
         return -errno if errno else -ENOMEM
     (<Header*>base)[0] = layout
     segment_init_header(<Header*>base)
-    segment_view(seg, base, layout.total_bytes)
+    segment_view(seg, base, &layout)
     if has_data:
         memory_advise_nodump(seg.frames, <size_t>nr_frames << PAGE_SHIFT)
         if <uint64_t>nr_frames << PAGE_SHIFT >= FRAME_ALIGNMENT:
@@ -243,9 +256,43 @@ cdef inline int segment_create(Segment* seg, uint32_t nr_frames, uint32_t nr_map
     return 0
 
 
+cdef inline bint header_layout_ok(const Header* header, uint64_t file_bytes) noexcept nogil:
+    """Whether the fixed part of a header that came from outside describes a segment of this size and version."""
+    cdef Header expected
+    memset(&expected, 0, sizeof(Header))
+    return (header.magic == SEGMENT_MAGIC and header.version == SEGMENT_VERSION
+            and header.layout_sum == header_layout_sum(header) and 0 < header.nr_frames <= MAX_FRAMES
+            and 0 < header.nr_mappings <= MAX_FRAMES and header.has_data <= 1
+            and segment_layout(&expected, header.nr_frames, header.nr_mappings, header.has_data) == file_bytes
+            and expected.mappings_offset == header.mappings_offset and expected.nodes_offset == header.nodes_offset
+            and expected.folios_offset == header.folios_offset and expected.frames_offset == header.frames_offset
+            and header.total_bytes == file_bytes and header.nr_nodes == expected.nr_nodes)
+
+
+cdef inline bint link_ok(uint32_t link, uint32_t nr) noexcept nogil:
+    return link < nr or link == NIL
+
+
+cdef inline bint header_links_ok(const Header* header) noexcept nogil:
+    """Whether every number in the changing part of a header stays inside its array."""
+    cdef const XaPoolHeader* pool = &header.pool
+    cdef int i
+    for i in range(NR_ORDERS):
+        if not link_ok(header.free_first[i], header.nr_frames):
+            return False
+    for i in range(NR_LRU_LISTS):
+        if not (link_ok(header.lru[i].first, header.nr_frames) and link_ok(header.lru[i].last, header.nr_frames)):
+            return False
+    return (load_relaxed_u32(&header.nr_free) <= header.nr_frames and link_ok(header.free_mapping, header.nr_mappings)
+            and 0 < header.nr_mappings_touched <= header.nr_mappings and header.nr_mappings_used < header.nr_mappings
+            and pool.nr_nodes == header.nr_nodes and pool.nr_touched <= pool.nr_nodes
+            and pool.nr_used <= pool.nr_nodes and link_ok(pool.free_head, pool.nr_nodes)
+            and link_ok(pool.shadow_head, pool.nr_nodes) and link_ok(pool.shadow_tail, pool.nr_nodes))
+
+
 cdef inline int segment_attach(Segment* seg, int fd, uint64_t file_bytes) noexcept nogil:
-    """Maps an existing region again. Its header is not trusted: every number is checked before it is used."""
-    cdef Header copy, expected
+    """Maps an existing region again. Its header is not trusted: it is copied once, and the copy checked and used."""
+    cdef Header copy
     cdef char* base
     if file_bytes < sizeof(Header):
         return -EINVAL
@@ -253,14 +300,8 @@ cdef inline int segment_attach(Segment* seg, int fd, uint64_t file_bytes) noexce
     if base == NULL:
         return -errno if errno else -ENOMEM
     copy = (<Header*>base)[0]
-    memset(&expected, 0, sizeof(Header))
-    if (copy.magic == SEGMENT_MAGIC and copy.version == SEGMENT_VERSION and 0 < copy.nr_frames <= MAX_FRAMES
-            and 0 < copy.nr_mappings <= MAX_FRAMES and copy.has_data <= 1
-            and segment_layout(&expected, copy.nr_frames, copy.nr_mappings, copy.has_data) == file_bytes
-            and expected.mappings_offset == copy.mappings_offset and expected.nodes_offset == copy.nodes_offset
-            and expected.folios_offset == copy.folios_offset and expected.frames_offset == copy.frames_offset
-            and copy.total_bytes == file_bytes and copy.nr_nodes == expected.nr_nodes):
-        segment_view(seg, base, file_bytes)
+    if header_layout_ok(&copy, file_bytes) and header_links_ok(&copy):
+        segment_view(seg, base, &copy)
         return 0
     memory_unmap(base, file_bytes)
     return -EINVAL

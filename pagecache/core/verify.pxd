@@ -236,7 +236,8 @@ cdef inline bint segment_verify(Segment* seg, Finding* out) noexcept nogil:
     out.where = 0
     out.expected = 0
     out.found = 0
-    if spin_is_locked(&seg.header.buddy_lock) or spin_is_locked(&seg.pool.header.lock):
+    if (spin_is_locked(&seg.header.buddy_lock) or spin_is_locked(&seg.pool.header.lock)
+            or spin_is_locked(&seg.header.lru_lock) or spin_is_locked(&seg.header.mapping_lock)):
         return fail(out, BAD_LOCK, 0, 0, 1)
     good = verify_free_lists(seg, out) and verify_lru(seg, out)
     return good and verify_frames(seg, out) and verify_mappings(seg, out)

@@ -8,7 +8,7 @@ slot at some moment.
 How a reader without the lock stays right (all slots and the head: stores release, loads acquire)
     grow      a new head node gets the old head in slot 0 before the head word is replaced: an old head word still
               leads to every entry it led to before.
-    shrink    the head word is replaced first, then the old head's slot 0, if it held an entry, becomes retry.
+    shrink    the head word is replaced first, then the old head is freed, which makes retry of its slot 0.
     delete    a slot is cleared before its node is freed; a freed node keeps retry entries until it is reused.
     reuse     a reader may meet entries of another array or place: the owner of the entries validates them.  It may
               meet an empty slot: every node that is unlinked first counts up the head's generation, so an empty slot
@@ -250,7 +250,6 @@ cdef inline void xas_shrink(XaState* xas) noexcept nogil:
             xas_set_head(xas, entry, node.shift - XA_CHUNK_SHIFT)
         else:
             xas_set_head(xas, entry, 0)
-            store_release_u32(&node.slots[0], XA_RETRY_ENTRY)
         xas_free_node(xas, number)
         xas.node = XAS_BOUNDS
         if not xa_is_node(entry):

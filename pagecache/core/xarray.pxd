@@ -7,9 +7,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport ctz64, load_acquire_u32, load_acquire_u64
 from pagecache.core.xa_find cimport xas_continue, xas_entry_last, xas_search
 from pagecache.core.xa_multi cimport xas_get_order
-from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_NODE_BASE, XA_RETRY_ENTRY,
-                                     XaNode, XaPool, XArray, head_entry, head_generation, head_shift, xa_entry,
-                                     xa_is_internal, xa_is_node, xa_is_sibling, xa_to_sibling)
+from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_RETRY_ENTRY, XaNode,
+                                     XaPool, XArray, head_entry, head_generation, head_shift, xa_entry,
+                                     xa_is_internal, xa_is_node, xa_is_sibling, xa_node_at, xa_to_sibling)
 from pagecache.core.xa_state cimport (XaState, xa_update_fn, xas_clear_mark, xas_create, xas_delete_empty,
                                       xas_get_mark, xas_init, xas_is_node, xas_load, xas_set, xas_set_err,
                                       xas_set_mark, xas_set_order, xas_store)
@@ -30,6 +30,7 @@ cdef inline xa_entry xa_load(XArray* xa, XaPool* pool, uint64_t index) noexcept 
     cdef uint64_t head = load_acquire_u64(&xa.head)
     cdef xa_entry entry = <xa_entry>head
     cdef uint32_t shift
+    cdef XaNode* nodes = pool.nodes
     cdef XaNode* node
     if (entry & 3) != 2:
         return entry if index == 0 else 0
@@ -37,7 +38,7 @@ cdef inline xa_entry xa_load(XArray* xa, XaPool* pool, uint64_t index) noexcept 
     if (index >> shift) >= XA_CHUNK_SIZE:
         return 0
     while True:
-        node = &pool.nodes[(entry >> 2) - XA_NODE_BASE]
+        node = xa_node_at(nodes, entry)
         entry = load_acquire_u32(&node.slots[(index >> shift) & XA_CHUNK_MASK])
         if (entry & 3) != 2:
             return entry if entry != 0 else xa_absent(xa, head)

@@ -12,6 +12,7 @@ cdef class CopyTarget:
 
 @cython.final
 @cython.freelist(8)
+@cython.no_gc_clear      # what it holds is given back when it is deallocated
 cdef class FolioBatch:
     """A run of folios with consecutive indexes, each with a reference.
 
@@ -22,12 +23,18 @@ cdef class FolioBatch:
     cdef CSegment* seg
     cdef CFolio* folios[512]
     cdef uint32_t nr
+    cdef pc_u32 nr_exports                  # of the memory it waits for, to stores
     cdef bint is_new
+    cdef bint is_held                       # its folios are out of the mapping, but a store may still write to them
     cdef readonly uint64_t start            # index of the first page
     cdef readonly uint64_t next_index       # index behind the last page
 
     def __dealloc__(self):
-        if self.mapping is not None and not self.seg.dead:
+        if self.mapping is None or self.seg.dead:
+            return
+        if self.is_held:
+            self.end_hold()
+        else:
             self.drop()
 
     def __len__(self):
@@ -41,7 +48,7 @@ cdef class FolioBatch:
     cdef void drop(self) noexcept:
         if self.is_new:
             self.abandon()
-        else:
+        elif not self.is_held:
             self.put_all()
 
     cdef void put_all(self) noexcept:
@@ -57,8 +64,33 @@ cdef class FolioBatch:
             if folio_mapping(self.folios[i]) != 0:
                 filemap_remove_folio(self.seg, self.folios[i])
             folio_unlock(self.seg, self.folios[i])
-        self.put_all()
+        self.is_new = False
         self.next_index = self.start
+        if load_acquire_u32(&self.nr_exports) == 0:
+            self.put_all()
+        else:
+            self.hold()
+
+    cdef void hold(self) noexcept:
+        """Pins the folios, so that their frames are not reused while somebody may write to them."""
+        cdef uint32_t i
+        self.is_held = True
+        for i in range(self.nr):
+            add_acq_rel_u32(&self.folios[i].nr_pins, 1)
+            count(self.seg, NR_PINNED, folio_nr_pages(self.folios[i]))
+
+    cdef void end_hold(self) noexcept:
+        cdef uint32_t i
+        self.is_held = False
+        for i in range(self.nr):
+            sub_acq_rel_u32(&self.folios[i].nr_pins, 1)
+            count(self.seg, NR_PINNED, -<int64_t>folio_nr_pages(self.folios[i]))
+        self.put_all()
+
+    @property
+    def exported(self):
+        """Whether somebody still holds memory of the batch."""
+        return load_acquire_u32(&self.nr_exports) > 0
 
     def release(self):
         """Drops the references; folios of a new batch that have no data yet leave the mapping."""
@@ -338,24 +370,20 @@ cdef class FolioBatch:
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class FillBuffer:
-    """A writable buffer over frames that wait for data. The frames stay as long as the batch or a buffer lives."""
+    """A writable buffer over frames that wait for data. As long as somebody holds it the frames are not reused."""
     cdef FolioBatch batch
     cdef char* address
     cdef Py_ssize_t nbytes
-    cdef int nr_exports
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.address, self.nbytes, 0, flags)
-        self.nr_exports += 1
+        add_acq_rel_u32(&self.batch.nr_exports, 1)
 
     def __releasebuffer__(self, Py_buffer* buffer):
-        self.nr_exports -= 1
-
-    @property
-    def exported(self):
-        """Whether somebody still holds the memory."""
-        return self.nr_exports > 0
+        if sub_acq_rel_u32(&self.batch.nr_exports, 1) == 1 and self.batch.is_held and not self.batch.seg.dead:
+            self.batch.end_hold()
 
 
 cdef FolioBatch batch_object(AddressSpace mapping, uint64_t start, bint is_new):
@@ -363,7 +391,9 @@ cdef FolioBatch batch_object(AddressSpace mapping, uint64_t start, bint is_new):
     batch.mapping = mapping
     batch.seg = mapping.seg
     batch.nr = 0
+    store_relaxed_u32(&batch.nr_exports, 0)
     batch.is_new = is_new
+    batch.is_held = False
     batch.start = start
     batch.next_index = start
     return batch

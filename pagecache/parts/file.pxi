@@ -161,7 +161,9 @@ cdef class FileCore:
         cdef Py_buffer view
         cdef uint64_t nbytes, size, done
         self.ready()
-        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+        if PyObject_GetBuffer_raw(buffer, &view, PyBUF_WRITABLE) != 0:
+            PyErr_Clear()
+            raise TypeError(f"a contiguous, writable buffer is needed, not {type(buffer).__name__}")
         try:
             nbytes = <uint64_t>view.len
             size = load_acquire_u64(&self.m.size)
@@ -204,7 +206,8 @@ cdef class FileCore:
                 offset_in = pos & ((<uint64_t>PAGE_SIZE << order) - 1)
                 folio = &self.seg.folios[entry_frame(entry)]
                 if offset_in + wanted <= <uint64_t>PAGE_SIZE << order and folio_try_get(folio):
-                    if (folio_readable(folio_state(folio), order) and folio_is(folio, self.number, pos >> PAGE_SHIFT)):
+                    if (folio_readable(folio_state(folio), order) and folio_is(folio, self.number, pos >> PAGE_SHIFT)
+                            and pos + wanted <= load_acquire_u64(&self.m.size)):
                         self.ra.prev_pos = <int64_t>(pos + wanted)
                         folio_used(self.seg, folio)
                         count(self.seg, HITS, 1)
@@ -226,6 +229,8 @@ cdef class FileCore:
 
     cdef int lock_position(self) except -1:
         cdef uint32_t free = 0
+        if self.seg.dead:
+            self.ready()
         if cas_acq_rel_u32(&self.position_word, &free, 1):
             return 0
         while exchange_acq_rel_u32(&self.position_word, 2) != 0:
@@ -294,6 +299,7 @@ cdef class FileCore:
         cdef int64_t target
         if not self.is_open:
             raise ValueError("I/O operation on closed file")
+        whence = _index(whence)
         if whence not in (0, 1, 2):
             raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
         self.lock_position()
@@ -316,12 +322,21 @@ from operator import index as _index
 
 OFFSET_MAX = (1 << 63) - 1
 
+cdef extern from "Python.h":
+    int PyObject_GetBuffer_raw "PyObject_GetBuffer"(object source, Py_buffer* view, int flags) noexcept
+    int64_t PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
+
 
 cdef int64_t to_signed(object value) except? -1:
     """An integer argument; too large ones raise OverflowError."""
-    if type(value) is int:
-        return <int64_t>value
-    return <int64_t>_index(value)
+    cdef int overflow
+    cdef int64_t result
+    if type(value) is not int:
+        value = _index(value)
+    result = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow != 0:
+        raise OverflowError(f"{value} is beyond the largest offset and length, {OFFSET_MAX}")
+    return result
 
 
 cdef uint64_t to_count(object nbytes) except? 0xFFFFFFFFFFFFFFFF:

@@ -1,5 +1,6 @@
 @cython.final
 @cython.freelist(64)
+@cython.no_gc_clear      # what it holds is given back when it is deallocated
 cdef class Folio:
     """One reference to a folio: 2**order pages of one mapping, with one descriptor.
 
@@ -23,6 +24,14 @@ cdef class Folio:
         cdef CFolio* folio = self.alive()
         self.folio = NULL
         folio_put(&self.segment.seg, folio)
+
+    def __enter__(self):
+        """The reference ends with the block, even if an exception keeps this object alive."""
+        return self
+
+    def __exit__(self, *exc):
+        if self.folio != NULL:
+            self.put()
 
     @property
     def index(self):
@@ -64,6 +73,16 @@ cdef class Folio:
     @property
     def locked(self):
         return folio_test(self.alive(), FOLIO_LOCKED)
+
+    @property
+    def waiters(self):
+        """Whether somebody may be waiting for the lock, or for write-back."""
+        return folio_test(self.alive(), FOLIO_WAITERS)
+
+    @property
+    def handoff(self):
+        """Whether a waiter lost so often that the lock will be handed to it."""
+        return folio_test(self.alive(), FOLIO_HANDOFF)
 
     @property
     def uptodate(self):
@@ -207,6 +226,17 @@ cdef class Folio:
         folio_write_begin(folio)
         memset(folio_address(&self.segment.seg, folio) + offset, 0, nbytes)
         folio_write_end(folio)
+
+    def zero_unshared(self, uint64_t offset, uint64_t nbytes):
+        """As `zero`, but only if nobody except the caller and the page cache holds the folio: a view never changes.
+        Returns whether it was done."""
+        cdef CFolio* folio = self.alive()
+        cdef uint64_t length = <uint64_t>folio_nr_pages(folio) << PAGE_SHIFT
+        if offset > length or nbytes > length - offset:
+            raise ValueError("range outside the folio")
+        if not folio_test(folio, FOLIO_LOCKED) or folio_mapping(folio) == 0:
+            raise ValueError("the folio is not locked or in no mapping")
+        return filemap_zero_unshared(&self.segment.seg, folio, offset, nbytes) == 0
 
     def tobytes(self):
         """A copy of the folio's bytes."""

@@ -78,7 +78,8 @@ def truncate_unlocked(AddressSpace mapping not None, uint64_t start, uint64_t en
 
 
 def invalidate_unlocked(AddressSpace mapping not None, uint64_t start, uint64_t end):
-    """One step of invalidation: removes what is clean, not locked and held by nobody; what is left is deactivated.
+    """One step of invalidation: removes what lies wholly in pages [start, end), is clean, not locked and held by
+    nobody; what is left is deactivated.
 
     Returns (page to go on from or None, pages removed, pages left). Context: releases the GIL, waits for nobody.
     """
@@ -87,7 +88,7 @@ def invalidate_unlocked(AddressSpace mapping not None, uint64_t start, uint64_t 
     cdef uint64_t removed = 0, left = 0
     cdef CFolio* folio
     with nogil:
-        grab_entries(mapping, start, end, False, &grab)
+        grab_entries(mapping, start, end, True, &grab)
         for i in range(grab.nr):
             folio = grab.folios[i]
             if folio_trylock(folio):

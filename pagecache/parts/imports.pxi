@@ -1,7 +1,7 @@
 cimport cython
-from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer)
+from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear
 from cpython.object cimport PyObject
 from libc.errno cimport (EAGAIN, EBUSY, EEXIST, EINTR, EINVAL, EIO, ENODATA, ENOENT, ENOMEM, ENOSPC, ESTALE, errno)
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -15,14 +15,15 @@ from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, ctz32, ctz
 from pagecache.core.buddy cimport buddy_init, memory_event
 from pagecache.core.check cimport PAGECACHE_CHECKS, PC_OPTIMISTIC, pc_assert
 from pagecache.core.config cimport (BATCH_PAGES, MAX_FRAMES, MAX_ORDER, NIL, PAGE_SHIFT, PAGE_SIZE, NR_ORDERS)
-from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_LOCKED,
-                                   FOLIO_LRU, FOLIO_MAPPED, FOLIO_READAHEAD, FOLIO_REFERENCED, FOLIO_UNEVICTABLE,
-                                   FOLIO_UNUSED, FOLIO_UPTODATE, FOLIO_WORKINGSET, FOLIO_WRITEBACK, FolioWaiter,
-                                   folio_address, folio_alloc_nowait, folio_clear, folio_end_read, folio_index,
-                                   folio_lock_cancel, folio_lock_slice, folio_lock_uninterruptible, folio_mapping,
-                                   folio_nr_pages, folio_order, folio_ref_add, folio_seq_bump, folio_set, folio_state,
-                                   folio_test, folio_test_clear, folio_try_get, folio_trylock, folio_unlock,
-                                   folio_wait_slice, folio_write_begin, folio_write_end, state_order)
+from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_HANDOFF,
+                                   FOLIO_LOCKED, FOLIO_LRU, FOLIO_MAPPED, FOLIO_READAHEAD, FOLIO_REFERENCED,
+                                   FOLIO_UNEVICTABLE, FOLIO_UNUSED, FOLIO_UPTODATE, FOLIO_WAITERS, FOLIO_WORKINGSET,
+                                   FOLIO_WRITEBACK, FolioWaiter, folio_address, folio_alloc_nowait, folio_clear,
+                                   folio_end_read, folio_index, folio_lock_cancel, folio_lock_slice,
+                                   folio_lock_uninterruptible, folio_mapping, folio_nr_pages, folio_order,
+                                   folio_ref_add, folio_seq_bump, folio_set, folio_state, folio_test, folio_test_clear,
+                                   folio_try_get, folio_trylock, folio_unlock, folio_wait_slice, folio_write_begin,
+                                   folio_write_end, state_order)
 from pagecache.core.futex cimport futex_is_native, futex_setup, futex_wait, futex_wake
 from pagecache.core.io cimport file_stamp, run_bytes, run_read_fd, run_vector, run_zero_tail, iovec
 from libc.stdlib cimport free
@@ -35,8 +36,8 @@ from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_is, 
                                     prefetch_cached, read_cached)
 from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)
 from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_frame, entry_order, filemap_remove_clean,
-                                     filemap_remove_folio, filemap_replace_folio, mapping_add_folio, mapping_alloc,
-                                     mapping_free, mapping_remove)
+                                     filemap_remove_folio, filemap_replace_folio, filemap_zero_unshared,
+                                     mapping_add_folio, mapping_alloc, mapping_free, mapping_remove)
 from pagecache.core.memory cimport memory_file, memory_unmap, memory_advise_huge, copy_page, prefetch_range
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)

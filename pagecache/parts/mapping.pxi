@@ -4,15 +4,18 @@ cdef enum:
 
 
 @cython.final
+@cython.no_gc_clear      # what it holds is given back when it is deallocated
 cdef class AddressSpace:
     """The cached pages of one store object.
 
-    segment: where they live. name: what error messages call the object. host: the store.
+    segment: where they live. name: what error messages call the object. host: the store. number: adopts a mapping that
+    another AddressSpace made, perhaps through another view of the segment; it stays the maker's, with whom it ends.
     """
     cdef readonly Segment segment
     cdef CSegment* seg
     cdef CMapping* m
     cdef readonly uint32_t number
+    cdef bint is_maker
     cdef public object name
     cdef public object host                 # the store
     cdef public object key
@@ -26,21 +29,27 @@ cdef class AddressSpace:
     cdef int64_t stamp_size
     cdef object __weakref__
 
-    def __cinit__(self, Segment segment not None, name="object"):
+    def __cinit__(self, Segment segment not None, name="object", *, uint32_t number=0):
         self.segment = segment
         self.seg = &segment.seg
         if self.seg.dead:
             raise RuntimeError("the cache belongs to the parent process")
-        self.number = mapping_alloc(self.seg)
-        if self.number == 0:
-            raise OSError(_errno.ENFILE, f"all {segment.seg.header.nr_mappings - 1} mappings of the cache are in use")
+        self.is_maker = number == 0
+        if self.is_maker:
+            number = mapping_alloc(self.seg)
+            if number == 0:
+                raise OSError(_errno.ENFILE, f"all {segment.seg.header.nr_mappings - 1} mappings of the cache are in use")
+        elif (number >= segment.seg.header.nr_mappings
+                or load_acquire_u32(&self.seg.mappings[number].in_use) == 0):
+            raise ValueError(f"no mapping has the number {number}")
+        self.number = number
         self.m = &self.seg.mappings[self.number]
         self.name = name
         self.fd = -1
         self.failures = {}
 
     def __dealloc__(self):
-        if self.number != 0 and not self.seg.dead:
+        if self.number != 0 and self.is_maker and not self.seg.dead:
             self.drop_all()
             mapping_free(self.seg, self.number)
 
@@ -226,7 +235,7 @@ cdef class AddressSpace:
             if not xa_is_pointer(entry):
                 return <int64_t>at
             first = at & ~((<uint64_t>1 << entry_order(entry)) - 1)
-            if first == 0:
+            if first == 0 and at < max_scan - n:
                 return -1
             n += at - first + 1
             at = first - 1
@@ -334,9 +343,12 @@ cdef class AddressSpace:
     # -- failures ----------------------------------------------------------------------------------------------------------------
 
     cdef object log_failure(self, CFolio* folio, error):
+        """Notes errno and message, not the exception: that belongs to one thread, and keeps alive what its frames
+        hold."""
         if len(self.failures) >= 4096:
             self.failures.pop(next(iter(self.failures)))
-        self.failures[(folio_number(self.seg, folio), load_acquire_u32(&folio.seq))] = error
+        self.failures[(folio_number(self.seg, folio), load_acquire_u32(&folio.seq))] = (
+            _errno.EIO if error.errno is None else error.errno, error.strerror or str(error))
         return None
 
     def fail_folio(self, Folio folio not None, error):

@@ -2,6 +2,7 @@ cdef enum:
     PTE_PRESENT = 1                 # bit 0; bits 1..31 seq / 2, bits 32..63 frame of the folio
 
 @cython.final
+@cython.no_gc_clear      # what it holds is given back when it is deallocated
 cdef class PageTable:
     """The translations of one mapped area: for each page the folio that was mapped there.
 

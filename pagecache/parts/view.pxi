@@ -1,5 +1,6 @@
 @cython.final
 @cython.freelist(32)
+@cython.no_gc_clear      # what it holds is given back when it is deallocated
 cdef class FolioView:
     """A read-only buffer over part of a folio; keeps the folio's contents until the last buffer is released."""
     cdef Segment segment
@@ -9,8 +10,8 @@ cdef class FolioView:
 
     def __dealloc__(self):
         if self.folio != NULL and not self.segment.seg.dead:
-            sub_acq_rel_u32(&self.folio.nr_pins, 1)
-            count(&self.segment.seg, NR_PINNED, -<int64_t>folio_nr_pages(self.folio))
+            if sub_acq_rel_u32(&self.folio.nr_pins, 1) == 1:
+                count(&self.segment.seg, NR_PINNED, -<int64_t>folio_nr_pages(self.folio))
             folio_put(&self.segment.seg, self.folio)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
@@ -27,8 +28,8 @@ cdef object folio_view(Segment segment, CFolio* folio, uint64_t offset, uint64_t
     view.folio = folio
     view.address = folio_address(&segment.seg, folio) + offset
     view.nbytes = <Py_ssize_t>nbytes
-    add_acq_rel_u32(&folio.nr_pins, 1)
-    count(&segment.seg, NR_PINNED, folio_nr_pages(folio))
+    if add_acq_rel_u32(&folio.nr_pins, 1) == 0:
+        count(&segment.seg, NR_PINNED, folio_nr_pages(folio))
     return PyMemoryView_FromObject(view)
 
 

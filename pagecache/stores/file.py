@@ -35,7 +35,7 @@ class FileStore:
         self.path = os.fspath(path)
         if isinstance(self.path, bytes):
             self.path = os.fsdecode(self.path)
-        flags = _MODES[mode] | os.O_CLOEXEC | (getattr(os, "O_DIRECT", 0) if direct else 0)
+        flags = _MODES[mode] | os.O_CLOEXEC | os.O_NONBLOCK | (getattr(os, "O_DIRECT", 0) if direct else 0)
         self.direct = bool(direct and hasattr(os, "O_DIRECT"))
         if self.direct:
             self.preferred_request = self.max_request = DIRECT_REQUEST
@@ -53,6 +53,7 @@ class FileStore:
             raise
         self.key = f"file:{status.st_dev:x}:{status.st_ino:x}"
         self.name = self.path
+        self.writable = mode != "rb"
 
     def stamp(self) -> tuple[int, int]:
         """Return (time of the last change in ns, size in bytes)."""

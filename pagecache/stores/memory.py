@@ -37,10 +37,12 @@ class MemoryStore:
         done = 0
         with self._lock:
             for buffer in buffers:
-                piece = memoryview(self._data)[offset + done : offset + done + len(buffer)]
-                buffer[: len(piece)] = piece
-                done += len(piece)
-                if len(piece) < len(buffer):
+                # Released under the lock: the object cannot be resized while a view of it exists.
+                with memoryview(self._data) as whole, whole[offset + done : offset + done + len(buffer)] as piece:
+                    nbytes = len(piece)
+                    buffer[:nbytes] = piece
+                done += nbytes
+                if nbytes < len(buffer):
                     break
         return done
 

@@ -7,7 +7,7 @@ from pagecache._core import XArray
 
 @pytest.fixture
 def make_xa():
-    """A factory of arrays, `make_xa(**options)`, each of which must be in order, and give back every node, at the end."""
+    """A factory of arrays, `make_xa(**options)`, that must be in order, and give back every node, at the end."""
     arrays = []
 
     def make(**options):

@@ -151,6 +151,13 @@ class XArrayMachine(RuleBasedStateMachine):
         if entry := self.model.at(index):
             entry.marks.discard(mark)
 
+    @rule(index=near, marked=st.sets(marks), order=st.integers(1, 9), value=values)
+    def cover_what_is_marked(self, index, marked, order, value):
+        self.store(index, value, 0)
+        for mark in marked:
+            self.set_mark(index, mark)
+        self.store(index + 1, value, order)
+
     @rule(first=indices, last=indices, mark=st.one_of(st.none(), marks))
     def search(self, first, last, mark):
         found = self.model.items(first, last, mark)

@@ -290,6 +290,8 @@ def test_bad_arguments():
     for order in (-1, 64):
         with pytest.raises(ValueError):
             xa.store(0, 1, order)
+    with pytest.raises(TypeError):
+        xa.store(0, 1, 1.0)
     for mark in (-1, 3):
         for method in (xa.set_mark, xa.clear_mark, xa.get_mark):
             with pytest.raises(ValueError):

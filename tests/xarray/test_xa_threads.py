@@ -33,7 +33,8 @@ class Readers:
                 counts[name] = counts.get(name, 0) + count
 
     def __enter__(self):
-        self.threads = [threading.Thread(target=self.read, args=each) for each in zip(self.groups, self.counts)]
+        self.threads = [threading.Thread(target=self.read, args=each)
+                        for each in zip(self.groups, self.counts, strict=True)]
         for thread in self.threads:
             thread.start()
         return self

@@ -39,7 +39,7 @@ class Model:
         return entry.value if entry else None
 
     def store(self, index, value, order=0):
-        """Store a value, or erase with None; a larger entry in the place is replaced whole. Return the previous value."""
+        """Store a value, or erase with None; a larger entry there is replaced whole. Return the previous value."""
         old = self.at(index)
         before = old.value if old else None
         if old and old.order >= order:
