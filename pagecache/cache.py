@@ -20,6 +20,7 @@ from pagecache.stores import FileStore
 PAGE_SIZE = 4096
 MODES = ("rb", "r+b", "w+b", "x+b")
 NR_MAPPINGS = 8192
+CHECK_PATIENCE_S = 10.0  # how long `check` waits for background reads of one object
 
 
 class PageCache:
@@ -52,6 +53,7 @@ class PageCache:
         self._lock = threading.RLock()
         self._inodes: OrderedDict[bytes, Inode] = OrderedDict()
         self._files: weakref.WeakSet[File] = weakref.WeakSet()
+        self._all_inodes: weakref.WeakSet[Inode] = weakref.WeakSet()
         self._streams = Streams()
         self._maps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._closed = False
@@ -120,6 +122,7 @@ class PageCache:
                 self._make_room()
                 inode = Inode(self.segment, store, self._streams)
                 self._inodes[key] = inode
+                self._all_inodes.add(inode)
             self._inodes.move_to_end(key)
             inode.acquire(store)
             return inode
@@ -166,8 +169,13 @@ class PageCache:
         self._check_usable()
 
     def check(self) -> None:
-        """Prove the engine's invariants; no other thread may be in a call. Raises AssertionError."""
+        """Prove the engine's invariants; no other thread may be in a call. Raises AssertionError.
+
+        Context: waits for background reads.
+        """
         self._check_usable()
+        for inode in list(self._all_inodes):
+            inode.wait_idle(CHECK_PATIENCE_S)
         self.segment.check()
 
     def close(self) -> None:

@@ -160,6 +160,10 @@ class Inode:
         if surplus is not None:
             surplus.close()
 
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no read of the object is under way (seconds). Returns whether that is so."""
+        return self.mapping.extra.channel.wait_idle(timeout_s) and self.mapping.wait_inflight(timeout_s)
+
     def release(self) -> None:
         """Count one open file less; the last one gives up the store."""
         if self.mapping.segment.dead:

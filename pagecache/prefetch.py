@@ -39,6 +39,7 @@ class Prefetch:
                 read_missing(self._mapping, start, end)
         except OSError as failed:
             error = failed
+            self._mapping.segment.add_count("readahead_errors", 1)
         except BaseException as failed:  # a worker has nobody to raise to
             error = OSError(str(failed))
         with self._changed:

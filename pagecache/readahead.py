@@ -112,7 +112,7 @@ def page_cache_async_ra(mapping: AddressSpace, ra: FileRaState, index: int, foli
     if end > ra.start:
         ra.size = end - ra.start
     ra.async_size = ra.size
-    page_cache_ra_order(mapping, ra, demand_end=0)
+    page_cache_ra_order(mapping, ra, demand_end=0, background=True)
 
 
 def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: int, *, demanded: bool = True) -> None:
@@ -128,10 +128,11 @@ def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: 
 # -- issuing ---------------------------------------------------------------------------------------------------------------
 
 
-def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: int) -> None:
+def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: int, background: bool = False) -> None:
     """Read the window of the state with folios of its order, as large as alignment and the file's end allow (K3.5).
 
-    demand_end: pages below it were asked for: if they cannot be read, the error is raised.
+    demand_end: pages below it were asked for: if they cannot be read, the error is raised. background: nobody waits, all
+    of it is read by others.
     """
     start, size = ra.start, ra.size
     nr_file_pages = -(-mapping.size >> PAGE_SHIFT)
@@ -149,15 +150,22 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
             batch = mapping.new_batch(index)
             result = batch.extend(limit, order, mark, demand_end, ra.dropbehind)
             index = batch.next_index
-            read_pages(mapping, batch, demand_end)
+            read_pages(mapping, batch, demand_end, background)
     finally:
         mapping.unlock_shared()
     if index <= limit:
-        do_page_cache_ra(mapping, ra, index, start + size - index, async_size, demand_end=demand_end)
+        do_page_cache_ra(mapping, ra, index, start + size - index, async_size, demand_end=demand_end, background=background)
 
 
 def do_page_cache_ra(
-    mapping: AddressSpace, ra: FileRaState, index: int, nr: int, lookahead: int, *, demand_end: int
+    mapping: AddressSpace,
+    ra: FileRaState,
+    index: int,
+    nr: int,
+    lookahead: int,
+    *,
+    demand_end: int,
+    background: bool = False,
 ) -> None:
     """Read nr pages from `index` on that are not cached yet, clipped to the file; marks the page `lookahead` pages
     before the end of what is left."""
@@ -166,11 +174,18 @@ def do_page_cache_ra(
         return
     nr = min(nr, nr_file_pages - index)
     mark = index + nr - lookahead if 0 < lookahead <= nr else -1
-    page_cache_ra_unbounded(mapping, ra, index, nr, mark, demand_end=demand_end)
+    page_cache_ra_unbounded(mapping, ra, index, nr, mark, demand_end=demand_end, background=background)
 
 
 def page_cache_ra_unbounded(
-    mapping: AddressSpace, ra: FileRaState, index: int, nr: int, mark: int, *, demand_end: int
+    mapping: AddressSpace,
+    ra: FileRaState,
+    index: int,
+    nr: int,
+    mark: int,
+    *,
+    demand_end: int,
+    background: bool = False,
 ) -> None:
     """Read nr pages from `index` on with single-page folios, around those that are cached.
 
@@ -179,6 +194,6 @@ def page_cache_ra_unbounded(
     mapping.lock_shared()
     try:
         for batch in missing_batches(mapping, index, index + nr - 1, 0, mark, demand_end, ra.dropbehind):
-            read_pages(mapping, batch, demand_end)
+            read_pages(mapping, batch, demand_end, background)
     finally:
         mapping.unlock_shared()

@@ -59,8 +59,10 @@ def missing_batches(
             return
 
 
-def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int) -> None:
-    """Read a new batch. Pages below demand_end were asked for: the first of them are there on return.
+def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int, background: bool = False) -> None:
+    """Read a new batch: its first request in the calling thread, what is larger than one in the background.
+
+    demand_end: pages below it were asked for. background: nobody waits for any of it.
 
     If a request fails, pages that were asked for are asked for once more by themselves, so that a bad page nobody asked
     for spoils nothing; those that were not leave the cache, and the error is only counted.
@@ -68,7 +70,7 @@ def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int) -> Non
     """
     if len(batch) == 0:
         return
-    if batch.start >= demand_end:
+    if background:
         read_in_background(mapping, batch)
         return
     per_request = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)

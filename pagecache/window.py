@@ -6,8 +6,10 @@ answers a request of b bytes in about
     seconds = latency + b / bandwidth
 
 whatever runs on its other connections.  To lose no more than a seventeenth of the bandwidth to waiting, one request has
-to carry b >= 16 * latency * bandwidth.  To keep all connections busy while a reader waits for the second half of a window, a
-window has to hold twice `parallel_requests` of them: the next window is asked for when the first half is there.  Latency and bandwidth are measured: a line through (bytes, seconds) of the fastest small and the fastest large request.
+to carry b >= 16 * latency * bandwidth.  To keep all connections busy while a reader waits for the second half of a
+window, a window has to hold twice `parallel_requests` of them: the next window is asked for when the first half is there.
+Latency and bandwidth are measured: a line through (bytes, seconds) of the fastest small and the fastest large request.
+A store that says it is local, or that answers in less than half a millisecond, keeps the kernel's limit.
 
 A window is also bounded by its share of the budget: all streams together may hold a quarter of the frames in windows, so
 a thousand open files do not each hold one.
@@ -20,6 +22,7 @@ from pagecache.stores.base import StoreHints
 PAGE_SIZE = 4096
 WAITING_FACTOR = 16  # request size in units of latency * bandwidth: 1 / 17 of the time is waiting
 KEEP_FASTEST = 64  # observations after which a fastest request is too old
+FAR_LATENCY_S = 0.0005  # from here on waiting for a request costs more than copying its bytes
 BUDGET_SHARE = 4  # all windows together: a quarter of the frames
 MIN_WINDOW_PAGES = 4
 
@@ -80,6 +83,6 @@ def window_pages(hints: StoreHints, speed: StoreSpeed, nr_frames: int, nr_stream
     """
     share = nr_frames // (BUDGET_SHARE * max(1, nr_streams))
     wanted = hints.preferred_request // PAGE_SIZE
-    if hints.latency != "local":
+    if hints.latency == "device" or (hints.latency == "remote" and speed.latency_s >= FAR_LATENCY_S):
         wanted = 2 * hints.parallel_requests * request_bytes(hints, speed) // PAGE_SIZE
     return max(1, min(wanted, max(share, MIN_WINDOW_PAGES), nr_frames))

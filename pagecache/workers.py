@@ -82,11 +82,10 @@ class Channel:
             self._nr_running += 1
         self._pool.run(lambda: self._carry(task))
 
-    def cancel_waiting(self) -> list[Task]:
-        """Take out the tasks that have not begun."""
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing runs or waits (seconds). Returns whether that is so."""
         with self._changed:
-            tasks, self._waiting = list(self._waiting), deque()
-        return tasks
+            return self._changed.wait_for(lambda: not self._nr_running and not self._waiting, timeout_s)
 
     def _carry(self, task: Task | None) -> None:
         while task is not None:

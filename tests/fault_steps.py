@@ -117,6 +117,7 @@ class Mapped:
     def assert_released(self):
         """Check that nobody holds a lock or an extra reference."""
         assert self.mm.mmap_lock.nr_readers == 0 and not self.mm.mmap_lock.write_locked
+        assert self.file.inode.wait_idle(PATIENCE_S)
         assert not self.invalidate_lock_is_held()
         for first, order, _ in self.mapping.folios():
             folio = self.mapping.get_folio(first)
