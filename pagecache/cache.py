@@ -12,7 +12,7 @@ import mmh3
 from pagecache import truncate
 from pagecache._core import Segment
 from pagecache.file import File
-from pagecache.inode import LAST_PAGE, Inode
+from pagecache.inode import LAST_PAGE, Inode, Streams
 from pagecache.sizes import format_size, parse_size
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
@@ -20,6 +20,7 @@ from pagecache.stores import FileStore
 PAGE_SIZE = 4096
 MODES = ("rb", "r+b", "w+b", "x+b")
 NR_MAPPINGS = 8192
+CHECK_PATIENCE_S = 10.0  # how long `check` waits for background reads of one object
 
 
 class PageCache:
@@ -27,18 +28,33 @@ class PageCache:
 
     size: bytes as an int, "512MiB", or "25%" of what this process may use. The budget is the memory of the cached
     pages; descriptors and index add 1.8 % at most. nr_objects: most objects (files) with cached pages at once.
+    io: "auto" reads O_DIRECT files through io_uring where the system allows it, "threads" never does. register_frames:
+    register the frames with io_uring (they are then pinned in memory).
     Raises ValueError when the budget is smaller than one page.
     """
 
-    def __init__(self, size: int | str, *, nr_objects: int = NR_MAPPINGS, segment: Segment | None = None):
+    def __init__(
+        self,
+        size: int | str,
+        *,
+        nr_objects: int = NR_MAPPINGS,
+        io: str = "auto",
+        register_frames: bool = False,
+        segment: Segment | None = None,
+    ):
         nbytes = parse_size(size)
         if nbytes < PAGE_SIZE:
             raise ValueError(f"a budget of {nbytes} bytes holds no page; give {PAGE_SIZE} bytes or more")
         self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1)
+        if io not in ("auto", "threads"):
+            raise ValueError(f"io must be 'auto' or 'threads', not {io!r}")
+        self.io_backend = self.segment.start_io(ring=io == "auto", register_frames=register_frames)
         self.segment.start_kswapd()
         self._lock = threading.RLock()
         self._inodes: OrderedDict[bytes, Inode] = OrderedDict()
         self._files: weakref.WeakSet[File] = weakref.WeakSet()
+        self._all_inodes: weakref.WeakSet[Inode] = weakref.WeakSet()
+        self._streams = Streams()
         self._maps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._closed = False
         _caches.add(self)
@@ -104,8 +120,9 @@ class PageCache:
                 inode = None
             if inode is None:
                 self._make_room()
-                inode = Inode(self.segment, store)
+                inode = Inode(self.segment, store, self._streams)
                 self._inodes[key] = inode
+                self._all_inodes.add(inode)
             self._inodes.move_to_end(key)
             inode.acquire(store)
             return inode
@@ -152,8 +169,13 @@ class PageCache:
         self._check_usable()
 
     def check(self) -> None:
-        """Prove the engine's invariants; no other thread may be in a call. Raises AssertionError."""
+        """Prove the engine's invariants; no other thread may be in a call. Raises AssertionError.
+
+        Context: waits for background reads.
+        """
         self._check_usable()
+        for inode in list(self._all_inodes):
+            inode.wait_idle(CHECK_PATIENCE_S)
         self.segment.check()
 
     def close(self) -> None:

@@ -3,12 +3,15 @@
 import io
 import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pagecache import filemap, readahead, truncate
+from pagecache import filemap, truncate
+from pagecache import ranges as _ranges
 from pagecache._core import CopyTarget, FileCore, FileRaState, Folio
+from pagecache.asyncio_reads import in_worker
 from pagecache.inode import Inode
+from pagecache.prefetch import Prefetch
 from pagecache.readahead import PAGE_SHIFT, PAGE_SIZE
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
@@ -36,10 +39,33 @@ class File(FileCore):
         self.inode = inode
         self.cache: Any = None
         self.mode = mode
-        self.drop_behind = False
         self.no_reuse = False
         self.is_random = False
+        self._window_factor = 1
+        self._is_stream = False
         self._attach(inode.mapping, FileRaState(inode.ra_pages, inode.io_pages))
+        self._fitted_pages = self.ra.ra_pages
+
+    @property
+    def drop_behind(self) -> bool:
+        """Whether pages that this file brings in leave the cache as soon as they have been read (DONTCACHE)."""
+        return self.ra.dropbehind
+
+    @drop_behind.setter
+    def drop_behind(self, value: bool) -> None:
+        self.ra.dropbehind = value
+
+    def fit_window(self) -> None:
+        """Fit the largest readahead window to the store's measured speed and this file's share of the budget.
+
+        A window that an error or somebody else has changed is left alone until advice is given again.
+        """
+        if self.ra.ra_pages != self._fitted_pages:
+            return
+        if not self._is_stream and self.ra.size:
+            self._is_stream = True
+            self.inode.streams.nr += 1
+        self.ra.ra_pages = self._fitted_pages = self.inode.ra_pages * self._window_factor
 
     # -- the slow side of reads --------------------------------------------------------------------------------------------
 
@@ -248,6 +274,8 @@ class File(FileCore):
     def close(self) -> None:
         """Close the file; its pages stay cached. Closing again does nothing."""
         if self._detach():
+            if self._is_stream:
+                self.inode.streams.nr -= 1
             self.inode.release()
 
     def __del__(self) -> None:
@@ -261,6 +289,51 @@ class File(FileCore):
             return "<File, not opened>"
         return f"<File {self.name!r} mode={self.mode!r}{' closed' if self.closed else ''}>"
 
+    # -- many reads at once ------------------------------------------------------------------------------------------------------
+
+    def preadv_many(self, ranges: Sequence[tuple[int, int]], *, hole_size: int = _ranges.HOLE_SIZE) -> list[bytes]:
+        """Read many ranges: what is missing is found first, joined, and fetched in parallel.
+
+        ranges: (nbytes, offset) of each, as `pread` takes them. hole_size: gaps up to this many bytes between missing
+        pages are read through. Returns the bytes of each range, in order. Raises as `pread`.
+        """
+        self._check_open()
+        return _ranges.read_many(self, [(offset, nbytes) for nbytes, offset in ranges], hole_size)
+
+    def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+        """Read ranges given as offsets and sizes (bytes); as `preadv_many`."""
+        self._check_open()
+        return _ranges.read_many(self, list(zip(offsets, sizes, strict=True)), _ranges.HOLE_SIZE)
+
+    def prefetch(self, offset: int = 0, nbytes: int = 0) -> Prefetch:
+        """Bring a byte range (nbytes 0: to the end) in in the background, as much as the cache can hold.
+
+        Returns a Prefetch: wait on it, or look at its progress.
+        """
+        self._check_open()
+        if offset < 0 or nbytes < 0:
+            raise ValueError("offset and nbytes must not be negative")
+        return self._prefetch_pages(*self._pages_touched(offset, nbytes))
+
+    def _prefetch_pages(self, first: int, last: int) -> Prefetch:
+        return Prefetch(self.mapping, first, last)
+
+    async def pread_async(self, nbytes: int, offset: int) -> bytes:
+        """As `pread`, for asyncio: a hit returns without a trip through the loop, a miss waits in a worker thread."""
+        data = self.pread_cached(nbytes, offset)
+        return data if data is not None else await in_worker(self.pread, nbytes, offset)
+
+    async def preadinto_async(self, buffer: Any, offset: int) -> int:
+        """As `preadinto`, for asyncio. The buffer belongs to the read until it has ended."""
+        nbytes = memoryview(buffer).nbytes
+        if self.mapping.all_cached(offset, min(nbytes, max(0, self.mapping.size - offset))):
+            return self.preadinto(buffer, offset)
+        return await in_worker(self.preadinto, buffer, offset)
+
+    async def prefetch_async(self, offset: int = 0, nbytes: int = 0) -> None:
+        """As `prefetch`, awaited."""
+        await in_worker(self.prefetch(offset, nbytes).wait)
+
     # -- advice and introspection ------------------------------------------------------------------------------------------------
 
     def fadvise(self, advice: int, offset: int = 0, length: int = 0) -> None:
@@ -273,7 +346,8 @@ class File(FileCore):
         if offset < 0 or length < 0:
             raise ValueError("offset and length must not be negative")
         if advice in (FADV_NORMAL, FADV_SEQUENTIAL):
-            self.ra.ra_pages = self.inode.ra_pages * (2 if advice == FADV_SEQUENTIAL else 1)
+            self._window_factor = 2 if advice == FADV_SEQUENTIAL else 1
+            self.ra.ra_pages = self._fitted_pages = self.inode.ra_pages * self._window_factor
             self.is_random = False
             self.no_reuse = self.no_reuse and advice != FADV_NORMAL
         elif advice == FADV_RANDOM:
@@ -281,9 +355,7 @@ class File(FileCore):
         elif advice == FADV_NOREUSE:
             self.no_reuse = True
         elif advice == FADV_WILLNEED:
-            first, last = self._pages_touched(offset, length)
-            if last >= first:
-                readahead.force_page_cache_ra(self.mapping, self.ra, first, last - first + 1, demanded=False)
+            self._prefetch_pages(*self._pages_touched(offset, length))
         elif advice == FADV_DONTNEED:
             self._drop_range(offset, length)
         else:

@@ -59,9 +59,9 @@ def filemap_get_folio(mapping: AddressSpace, index: int, fgp_flags: int = 0) -> 
     while True:
         folio = mapping.get_folio(index)
         if folio is not None:
-            if fgp_flags & FGP_LOCK and not _lock_found(mapping, index, folio, fgp_flags):
-                continue
-            return _touch_found(folio, fgp_flags)
+            if _act_on_found(mapping, index, folio, fgp_flags):
+                return folio
+            continue
         if not fgp_flags & FGP_CREAT:
             return None
         folio = _create_folio(mapping, index, fgp_flags)
@@ -69,31 +69,37 @@ def filemap_get_folio(mapping: AddressSpace, index: int, fgp_flags: int = 0) -> 
             return folio
 
 
-def _lock_found(mapping: AddressSpace, index: int, folio: Folio, fgp_flags: int) -> bool:
-    """Lock a folio that was found; False when it was truncated meanwhile."""
-    if not folio.trylock():
-        if fgp_flags & FGP_NOWAIT:
-            raise BlockingIOError(errno.EAGAIN, f"page {index} of {mapping.name} is locked")
-        folio.lock()
-    if folio.is_page_of(mapping, index):
-        return True
-    folio.unlock()
-    return False
-
-
-def _touch_found(folio: Folio, fgp_flags: int) -> Folio:
-    if fgp_flags & FGP_ACCESSED:
-        folio.mark_accessed()
-    if fgp_flags & FGP_STABLE:
-        folio.wait_writeback()
+def _act_on_found(mapping: AddressSpace, index: int, folio: Folio, fgp_flags: int) -> bool:
+    """Do with a folio that was found what the flags say; False, and it is put, when it was truncated meanwhile."""
+    locked = False
+    try:
+        if fgp_flags & FGP_LOCK:
+            if not folio.trylock():
+                if fgp_flags & FGP_NOWAIT:
+                    raise BlockingIOError(errno.EAGAIN, f"page {index} of {mapping.name} is locked")
+                folio.lock()
+            locked = True
+            if not folio.is_page_of(mapping, index):
+                folio.unlock()
+                folio.put()
+                return False
+        if fgp_flags & FGP_ACCESSED:
+            folio.mark_accessed()
+        if fgp_flags & FGP_STABLE:
+            folio.wait_writeback()
+    except BaseException:
+        if locked:
+            folio.unlock()
+        folio.put()
+        raise
     if not fgp_flags & FGP_DONTCACHE and folio.dropbehind:
         folio.set_dropbehind(False)
-    return folio
+    return True
 
 
 def _create_folio(mapping: AddressSpace, index: int, fgp_flags: int) -> Folio | None:
     """Create the folio of a missing page: the order asked for, then smaller ones; None if somebody else was faster."""
-    order = fgp_flags >> _FGP_ORDER_SHIFT
+    order = min(fgp_flags >> _FGP_ORDER_SHIFT, MAX_FOLIO_ORDER)
     if index & ((1 << order) - 1):
         order = (index & -index).bit_length() - 1
     while True:
@@ -108,10 +114,11 @@ def _create_folio(mapping: AddressSpace, index: int, fgp_flags: int) -> Folio | 
                 dropbehind=bool(fgp_flags & FGP_DONTCACHE),
                 writing=bool(fgp_flags & FGP_WRITE),
             )
-        if result == 0:
-            if fgp_flags & FGP_FOR_MMAP and not fgp_flags & FGP_LOCK:
-                folio.unlock()
-            return folio
+            if result == 0:
+                if fgp_flags & FGP_FOR_MMAP and not fgp_flags & FGP_LOCK:
+                    folio.unlock()
+                return folio
+            folio.put()
         if order > 0:
             order -= 1
         elif result == -errno.EEXIST:
@@ -195,6 +202,7 @@ def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
             if batch is None:
                 continue
         if batch.last_readahead:
+            file.fit_window()
             _start_next_window(mapping, ra, batch, last)
         if batch.last_uptodate:
             return batch
@@ -215,6 +223,7 @@ def _read_missing(file, index: int, last: int, *, readahead: bool) -> FolioBatch
     mapping, ra = file.mapping, file.ra
     try:
         if readahead:
+            file.fit_window()
             page_cache_sync_ra(mapping, ra, index, last - index, random=file.is_random)
             batch = mapping.get_read_batch(index, last - 1)
             if len(batch) > 0:

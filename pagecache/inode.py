@@ -2,15 +2,21 @@
 
 import operator
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 
-from pagecache import fill, truncate
+from pagecache import fill, truncate, workers
 from pagecache._core import AddressSpace, Segment
 from pagecache.readahead import PAGE_SHIFT
 from pagecache.stores.base import hints_of
+from pagecache.submit import Line
+from pagecache.window import window_pages
+from pagecache.workers import Channel
 
 LAST_PAGE = (1 << 52) - 1
 SIZE_MAX = (1 << 63) - 1
+STORE_PATIENCE_S = 0.5  # how long closing waits for the engine's reads of a descriptor
 
 
 def is_writable(store: Any) -> bool:
@@ -29,6 +35,25 @@ def size_of(store: Any) -> int:
     return size
 
 
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that calls a method as long as its object lives, and does not keep it alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return call
+
+
+class Streams:
+    """How many open files of a cache are read ahead of: they share the budget of windows."""
+
+    def __init__(self) -> None:
+        self.nr = 0
+
+
 class Inode:
     """The cached object that files of one key share.
 
@@ -36,7 +61,8 @@ class Inode:
     Context: whoever is the first to open an object, or opens it once more, holds the cache's lock.
     """
 
-    def __init__(self, segment: Segment, store: Any):
+    def __init__(self, segment: Segment, store: Any, streams: Streams):
+        self.streams = streams
         self.name = str(getattr(store, "name", store.key))
         self.mapping = AddressSpace(segment, self.name)
         self.mapping.key = store.key
@@ -51,7 +77,8 @@ class Inode:
     def _use(self, store: Any) -> None:
         """Serve the object by this store from now on: it has the version that is cached, if anything is."""
         hints = hints_of(store)
-        self.ra_pages = max(1, hints.preferred_request >> PAGE_SHIFT)
+        self.hints = hints
+        self.mapping.extra = Line(hints, Channel(workers.shared_pool, hints.parallel_requests))
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
         if self.store is not None:
             self._retired.append(self.store)
@@ -62,6 +89,11 @@ class Inode:
         if isinstance(fd, int) and fd >= 0:
             self.mapping.direct = bool(getattr(store, "direct", False))
             self.mapping.fd = fd
+
+    @property
+    def ra_pages(self) -> int:
+        """The largest readahead window of one open file now (pages)."""
+        return window_pages(self.hints, self.mapping.extra.speed, self.mapping.segment.nr_frames, self.streams.nr)
 
     @property
     def writable(self) -> bool:
@@ -136,6 +168,10 @@ class Inode:
         if surplus is not None:
             surplus.close()
 
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no read of the object is under way (seconds). Returns whether that is so."""
+        return self.mapping.extra.channel.wait_idle(timeout_s) and self.mapping.wait_inflight(timeout_s)
+
     def release(self) -> None:
         """Count one open file less; the last one gives up the store."""
         if self.mapping.segment.dead:
@@ -146,14 +182,19 @@ class Inode:
             if idle and self.store is not None:
                 self._retired.append(self.store)
                 self.store = None
+                self.mapping.extra.channel.on_idle = _weakly(self.close_retired)
         self.close_retired()
+
+    def _nobody_reads(self) -> bool:
+        """Whether no background read is in the store, or ends within a moment."""
+        return not self.mapping.extra.channel.nr_running and self.mapping.wait_inflight(STORE_PATIENCE_S)
 
     def close_retired(self) -> None:
         """Close stores that are not used any more, unless a read may still be in them: then it is tried again later."""
         if not self._retired:
             return
         with self.mapping.exclusive(wait=False) as held, self._lock:
-            if not held:
+            if not held or (self.store is None and not self._nobody_reads()):
                 return
             if self.store is None:
                 self.mapping.fd = -1

@@ -7,8 +7,8 @@ open file (`FileRaState`) is updated without locks; it may be wrong, and then on
 All sizes here are pages, unless a name says bytes.
 """
 
-from pagecache import fill
 from pagecache._core import AddressSpace, FileRaState, Folio
+from pagecache.submit import ENOSPC, missing_batches, read_pages
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -17,7 +17,6 @@ MIN_FOLIO_PAGES = 1
 RA_PAGES_DEFAULT = 32  # 128 KiB
 FORCE_CHUNK_PAGES = 512  # force_page_cache_ra works in pieces of 2 MiB
 MMAP_LOTSAMISS = 100
-_EEXIST, _ENOMEM, _ENOSPC = -17, -12, -28
 
 
 # -- the formulas --------------------------------------------------------------------------------------------------------
@@ -75,7 +74,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
         gap = mapping.prev_gap(index - 1, max_pages)
         contiguous = index - gap - 1
         if contiguous <= req:
-            do_page_cache_ra(mapping, index, req, 0, demand_end=index + req)
+            do_page_cache_ra(mapping, ra, index, req, 0, demand_end=index + req)
             return
         if gap == -1:
             contiguous *= 2
@@ -113,7 +112,7 @@ def page_cache_async_ra(mapping: AddressSpace, ra: FileRaState, index: int, foli
     if end > ra.start:
         ra.size = end - ra.start
     ra.async_size = ra.size
-    page_cache_ra_order(mapping, ra, demand_end=0)
+    page_cache_ra_order(mapping, ra, demand_end=0, background=True)
 
 
 def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: int, *, demanded: bool = True) -> None:
@@ -121,7 +120,7 @@ def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: 
     nr = min(nr, max(ra.io_pages, ra.ra_pages))
     while nr > 0:
         piece = min(nr, FORCE_CHUNK_PAGES)
-        do_page_cache_ra(mapping, index, piece, 0, demand_end=index + piece if demanded else 0)
+        do_page_cache_ra(mapping, ra, index, piece, 0, demand_end=index + piece if demanded else 0)
         index += piece
         nr -= piece
 
@@ -129,10 +128,11 @@ def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: 
 # -- issuing ---------------------------------------------------------------------------------------------------------------
 
 
-def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: int) -> None:
+def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: int, background: bool = False) -> None:
     """Read the window of the state with folios of its order, as large as alignment and the file's end allow (K3.5).
 
-    demand_end: pages below it were asked for: if they cannot be read, the error is raised.
+    demand_end: pages below it were asked for: if they cannot be read, the error is raised. background: nobody waits, all
+    of it is read by others.
     """
     start, size = ra.start, ra.size
     nr_file_pages = -(-mapping.size >> PAGE_SHIFT)
@@ -145,16 +145,26 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
     mark = start + size - async_size
     index, result = start, 0
     with mapping.shared():
-        while index <= limit and result in (0, _ENOSPC):
+        while index <= limit and result in (0, ENOSPC):
             batch = mapping.new_batch(index)
-            result = batch.extend(limit, order, mark, demand_end)
+            result = batch.extend(limit, order, mark, demand_end, ra.dropbehind)
             index = batch.next_index
-            read_pages(mapping, batch, demand_end)
+            read_pages(mapping, batch, demand_end, background)
     if index <= limit:
-        do_page_cache_ra(mapping, index, start + size - index, async_size, demand_end=demand_end)
+        left = start + size - index
+        do_page_cache_ra(mapping, ra, index, left, async_size, demand_end=demand_end, background=background)
 
 
-def do_page_cache_ra(mapping: AddressSpace, index: int, nr: int, lookahead: int, *, demand_end: int) -> None:
+def do_page_cache_ra(
+    mapping: AddressSpace,
+    ra: FileRaState,
+    index: int,
+    nr: int,
+    lookahead: int,
+    *,
+    demand_end: int,
+    background: bool = False,
+) -> None:
     """Read nr pages from `index` on that are not cached yet, clipped to the file; marks the page `lookahead` pages
     before the end of what is left."""
     nr_file_pages = -(-mapping.size >> PAGE_SHIFT)
@@ -162,54 +172,23 @@ def do_page_cache_ra(mapping: AddressSpace, index: int, nr: int, lookahead: int,
         return
     nr = min(nr, nr_file_pages - index)
     mark = index + nr - lookahead if 0 < lookahead <= nr else -1
-    page_cache_ra_unbounded(mapping, index, nr, mark, demand_end=demand_end)
+    page_cache_ra_unbounded(mapping, ra, index, nr, mark, demand_end=demand_end, background=background)
 
 
-def page_cache_ra_unbounded(mapping: AddressSpace, index: int, nr: int, mark: int, *, demand_end: int) -> None:
+def page_cache_ra_unbounded(
+    mapping: AddressSpace,
+    ra: FileRaState,
+    index: int,
+    nr: int,
+    mark: int,
+    *,
+    demand_end: int,
+    background: bool = False,
+) -> None:
     """Read nr pages from `index` on with single-page folios, around those that are cached.
 
     Context: takes invalidate_lock shared.
     """
-    limit = index + nr - 1
     with mapping.shared():
-        while index <= limit:
-            batch = mapping.new_batch(index)
-            result = batch.extend(limit, 0, mark, demand_end)
-            index = batch.next_index
-            read_pages(mapping, batch, demand_end)
-            if result == _ENOMEM:
-                return
-            if result == _EEXIST:
-                index += 1
-
-
-def read_pages(mapping: AddressSpace, batch, demand_end: int) -> None:
-    """Fill a new batch by one request.
-
-    If the request fails, pages that were asked for are asked for once more by themselves, so that a bad page nobody
-    asked for spoils nothing; those that were not leave the cache, and the error is only counted.
-    """
-    if len(batch) == 0:
-        return
-    start, end = batch.start, batch.next_index
-    try:
-        fill.read_run(mapping, batch)
-    except OSError as error:
-        mapping.segment.add_count("readahead_errors", 1)
-        if end <= demand_end:
-            batch.fail(error)
-            raise
-        batch.release()
-        if start < demand_end:
-            page_cache_ra_demanded(mapping, start, demand_end)
-    except BaseException:
-        batch.release()
-        raise
-
-
-def page_cache_ra_demanded(mapping: AddressSpace, start: int, demand_end: int) -> None:
-    """Read pages start..demand_end - 1 after the window around them failed. Context: invalidate_lock held shared."""
-    batch = mapping.new_batch(start)
-    limit = min(demand_end, -(-mapping.size >> PAGE_SHIFT)) - 1
-    batch.extend(limit, 0, -1, demand_end)
-    read_pages(mapping, batch, batch.next_index)
+        for batch in missing_batches(mapping, index, index + nr - 1, 0, mark, demand_end, ra.dropbehind):
+            read_pages(mapping, batch, demand_end, background)

@@ -209,6 +209,7 @@ class TestFailedReadahead:
         cache = make_cache("1MiB")
         with cache.open(store) as file:
             file.fadvise(pagecache.FADV_WILLNEED, 0, 8 * PAGE)
+            cache.check()
             assert cache.stats().readahead_errors == 1
             assert sum(file.mincore()) == 0
             with pytest.raises(OSError, match="bad"):

@@ -36,16 +36,21 @@ cdef enum:
     RECLAIM_ROUNDS = 3              # full rounds of rising pressure before an allocation gives up
 
 
-cdef inline uint32_t lru_isolate(Segment* seg, int which, uint32_t nr_to_scan, Folio** out) noexcept nogil:
-    """Takes up to nr_to_scan folios (32 at most) off the tail of a list, with a reference each."""
-    cdef uint32_t number, nr = 0, nr_scanned = 0
+cdef inline uint32_t lru_isolate(Segment* seg, int which, uint32_t nr_to_scan, Folio** out,
+                                 uint32_t* nr_scanned) noexcept nogil:
+    """Takes folios off the tail of a list, with a reference each, until nr_to_scan pages (32 at most) were looked at:
+    one large folio is a chunk of its own. Returns the folios taken."""
+    cdef uint32_t number, nr = 0
     cdef Folio* folio
+    nr_scanned[0] = 0
+    if nr_to_scan > SWAP_CLUSTER_MAX:
+        nr_to_scan = SWAP_CLUSTER_MAX
     spin_lock(&seg.header.lru_lock)
     number = seg.header.lru[which].last
-    while number != NIL and nr < SWAP_CLUSTER_MAX and nr_scanned < nr_to_scan:
+    while number != NIL and nr < SWAP_CLUSTER_MAX and nr_scanned[0] < nr_to_scan:
         folio = &seg.folios[number]
         number = folio.lru_prev
-        nr_scanned += 1
+        nr_scanned[0] += folio_nr_pages(folio)
         if folio_try_get(folio):
             lru_unlink(seg, folio)
             out[nr] = folio
@@ -98,14 +103,14 @@ cdef inline uint32_t folio_reclaim(Segment* seg, Folio* folio) noexcept nogil:
     return nr
 
 
-cdef inline uint32_t shrink_inactive(Segment* seg, uint32_t nr_to_scan, bint background) noexcept nogil:
-    """Scans the inactive tail. Returns the pages freed."""
+cdef inline uint32_t shrink_inactive(Segment* seg, uint32_t nr_to_scan, bint background,
+                                     uint32_t* nr_scanned) noexcept nogil:
+    """Scans one chunk of the inactive tail. Returns the pages freed."""
     cdef Folio* batch[32]
     cdef Folio* kept[32]
-    cdef uint32_t i, got, freed_pages = 0, scanned_pages = 0, nr_kept = 0
-    cdef uint32_t nr = lru_isolate(seg, <int>LRU_INACTIVE, nr_to_scan, batch)
+    cdef uint32_t i, got, freed_pages = 0, nr_kept = 0
+    cdef uint32_t nr = lru_isolate(seg, <int>LRU_INACTIVE, nr_to_scan, batch, nr_scanned)
     for i in range(nr):
-        scanned_pages += folio_nr_pages(batch[i])
         got = folio_reclaim(seg, batch[i])
         freed_pages += got
         if got == 0:
@@ -115,23 +120,25 @@ cdef inline uint32_t shrink_inactive(Segment* seg, uint32_t nr_to_scan, bint bac
         if folio_test(kept[i], FOLIO_ACTIVE):
             workingset_age(seg, folio_nr_pages(kept[i]))
     lru_putback(seg, kept, nr_kept)
-    count(seg, PGSCAN_KSWAPD if background else PGSCAN_DIRECT, scanned_pages)
+    count(seg, PGSCAN_KSWAPD if background else PGSCAN_DIRECT, nr_scanned[0])
     count(seg, PGSTEAL_KSWAPD if background else PGSTEAL_DIRECT, freed_pages)
     return freed_pages
 
 
-cdef inline void shrink_active(Segment* seg, uint32_t nr_to_scan) noexcept nogil:
-    """Demotes folios from the active tail, referenced or not; they are marked as having been in the working set."""
+cdef inline uint32_t shrink_active(Segment* seg, uint32_t nr_to_scan) noexcept nogil:
+    """Demotes one chunk of folios from the active tail, referenced or not; they are marked as having been in the
+    working set. Returns the pages looked at."""
     cdef Folio* batch[32]
-    cdef uint32_t i, nr, pages = 0
-    nr = lru_isolate(seg, <int>LRU_ACTIVE, nr_to_scan, batch)
+    cdef uint32_t i, nr, nr_scanned, pages = 0
+    nr = lru_isolate(seg, <int>LRU_ACTIVE, nr_to_scan, batch, &nr_scanned)
     for i in range(nr):
         folio_clear(batch[i], FOLIO_ACTIVE)
         folio_set(batch[i], FOLIO_WORKINGSET)
         pages += folio_nr_pages(batch[i])
     lru_putback(seg, batch, nr)
-    count(seg, PGREFILL, pages)
+    count(seg, PGREFILL, nr_scanned)
     count(seg, PGDEACTIVATE, pages)
+    return nr_scanned
 
 
 cdef inline bint inactive_is_low(Segment* seg) noexcept nogil:
@@ -158,23 +165,31 @@ cdef inline uint32_t scan_target(Segment* seg, int which, int priority) noexcept
     return <uint32_t>pages if pages < 0x7FFFFFFF else 0x7FFFFFFF
 
 
+cdef inline void trim_active(Segment* seg, int priority) noexcept nogil:
+    """Scans the active list while the inactive one is too short, and at least a chunk of it when refaults ask for it."""
+    cdef uint32_t target = scan_target(seg, <int>LRU_ACTIVE, priority)
+    cdef uint32_t nr_scanned
+    while target > 0:
+        nr_scanned = shrink_active(seg, target)
+        if nr_scanned == 0 or nr_scanned >= target or not inactive_is_low(seg):
+            return
+        target -= nr_scanned
+
+
 cdef inline uint32_t reclaim_round(Segment* seg, uint32_t nr_wanted, bint background) noexcept nogil:
     """One round of rising pressure. Returns the pages freed."""
     cdef int priority = DEF_PRIORITY
-    cdef uint32_t freed = 0, target
+    cdef uint32_t freed = 0, target, nr_scanned
     cdef bint deactivate = may_deactivate(seg)
     while priority >= 0 and freed < nr_wanted:
         if deactivate or inactive_is_low(seg):
-            target = scan_target(seg, <int>LRU_ACTIVE, priority)
-            while target > 0 and (priority < DEF_PRIORITY or inactive_is_low(seg)):
-                shrink_active(seg, target)
-                target -= target if target < SWAP_CLUSTER_MAX else <uint32_t>SWAP_CLUSTER_MAX
-                if not inactive_is_low(seg):
-                    break
+            trim_active(seg, priority)
         target = scan_target(seg, <int>LRU_INACTIVE, priority)
         while target > 0 and freed < nr_wanted:
-            freed += shrink_inactive(seg, target, background)
-            target -= target if target < SWAP_CLUSTER_MAX else <uint32_t>SWAP_CLUSTER_MAX
+            freed += shrink_inactive(seg, target, background, &nr_scanned)
+            if nr_scanned == 0:
+                break
+            target -= target if target < nr_scanned else nr_scanned
         priority -= 1
     shadow_nodes_trim(seg)
     return freed

@@ -112,7 +112,7 @@ ctypedef struct Mapping:
     uint32_t next_free              # mapping_lock
     uint64_t writeback_index        # page; racy by design
     uint64_t[2] key_hash            # mmh3 of the store key; fixed while in use
-    pc_u32 nr_writeback_errors
+    pc_u32 nr_inflight              # background requests
     uint32_t[9] unused
 
 ctypedef struct Header:

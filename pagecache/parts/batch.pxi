@@ -172,6 +172,68 @@ cdef class FolioBatch:
             raise_errno(got, f"cannot read {self.mapping.name} at offset {self.start << PAGE_SHIFT}")
         return got
 
+    def split_off(self, uint64_t index):
+        """Cuts a new batch in two: the folios that begin at page `index` or behind become another batch, returned."""
+        cdef FolioBatch tail
+        cdef uint32_t i = 0, j
+        if not self.is_new:
+            raise RuntimeError("only a new batch can be cut")
+        while i < self.nr and folio_index(self.folios[i]) < index:
+            i += 1
+        tail = batch_object(self.mapping, folio_index(self.folios[i]) if i < self.nr else self.next_index, True)
+        tail.next_index = self.next_index
+        for j in range(i, self.nr):
+            tail.folios[tail.nr] = self.folios[j]
+            tail.nr += 1
+        self.nr = i
+        self.next_index = tail.start
+        return tail
+
+    def submit(self, int fd, bint direct, uint64_t max_bytes):
+        """Starts reading a new batch from a descriptor in the background, in requests of at most max_bytes (or one
+        folio). The batch is empty afterwards: its folios belong to the requests, which unlock them.
+
+        Returns the number of requests. Context: needs `Segment.start_io`; errors are only counted.
+        """
+        cdef uint32_t i = 0, first, nr_requests = 0
+        cdef uint64_t nbytes
+        if not self.is_new or self.mapping.segment.queue.seg == NULL:
+            raise RuntimeError("only a new batch of a segment that was prepared for it can be submitted")
+        with nogil:
+            while i < self.nr:
+                first = i
+                nbytes = 0
+                while i < self.nr and (i == first or nbytes + (<uint64_t>folio_nr_pages(self.folios[i]) << PAGE_SHIFT)
+                                       <= max_bytes):
+                    nbytes += <uint64_t>folio_nr_pages(self.folios[i]) << PAGE_SHIFT
+                    i += 1
+                self.submit_run(first, i - first, nbytes, fd, direct)
+                nr_requests += 1
+            self.nr = 0
+            self.is_new = False
+        return nr_requests
+
+    cdef void submit_run(self, uint32_t first, uint32_t nr, uint64_t nbytes, int fd, bint direct) noexcept nogil:
+        cdef IoRequest* request = io_request_new(self.seg, self.mapping.number, &self.folios[first], nr)
+        cdef uint64_t pos = folio_index(self.folios[first]) << PAGE_SHIFT
+        cdef uint64_t size = load_acquire_u64(&self.mapping.m.size)
+        cdef uint32_t i
+        if request == NULL or size <= pos:
+            for i in range(first, first + nr):
+                filemap_remove_folio(self.seg, self.folios[i])
+                folio_unlock(self.seg, self.folios[i])
+                folio_put(self.seg, self.folios[i])
+            free(request)
+            return
+        request.fd = fd
+        request.direct = direct
+        request.offset = <int64_t>pos
+        request.nbytes = nbytes if nbytes < size - pos else size - pos
+        request.mtime_ns = self.mapping.stamp_mtime_ns
+        request.size = self.mapping.stamp_size
+        io_prepare(self.seg, request)
+        io_submit(&self.mapping.segment.queue, request)
+
     def memory(self, uint64_t nbytes):
         """Writable buffers over the first nbytes of a new batch, neighbouring frames as one.
 

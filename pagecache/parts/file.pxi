@@ -10,6 +10,7 @@ cdef class FileRaState:
     cdef public uint64_t io_pages       # largest request of the store
     cdef public uint32_t order          # of the folios of the next window
     cdef public uint32_t mmap_miss
+    cdef public bint dropbehind         # folios leave when they have been read
     cdef public int64_t prev_pos        # byte behind the last one read, -1 at first
 
     def __cinit__(self, ra_pages=32, io_pages=0):
@@ -98,6 +99,21 @@ cdef class FileCore:
             return result
         done = self.finish_slow(result, PyBytes_AS_STRING(result), nbytes, pos, done)
         return result if done == nbytes else result[:done]
+
+    def pread_cached(self, nbytes, offset):
+        """As `pread`, but only if all of it is cached: else None. Never waits, never reads."""
+        cdef uint64_t wanted = to_count(nbytes)
+        cdef uint64_t pos = to_offset(offset)
+        cdef uint64_t size
+        cdef bytes result
+        self.ready()
+        size = load_acquire_u64(&self.m.size)
+        if pos >= size or wanted == 0:
+            return b"" if wanted == 0 else None
+        if wanted > size - pos:
+            wanted = size - pos
+        result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>wanted)
+        return result if self.copy_cached(PyBytes_AS_STRING(result), wanted, pos) == wanted else None
 
     cdef object read_end(self, uint64_t nbytes, uint64_t pos):
         """A read at or behind the end of the file: the store may have grown."""

@@ -59,7 +59,13 @@ cdef class AddressSpace:
         cdef xa_entry entry
         cdef CFolio* folio
         cdef CSegment* seg = self.seg
+        cdef uint32_t nr_inflight
         with nogil:
+            while True:
+                nr_inflight = load_acquire_u32(&self.m.nr_inflight)
+                if nr_inflight == 0:
+                    break
+                futex_wait(&self.m.nr_inflight, nr_inflight, WAIT_SLICE_NS)
             while True:
                 spin_lock(&self.m.pages.lock)
                 xas_init(&xas, &self.m.pages, &seg.pool, 0, 0)
@@ -99,6 +105,25 @@ cdef class AddressSpace:
     def empty(self):
         """Whether the index holds nothing, not even shadows."""
         return xa_empty(&self.m.pages)
+
+    @property
+    def nr_inflight(self):
+        """Background requests that have not ended: the descriptor is in use."""
+        return load_acquire_u32(&self.m.nr_inflight)
+
+    def wait_inflight(self, double timeout_s):
+        """Waits until no background request of the engine is under way. Returns whether that is so."""
+        cdef uint32_t nr
+        cdef int64_t until = monotonic_ns() + <int64_t>(timeout_s * 1e9)
+        while True:
+            nr = load_acquire_u32(&self.m.nr_inflight)
+            if nr == 0:
+                return True
+            if monotonic_ns() >= until:
+                return False
+            with nogil:
+                futex_wait(&self.m.nr_inflight, nr, WAIT_SLICE_NS)
+            PyErr_CheckSignals()
 
     # -- invalidate_lock -------------------------------------------------------------------------------------------------
 
@@ -197,6 +222,18 @@ cdef class AddressSpace:
                 return at
             at = (at & ~((<uint64_t>1 << entry_order(entry)) - 1)) + (<uint64_t>1 << entry_order(entry))
         return at if at < end else end
+
+    def next_present(self, uint64_t index, uint64_t last):
+        """First cached page in index..last, last + 1 if none is."""
+        cdef CXaState xas
+        cdef xa_entry entry
+        spin_lock(&self.m.pages.lock)
+        xas_init(&xas, &self.m.pages, &self.seg.pool, index, 0)
+        entry = xas_find(&xas, last)
+        while entry != 0 and not xa_is_pointer(entry):
+            entry = xas_find(&xas, last)
+        spin_unlock(&self.m.pages.lock)
+        return xas.index if entry != 0 else last + 1
 
     def prev_gap(self, uint64_t index, uint64_t max_scan):
         """Last page at or before index, within max_scan pages, that is not cached; -1 when page 0 is reached and
@@ -378,6 +415,19 @@ cdef class AddressSpace:
             entry = xa_load(&self.m.pages, &self.seg.pool, first + i)
             at[i] = xa_is_pointer(entry) and folio_test(&self.seg.folios[entry_frame(entry)], FOLIO_UPTODATE)
         return out
+
+    def all_cached(self, uint64_t pos, uint64_t nbytes):
+        """Whether all pages of a byte range are cached and readable as they are."""
+        cdef uint64_t index = pos >> PAGE_SHIFT
+        cdef uint64_t end = (pos + nbytes + PAGE_SIZE - 1) >> PAGE_SHIFT
+        cdef xa_entry entry
+        while index < end:
+            entry = xa_load(&self.m.pages, &self.seg.pool, index)
+            if not xa_is_pointer(entry) or not folio_readable(
+                    folio_state(&self.seg.folios[entry_frame(entry)]), entry_order(entry)):
+                return False
+            index = (index & ~((<uint64_t>1 << entry_order(entry)) - 1)) + (<uint64_t>1 << entry_order(entry))
+        return True
 
     def folios(self):
         """(index, order, uptodate) of every cached folio, ascending."""

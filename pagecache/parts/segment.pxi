@@ -43,6 +43,7 @@ cdef class Segment:
     """
     cdef CSegment seg
     cdef pc_thread kswapd
+    cdef IoQueue queue
     cdef readonly int fd
     cdef bint mapped
     cdef bint owner
@@ -94,10 +95,12 @@ cdef class Segment:
         return self
 
     def __dealloc__(self):
-        if self.kswapd.started and not self.seg.dead:
-            kswapd_end(&self.seg)
+        if not self.seg.dead:
             with nogil:
-                thread_join(&self.kswapd)
+                io_queue_end(&self.queue)
+                if self.kswapd.started:
+                    kswapd_end(&self.seg)
+                    thread_join(&self.kswapd)
         if self.mapped:
             memory_unmap(self.seg.base, self.seg.total_bytes)
         if self.fd >= 0:
@@ -110,6 +113,22 @@ cdef class Segment:
         """
         if self.seg.header.watermark_low > 0 and self.owner and not self.kswapd.started:
             thread_start(&self.kswapd, kswapd_main, &self.seg)
+
+    def start_io(self, *, bint ring=True, bint register_frames=False):
+        """Prepares background reads; call once, before the first.
+
+        ring: use io_uring for O_DIRECT files where the system allows it. register_frames: register the frames with it.
+        Returns the backend that O_DIRECT files get, "io_uring" or "threads".
+        Context: threads of the engine that never take the GIL; they end with the segment.
+        """
+        if self.queue.seg == NULL:
+            io_queue_init(&self.queue, &self.seg, ring, register_frames)
+        return "io_uring" if self.queue.backend == IO_RING else "threads"
+
+    @property
+    def nr_inflight(self):
+        """Background requests that have not ended."""
+        return load_acquire_u32(&self.queue.nr_inflight)
 
     def mark_dead(self):
         """Makes the segment unusable: for the child of a fork, whose locks may be held by threads it does not have."""

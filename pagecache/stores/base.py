@@ -40,13 +40,13 @@ class StoreHints:
     """What a store says about itself, with the defaults for those that say nothing.
 
     preferred_request, max_request: bytes of one read. parallel_requests: reads that may run at once.
-    latency: "local" (microseconds) or "remote" (milliseconds).
+    latency: "local" (the system below reads ahead itself), "device" (it does not), or "remote" (milliseconds a request).
     """
 
     preferred_request: int = 128 * 1024
-    max_request: int = 8 * 1024 * 1024
+    max_request: int = 16 * 1024 * 1024
     parallel_requests: int = 8
-    latency: str = "local"
+    latency: str = "remote"
 
 
 def hints_of(store: Any) -> StoreHints:

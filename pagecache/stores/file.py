@@ -14,6 +14,9 @@ _MODES = {
 }
 
 
+DIRECT_REQUEST = 2 * 1024 * 1024  # bytes; nobody below reads ahead, so windows are several of these
+
+
 class FileStore:
     """A regular file or block device.
 
@@ -34,6 +37,9 @@ class FileStore:
             self.path = os.fsdecode(self.path)
         flags = _MODES[mode] | os.O_CLOEXEC | os.O_NONBLOCK | (getattr(os, "O_DIRECT", 0) if direct else 0)
         self.direct = bool(direct and hasattr(os, "O_DIRECT"))
+        if self.direct:
+            self.preferred_request = self.max_request = DIRECT_REQUEST
+            self.latency = "device"
         self.fd = os.open(self.path, flags, 0o666)
         try:
             status = os.fstat(self.fd)

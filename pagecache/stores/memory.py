@@ -10,6 +10,8 @@ class MemoryStore:
     data: initial contents (copied). key: identity; stores with one key are taken for one object.
     """
 
+    latency = "local"
+
     def __init__(self, data: bytes | bytearray | memoryview = b"", *, key: str | None = None):
         self._data = bytearray(data)
         self._version = 0
@@ -50,7 +52,7 @@ class MemoryStore:
         with self._lock:
             for buffer in buffers:
                 at = offset + done
-                if at > len(self._data):
+                if at > len(self._data) and len(buffer):
                     self._data.extend(bytes(at - len(self._data)))
                 self._data[at : at + len(buffer)] = buffer
                 done += len(buffer)

@@ -1,0 +1,88 @@
+"""How much to read ahead: windows that fit the store and the budget.
+
+The kernel's limit (`ra_pages`, from the store's preferred request) suits a disk behind a queue.  A store with latency
+answers a request of b bytes in about
+
+    seconds = latency + b / bandwidth
+
+whatever runs on its other connections.  To lose no more than a seventeenth of the bandwidth to waiting, one request has
+to carry b >= 16 * latency * bandwidth.  To keep all connections busy while a reader waits for the second half of a
+window, a window has to hold twice `parallel_requests` of them: the next window is asked for when the first half is there.
+Latency and bandwidth are measured: a line through (bytes, seconds) of the fastest small and the fastest large request.
+A store that says it is local, or that answers in less than half a millisecond, keeps the kernel's limit.
+
+A window is also bounded by its share of the budget: all streams together may hold a quarter of the frames in windows, so
+a thousand open files do not each hold one.
+"""
+
+import threading
+
+from pagecache.stores.base import StoreHints
+
+PAGE_SIZE = 4096
+WAITING_FACTOR = 16  # request size in units of latency * bandwidth: 1 / 17 of the time is waiting
+KEEP_FASTEST = 64  # observations after which a fastest request is too old
+FAR_LATENCY_S = 0.0005  # from here on waiting for a request costs more than copying its bytes
+BUDGET_SHARE = 4  # all windows together: a quarter of the frames
+MIN_WINDOW_PAGES = 4
+
+
+class StoreSpeed:
+    """Latency (seconds) and bandwidth (bytes per second) of one connection, from what requests took.
+
+    What a request takes beyond the best of its size is queueing, not the store: for each power of two the fastest of the
+    latest requests is kept, and the line goes through the smallest and the largest size.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._fastest: dict[int, tuple[int, float, int]] = {}  # power of two: (bytes, seconds, observations since)
+        self.latency_s = 0.0
+        self.bandwidth_bytes_s = 0.0
+
+    def observe(self, nbytes: int, seconds: float) -> None:
+        """Take a request of nbytes that took so long into account."""
+        if nbytes <= 0:
+            return
+        power = nbytes.bit_length()
+        with self._lock:
+            best_bytes, best_seconds, age = self._fastest.get(power, (nbytes, seconds, 0))
+            if seconds <= best_seconds or age >= KEEP_FASTEST:
+                self._fastest[power] = (nbytes, seconds, 0)
+            else:
+                self._fastest[power] = (best_bytes, best_seconds, age + 1)
+            self._fit()
+
+    def _fit(self) -> None:
+        small_bytes, small_seconds, _ = self._fastest[min(self._fastest)]
+        large_bytes, large_seconds, _ = self._fastest[max(self._fastest)]
+        if large_bytes > small_bytes and large_seconds > small_seconds:
+            self.bandwidth_bytes_s = (large_bytes - small_bytes) / (large_seconds - small_seconds)
+            self.latency_s = max(0.0, small_seconds - small_bytes / self.bandwidth_bytes_s)
+        else:
+            self.latency_s = min(small_seconds, large_seconds)
+            self.bandwidth_bytes_s = large_bytes / self.latency_s if self.latency_s else 0.0
+
+    @property
+    def in_flight_bytes(self) -> float:
+        """Bytes that one connection carries in the time of its latency."""
+        return self.latency_s * self.bandwidth_bytes_s
+
+
+def request_bytes(hints: StoreHints, speed: StoreSpeed) -> int:
+    """Return the size of one request: large enough that waiting hardly counts, whole pages, a power of two."""
+    wanted = max(hints.preferred_request, int(WAITING_FACTOR * speed.in_flight_bytes))
+    wanted = min(wanted, hints.max_request)
+    return max(PAGE_SIZE, 1 << (wanted - 1).bit_length() if wanted < hints.max_request else wanted)
+
+
+def window_pages(hints: StoreHints, speed: StoreSpeed, nr_frames: int, nr_streams: int) -> int:
+    """Return the largest window of one stream (pages).
+
+    nr_frames: the budget. nr_streams: files that are being read ahead of, this one included.
+    """
+    share = nr_frames // (BUDGET_SHARE * max(1, nr_streams))
+    wanted = hints.preferred_request // PAGE_SIZE
+    if hints.latency == "device" or (hints.latency == "remote" and speed.latency_s >= FAR_LATENCY_S):
+        wanted = 2 * hints.parallel_requests * request_bytes(hints, speed) // PAGE_SIZE
+    return max(1, min(wanted, max(share, MIN_WINDOW_PAGES), nr_frames))

@@ -1,0 +1,141 @@
+"""Worker threads for stores written in Python: many stores share the threads, each has a limit of its own.
+
+A `Channel` belongs to one object: it lets `limit` requests run at once and keeps the rest in order.  Requests that a
+reader waits for go before readahead.  The threads are daemons that come when there is work and go when there is none, so
+that a store that hangs holds up neither other stores, nor closing, nor the end of the program.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pagecache._core import Places
+
+MAX_WORKERS = 256
+IDLE_TIMEOUT_S = 10.0
+POLL_S = 0.001  # how often `wait_idle` looks
+
+Task = Callable[[], None]
+
+
+class WorkerPool:
+    """Threads on demand. Context: tasks run without any lock of the pool; they must not raise."""
+
+    def __init__(self, max_workers: int = MAX_WORKERS):
+        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._max_workers = max_workers
+        self._nr_workers = 0
+        self._nr_idle = 0
+
+    def run(self, task: Task) -> None:
+        """Run a task in some thread, at once if there are fewer than max_workers busy."""
+        with self._lock:
+            self._tasks.put(task)
+            if self._nr_idle >= self._tasks.qsize() or self._nr_workers >= self._max_workers:
+                return
+            self._nr_workers += 1
+        threading.Thread(target=self._work, name="pagecache-io", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._nr_idle += 1
+            try:
+                task = self._tasks.get(timeout=IDLE_TIMEOUT_S)
+            except queue.Empty:
+                task = None
+            with self._lock:
+                self._nr_idle -= 1
+                if task is None and self._tasks.empty():
+                    self._nr_workers -= 1
+                    return
+            if task is not None:
+                task()
+
+
+class Channel:
+    """What one object lets run at once.
+
+    pool: whose threads carry the requests. limit: requests at once, 1 or more.
+
+    Places are counted by the engine, and tasks are taken out of the queue by the workers only: a signal that ends a
+    function of the main thread half way leaves a task in the queue at worst, and `kick` finds a worker for it.
+    """
+
+    def __init__(self, pool: WorkerPool, limit: int):
+        self._pool = pool
+        self._places = Places(limit)
+        self._waiting: deque[Task] = deque()
+        self.on_idle: Task | None = None  # called, without a lock, whenever the last request has ended
+
+    @property
+    def limit(self) -> int:
+        """Requests that may run at once."""
+        return self._places.limit
+
+    @property
+    def nr_running(self) -> int:
+        """Requests that run now."""
+        return self._places.taken
+
+    def submit(self, task: Task) -> None:
+        """Run a task in the background when its turn comes."""
+        self._waiting.append(task)
+        self.kick()
+
+    def kick(self) -> None:
+        """See to it that somebody carries out what waits, if anything may run."""
+        if self._waiting and self._places.taken < self.limit:
+            self._pool.run(self._carry)
+
+    def _carry(self) -> None:
+        """Carry out tasks while there are some and a place is free. Context: a worker thread."""
+        while self._waiting and self._places.take():
+            try:
+                self._carry_one()
+            finally:
+                self._places.give()
+        if not self._places.taken and not self._waiting and self.on_idle is not None:
+            self.on_idle()
+
+    def _carry_one(self) -> None:
+        try:
+            task = self._waiting.popleft()
+        except IndexError:
+            return
+        task()
+
+    @contextmanager
+    def urgent(self) -> Iterator[None]:
+        """A place for a request that the calling thread carries out itself, before all that is waiting.
+
+        Context: sleeps while all places are taken; Ctrl-C ends the wait.
+        """
+        try:
+            with self._places.urgent():
+                yield
+        finally:
+            self.kick()
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing runs or waits (seconds). Returns whether that is so."""
+        ends = time.monotonic() + timeout_s
+        while self._waiting or self._places.taken:
+            if time.monotonic() > ends:
+                return False
+            self.kick()
+            time.sleep(POLL_S)
+        return True
+
+
+shared_pool = WorkerPool()
+
+
+def renew_after_fork() -> None:
+    """Give a child process a pool of its own: the parent's threads are not in it."""
+    global shared_pool
+    shared_pool = WorkerPool()
