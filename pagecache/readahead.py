@@ -74,7 +74,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
         gap = mapping.prev_gap(index - 1, max_pages)
         contiguous = index - gap - 1
         if contiguous <= req:
-            do_page_cache_ra(mapping, ra, index, req, 0, demand_end=index + req)
+            do_page_cache_ra(mapping, index, req, 0, demand_end=index + req, dropbehind=ra.dropbehind)
             return
         if gap == -1:
             contiguous *= 2
@@ -120,7 +120,8 @@ def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: 
     nr = min(nr, max(ra.io_pages, ra.ra_pages))
     while nr > 0:
         piece = min(nr, FORCE_CHUNK_PAGES)
-        do_page_cache_ra(mapping, ra, index, piece, 0, demand_end=index + piece if demanded else 0)
+        demand_end = index + piece if demanded else 0
+        do_page_cache_ra(mapping, index, piece, 0, demand_end=demand_end, dropbehind=ra.dropbehind)
         index += piece
         nr -= piece
 
@@ -152,17 +153,18 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
             read_pages(mapping, batch, demand_end, background)
     if index <= limit:
         left = start + size - index
-        do_page_cache_ra(mapping, ra, index, left, async_size, demand_end=demand_end, background=background)
+        how = {"demand_end": demand_end, "dropbehind": ra.dropbehind, "background": background}
+        do_page_cache_ra(mapping, index, left, async_size, **how)
 
 
 def do_page_cache_ra(
     mapping: AddressSpace,
-    ra: FileRaState,
     index: int,
     nr: int,
     lookahead: int,
     *,
     demand_end: int,
+    dropbehind: bool = False,
     background: bool = False,
 ) -> None:
     """Read nr pages from `index` on that are not cached yet, clipped to the file; marks the page `lookahead` pages
@@ -172,17 +174,18 @@ def do_page_cache_ra(
         return
     nr = min(nr, nr_file_pages - index)
     mark = index + nr - lookahead if 0 < lookahead <= nr else -1
-    page_cache_ra_unbounded(mapping, ra, index, nr, mark, demand_end=demand_end, background=background)
+    how = {"demand_end": demand_end, "dropbehind": dropbehind, "background": background}
+    page_cache_ra_unbounded(mapping, index, nr, mark, **how)
 
 
 def page_cache_ra_unbounded(
     mapping: AddressSpace,
-    ra: FileRaState,
     index: int,
     nr: int,
     mark: int,
     *,
     demand_end: int,
+    dropbehind: bool = False,
     background: bool = False,
 ) -> None:
     """Read nr pages from `index` on with single-page folios, around those that are cached.
@@ -190,5 +193,5 @@ def page_cache_ra_unbounded(
     Context: takes invalidate_lock shared.
     """
     with mapping.shared():
-        for batch in missing_batches(mapping, index, index + nr - 1, 0, mark, demand_end, ra.dropbehind):
+        for batch in missing_batches(mapping, index, index + nr - 1, 0, mark, demand_end, dropbehind):
             read_pages(mapping, batch, demand_end, background)

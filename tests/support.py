@@ -2,6 +2,7 @@
 waiting for a condition instead of for a clock."""
 
 import contextlib
+import gc
 import itertools
 import os
 import sys
@@ -217,8 +218,15 @@ def checked_cache(frames, **options):
         cache.check()
 
 
+def nr_descriptors():
+    """Count the open descriptors of this process that are no garbage."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
 def assert_nothing_is_held(cache):
     """Check that no page frame is lost: all are free once the cache has dropped what it holds."""
+    cache.check()
     cache.drop_caches()
     cache.check()
     stats = cache.stats()

@@ -6,7 +6,7 @@ import random
 
 import numpy
 import pytest
-from support import PAGE, Crew, Store, assert_nothing_is_held, checked_cache, pages_of
+from support import PAGE, Crew, Store, assert_nothing_is_held, checked_cache, nr_descriptors, pages_of
 
 import pagecache
 from pagecache import sizes
@@ -197,9 +197,9 @@ class TestReopening:
                     offset = rng.randrange(len(data))
                     assert file.pread(5000, offset) == data[offset : offset + 5000]
 
-        nr_open_before = len(os.listdir("/proc/self/fd"))
+        nr_open = nr_descriptors()
         Crew(*(lambda number=number: user(number) for number in range(6))).join_well()
-        assert len(os.listdir("/proc/self/fd")) <= nr_open_before
+        assert nr_descriptors() == nr_open
 
 
 class TestNumberOfObjects:
@@ -341,14 +341,13 @@ class TestDropAndClose:
 
     def test_everything_goes_with_the_last_name(self, data_file):
         path, _ = data_file(30 * PAGE)
-        nr_open = len(os.listdir("/proc/self/fd"))
+        nr_open = nr_descriptors()
         for _ in range(20):
             cache = pagecache.PageCache("8MiB")
             cache.open(path).readall()
             cache.close()
         del cache
-        gc.collect()
-        assert len(os.listdir("/proc/self/fd")) <= nr_open
+        assert nr_descriptors() == nr_open
 
     def test_file_that_is_forgotten_is_reported_and_closed(self, make_cache):
         store = Store(b"x", key="forgotten")

@@ -1,7 +1,6 @@
 """Looking folios up, creating and adding them, and reading through them: filemap.py step by step (K2)."""
 
 import errno
-import threading
 
 import pytest
 from support import PAGE, BlockingStore, Crew, FaultyStore, Store, add_page, bytes_of, pages_of, wait_until
@@ -128,12 +127,11 @@ class TestGetFolio:
         del held
         keep(filemap_get_folio(mapping, 7, CREATE | FGP_NOWAIT))
 
-    def test_create_without_memory_is_an_error_that_says_so(self, mapping):
+    def test_create_takes_memory_that_becomes_free_while_it_waits(self, mapping):
         held = [mapping.segment.alloc_folio() for _ in range(64)]
-        thief = threading.Timer(0.05, held.clear)  # memory that comes while it waits is taken
-        thief.start()
-        keep(filemap_get_folio(mapping, 7, CREATE))
-        thief.join()
+        crew = Crew(lambda: filemap_get_folio(mapping, 7, CREATE), held.clear)
+        folio, _ = crew.join_well()
+        keep(folio)
 
     def test_create_makes_a_locked_folio_without_data(self, mapping):
         folio = filemap_get_folio(mapping, 7, CREATE)
@@ -314,14 +312,25 @@ class TestAddFolio:
         assert {mapping.get_entry(index) for index in rest} == {value}
         keep(folio)
 
-    def test_without_index_nodes_fails_and_changes_nothing(self, mapping):
+    @pytest.mark.parametrize(("nth", "is_enough"), [(1, False), (2, False), (3, False), (4, True)])
+    def test_without_index_nodes_fails_and_changes_nothing(self, mapping, nth, is_enough):
+        """Page 100 beside page 0 needs three nodes."""
+        add_page(mapping, 0)
+        before = mapping.segment.counters()
         folio = mapping.segment.alloc_folio()
-        assert mapping.empty
-        mapping.segment.check()
-        filemap_add_folio(mapping, folio, 5)
-        abandon(mapping, folio)
-        assert mapping.empty
-        assert mapping.segment.counters()["nr_nodes"] == 0
+        mapping.segment.fail_node_allocation(nth)
+        if is_enough:
+            filemap_add_folio(mapping, folio, 100)
+            abandon(mapping, folio)
+        else:
+            with pytest.raises(pagecache.CacheFullError):
+                filemap_add_folio(mapping, folio, 100)
+            assert (folio.locked, folio.refcount, folio.mapping_number) == (False, 1, 0)
+            folio.put()
+        mapping.segment.fail_node_allocation(0)
+        assert mapping.segment.counters() == before
+        add_page(mapping, 100)
+        assert mapping.nrpages == 2
 
 
 class TestGetPages:
@@ -393,7 +402,7 @@ class TestGetPages:
         wait_until(lambda: folio.refcount == 3, "the second reader to let go")  # cache, who reads, and this test
         folio.put()
         store.go_on.set()
-        assert crew.join_well() == [pages_of(10), pages_of(10, 5)]
+        assert crew.join_well() == [store.data[:10], store.data[5:15]]
         assert len(store.requests) == 1
 
     def test_a_folio_truncated_while_it_was_looked_at_is_looked_up_again(self, file):

@@ -315,12 +315,12 @@ class TestRefaults:
     def test_every_refault_is_judged_by_its_distance(self, steps):
         lists = Lists(16)
         for action, index in steps:
-            folio = lists.mapping.get_folio(index)
+            is_cached = lists.mapping.get_folio(index) is not None
             if action == "r":
                 lists.segment.reclaim(1 + index % 4)
-            elif action == "x" and folio is not None:
-                folio.mark_accessed()
-            elif action == "a" and folio is None:
+            elif action == "x" and is_cached:
+                lists.access(index)
+            elif action == "a" and not is_cached:
                 room = lists.segment.alloc_folio()
                 if room is None:
                     continue
