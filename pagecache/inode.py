@@ -2,6 +2,7 @@
 
 import operator
 import threading
+import weakref
 from typing import Any
 
 from pagecache import fill, truncate, workers
@@ -63,7 +64,10 @@ class Inode:
         """Serve the object by this store from now on: it has the version that is cached, if anything is."""
         hints = hints_of(store)
         self.hints = hints
-        self.mapping.extra = Line(hints, Channel(workers.shared_pool, hints.parallel_requests))
+        channel = Channel(workers.shared_pool, hints.parallel_requests)
+        close_retired = weakref.WeakMethod(self.close_retired)
+        channel.on_idle = lambda: (close := close_retired()) and close()
+        self.mapping.extra = Line(hints, channel)
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
         if self.store is not None:
             self._retired.append(self.store)

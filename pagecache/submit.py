@@ -30,6 +30,11 @@ class Line:
         """Return how much one request should carry (bytes)."""
         return request_bytes(self.hints, self.speed)
 
+    def request_pages(self, nr_pages: int) -> int:
+        """Return how many pages of a run one request should carry: all connections get their part of a short run."""
+        part = max(-(-nr_pages // self.hints.parallel_requests), self.hints.preferred_request >> PAGE_SHIFT)
+        return max(1, min(part, self.request_bytes() >> PAGE_SHIFT))
+
 
 def missing_batches(
     mapping: AddressSpace,
@@ -73,7 +78,7 @@ def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int, backgr
     if background:
         read_in_background(mapping, batch)
         return
-    per_request = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
+    per_request = mapping.extra.request_pages(batch.nr_pages)
     if batch.nr_pages > per_request:
         tail = batch.split_off(batch.start + per_request)
         if len(tail):
@@ -100,12 +105,15 @@ def _read_demanded(mapping: AddressSpace, start: int, demand_end: int) -> None:
         read_pages(mapping, batch, batch.next_index)
 
 
-def read_now(mapping: AddressSpace, batch: FolioBatch) -> None:
-    """Read a batch in the calling thread. Raises OSError; then the batch is as before."""
+def read_now(mapping: AddressSpace, batch: FolioBatch, urgent: bool = True) -> None:
+    """Read a batch in the calling thread. Raises OSError; then the batch is as before.
+
+    urgent: somebody waits for it, so it goes before readahead.
+    """
     if mapping.fd >= 0:
         fill.read_run(mapping, batch)
         return
-    with mapping.extra.channel.urgent():
+    with mapping.extra.channel.place(urgent):
         read_timed(mapping, batch)
 
 
@@ -123,7 +131,7 @@ def read_in_background(mapping: AddressSpace, batch: FolioBatch) -> None:
     if mapping.fd >= 0:
         batch.submit(mapping.fd, mapping.direct, line.request_bytes())
         return
-    per_request = max(1, line.request_bytes() >> PAGE_SHIFT)
+    per_request = line.request_pages(batch.nr_pages)
     while len(batch):
         rest = batch.split_off(batch.start + per_request)
         _submit_task(mapping, batch)
