@@ -1,10 +1,12 @@
 """Reads for asyncio: a hit returns without a trip through the loop, a miss never blocks it."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from pagecache import workers
+from pagecache.prefetch import Prefetch
 
 
 async def in_worker(function: Callable[..., Any], *args: Any) -> Any:
@@ -26,8 +28,30 @@ async def in_worker(function: Callable[..., Any], *args: Any) -> Any:
             result = function(*args)
         except BaseException as failed:
             error = failed
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody is left to tell
             loop.call_soon_threadsafe(settle, result, error)
 
-    workers.shared_pool.run(task)
+    workers.caller_pool.run(task)
     return await future
+
+
+async def finished(prefetch: Prefetch) -> None:
+    """Await the end of a prefetch without a thread that waits. Raises the OSError that a part of it met."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def settle() -> None:
+        if not future.cancelled():
+            future.set_result(None)
+
+    def tell(_: Prefetch) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle)
+
+    prefetch.add_done_callback(tell)
+    try:
+        await future
+    except asyncio.CancelledError:
+        prefetch.cancel()
+        raise
+    prefetch.wait()

@@ -9,7 +9,7 @@ from typing import Any
 
 import mmh3
 
-from pagecache import truncate
+from pagecache import truncate, workers
 from pagecache._core import Segment
 from pagecache.file import File
 from pagecache.inode import LAST_PAGE, Inode, Streams
@@ -220,6 +220,7 @@ def _after_fork_in_child() -> None:
     """A child has none of the parent's threads, and perhaps its locks: every inherited cache is unusable in it."""
     global _default_lock
     _default_lock = threading.Lock()
+    workers.renew_after_fork()
     for cache in list(_caches):
         cache.segment.mark_dead()
 

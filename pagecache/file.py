@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pagecache import filemap, truncate
 from pagecache import ranges as _ranges
 from pagecache._core import CopyTarget, FileCore, FileRaState, Folio
-from pagecache.asyncio_reads import in_worker
+from pagecache.asyncio_reads import finished, in_worker
 from pagecache.inode import Inode
 from pagecache.prefetch import Prefetch
 from pagecache.readahead import PAGE_SHIFT, PAGE_SIZE
@@ -338,8 +338,8 @@ class File(FileCore):
         return await in_worker(self.preadinto, buffer, offset)
 
     async def prefetch_async(self, offset: int = 0, nbytes: int = 0) -> None:
-        """As `prefetch`, awaited."""
-        await in_worker(self.prefetch(offset, nbytes).wait)
+        """As `prefetch`, awaited; cancelling it skips what has not begun. Raises OSError."""
+        await finished(self.prefetch(offset, nbytes))
 
     # -- advice and introspection ------------------------------------------------------------------------------------------------
 

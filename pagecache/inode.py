@@ -78,7 +78,9 @@ class Inode:
         """Serve the object by this store from now on: it has the version that is cached, if anything is."""
         hints = hints_of(store)
         self.hints = hints
-        self.mapping.extra = Line(hints, Channel(workers.shared_pool, hints.parallel_requests))
+        channel = Channel(workers.shared_pool, hints.parallel_requests)
+        channel.on_idle = _weakly(self.close_retired)
+        self.mapping.extra = Line(hints, channel)
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
         if self.store is not None:
             self._retired.append(self.store)
@@ -182,7 +184,6 @@ class Inode:
             if idle and self.store is not None:
                 self._retired.append(self.store)
                 self.store = None
-                self.mapping.extra.channel.on_idle = _weakly(self.close_retired)
         self.close_retired()
 
     def _nobody_reads(self) -> bool:

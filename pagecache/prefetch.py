@@ -1,9 +1,12 @@
 """Prefetching a byte range in the background, with something to wait on."""
 
+import contextlib
+import errno
 import threading
+from collections import deque
 from collections.abc import Callable
 
-from pagecache import submit
+from pagecache import submit, workers
 from pagecache._core import AddressSpace
 
 PAGE_SHIFT = 12
@@ -20,35 +23,44 @@ class Prefetch:
         self._mapping = mapping
         self._changed = threading.Condition()
         self._callbacks: list[Callable[[Prefetch], None]] = []
-        self._cancelled = False
         self._error: OSError | None = None
         last = min(last, first + mapping.segment.nr_frames - 1)
         self.nr_pages = max(0, last - first + 1)
         self.nr_pages_done = 0
-        step = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
-        for start in range(first, last + 1, step):
-            self._submit(start, min(start + step - 1, last))
+        self._step = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
+        self._chunks = deque(range(first, last + 1, self._step))
+        self._end = last + 1
+        for _ in range(min(len(self._chunks), mapping.extra.hints.parallel_requests)):
+            workers.caller_pool.run(self._read_chunks)
 
-    def _submit(self, start: int, end: int) -> None:
-        self._mapping.extra.channel.submit(lambda: self._read_chunk(start, end))
+    def _read_chunks(self) -> None:
+        while True:
+            try:
+                start = self._chunks.popleft()
+            except IndexError:
+                return
+            self._read_chunk(start, min(start + self._step, self._end) - 1)
 
     def _read_chunk(self, start: int, end: int) -> None:
         error = None
         try:
-            if not self._cancelled:
-                read_missing(self._mapping, start, end)
+            read_missing(self._mapping, start, end)
         except OSError as failed:
             error = failed
             self._mapping.segment.add_count("readahead_errors", 1)
         except BaseException as failed:  # a worker has nobody to raise to
-            error = OSError(str(failed))
+            error = OSError(errno.EIO, str(failed))
+        self._count(end - start + 1, error)
+
+    def _count(self, nr_pages: int, error: OSError | None = None) -> None:
+        """Note that so many pages more need no work; the last ones end the prefetch."""
         with self._changed:
             self._error = self._error or error
-            self.nr_pages_done += end - start + 1
+            self.nr_pages_done += nr_pages
             callbacks = self._callbacks if self.done else []
             self._changed.notify_all()
         for callback in callbacks:
-            callback(self)
+            workers.run_guarded(lambda callback=callback: callback(self))
 
     @property
     def done(self) -> bool:
@@ -61,8 +73,14 @@ class Prefetch:
         return self.nr_pages_done / self.nr_pages if self.nr_pages else 1.0
 
     def cancel(self) -> None:
-        """Skip what has not begun."""
-        self._cancelled = True
+        """Skip what has not begun. The prefetch is done when what has begun is."""
+        nr_pages = 0
+        with contextlib.suppress(IndexError):
+            while True:
+                start = self._chunks.popleft()
+                nr_pages += min(start + self._step, self._end) - start
+        if nr_pages:
+            self._count(nr_pages)
 
     def add_done_callback(self, callback: "Callable[[Prefetch], None]") -> None:
         """Call back when the prefetch is done, in the thread that ends it; at once if it is."""
@@ -88,15 +106,15 @@ class Prefetch:
 
 
 def read_missing(mapping: AddressSpace, start: int, end: int) -> None:
-    """Read the pages start..end (inclusive) that are not cached, in the calling thread. Raises OSError."""
+    """Read the pages start..end (inclusive) that are not cached, in the calling thread. Raises OSError.
+
+    Context: takes invalidate_lock shared, and a place behind those that others wait for.
+    """
     end = min(end, -(-mapping.size >> PAGE_SHIFT) - 1)
     with mapping.shared():
         for batch in submit.missing_batches(mapping, start, end, _order_for(end - start + 1)):
             try:
-                if mapping.fd >= 0:
-                    submit.read_now(mapping, batch)
-                else:
-                    submit.read_timed(mapping, batch)
+                submit.read_now(mapping, batch, urgent=False)
             finally:
                 batch.release()
 

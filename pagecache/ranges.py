@@ -1,10 +1,9 @@
 """Many ranges in one call: the missing pages of all of them are found first, joined, and fetched in parallel."""
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pagecache import prefetch, submit
+from pagecache import submit
 from pagecache._core import AddressSpace
 
 PAGE_SHIFT = 12
@@ -43,52 +42,43 @@ def _gap_end(mapping: AddressSpace, first: int, last: int) -> int:
 
 
 def fetch(mapping: AddressSpace, runs: Sequence[tuple[int, int]]) -> None:
-    """Read runs of pages in parallel and wait for them. Errors are left to whoever reads the bytes."""
+    """Start reading runs of pages; whoever copies the bytes waits for them, and sees the errors."""
     step = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
-    pieces = [
-        (start, min(start + step - 1, last)) for first, last in runs for start in range(first, last + 1, step)
-    ]
-    if mapping.fd >= 0:
-        _fetch_by_engine(mapping, pieces)
-    elif len(pieces) == 1:
-        return
-    else:
-        _fetch_by_workers(mapping, pieces)
-
-
-def _fetch_by_engine(mapping: AddressSpace, pieces: Sequence[tuple[int, int]]) -> None:
-    """Start all reads; the copies that follow wait for the folios they need."""
     with mapping.shared():
-        for first, last in pieces:
-            for batch in submit.missing_batches(mapping, first, last, demand_end=last + 1):
-                batch.submit(mapping.fd, mapping.direct, (last - first + 1) << PAGE_SHIFT)
+        for first, last in runs:
+            for start in range(first, last + 1, step):
+                end = min(start + step - 1, last)
+                for batch in submit.missing_batches(mapping, start, end, demand_end=end + 1):
+                    submit.read_in_background(mapping, batch)
 
 
-def _fetch_by_workers(mapping: AddressSpace, pieces: Sequence[tuple[int, int]]) -> None:
-    left = threading.Semaphore(0)
-
-    def task(first: int, last: int) -> None:
-        try:
-            prefetch.read_missing(mapping, first, last)
-        except BaseException:  # whoever reads these bytes asks again and sees the error
-            mapping.segment.add_count("readahead_errors", 1)
-        finally:
-            left.release()
-
-    for first, last in pieces:
-        mapping.extra.channel.submit(lambda first=first, last=last: task(first, last))
-    for _ in pieces:
-        while not left.acquire(timeout=0.05):
-            pass
+def groups_of(ranges: Sequence[tuple[int, int]], budget: int) -> Iterator[Sequence[tuple[int, int]]]:
+    """Iterate over ranges of (offset, nbytes) in groups of at most `budget` pages together, or of one range."""
+    start, nr_pages = 0, 0
+    for number, (offset, nbytes) in enumerate(ranges):
+        pages = ((offset + nbytes - 1) >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) + 1 if nbytes else 0
+        if nr_pages + pages > budget and number > start:
+            yield ranges[start:number]
+            start, nr_pages = number, 0
+        nr_pages += pages
+    yield ranges[start:]
 
 
 def read_many(file: Any, ranges: Sequence[tuple[int, int]], hole_size: int) -> list[bytes]:
-    """Return the bytes of each (offset, nbytes), in order."""
+    """Return the bytes of each (offset, nbytes), in order: in groups that fit into half of the cache.
+
+    hole_size: bytes. Raises ValueError for negative numbers, OSError.
+    """
+    if hole_size < 0:
+        raise ValueError(f"hole_size must not be negative, not {hole_size}")
     for offset, nbytes in ranges:
         if offset < 0 or nbytes < 0:
             raise ValueError(f"range ({offset}, {nbytes}) is negative")
-    runs = missing_runs(file.mapping, ranges, hole_size >> PAGE_SHIFT)
-    budget = file.mapping.segment.nr_frames // 2
-    if runs and sum(last - first + 1 for first, last in runs) <= budget:
-        fetch(file.mapping, runs)
-    return [file.pread(nbytes, offset) for offset, nbytes in ranges]
+    mapping, out = file.mapping, []
+    budget = mapping.segment.nr_frames // 2
+    for group in groups_of(ranges, budget):
+        runs = missing_runs(mapping, group, hole_size >> PAGE_SHIFT) if len(group) > 1 else []
+        if sum(last - first + 1 for first, last in runs) <= budget:
+            fetch(mapping, runs)
+        out += [file.pread(nbytes, offset) for offset, nbytes in group]
+    return out

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pagecache import fill
 from pagecache._core import AddressSpace, FolioBatch
 from pagecache.stores.base import StoreHints
-from pagecache.window import StoreSpeed, request_bytes
+from pagecache.window import StoreSpeed, is_far, request_bytes
 from pagecache.workers import Channel
 
 PAGE_SHIFT = 12
@@ -29,6 +29,13 @@ class Line:
     def request_bytes(self) -> int:
         """Return how much one request should carry (bytes)."""
         return request_bytes(self.hints, self.speed)
+
+    def request_pages(self, nr_pages: int) -> int:
+        """Return how many pages of a run one request should carry: all connections of a far store get their part of it."""
+        if not is_far(self.hints, self.speed):
+            return max(1, self.request_bytes() >> PAGE_SHIFT)
+        part = max(-(-nr_pages // self.hints.parallel_requests), self.hints.preferred_request >> PAGE_SHIFT)
+        return max(1, min(part, self.request_bytes() >> PAGE_SHIFT))
 
 
 def missing_batches(
@@ -73,7 +80,7 @@ def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int, backgr
     if background:
         read_in_background(mapping, batch)
         return
-    per_request = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
+    per_request = mapping.extra.request_pages(batch.nr_pages)
     if batch.nr_pages > per_request:
         tail = batch.split_off(batch.start + per_request)
         if len(tail):
@@ -100,12 +107,15 @@ def _read_demanded(mapping: AddressSpace, start: int, demand_end: int) -> None:
         read_pages(mapping, batch, batch.next_index)
 
 
-def read_now(mapping: AddressSpace, batch: FolioBatch) -> None:
-    """Read a batch in the calling thread. Raises OSError; then the batch is as before."""
+def read_now(mapping: AddressSpace, batch: FolioBatch, urgent: bool = True) -> None:
+    """Read a batch in the calling thread. Raises OSError; then the batch is as before.
+
+    urgent: somebody waits for it, so it goes before readahead.
+    """
     if mapping.fd >= 0:
         fill.read_run(mapping, batch)
         return
-    with mapping.extra.channel.urgent():
+    with mapping.extra.channel.place(urgent):
         read_timed(mapping, batch)
 
 
@@ -123,7 +133,7 @@ def read_in_background(mapping: AddressSpace, batch: FolioBatch) -> None:
     if mapping.fd >= 0:
         batch.submit(mapping.fd, mapping.direct, line.request_bytes())
         return
-    per_request = max(1, line.request_bytes() >> PAGE_SHIFT)
+    per_request = line.request_pages(batch.nr_pages)
     while len(batch):
         rest = batch.split_off(batch.start + per_request)
         _submit_task(mapping, batch)

@@ -5,6 +5,7 @@ reader waits for go before readahead.  The threads are daemons that come when th
 that a store that hangs holds up neither other stores, nor closing, nor the end of the program.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -16,13 +17,22 @@ from pagecache._core import Places
 
 MAX_WORKERS = 256
 IDLE_TIMEOUT_S = 10.0
-POLL_S = 0.001  # how often `wait_idle` looks
+POLL_S = 0.001  # how often a worker looks where nobody wakes it
 
 Task = Callable[[], None]
+logger = logging.getLogger("pagecache")
+
+
+def run_guarded(task: Task) -> None:
+    """Run what nobody waits for: an exception is logged, and harms neither the thread nor the tasks behind."""
+    try:
+        task()
+    except BaseException:
+        logger.exception("a task in the background failed")
 
 
 class WorkerPool:
-    """Threads on demand. Context: tasks run without any lock of the pool; they must not raise."""
+    """Threads on demand. Context: tasks run without any lock of the pool."""
 
     def __init__(self, max_workers: int = MAX_WORKERS):
         self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
@@ -31,6 +41,11 @@ class WorkerPool:
         self._nr_workers = 0
         self._nr_idle = 0
 
+    @property
+    def nr_workers(self) -> int:
+        """Threads there are now, idle ones included."""
+        return self._nr_workers
+
     def run(self, task: Task) -> None:
         """Run a task in some thread, at once if there are fewer than max_workers busy."""
         with self._lock:
@@ -38,7 +53,13 @@ class WorkerPool:
             if self._nr_idle >= self._tasks.qsize() or self._nr_workers >= self._max_workers:
                 return
             self._nr_workers += 1
-        threading.Thread(target=self._work, name="pagecache-io", daemon=True).start()
+        try:
+            threading.Thread(target=self._work, name="pagecache-io", daemon=True).start()
+        except RuntimeError:  # the system has no thread left: another worker will come by, or this one does the work
+            with self._lock:
+                self._nr_workers -= 1
+            if self._nr_workers == 0:
+                run_guarded(self._tasks.get())
 
     def _work(self) -> None:
         while True:
@@ -54,7 +75,8 @@ class WorkerPool:
                     self._nr_workers -= 1
                     return
             if task is not None:
-                task()
+                run_guarded(task)
+                task = None  # an idle thread keeps nothing alive
 
 
 class Channel:
@@ -64,6 +86,7 @@ class Channel:
 
     Places are counted by the engine, and tasks are taken out of the queue by the workers only: a signal that ends a
     function of the main thread half way leaves a task in the queue at worst, and `kick` finds a worker for it.
+    Tasks must not wait for `invalidate_lock` or for a folio: whoever holds those may be waiting for a place.
     """
 
     def __init__(self, pool: WorkerPool, limit: int):
@@ -100,26 +123,39 @@ class Channel:
             finally:
                 self._places.give()
         if not self._places.taken and not self._waiting and self.on_idle is not None:
-            self.on_idle()
+            run_guarded(self.on_idle)
 
     def _carry_one(self) -> None:
         try:
             task = self._waiting.popleft()
         except IndexError:
             return
-        task()
+        run_guarded(task)
 
     @contextmanager
-    def urgent(self) -> Iterator[None]:
-        """A place for a request that the calling thread carries out itself, before all that is waiting.
+    def place(self, urgent: bool = True) -> Iterator[None]:
+        """A place for a request that the calling thread carries out itself.
 
+        urgent: before all that is waiting; otherwise behind it, which only workers may ask for.
         Context: sleeps while all places are taken; Ctrl-C ends the wait.
         """
         try:
-            with self._places.urgent():
-                yield
+            if urgent:
+                with self._places.urgent():
+                    yield
+            else:
+                self._wait_in_line()
+                try:
+                    yield
+                finally:
+                    self._places.give()
         finally:
             self.kick()
+
+    def _wait_in_line(self) -> None:
+        while self._waiting or not self._places.take():
+            self.kick()
+            time.sleep(POLL_S)
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until nothing runs or waits (seconds). Returns whether that is so."""
@@ -132,10 +168,13 @@ class Channel:
         return True
 
 
+# Requests to stores, and calls that may wait for such requests, have threads of their own: a call never takes the thread
+# that the request it waits for needs.
 shared_pool = WorkerPool()
+caller_pool = WorkerPool()
 
 
 def renew_after_fork() -> None:
-    """Give a child process a pool of its own: the parent's threads are not in it."""
-    global shared_pool
-    shared_pool = WorkerPool()
+    """Give a child process pools of its own: the parent's threads are not in it."""
+    global shared_pool, caller_pool
+    shared_pool, caller_pool = WorkerPool(), WorkerPool()
