@@ -305,12 +305,12 @@ class File(FileCore):
         ranges: (nbytes, offset) of each, as `pread` takes them. hole_size: gaps up to this many bytes between missing
         pages are read through. Returns the bytes of each range, in order. Raises as `pread`.
         """
-        self._check_open()
+        self._check_usable()
         return _ranges.read_many(self, [(offset, nbytes) for nbytes, offset in ranges], hole_size)
 
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """Read ranges given as offsets and sizes (bytes); as `preadv_many`."""
-        self._check_open()
+        self._check_usable()
         return _ranges.read_many(self, list(zip(offsets, sizes, strict=True)), _ranges.HOLE_SIZE)
 
     def prefetch(self, offset: int = 0, nbytes: int = 0) -> Prefetch:
@@ -318,7 +318,7 @@ class File(FileCore):
 
         Returns a Prefetch: wait on it, or look at its progress.
         """
-        self._check_open()
+        self._check_usable()
         offset, nbytes = _checked_range(offset, nbytes)
         return self._prefetch_pages(*self._pages_touched(offset, nbytes))
 

@@ -172,7 +172,10 @@ class Inode:
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no read of the object is under way (seconds). Returns whether that is so."""
-        return self.mapping.extra.channel.wait_idle(timeout_s) and self.mapping.wait_inflight(timeout_s)
+        line = self.mapping.extra
+        for prefetch in tuple(line.prefetches):
+            prefetch.wait_done(timeout_s)
+        return not line.prefetches and line.channel.wait_idle(timeout_s) and self.mapping.wait_inflight(timeout_s)
 
     def release(self) -> None:
         """Count one open file less; the last one gives up the store."""

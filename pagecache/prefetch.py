@@ -30,6 +30,8 @@ class Prefetch:
         self._step = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
         self._chunks = deque(range(first, last + 1, self._step))
         self._end = last + 1
+        if self._chunks:
+            mapping.extra.prefetches.add(self)
         for _ in range(min(len(self._chunks), mapping.extra.hints.parallel_requests)):
             workers.caller_pool.run(self._read_chunks)
 
@@ -58,6 +60,8 @@ class Prefetch:
             self._error = self._error or error
             self.nr_pages_done += nr_pages
             callbacks = self._callbacks if self.done else []
+            if self.done:
+                self._mapping.extra.prefetches.discard(self)
             self._changed.notify_all()
         for callback in callbacks:
             workers.run_guarded(lambda callback=callback: callback(self))
@@ -90,15 +94,19 @@ class Prefetch:
                 return
         callback(self)
 
+    def wait_done(self, timeout: float | None = None) -> bool:
+        """Wait until nothing more will be read (timeout in seconds), whatever came of it. Returns whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.done, timeout)
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the range is read (timeout in seconds). Returns whether it is.
 
         Raises the first OSError that a part of it met. Context: Ctrl-C ends the wait.
         """
-        with self._changed:
-            ended = self._changed.wait_for(lambda: self.done, timeout)
-            if self._error is not None:
-                raise self._error
+        ended = self.wait_done(timeout)
+        if self._error is not None:
+            raise self._error
         return ended
 
     def __repr__(self) -> str:

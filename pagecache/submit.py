@@ -6,7 +6,9 @@ engine's own threads or io_uring, without the GIL; stores written in Python by t
 """
 
 import time
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 from pagecache import fill
 from pagecache._core import AddressSpace, FolioBatch
@@ -25,6 +27,7 @@ class Line:
         self.hints = hints
         self.channel = channel
         self.speed = StoreSpeed()
+        self.prefetches: weakref.WeakSet[Any] = weakref.WeakSet()  # those that are not done
 
     def request_bytes(self) -> int:
         """Return how much one request should carry (bytes)."""

@@ -1,7 +1,7 @@
 """Truncation and invalidation: taking pages out of the cache (K4).
 
-`invalidate_lock` exclusive is held by whoever frees what is below the pages too, over both, so that nobody reads the old
-bytes back in between.  Reads of cached pages do not take it: they return old bytes, or stop at the new size.
+`invalidate_lock` exclusive is held by whoever frees what is below the pages too, over both, so that nobody reads the
+old bytes back in between.  Reads of cached pages do not take it: they return old bytes, or stop at the new size.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ TO_THE_END = -1
 _LAST_PAGE = (1 << 52) - 1  # beyond every page of a file of 2**63 bytes
 
 
-# -- removing for good -------------------------------------------------------------------------------------------------------
+# -- removing for good -------------------------------------------------------------------------------------------------
 
 
 def truncate_inode_pages_range(mapping: AddressSpace, lstart: int, lend: int = TO_THE_END) -> None:
@@ -168,7 +168,8 @@ def truncate_folio(mapping: AddressSpace, folio: Folio) -> None:
 
 
 def _truncate_blocking(mapping: AddressSpace, start: int, end: int) -> None:
-    """Second pass: waits for every folio that is left, and starts over until a sweep finds none."""
+    """Second pass: waits for every folio that is left, and starts over until a sweep finds none. What reaches over an
+    edge, because it could not be split, is removed as well if it is clean."""
     clean = False
     while not clean:
         clean = True
@@ -177,13 +178,13 @@ def _truncate_blocking(mapping: AddressSpace, start: int, end: int) -> None:
             folios, index = _core.find_folios(mapping, index, end)
             with _referenced(folios):
                 for folio in folios:
-                    if folio.index < start or folio.index + folio.nr_pages > end:
-                        continue
-                    clean = False
                     folio.lock()
                     try:
                         folio.wait_writeback()
-                        truncate_folio(mapping, folio)
+                        is_whole = start <= folio.index and folio.index + folio.nr_pages <= end
+                        if is_whole or not folio.dirty:
+                            clean = False
+                            truncate_folio(mapping, folio)
                     finally:
                         folio.unlock()
 
@@ -239,7 +240,7 @@ def truncate_pagecache_range(mapping: AddressSpace, lstart: int, lend: int) -> N
     truncate_inode_pages_range(mapping, lstart, lend)
 
 
-# -- invalidation ------------------------------------------------------------------------------------------------------------
+# -- invalidation ------------------------------------------------------------------------------------------------------
 
 
 def invalidate_mapping_pages(mapping: AddressSpace, start: int, end: int) -> int:
@@ -293,7 +294,7 @@ def _invalidate_folio2(mapping: AddressSpace, folio: Folio, launder) -> None:
         folio.unlock()
 
 
-# -- unmapping ---------------------------------------------------------------------------------------------------------------
+# -- unmapping ---------------------------------------------------------------------------------------------------------
 
 
 def unmap_mapping_pages(mapping: AddressSpace, start: int, nr: int, *, even_cows: bool = False) -> None:
