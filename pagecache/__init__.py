@@ -7,8 +7,8 @@
         header = file.pread(64, 0)
 """
 
-from pagecache._core import CacheFullError, XArray
 from pagecache import filemap, mm, readahead, stores, truncate
+from pagecache._core import CacheFullError, XArray
 from pagecache.cache import PageCache, default_cache
 from pagecache.file import (
     ACCESS_COPY,

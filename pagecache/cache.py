@@ -59,7 +59,7 @@ class PageCache:
         self._closed = False
         _caches.add(self)
 
-    # -- opening -----------------------------------------------------------------------------------------------------------
+    # -- opening -----------------------------------------------------------------------------------------------------
 
     def open(self, source: Any, mode: str = "rb", *, direct: bool = False) -> File:
         """Open an object through the cache.
@@ -135,7 +135,7 @@ class PageCache:
                 return
             del self._inodes[key]
 
-    # -- the whole cache -------------------------------------------------------------------------------------------------------
+    # -- the whole cache ---------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:

@@ -75,7 +75,7 @@ class File(FileCore):
             self.inode.streams.nr += 1
         self.ra.ra_pages = self._fitted_pages = self.inode.ra_pages * self._window_factor
 
-    # -- the slow side of reads --------------------------------------------------------------------------------------------
+    # -- the slow side of reads --------------------------------------------------------------------------------------
 
     def _read_slow(self, target: CopyTarget, done: int, pos: int) -> int:
         try:
@@ -159,7 +159,7 @@ class File(FileCore):
         self._check_usable()
         return mm.map_file(self, length, offset, access)
 
-    # -- the contract of io.RawIOBase ----------------------------------------------------------------------------------------
+    # -- the contract of io.RawIOBase --------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self.closed:
@@ -297,7 +297,7 @@ class File(FileCore):
             return "<File, not opened>"
         return f"<File {self.name!r} mode={self.mode!r}{' closed' if self.closed else ''}>"
 
-    # -- many reads at once ------------------------------------------------------------------------------------------------------
+    # -- many reads at once ------------------------------------------------------------------------------------------
 
     def preadv_many(self, ranges: Sequence[tuple[int, int]], *, hole_size: int = _ranges.HOLE_SIZE) -> list[bytes]:
         """Read many ranges: what is missing is found first, joined, and fetched in parallel.
@@ -341,7 +341,7 @@ class File(FileCore):
         """As `prefetch`, awaited; cancelling it skips what has not begun. Raises OSError."""
         await finished(self.prefetch(offset, nbytes))
 
-    # -- advice and introspection ------------------------------------------------------------------------------------------------
+    # -- advice and introspection ------------------------------------------------------------------------------------
 
     def fadvise(self, advice: int, offset: int = 0, length: int = 0) -> None:
         """Advise how the file will be read (K3.6).

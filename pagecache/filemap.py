@@ -399,9 +399,10 @@ def _fault_wait_and_create(vmf: VmFault, walk: FaultWalk) -> None:
     mapping = walk.mapping
     while walk.folio is None:
         walk.unlock_mapping()
-        folio = fill.alloc_folio(mapping.segment)
+        folio: Folio | None = fill.alloc_folio(mapping.segment)
         try:
             walk.lock_mapping()
+            assert folio is not None
             result = mapping.add_folio(folio, vmf.pgoff)
             if result == 0:
                 folio.unlock()
@@ -423,6 +424,7 @@ def _fault_read(vmf: VmFault, walk: FaultWalk) -> int:
     """
     walk.fpin = maybe_unlock_mmap_for_io(vmf, walk.fpin)
     error = None
+    assert walk.folio is not None
     walk.folio_locked = False  # reading unlocks it, whatever happens
     try:
         read_folio_synchronously(walk.mapping, vmf.vma.file.ra, walk.folio)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -64,7 +65,7 @@ class Prefetch:
                 self._mapping.extra.prefetches.discard(self)
             self._changed.notify_all()
         for callback in callbacks:
-            workers.run_guarded(lambda callback=callback: callback(self))
+            workers.run_guarded(functools.partial(callback, self))
 
     @property
     def done(self) -> bool:

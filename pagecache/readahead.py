@@ -7,6 +7,8 @@ open file (`FileRaState`) is updated without locks; it may be wrong, and then on
 All sizes here are pages, unless a name says bytes.
 """
 
+from typing import Any
+
 from pagecache._core import AddressSpace, FileRaState, Folio
 from pagecache.submit import ENOSPC, missing_batches, read_pages
 
@@ -19,7 +21,7 @@ FORCE_CHUNK_PAGES = 512  # force_page_cache_ra works in pieces of 2 MiB
 MMAP_LOTSAMISS = 100
 
 
-# -- the formulas --------------------------------------------------------------------------------------------------------
+# -- the formulas ----------------------------------------------------------------------------------------------------
 
 
 def max_window(ra: FileRaState, req: int) -> int:
@@ -48,7 +50,7 @@ def next_ra_size(current: int, max_pages: int) -> int:
     return max_pages
 
 
-# -- entry points --------------------------------------------------------------------------------------------------------
+# -- entry points ----------------------------------------------------------------------------------------------------
 
 
 def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: int, *, random: bool = False) -> None:
@@ -126,7 +128,7 @@ def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: 
         nr -= piece
 
 
-# -- issuing ---------------------------------------------------------------------------------------------------------------
+# -- issuing ---------------------------------------------------------------------------------------------------------
 
 
 def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: int, background: bool = False) -> None:
@@ -153,7 +155,7 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
             read_pages(mapping, batch, demand_end, background)
     if index <= limit:
         left = start + size - index
-        how = {"demand_end": demand_end, "dropbehind": ra.dropbehind, "background": background}
+        how: dict[str, Any] = {"demand_end": demand_end, "dropbehind": ra.dropbehind, "background": background}
         do_page_cache_ra(mapping, index, left, async_size, **how)
 
 
@@ -174,7 +176,7 @@ def do_page_cache_ra(
         return
     nr = min(nr, nr_file_pages - index)
     mark = index + nr - lookahead if 0 < lookahead <= nr else -1
-    how = {"demand_end": demand_end, "dropbehind": dropbehind, "background": background}
+    how: dict[str, Any] = {"demand_end": demand_end, "dropbehind": dropbehind, "background": background}
     page_cache_ra_unbounded(mapping, index, nr, mark, **how)
 
 

@@ -53,7 +53,7 @@ class Stats:
 
 def read_stats(segment: Segment) -> Stats:
     """Return a picture of a segment's counters, with what follows from them."""
-    values = segment.counters()
+    values: dict[str, Any] = segment.counters()
     values["pgscan_file"] = values["pgscan_direct"] + values["pgscan_kswapd"]
     values["pgsteal_file"] = values["pgsteal_direct"] + values["pgsteal_kswapd"]
     values["evictions"] = values["pgsteal_file"]

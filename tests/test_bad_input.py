@@ -88,13 +88,17 @@ class TestNumbers:
             with pytest.raises(ZeroDivisionError, match="today"):
                 call()
 
-    @given(nbytes=st.integers(-(2**65), 2**65), offset=st.integers(-(2**65), 2**65), way=st.sampled_from(sorted(POSITIONAL)))
+    @given(
+        nbytes=st.integers(-(2**65), 2**65),
+        offset=st.integers(-(2**65), 2**65),
+        way=st.sampled_from(sorted(POSITIONAL)),
+    )
     @few(150)
     def test_of_any_size_give_bytes_or_an_error(self, nbytes, offset, way):
         with checked_cache(64) as cache, cache.open(Store(DATA)) as file:
             try:
                 assert POSITIONAL[way](file, nbytes, offset) == DATA[offset : offset + nbytes]
-                assert 0 <= min(nbytes, offset)
+                assert min(nbytes, offset) >= 0
             except (ValueError, OverflowError):
                 assert not 0 <= min(nbytes, offset) <= max(nbytes, offset) < 2**63
 
@@ -123,7 +127,9 @@ class TestNumbers:
                 RANGES[name](file, offset, length)
 
     @pytest.mark.parametrize("name", RANGES)
-    @pytest.mark.parametrize("offset, length", [(2**62, 2**62), (0, 2**63 - 1), (2**63 - PAGE, PAGE - 1), (2**51 * PAGE, 0)])
+    @pytest.mark.parametrize(
+        "offset, length", [(2**62, 2**62), (0, 2**63 - 1), (2**63 - PAGE, PAGE - 1), (2**51 * PAGE, 0)]
+    )
     def test_ranges_beyond_the_end_are_empty_there(self, file, name, offset, length):
         file.pread(PAGE, 0)
         RANGES[name](file, offset, length)

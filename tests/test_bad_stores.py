@@ -274,7 +274,9 @@ class TestChangedObjects:
             assert "offset" in str(caught.value)
 
     @pytest.mark.parametrize("direct", [False, True], ids=["buffered", "direct"])
-    @pytest.mark.parametrize("new_size", [0, 100, 3 * PAGE, 10 * PAGE + 5, 20 * PAGE + 99, 20 * PAGE + 100, 21 * PAGE, 99 * PAGE])
+    @pytest.mark.parametrize(
+        "new_size", [0, 100, 3 * PAGE, 10 * PAGE + 5, 20 * PAGE + 99, 20 * PAGE + 100, 21 * PAGE, 99 * PAGE]
+    )
     def test_file_that_shrinks_or_grows_or_is_overwritten(self, make_cache, data_file, direct, new_size):
         path, old = data_file(len(DATA))
         new = pages_of(new_size)

@@ -4,7 +4,6 @@ stumble on."""
 import contextlib
 import gc
 import os
-import random
 import signal
 import sys
 import threading

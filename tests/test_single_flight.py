@@ -79,7 +79,7 @@ class TestOneRead:
             crew = Crew(lambda: file.pread(10, 0))
             assert store.entered.wait(30)
             late = Crew(lambda: file.pread(10, 2 * PAGE))
-            wait_until(lambda: nr_threads_waiting(late.threads) == 1, "the second reader to wait for the first one's window")
+            wait_until(lambda: nr_threads_waiting(late.threads) == 1, "the second reader to wait for the first window")
             store.go_on.set()
             assert crew.join() + late.join() == [DATA[:10], DATA[2 * PAGE :][:10]]
             assert store.requests[0] == (0, 4 * PAGE)

@@ -18,7 +18,7 @@ SOURCE_SUFFIXES = {".py", ".pyi", ".pyx", ".pxd", ".pxi", ".h"}
 GENERATED_SUFFIXES = {".c", ".cpp", ".html", ".so", ".o", ".pyc", ".whl"}
 FILE_LINES_MAX = 600
 MANIFEST_LINES_MAX = 100
-LINE_COLUMNS_MAX = 120
+LINE_COLUMNS_MAX = 124
 
 SOURCES = sorted(
     path

@@ -15,7 +15,9 @@ ALLOWLIST = Path(__file__).with_name("stubtest_allowlist.txt")
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy")
 def test_stubs_agree_with_module():
     assert (ROOT / "pagecache" / "_core.pyi").exists()
-    options = ["--allowlist", str(ALLOWLIST), "--ignore-unused-allowlist"]  # what Cython adds depends on its version
+    options = [
+        "--mypy-config-file", str(ROOT / "pyproject.toml"), "--allowlist", str(ALLOWLIST), "--ignore-unused-allowlist",
+    ]  # what Cython adds depends on its version
     ran = subprocess.run(
         [sys.executable, "-P", "-m", "mypy.stubtest", "pagecache._core", *options],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-/* Assertions that survive -DNDEBUG: `pc_assert` checks in builds with PAGECACHE_CHECKS and compiles to nothing elsewhere. */
+/* Assertions that survive -DNDEBUG: `pc_assert` checks in builds with PAGECACHE_CHECKS, and is nothing elsewhere. */
 #ifndef PC_CHECK_H
 #define PC_CHECK_H
 #include <stdio.h>

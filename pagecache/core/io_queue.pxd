@@ -75,7 +75,7 @@ ctypedef struct IoQueue:
     bint started_threads
 
 
-# -- requests ----------------------------------------------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------------------------------------
 
 cdef inline IoRequest* io_request_new(Segment* seg, uint32_t mapping, Folio** folios, uint32_t nr) noexcept nogil:
     """A request for a run of folios, all in one block of memory. NULL without memory."""
@@ -158,7 +158,7 @@ cdef inline void io_run(IoQueue* queue, IoRequest* request) noexcept nogil:
             return
 
 
-# -- queue -------------------------------------------------------------------------------------------------------------------
+# -- queue -----------------------------------------------------------------------------------------------------------
 
 cdef inline void io_push(IoQueue* queue, IoList* items, IoRequest* request) noexcept nogil:
     spin_lock(&queue.lock)
@@ -235,7 +235,7 @@ cdef inline void* io_ring_main(void* argument) noexcept nogil:
                 io_ring_complete(queue, <IoRequest*>data, result)
 
 
-# -- life --------------------------------------------------------------------------------------------------------------------
+# -- life ------------------------------------------------------------------------------------------------------------
 
 cdef inline void io_queue_init(IoQueue* queue, Segment* seg, bint allow_ring, bint register_frames) noexcept nogil:
     """Prepares a zeroed queue; chooses the backend."""

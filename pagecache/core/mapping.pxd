@@ -54,7 +54,7 @@ cdef inline uint32_t entry_frame(xa_entry entry) noexcept nogil:
     return (code & (code - 1)) >> 1
 
 
-# -- life of a mapping ---------------------------------------------------------------------------------------------------
+# -- life of a mapping -----------------------------------------------------------------------------------------------
 
 cdef inline uint32_t mapping_alloc(Segment* seg) noexcept nogil:
     """Takes an unused mapping: empty index, size 0. Returns its number, or 0 when all are taken."""
@@ -107,7 +107,7 @@ cdef inline void mapping_free(Segment* seg, uint32_t number) noexcept nogil:
     spin_unlock(&seg.header.mapping_lock)
 
 
-# -- adding ----------------------------------------------------------------------------------------------------------------
+# -- adding ----------------------------------------------------------------------------------------------------------
 
 cdef inline int mapping_clear_way(Segment* seg, Mapping* mapping, uint64_t index, uint32_t order,
                                   xa_entry* shadow) noexcept nogil:
@@ -190,7 +190,7 @@ cdef inline int mapping_add_folio(Segment* seg, uint32_t number, Folio* folio, u
     return 0
 
 
-# -- removing --------------------------------------------------------------------------------------------------------------
+# -- removing --------------------------------------------------------------------------------------------------------
 
 cdef inline void mapping_unaccount(Segment* seg, Mapping* mapping, Folio* folio) noexcept nogil:
     cdef uint32_t order = folio_order(folio)
@@ -236,8 +236,9 @@ cdef inline void filemap_remove_folio(Segment* seg, Folio* folio) noexcept nogil
 
 cdef inline int filemap_remove_clean(Segment* seg, Folio* folio, uint32_t references, bint shadow) noexcept nogil:
     """Removes a locked folio if exactly `references` are held beside the page cache's and it is clean; all of them are
-    gone then, and the caller frees the (still locked) folio. With `shadow` the eviction is remembered. Freezes first, tests dirty afterwards: somebody may have
-    dirtied the folio and then dropped his reference. Returns 0 or -EBUSY."""
+    gone then, and the caller frees the (still locked) folio. With `shadow` the eviction is remembered.
+    Freezes first, tests dirty afterwards: somebody may have dirtied the folio and then dropped his reference.
+    Returns 0 or -EBUSY."""
     cdef Mapping* mapping = &seg.mappings[folio_mapping(folio)]
     cdef uint32_t expected = folio_nr_pages(folio) + references
     spin_lock(&mapping.pages.lock)
@@ -253,7 +254,7 @@ cdef inline int filemap_remove_clean(Segment* seg, Folio* folio, uint32_t refere
     return 0
 
 
-# -- cutting ---------------------------------------------------------------------------------------------------------------
+# -- cutting ---------------------------------------------------------------------------------------------------------
 
 cdef inline int filemap_zero_unshared(Segment* seg, Folio* folio, uint64_t offset, uint64_t nbytes) noexcept nogil:
     """Zeroes bytes of a locked folio of a mapping if only the caller and the page cache hold it: what somebody got hold
@@ -272,7 +273,7 @@ cdef inline int filemap_zero_unshared(Segment* seg, Folio* folio, uint64_t offse
     return 0
 
 
-# -- replacing -------------------------------------------------------------------------------------------------------------
+# -- replacing -------------------------------------------------------------------------------------------------------
 
 cdef inline void filemap_replace_folio(Segment* seg, Folio* old, Folio* new) noexcept nogil:
     """Puts a locked, unpublished folio in the place of a locked one of the same order, with one store: marks and the

@@ -207,7 +207,7 @@ cdef inline uint32_t reclaim_pages(Segment* seg, uint32_t nr_wanted) noexcept no
     return freed
 
 
-# -- allocation ------------------------------------------------------------------------------------------------------------
+# -- allocation ------------------------------------------------------------------------------------------------------
 
 cdef inline void kswapd_wake(Segment* seg) noexcept nogil:
     cdef uint32_t asleep = KSWAPD_ASLEEP
@@ -237,7 +237,7 @@ cdef inline Folio* folio_alloc(Segment* seg, uint32_t order, bint hard) noexcept
     return folio_alloc_nowait(seg, order)
 
 
-# -- background ------------------------------------------------------------------------------------------------------------
+# -- background ------------------------------------------------------------------------------------------------------
 
 cdef inline void* kswapd_main(void* argument) noexcept nogil:
     """The background reclaimer: sleeps until it is woken, ends when the word says so."""

@@ -71,7 +71,7 @@ cdef class FileCore:
             raise _io.UnsupportedOperation("not readable")
         return 0
 
-    # -- reading at an offset ----------------------------------------------------------------------------------------------
+    # -- reading at an offset ----------------------------------------------------------------------------------------
 
     def pread(self, nbytes, offset):
         """Reads up to nbytes at byte `offset`; the file position stays.
@@ -225,7 +225,7 @@ cdef class FileCore:
         folio_ref_add(raw, 1)
         return folio_view(folio.segment, raw, pos - first, nbytes)
 
-    # -- reading at the position ---------------------------------------------------------------------------------------------
+    # -- reading at the position -------------------------------------------------------------------------------------
 
     cdef int lock_position(self) except -1:
         cdef uint32_t free = 0

@@ -5,7 +5,8 @@ cdef class Folio:
     """One reference to a folio: 2**order pages of one mapping, with one descriptor.
 
     Objects come from an AddressSpace's lookups or from `Segment.alloc_folio`; the reference is dropped with the
-    object or by `put`, and so is a lock that was taken through it.  A folio that was removed from its mapping keeps its contents as long as it is referenced.
+    object or by `put`, and so is a lock that was taken through it.  A folio that was
+    removed from its mapping keeps its contents as long as it is referenced.
     """
     cdef Segment segment
     cdef CFolio* folio

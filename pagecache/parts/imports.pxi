@@ -8,10 +8,11 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as posix_close
 
-from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, ctz32, ctz64, fence_acquire, exchange_acq_rel_u32, load_acquire_u32,
-                                    load_acquire_u64, load_relaxed_u32, load_relaxed_u64, pc_u32, pc_u64,
-                                    prefetch_read, store_relaxed_u32, store_relaxed_u64, store_release_u32,
-                                    store_release_u64, sub_acq_rel_u32, cas_acq_rel_u32)
+from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, cas_acq_rel_u32, ctz32, ctz64,
+                                    exchange_acq_rel_u32, fence_acquire, load_acquire_u32, load_acquire_u64,
+                                    load_relaxed_u32, load_relaxed_u64, pc_u32, pc_u64, prefetch_read,
+                                    store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64,
+                                    sub_acq_rel_u32)
 from pagecache.core.buddy cimport buddy_init, memory_event
 from pagecache.core.check cimport PAGECACHE_CHECKS, PC_OPTIMISTIC, pc_assert
 from pagecache.core.config cimport (BATCH_PAGES, MAX_FRAMES, MAX_ORDER, NIL, PAGE_SHIFT, PAGE_SIZE, NR_ORDERS)

@@ -125,7 +125,7 @@ cdef class AddressSpace:
                 futex_wait(&self.m.nr_inflight, nr, WAIT_SLICE_NS)
             PyErr_CheckSignals()
 
-    # -- invalidate_lock -------------------------------------------------------------------------------------------------
+    # -- invalidate_lock ---------------------------------------------------------------------------------------------
 
     def lock_shared(self):
         """Takes invalidate_lock for filling pages. Context: releases the GIL while it waits."""
@@ -177,7 +177,7 @@ cdef class AddressSpace:
         held."""
         return lock_guard(self, True, wait)
 
-    # -- lookup ------------------------------------------------------------------------------------------------------------
+    # -- lookup ------------------------------------------------------------------------------------------------------
 
     def get_entry(self, uint64_t index):
         """What the index holds for a page: a referenced Folio, the shadow of an eviction as an int, or None."""
@@ -255,7 +255,7 @@ cdef class AddressSpace:
         """An empty batch for new folios from page `index` on."""
         return batch_object(self, index, True)
 
-    # -- adding and removing -------------------------------------------------------------------------------------------------
+    # -- adding and removing -----------------------------------------------------------------------------------------
 
     def add_folio(self, Folio folio not None, uint64_t index, *, bint referenced=False, bint dropbehind=False,
                   bint writing=False):
@@ -354,7 +354,7 @@ cdef class AddressSpace:
             raise ValueError("only a folio of the same order that is in no mapping can replace one of this mapping")
         filemap_replace_folio(self.seg, out, into)
 
-    # -- failures ----------------------------------------------------------------------------------------------------------------
+    # -- failures ----------------------------------------------------------------------------------------------------
 
     cdef object log_failure(self, CFolio* folio, error):
         """Notes errno and message, not the exception: that belongs to one thread, and keeps alive what its frames
@@ -377,7 +377,7 @@ cdef class AddressSpace:
         """The error that ended the read of the folio that had this frame and seq, or None."""
         return self.failures.get((frame, seq))
 
-    # -- introspection -------------------------------------------------------------------------------------------------------------
+    # -- introspection -----------------------------------------------------------------------------------------------
 
     def cachestat(self, uint64_t first, uint64_t last):
         """Counts over pages first..last: (cached, dirty, write-back, evicted, recently evicted)."""
