@@ -10,31 +10,16 @@ from typing import Any
 from pagecache import fill, mm_types
 from pagecache._core import AddressSpace, CopyTarget, FileRaState, Folio, FolioBatch
 from pagecache.mm_types import FaultWalk, VmFault
-from pagecache.readahead import (
-    MAX_FOLIO_ORDER,
-    MMAP_LOTSAMISS,
-    PAGE_SHIFT,
-    page_cache_async_ra,
-    page_cache_ra_order,
-    page_cache_sync_ra,
-)
+from pagecache.mmap_readahead import do_async_mmap_readahead, do_sync_mmap_readahead, maybe_unlock_mmap_for_io
+from pagecache.readahead import MAX_FOLIO_ORDER, PAGE_SHIFT, page_cache_async_ra, page_cache_sync_ra
 
-FGP_ACCESSED = 0x01
-FGP_LOCK = 0x02
-FGP_CREAT = 0x04
-FGP_WRITE = 0x08
-FGP_NOFS = 0x10
-FGP_NOWAIT = 0x20
-FGP_FOR_MMAP = 0x40
-FGP_STABLE = 0x80
-FGP_DONTCACHE = 0x100
+FGP_ACCESSED, FGP_LOCK, FGP_CREAT, FGP_WRITE, FGP_NOFS, FGP_NOWAIT = (1 << bit for bit in range(6))
+FGP_FOR_MMAP, FGP_STABLE, FGP_DONTCACHE = (1 << bit for bit in range(6, 9))
 FGP_WRITEBEGIN = FGP_LOCK | FGP_WRITE | FGP_CREAT | FGP_STABLE
 _FGP_ORDER_SHIFT = 26
 
 DIRECT_CREATE_TRIES = 3  # failed rounds after which a reader takes a folio of its own instead of a window
 QUARTER = 4
-MMAP_MISS_MAX = 10 * MMAP_LOTSAMISS  # where counting misses of a map stops
-EXEC_FOLIO_ORDER = 4  # of folios read for code: 64 KiB
 
 
 def fgf_set_order(nbytes: int) -> int:
@@ -458,19 +443,6 @@ def _out_retry(walk: FaultWalk) -> int:
     return mm_types.VM_FAULT_RETRY
 
 
-def maybe_unlock_mmap_for_io(vmf: VmFault, fpin: Any) -> Any:
-    """Drop the mmap lock before something slow, if this attempt may; the file is kept instead.
-
-    Returns the kept file, or None when the lock is still held.
-    """
-    if fpin is not None:
-        return fpin
-    if mm_types.fault_flag_allow_retry_first(vmf.flags) and not vmf.flags & mm_types.FAULT_FLAG_RETRY_NOWAIT:
-        fpin = vmf.vma.file
-        vmf.drop_mmap_lock()
-    return fpin
-
-
 def lock_folio_maybe_drop_mmap(vmf: VmFault, folio: Folio, fpin: Any) -> tuple[bool, Any]:
     """Lock a folio; the mmap lock is dropped before a wait, if this attempt may.
 
@@ -484,67 +456,6 @@ def lock_folio_maybe_drop_mmap(vmf: VmFault, folio: Folio, fpin: Any) -> tuple[b
     fpin = maybe_unlock_mmap_for_io(vmf, fpin)
     folio.lock()
     return True, fpin
-
-
-def do_sync_mmap_readahead(vmf: VmFault) -> Any:
-    """Read ahead on a miss of a map (K1.3). Returns the kept file if the mmap lock was dropped, or None.
-
-    What cannot be read is not an error here: the fault reads its own page again.
-    """
-    vma, file = vmf.vma, vmf.vma.file
-    mapping, ra, flags = file.mapping, file.ra, vma.flags
-    force_thp = flags & mm_types.VM_HUGEPAGE
-    if not force_thp:
-        if (flags & mm_types.VM_RAND_READ and not flags & mm_types.VM_EXEC) or ra.ra_pages == 0:
-            return None
-        if flags & mm_types.VM_SEQ_READ:
-            fpin = maybe_unlock_mmap_for_io(vmf, None)
-            try:
-                page_cache_sync_ra(mapping, ra, vmf.pgoff, ra.ra_pages, random=file.is_random)
-            except OSError:
-                pass
-            return fpin
-    if not flags & mm_types.VM_SEQ_READ:
-        ra.mmap_miss = min(ra.mmap_miss + 1, MMAP_MISS_MAX)
-        if ra.mmap_miss > MMAP_LOTSAMISS:
-            return None
-    if force_thp:
-        ra.start = vmf.pgoff >> MAX_FOLIO_ORDER << MAX_FOLIO_ORDER
-        ra.async_size = 1 << MAX_FOLIO_ORDER
-        ra.size = ra.async_size if flags & mm_types.VM_RAND_READ else 2 * ra.async_size
-        ra.order = MAX_FOLIO_ORDER
-    elif flags & mm_types.VM_EXEC:
-        align = 1 << EXEC_FOLIO_ORDER
-        ra.start = max(vmf.pgoff // align * align, vma.pgoff)
-        ra.size = min(-(-(ra.start + ra.ra_pages) // align) * align, vma.pgoff + vma.nr_pages) - ra.start
-        ra.async_size = 0
-        ra.order = EXEC_FOLIO_ORDER
-    else:
-        ra.start = max(0, vmf.pgoff - ra.ra_pages // 2)
-        ra.size = ra.ra_pages
-        ra.async_size = ra.ra_pages // 4
-        ra.order = 0
-    fpin = maybe_unlock_mmap_for_io(vmf, None)
-    page_cache_ra_order(mapping, ra, demand_end=0)
-    return fpin
-
-
-def do_async_mmap_readahead(vmf: VmFault, folio: Folio) -> Any:
-    """Note a hit of a map, and start the next window if the folio is marked (K1.4).
-
-    Returns the kept file if the mmap lock was dropped, or None.
-    """
-    file = vmf.vma.file
-    ra = file.ra
-    if vmf.vma.flags & mm_types.VM_RAND_READ or ra.ra_pages == 0:
-        return None
-    if not folio.locked and ra.mmap_miss > 0:  # a locked one is another thread's miss
-        ra.mmap_miss -= 1
-    if not folio.readahead:
-        return None
-    fpin = maybe_unlock_mmap_for_io(vmf, None)
-    page_cache_async_ra(file.mapping, ra, vmf.pgoff, folio, ra.ra_pages)
-    return fpin
 
 
 def filemap_map_pages(vmf: VmFault, start_pgoff: int, end_pgoff: int) -> int:

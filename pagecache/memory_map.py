@@ -48,7 +48,7 @@ from pagecache.mm_types import (
 )
 
 FAULT_AROUND_PAGES = 16  # 64 KiB
-PTRS_PER_PTE = 512  # pages one page table spans: areas begin at a multiple, windows never cross one
+PTRS_PER_PTE = 512  # pages one page table spans: areas begin at a multiple, windows are no larger
 MMAP_BASE = 1 << 32  # address of the first area
 ADDRESS_END = 1 << 63
 
@@ -82,6 +82,11 @@ class MappedFile:
     def is_random(self) -> bool:
         """Whether the file is advised to be read at random."""
         return self.file.is_random
+
+    def fit_window(self) -> None:
+        """Fit the file's readahead window, as long as the file itself is open."""
+        if not self.file.closed:
+            self.file.fit_window()
 
     def __del__(self) -> None:
         if hasattr(self, "_inode"):
@@ -277,13 +282,13 @@ def do_shared_fault(vmf: VmFault) -> int:
 
 
 def do_fault_around(vmf: VmFault) -> int:
-    """Map what is cached in the aligned window of addresses around a fault, inside the area and one page table."""
+    """Map what is cached in the aligned window of addresses around a fault, inside the area."""
     vma, window = vmf.vma, vmf.vma.mm.fault_around_pages
     pte = (vmf.address >> PAGE_SHIFT) % PTRS_PER_PTE
     in_area = vmf.pgoff - vma.pgoff
     aligned = pte - pte % window
     first = max(aligned, pte - min(pte, in_area))
-    last = min(aligned + window, PTRS_PER_PTE, pte + vma.nr_pages - in_area) - 1
+    last = min(aligned + window, pte + vma.nr_pages - in_area) - 1
     assert vma.ops.map_pages is not None
     return vma.ops.map_pages(vmf, vmf.pgoff + first - pte, vmf.pgoff + last - pte)
 
@@ -319,8 +324,8 @@ class MemoryMap:
     """A software address space: files mapped at addresses, read through page tables.
 
     vmas: the areas by start address. mmap_lock: shared by faults, exclusive for changes. fault_around_pages: size of
-    the window that a fault maps from the cache, a power of two. maj_flt, min_flt: faults that had to read, and others.
-    Any number of threads may use it.
+    the window that a fault maps from the cache, a power of two up to 512. maj_flt, min_flt: faults that had to read,
+    and others. Any number of threads may use it.
     """
 
     def __init__(self) -> None:

@@ -9,9 +9,13 @@ from support import PAGE, PATIENCE_S, Store, pages_of, wait_until
 from pagecache import mm
 from pagecache.filemap import FGP_CREAT, FGP_FOR_MMAP, filemap_fault, filemap_get_folio
 
+RA_PAGES = 32
+
 
 class SizedStore(Store):
     """A store that can be cut and extended, and looks around while it is read."""
+
+    preferred_request = 16 * PAGE
 
     def __init__(self, data, key="sized", look=None):
         super().__init__(bytes(data), key)
@@ -43,6 +47,7 @@ class Mapped:
         self.file = cache.open(self.store, "r+b")
         self.mapping = self.file.mapping
         self.ra = self.file.ra
+        self.ra.ra_pages = RA_PAGES  # a limit that was set stays, however fast the store is
         self.mm = mm.MemoryMap()
         self.start = self.mm.mmap(self.file, length or (nr_pages - pgoff) * PAGE, pgoff=pgoff)
         self.vma = self.mm.vma_lookup(self.start)

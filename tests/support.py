@@ -16,6 +16,7 @@ from pagecache import readahead
 
 PAGE = 4096
 STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
+WAYS = ("pread", "preadinto", "view", "iter_views")
 PATIENCE_S = 30  # how long a wait may take before the test says what did not happen
 
 
@@ -114,6 +115,26 @@ class BlockingStore(Store):
         if error is not None:
             raise error
         return super().answer(offset, buffers)
+
+
+def read(file, way, nbytes, offset):
+    """Read a range in one of the four ways; returns the bytes."""
+    if way == "pread":
+        return file.pread(nbytes, offset)
+    if way == "preadinto":
+        buffer = bytearray(b"\xa5" * (nbytes + 2))
+        done = file.preadinto(memoryview(buffer)[1:-1], offset)
+        assert buffer[0] == 0xA5
+        assert set(buffer[1 + done :]) == {0xA5}
+        return bytes(buffer[1 : 1 + done])
+    if way == "view":
+        with file.view(nbytes, offset) as view:
+            return bytes(view)
+    pieces = []
+    for view in file.iter_views(nbytes, offset):
+        pieces.append(bytes(view))
+        view.release()
+    return b"".join(pieces)
 
 
 def wait_until(condition, what):

@@ -236,7 +236,7 @@ class TestNumberOfObjects:
 
 class TestStats:
     def test_count_what_happened(self, make_cache, data_file):
-        path, data = data_file(100 * PAGE)
+        path, _ = data_file(100 * PAGE)
         cache = make_cache("1MiB")
         with cache.open(path) as file:
             file.fadvise(pagecache.FADV_RANDOM)

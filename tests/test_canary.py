@@ -3,7 +3,7 @@
 import errno
 
 import pytest
-from support import PAGE, Crew, Store, assert_nothing_is_held, pages_of
+from support import PAGE, WAYS, Crew, Store, assert_nothing_is_held, pages_of, read
 
 import pagecache
 
@@ -51,18 +51,11 @@ def everything_readable(file):
     """Return all bytes that can be had of a file, in whatever way; failures are none."""
     seen = []
     for offset in range(0, NR_PAGES * PAGE, 3 * PAGE // 2):
-        buffer = bytearray(3 * PAGE)
-        for read in (
-            lambda: file.pread(3 * PAGE, offset),
-            lambda: bytes(buffer[: file.preadinto(buffer, offset)]),
-            lambda: b"".join(bytes(view) for view in file.iter_views(100, offset)),
-            lambda: bytes(file.view(3 * PAGE, offset)),
-        ):
+        for way in WAYS:
             try:
-                seen.append(read())
+                seen.append(read(file, way, 3 * PAGE, offset))
             except OSError as error:
                 assert error.errno in (errno.EIO, errno.ESTALE)
-        seen.append(bytes(buffer))
     return b"".join(seen)
 
 

@@ -6,7 +6,7 @@ from support import PAGE, checked_cache
 
 import pagecache
 from pagecache import mm
-from pagecache.filemap import filemap_map_pages
+from pagecache.filemap import FGP_CREAT, FGP_LOCK, fgf_set_order, filemap_get_folio, filemap_map_pages
 
 NR_PAGES = 200
 FIRST = mm.FAULT_FLAG_DEFAULT
@@ -29,11 +29,13 @@ def window_of(ra):
 
 def test_reads_around_the_miss(cache):
     area = Mapped(cache, NR_PAGES)
+    area.ra.order = 4
     area.mm.read(area.address(100), 1)
     assert window_of(area.ra) == (84, 32, 8)
     assert area.cached() == set(range(84, 116))
     assert area.marked() == [108]
     assert area.store.requests == [(84 * PAGE, 32 * PAGE)]
+    assert {order for _, order, _ in area.mapping.folios()} == {0}
     assert area.ra.prev_pos == -1
 
 
@@ -56,7 +58,7 @@ def test_many_misses_turn_reading_around_off(cache, before, after, pages):
 
 def test_sequential_map_reads_as_read_does(cache):
     area = Mapped(cache, NR_PAGES, vm_flags=mm.VM_SEQ_READ)
-    area.mm.read(area.address(0), 1)
+    area.release(area.fault(0)[0])
     assert window_of(area.ra) == (0, 32, 16) and area.ra.mmap_miss == 0
     assert area.cached() == set(range(32)) and area.marked() == [16]
 
@@ -70,7 +72,7 @@ def test_sequential_map_reads_a_plain_window_in_a_cold_file(cache):
 
 def test_random_map_reads_one_page(cache):
     area = Mapped(cache, NR_PAGES, vm_flags=mm.VM_RAND_READ)
-    area.mm.read(area.address(100), 1)
+    area.release(area.fault(100)[0])
     assert area.cached() == {100} and area.ra.mmap_miss == 0
 
 
@@ -78,7 +80,7 @@ def test_random_map_reads_one_page(cache):
 def test_file_without_readahead_reads_one_page(cache, vm_flags):
     area = Mapped(cache, NR_PAGES, vm_flags=vm_flags)
     area.ra.ra_pages = 0
-    area.mm.read(area.address(100), 1)
+    area.release(area.fault(100)[0])
     assert area.cached() == {100} and area.ra.mmap_miss == 0
 
 
@@ -99,11 +101,20 @@ def test_huge_page_map_reads_huge_folios(cache, vm_flags, size):
     assert area.marked() == ([1024] if size == 1024 else [512])
 
 
-def test_code_is_read_in_aligned_folios_inside_the_area(cache):
-    area = Mapped(cache, NR_PAGES, pgoff=90, length=30 * PAGE, vm_flags=mm.VM_EXEC)
-    area.mm.read(area.address(100), 1)
-    assert window_of(area.ra) == (96, 24, 0)
-    assert area.cached() == set(range(96, 120)) and area.marked() == []
+def test_sequential_huge_page_map_counts_no_misses(cache):
+    area = Mapped(cache, 2048, vm_flags=mm.VM_HUGEPAGE | mm.VM_SEQ_READ)
+    area.ra.mmap_miss = 1000
+    area.release(area.fault(700)[0])
+    assert area.ra.mmap_miss == 1000 and len(area.cached()) == 1024
+
+
+@pytest.mark.parametrize("vm_flags", [0, mm.VM_RAND_READ])
+@pytest.mark.parametrize("page, start, end", [(100, 96, 120), (92, 90, 120)])
+def test_code_is_read_in_aligned_folios_inside_the_area(cache, vm_flags, page, start, end):
+    area = Mapped(cache, NR_PAGES, pgoff=90, length=30 * PAGE, vm_flags=mm.VM_EXEC | vm_flags)
+    area.mm.read(area.address(page), 1)
+    assert window_of(area.ra) == (start, end - start, 0)
+    assert area.cached() == set(range(start, end)) and area.marked() == []
 
 
 # -- a hit (K1.4) ------------------------------------------------------------------------------------------------------
@@ -199,6 +210,17 @@ def test_window_ends_with_the_file(cache):
     area.bring_in(*range(16))
     area.mapping.size = 5 * PAGE + 1
     assert map_around(area, 2) == set(range(6))
+    area.mapping.size = NR_PAGES * PAGE
+
+
+def test_window_ends_with_the_file_inside_a_large_folio(cache):
+    area = Mapped(cache, NR_PAGES)
+    folio = filemap_get_folio(area.mapping, 4, FGP_CREAT | FGP_LOCK | fgf_set_order(4 * PAGE))
+    folio.mark_uptodate()
+    folio.unlock()
+    folio.put()
+    area.mapping.size = 5 * PAGE + 1
+    assert map_around(area, 4) == {4, 5}
     area.mapping.size = NR_PAGES * PAGE
 
 

@@ -138,8 +138,9 @@ def test_munmap_of_nothing_is_no_error_and_of_no_pages_is(area):
 
 def test_translations_of_the_pieces_stay(area):
     area.mm.read(area.start, NR_PAGES * PAGE)
-    faults = area.count("pgfault")
+    faults, table = area.count("pgfault"), area.vma.page_table
     area.mm.munmap(area.start + 10 * PAGE, PAGE)
+    assert [index for index in range(NR_PAGES) if not table.present(index)] == [10]
     assert area.mm.read(area.start + 11 * PAGE, 29 * PAGE) == area.data[11 * PAGE :]
     assert area.count("pgfault") == faults
 
@@ -254,9 +255,11 @@ def test_failed_fault_is_counted(area):
 
 def test_fault_on_a_mapped_page_does_nothing(area):
     area.mm.read(area.address(20), 1)
+    area.ra.mmap_miss = 7
     area.mm.mmap_lock.lock_shared()
     assert mm.handle_mm_fault(area.vma, area.address(20)) == 0
     area.mm.mmap_lock.unlock_shared()
+    assert area.ra.mmap_miss == 7
     area.assert_released()
 
 
@@ -472,7 +475,9 @@ def test_readers_share_and_a_writer_excludes():
         with in_thread(write) as writer:
             writer.wait_inside("wait")
             with in_thread(lambda: share(1)) as late:
+                late.wait_inside("lock_shared")
                 late.wait_inside("wait")  # behind the writer, though readers hold the lock
+                assert lock.nr_readers == 2
                 leave[0].set()
                 first.result()
                 writer.wait_inside("wait")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 
 import pytest
 from support import PATIENCE_S, STRESS, Crew, wait_until
@@ -56,24 +57,36 @@ def is_awaited_by_writer(lock):
     return True
 
 
-@pytest.fixture
-def interrupt():
-    """A function that interrupts the main thread in its wait: by the last of three signals, so that it surely waits."""
-    nr_handled = 0
+class Interrupt:
+    """Interrupts the main thread: called, by the last of three signals, so that it surely waits; `once` at once."""
 
-    def handler(signum, frame):
-        nonlocal nr_handled
-        nr_handled += 1
-        if nr_handled == 3:
+    def __init__(self):
+        self.nr_handled = self.nr_raised = 0
+        self.raise_at = None
+
+    def handler(self, signum, frame):
+        self.nr_handled += 1
+        if self.nr_handled >= self.raise_at:
+            self.nr_raised += 1
             raise Interrupted
 
-    def send():
-        for number in range(3):
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
-            wait_until(lambda n=number: nr_handled > n, "the signal handler")
+    def once(self):
+        self.raise_at = 0
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
-    previous = signal.signal(signal.SIGUSR1, handler)
-    yield send
+    def __call__(self):
+        self.raise_at = self.nr_handled + 3
+        for number in range(self.nr_handled, self.raise_at):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+            wait_until(lambda n=number: self.nr_handled > n, "the signal handler")
+
+
+@pytest.fixture
+def interrupt():
+    """A function that interrupts the main thread, from another one."""
+    interrupt = Interrupt()
+    previous = signal.signal(signal.SIGUSR1, interrupt.handler)
+    yield interrupt
     signal.signal(signal.SIGUSR1, previous)
 
 
@@ -214,6 +227,46 @@ class TestWaiting:
         reader.join_well()
         assert order == ["writer", "reader"]
 
+    def test_readers_do_not_starve_among_writers_that_overlap(self, lock):
+        """Two writers take turns for ever: one of them always waits."""
+        done = threading.Event()
+
+        def write():
+            while not done.is_set():
+                with exclusive(lock):
+                    time.sleep(0)
+
+        def read():
+            try:
+                for _ in range(20):
+                    with shared(lock):
+                        pass
+            finally:
+                done.set()
+
+        Crew(write, write, read).join_well()
+
+    def test_waiting_readers_come_between_two_writers(self, lock):
+        order = []
+        lock.lock_exclusive()
+
+        def write():
+            with exclusive(lock):
+                order.append("writer")
+
+        def read():
+            with shared(lock):
+                order.append("reader")
+
+        readers = Crew(*[read] * 3)
+        wait_until(lambda: lock.nr_waiting == (3, 0), "the readers to wait")
+        writer = Crew(write)
+        wait_until(lambda: lock.nr_waiting == (3, 1), "the writer to wait")
+        lock.unlock_exclusive()
+        readers.join_well()
+        writer.join_well()
+        assert order == ["reader"] * 3 + ["writer"]
+
     def test_no_hand_over_is_lost(self, lock):
         """Were each noticed only by the end of a time slice (50 ms), this would outlast PATIENCE_S."""
         rounds = 1000
@@ -272,15 +325,41 @@ class TestInterrupts:
             assert not lock.trylock_shared()
 
     def test_a_waiting_reader_can_be_interrupted(self, lock, interrupt):
-        started = threading.Event()
         with exclusive(lock):
-            crew = Crew(lambda: (started.wait(PATIENCE_S), interrupt()))
-            with pytest.raises(Interrupted):
-                started.set()
-                lock.lock_shared()
-            crew.join_well()
+            self.interrupted(lock.lock_shared, lambda: lock.nr_waiting == (1, 0), interrupt)
+            assert lock.nr_waiting == (0, 0)
         assert lock.trylock_exclusive()
         lock.unlock_exclusive()
+
+    def test_an_interrupted_reader_whose_turn_it_is_lets_writers_in(self, lock, interrupt, seed):
+        """Whether the interrupt or the turn comes first."""
+        rng = random.Random(seed)
+
+        def turn_and_interrupt():
+            wait_until(lambda: lock.nr_waiting[0] == 1, "the main thread to wait")
+            actions = [lock.unlock_exclusive, interrupt.once]
+            rng.shuffle(actions)
+            for action in actions:
+                action()
+
+        for number in range(200 if STRESS else 40):
+            lock.lock_exclusive()
+            crew = Crew(turn_and_interrupt)
+            is_held = False
+            try:
+                lock.lock_shared()
+                is_held = True
+                wait_until(lambda n=number: interrupt.nr_raised > n, "the interrupt")
+            except Interrupted as error:
+                is_held = is_held or not any(
+                    frame.filename.endswith(".pxi") for frame in traceback.extract_tb(error.__traceback__)
+                )
+            crew.join_well()
+            if is_held:
+                lock.unlock_shared()
+            assert lock.nr_waiting == (0, 0)
+            assert lock.trylock_exclusive()
+            lock.unlock_exclusive()
 
 
 def test_all_of_this_holds_without_the_futex():

@@ -9,17 +9,20 @@ SpinLock (words 0 free, 1 held, 2 held and somebody sleeps)
            forgotten.
   Held for bounded sections without system calls; never held while the GIL is wanted.
 
-RwSem (word: bit 31 a writer holds it, bits 0..30 count of readers; second word: writers who wait)
+RwSem (word: bit 31 a writer holds it, bit 30 it is the waiting readers' turn, bits 0..29 count of readers; and the
+numbers of writers and of readers who wait)
   read     word + 1 by compare-and-swap while no writer holds or waits: a stream of readers cannot starve a writer.
   write    0 -> bit 31.
-  release  the last one out wakes all sleepers; they compete again.
+  release  the last one out wakes all sleepers; they compete again. A writer that goes leaves the turn to the readers who
+           wait at that moment: a stream of writers cannot starve them. The last of these, in or given up, ends the turn.
   Both waits sleep for at most one slice, so that the caller can look for signals; a writer who gives up takes itself
   out of the count and wakes the readers it held back.
 """
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t, uint32_t
 from pagecache.core.atomic cimport (pc_u32, load_relaxed_u32, load_acquire_u32, exchange_acq_rel_u32, add_acq_rel_u32,
-                                    sub_acq_rel_u32, and_acq_rel_u32, cas_acq_rel_u32, cpu_relax)
+                                    sub_acq_rel_u32, and_acq_rel_u32, cas_acq_rel_u32, cpu_relax,
+                                    fence_seq_cst)
 from pagecache.core.check cimport pc_assert
 from pagecache.core.futex cimport futex_wait, futex_wake
 
@@ -30,6 +33,7 @@ cdef enum:
 
 cdef enum:
     RWSEM_WRITER = 0x80000000
+    RWSEM_TURN = 0x40000000
 
 ctypedef struct SpinLock:
     pc_u32 word
@@ -37,6 +41,7 @@ ctypedef struct SpinLock:
 ctypedef struct RwSem:
     pc_u32 word
     pc_u32 nr_writers_waiting
+    pc_u32 nr_readers_waiting
 
 
 cdef inline bint spin_trylock(SpinLock* lock) noexcept nogil:
@@ -71,11 +76,34 @@ cdef inline bint spin_is_locked(SpinLock* lock) noexcept nogil:
 
 
 cdef inline bint rwsem_try_read(RwSem* sem) noexcept nogil:
-    cdef uint32_t word = load_relaxed_u32(&sem.word)
-    while not (word & <uint32_t>RWSEM_WRITER) and load_acquire_u32(&sem.nr_writers_waiting) == 0:
+    cdef uint32_t word = load_acquire_u32(&sem.word)
+    while not (word & <uint32_t>RWSEM_WRITER) and (word & <uint32_t>RWSEM_TURN
+                                                   or load_acquire_u32(&sem.nr_writers_waiting) == 0):
         if cas_acq_rel_u32(&sem.word, &word, word + 1):
             return True
     return False
+
+
+cdef inline void rwsem_end_turn(RwSem* sem) noexcept nogil:
+    """Nobody is left whose turn it was."""
+    cdef uint32_t before = and_acq_rel_u32(&sem.word, ~<uint32_t>RWSEM_TURN)
+    if before == <uint32_t>RWSEM_TURN:
+        futex_wake(&sem.word, WAKE_ALL)
+
+
+cdef inline void rwsem_read_begin(RwSem* sem) noexcept nogil:
+    """Announces a reader, whose turn comes after the next writer at the latest. Follow with slices, then
+    `rwsem_read_end`."""
+    add_acq_rel_u32(&sem.nr_readers_waiting, 1)
+
+
+cdef inline void rwsem_read_end(RwSem* sem) noexcept nogil:
+    """Takes the announcement back, whether or not the lock was taken."""
+    cdef uint32_t before = sub_acq_rel_u32(&sem.nr_readers_waiting, 1)
+    pc_assert(before != 0)
+    fence_seq_cst()                 # either this sees the turn that a writer gives, or the writer sees nobody wait
+    if before == 1 and load_acquire_u32(&sem.word) & <uint32_t>RWSEM_TURN:
+        rwsem_end_turn(sem)
 
 
 cdef inline bint rwsem_try_write(RwSem* sem) noexcept nogil:
@@ -86,15 +114,15 @@ cdef inline bint rwsem_try_write(RwSem* sem) noexcept nogil:
 cdef inline int rwsem_read_slice(RwSem* sem) noexcept nogil:
     """Tries to read-lock, sleeping for one slice at most. Returns 0, -EINTR after a signal, -EAGAIN."""
     cdef uint32_t word, nr_writers
-    cdef int r
+    cdef int r = 0
     if rwsem_try_read(sem):
         return 0
     nr_writers = load_acquire_u32(&sem.nr_writers_waiting)
-    if nr_writers != 0:
+    word = load_acquire_u32(&sem.word)
+    if word & <uint32_t>RWSEM_WRITER:
+        r = futex_wait(&sem.word, word, WAIT_SLICE_NS)
+    elif nr_writers != 0 and not word & <uint32_t>RWSEM_TURN:
         r = futex_wait(&sem.nr_writers_waiting, nr_writers, WAIT_SLICE_NS)
-    else:
-        word = load_acquire_u32(&sem.word)
-        r = futex_wait(&sem.word, word, WAIT_SLICE_NS) if word & <uint32_t>RWSEM_WRITER else 0
     if rwsem_try_read(sem):
         return 0
     return -EINTR if r == -EINTR else -EAGAIN
@@ -127,13 +155,19 @@ cdef inline void rwsem_write_end(RwSem* sem) noexcept nogil:
 
 
 cdef inline void rwsem_unlock_read(RwSem* sem) noexcept nogil:
-    cdef uint32_t before = sub_acq_rel_u32(&sem.word, 1)
-    pc_assert((before & ~<uint32_t>RWSEM_WRITER) != 0)
+    cdef uint32_t before = sub_acq_rel_u32(&sem.word, 1) & ~<uint32_t>RWSEM_TURN
+    pc_assert(before != 0 and not before & <uint32_t>RWSEM_WRITER)
     if before == 1:
         futex_wake(&sem.word, WAKE_ALL)
 
 
 cdef inline void rwsem_unlock_write(RwSem* sem) noexcept nogil:
-    cdef uint32_t before = and_acq_rel_u32(&sem.word, ~<uint32_t>RWSEM_WRITER)
+    cdef bint readers_wait = load_acquire_u32(&sem.nr_readers_waiting) != 0
+    cdef uint32_t before = exchange_acq_rel_u32(&sem.word, <uint32_t>RWSEM_TURN if readers_wait else 0)
     pc_assert(before == <uint32_t>RWSEM_WRITER)
+    if readers_wait:
+        fence_seq_cst()
+        if load_acquire_u32(&sem.nr_readers_waiting) == 0:
+            rwsem_end_turn(sem)
+        futex_wake(&sem.nr_writers_waiting, WAKE_ALL)
     futex_wake(&sem.word, WAKE_ALL)

@@ -132,12 +132,16 @@ cdef class AddressSpace:
         cdef int r
         if rwsem_try_read(&self.m.invalidate_lock):
             return
-        while True:
-            with nogil:
-                r = rwsem_read_slice(&self.m.invalidate_lock)
-            if r == 0:
-                return
-            PyErr_CheckSignals()
+        rwsem_read_begin(&self.m.invalidate_lock)
+        try:
+            while True:
+                with nogil:
+                    r = rwsem_read_slice(&self.m.invalidate_lock)
+                if r == 0:
+                    return
+                PyErr_CheckSignals()
+        finally:
+            rwsem_read_end(&self.m.invalidate_lock)
 
     def trylock_shared(self):
         return rwsem_try_read(&self.m.invalidate_lock)
@@ -166,6 +170,12 @@ cdef class AddressSpace:
 
     def unlock_exclusive(self):
         rwsem_unlock_write(&self.m.invalidate_lock)
+
+    @property
+    def nr_waiting(self):
+        """Threads that wait for invalidate_lock now: (shared, exclusive)."""
+        return (load_relaxed_u32(&self.m.invalidate_lock.nr_readers_waiting),
+                load_relaxed_u32(&self.m.invalidate_lock.nr_writers_waiting))
 
     def shared(self):
         """`with mapping.shared():` holds invalidate_lock as `lock_shared` does. A signal, which may end a Python function

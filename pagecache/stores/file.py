@@ -74,7 +74,8 @@ class FileStore:
 
     def validator(self) -> str:
         """Return time of the last change and size."""
-        return "%d-%d" % self.stamp()
+        mtime_ns, size = self.stamp()
+        return f"{mtime_ns}-{size}"
 
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """Fill the buffers from `offset`; return the bytes filled, fewer only at the end."""
