@@ -15,7 +15,7 @@ RA_PAGES = 32
 class SizedStore(Store):
     """A store that can be cut and extended, and looks around while it is read."""
 
-    preferred_request = 16 * PAGE
+    preferred_request = 64 * PAGE
 
     def __init__(self, data, key="sized", look=None):
         super().__init__(bytes(data), key)

@@ -13,7 +13,7 @@ import pagecache
 from pagecache import truncate
 from pagecache._core import AddressSpace, Segment
 
-ROUNDS = 400 if STRESS else 60
+ROUNDS = 1000 if STRESS else 120
 
 
 class GatedStore(pagecache.MemoryStore):
@@ -115,8 +115,7 @@ class TestReadAgainstTruncate:
             store.gated = "readv"
             reader = Crew(lambda: file.pread(1, PAGE))  # touches the marker
             assert store.entered.wait(PATIENCE_S)
-            ahead = file.mapping.nrpages
-            assert ahead > 4
+            assert file.mapping.nrpages > 2
             cutter = Crew(lambda: file.truncate(2 * PAGE))
             wait_until(lambda: file.mapping.size == 2 * PAGE, "the new size")
             assert store.size() == len(data)

@@ -85,6 +85,7 @@ class TestTwoViews:
         there = AddressSpace(two, "there", number=here.number)
         here.lock_exclusive()
         crew = Crew(there.lock_shared)
+        wait_until(lambda: here.nr_waiting == (1, 0), "the other view to wait")
         here.unlock_exclusive()
         crew.join_well()
         there.unlock_shared()
