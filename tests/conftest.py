@@ -14,7 +14,7 @@ STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
 TEST_SECONDS_MAX = int(os.environ.get("PAGECACHE_TEST_SECONDS", 1200 if STRESS else 120))
 NOBODY = 65534
 
-# New examples in every run, in CI as well, and what is needed to run a failed one again.
+# New examples in every run, unless a seed is given, and what is needed to run a failed one again.
 _PROFILE = {
     "deadline": None,
     "derandomize": "PAGECACHE_SEED" in os.environ,  # a given seed repeats these tests too

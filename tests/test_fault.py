@@ -6,8 +6,8 @@ import sys
 import threading
 
 import pytest
-from fault_steps import Mapped, SizedStore, in_thread
-from support import PAGE, Crew, assert_nothing_is_held, checked_cache, pages_of, wait_until
+from fault_steps import Mapped, in_thread
+from support import PAGE, assert_nothing_is_held, checked_cache, pages_of, wait_until
 
 import pagecache
 from pagecache import mm, truncate
@@ -448,120 +448,6 @@ def test_out_retry_releases_everything(cache, error, flags, vm_flags):
         area.mm.handle_page_fault(area.address(50), flags)
     area.assert_released()
     assert area.cached() == set()
-
-
-# -- races (K4.7) ------------------------------------------------------------------------------------------------------
-
-
-def test_race_fault_has_the_folio_locked_first(cache):
-    """It maps the page, the truncation that waited for it unmaps it again, and the next access is an error."""
-    area = mapped_random(cache)
-    area.bring_in(5)
-    vmf, result = area.fault(5)
-    assert result == mm.VM_FAULT_LOCKED
-    with in_thread(lambda: area.file.truncate(2 * PAGE)) as cut:
-        cut.wait_inside("_truncate_blocking")
-        assert mm.finish_fault(vmf, result) == 0
-        vmf.drop_mmap_lock()
-        cut.result()
-    assert area.mapped() == set()
-    with pytest.raises(mm.BusError, match="beyond the end"):
-        area.mm.read(area.address(5), 1)
-    area.assert_released()
-
-
-@pytest.mark.parametrize("flags", [FIRST, TRIED])
-def test_race_truncation_first(cache, flags):
-    """The fault finds its page gone, waits for the truncation, and sees the new size."""
-    area = mapped_random(cache)
-    area.bring_in(5)
-    area.mapping.lock_exclusive()
-    folio = area.mapping.get_folio(5)
-    folio.lock()
-    with in_thread(lambda: area.mm.handle_page_fault(area.address(5), flags)) as fault:
-        fault.wait_inside("lock_folio_maybe_drop_mmap")
-        area.mapping.size = 2 * PAGE
-        truncate.truncate_folio(area.mapping, folio)
-        folio.unlock()
-        fault.wait_inside("lock_mapping")
-        assert area.mapping.nrpages == 0
-        area.mapping.unlock_exclusive()
-        with pytest.raises(mm.BusError, match="beyond the end"):
-            fault.result()
-    folio.put()
-    assert area.file.pread(PAGE, 5 * PAGE) == b""
-    area.assert_released()
-
-
-def test_eight_threads_that_want_one_cold_page_read_it_once(cache):
-    area = mapped_random(cache)
-    results = Crew(*[lambda: area.mm.read(area.address(5), PAGE)] * 8).join_well()
-    assert results == [area.page(5)] * 8
-    assert area.store.requests == [(5 * PAGE, PAGE)]
-    area.assert_released()
-
-
-def test_eight_threads_that_want_one_bad_page_all_get_the_error(cache):
-    area = mapped_random(cache)
-    area.store.error = OSError(errno.ENXIO, "no such device")
-    results = Crew(*[lambda: area.mm.read(area.address(5), PAGE)] * 8).join()
-    assert [type(result) for result in results] == [mm.BusError] * 8
-    assert {result.errno for result in results} == {errno.ENXIO}
-    area.assert_released()
-
-
-@pytest.mark.parametrize("frames", [1, 2, 3, 64, 1024])
-def test_faults_against_truncation_show_no_byte_of_what_was_cut_before(frames, rng):
-    """Cut and extend while three threads read: what was cut before a read began reads as zeros, or not at all."""
-    nr_pages = 24
-    data = bytes(rng.randrange(1, 256) for _ in range(nr_pages * PAGE))
-    with checked_cache(frames) as cache:
-        area = Mapped(cache, nr_pages, store=SizedStore(data))
-        limits = {"announced": len(data), "done": len(data)}
-        stop = threading.Event()
-        seeds = [rng.randrange(2**32) for _ in range(3)]
-
-        def cut():
-            try:
-                for _ in range(40):
-                    limits["announced"] = rng.randrange(limits["done"] // 2, limits["done"] + 1)
-                    area.file.truncate(limits["announced"])
-                    limits["done"] = limits["announced"]
-                    area.file.truncate(rng.randrange(limits["done"], len(data) + 1))
-            finally:
-                stop.set()
-
-        def read(seed):
-            local = type(rng)(seed)
-            nr_reads = 0
-            while not stop.is_set() or nr_reads < 50:
-                done, offset = limits["done"], local.randrange(len(data))
-                nbytes = local.randrange(1, min(3 * PAGE, len(data) - offset) + 1)
-                nr_reads += 1
-                try:
-                    got = area.mm.read(area.start + offset, nbytes)
-                except mm.BusError as error:
-                    assert error.errno == errno.EFAULT
-                    continue
-                kept = limits["announced"]
-                for at, value in enumerate(got, offset):
-                    assert value == data[at] if at < kept else value == 0 if at >= done else value in (0, data[at])
-
-        Crew(cut, *[lambda seed=seed: read(seed) for seed in seeds]).join_well()
-        area.assert_released()
-
-
-def test_two_maps_of_one_object_are_both_unmapped(cache):
-    area, other = mapped_random(cache), None
-    other = Mapped(cache, NR_PAGES, store=area.store)
-    for each in (area, other):
-        each.mm.read(each.address(5), 1)
-        assert 5 in each.mapped()
-    area.file.truncate(PAGE)
-    assert area.mapped() | other.mapped() == set()
-    area.file.truncate(NR_PAGES * PAGE)
-    assert other.mm.read(other.address(5), PAGE) == bytes(PAGE)
-    area.assert_released()
 
 
 def test_fault_needs_a_page_and_finds_large_folios(cache):
