@@ -467,22 +467,22 @@ def filemap_map_pages(vmf: VmFault, start_pgoff: int, end_pgoff: int) -> int:
     mapping, ra = vmf.vma.file.mapping, vmf.vma.file.ra
     end_pgoff = min(end_pgoff, nr_file_pages(mapping) - 1)
     mmap_miss, credit, result = ra.mmap_miss, 0, 0
-    index = start_pgoff
-    while index <= end_pgoff:
+    uptodate = mapping.mincore(start_pgoff, max(0, end_pgoff - start_pgoff + 1))
+    index = start_pgoff + uptodate.find(1)
+    while index >= start_pgoff:
+        after = index + 1
         folio = _next_ready_folio(mapping, index)
-        if folio is None:
-            index += 1
-            continue
-        try:
-            after = min(folio.index + folio.nr_pages, end_pgoff + 1)
-            if not folio.workingset:
-                credit += after - index
-            if _map_folio_range(vmf, folio, index, after):
-                result = mm_types.VM_FAULT_NOPAGE
-        finally:
-            folio.unlock()
-            folio.put()
-        index = after
+        if folio is not None:
+            try:
+                after = min(folio.index + folio.nr_pages, end_pgoff + 1)
+                if not folio.workingset:
+                    credit += after - index
+                if _map_folio_range(vmf, folio, index, after):
+                    result = mm_types.VM_FAULT_NOPAGE
+            finally:
+                folio.unlock()
+                folio.put()
+        index = start_pgoff + uptodate.find(1, after - start_pgoff)
     ra.mmap_miss = max(0, mmap_miss - credit)
     return result
 

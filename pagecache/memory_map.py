@@ -408,8 +408,11 @@ class MemoryMap:
 
     def vma_lookup(self, address: int) -> VirtualMemoryArea | None:
         """Return the area that contains an address. Context: mmap lock held."""
-        vma = self.find_vma(address)
-        return vma if vma is not None and vma.start <= address else None
+        position = self.vmas.bisect_right(address)
+        if position == 0:
+            return None
+        vma = self.vmas.peekitem(position - 1)[1]
+        return vma if address < vma.end else None
 
     def _end_of_range(self, start: int, length: int) -> int:
         if start % PAGE_SIZE or length <= 0 or start < 0 or start + length > ADDRESS_END:

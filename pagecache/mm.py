@@ -126,12 +126,13 @@ class Mmap:
         area = self._mapped()
         result, target = new_target(nbytes)
         done = area.page_table.read_into(target, 0, self._offset + position, nbytes)
-        if done < nbytes:
+        while done < nbytes:
             try:
-                self._mm.read_into(target, done, area.start + position + done, nbytes - done)
+                self._mm.handle_page_fault(area.start + position + done)
             except OSError:
                 self._mapped()
                 raise
+            done += area.page_table.read_into(target, done, self._offset + position + done, nbytes - done)
         return result
 
     def __len__(self) -> int:
