@@ -12,6 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from throttled import ThrottledStore
 
@@ -23,6 +24,11 @@ RANDOM_READ_BYTES = 4096
 RANDOM_READS = 200
 FSSPEC_SCAN_BYTES = 256 * 2**20  # slow clients scan less: their speed does not change with the size
 FSSPEC_BLOCK_BYTES = 5 * 2**20  # fsspec's default
+
+
+def fetch_from(cache, offset: int, nbytes: int) -> bytes:
+    """Read through one of fsspec's caches."""
+    return cache._fetch(offset, offset + nbytes)
 
 
 def clients(store: ThrottledStore) -> Iterator[tuple[str, int, Callable[[int, int], bytes]]]:
@@ -37,7 +43,8 @@ def clients(store: ThrottledStore) -> Iterator[tuple[str, int, Callable[[int, in
     for name in ("readahead", "blockcache", "background", "adaptive"):
         if name in caches:
             cached = caches[name](FSSPEC_BLOCK_BYTES, store.fetch, store.nbytes)
-            yield f"fsspec {name}", FSSPEC_SCAN_BYTES, lambda offset, nbytes, c=cached: c._fetch(offset, offset + nbytes)
+            read = partial(fetch_from, cached)
+            yield f"fsspec {name}", FSSPEC_SCAN_BYTES, read
 
 
 def scan(store: ThrottledStore, read: Callable[[int, int], bytes], nbytes: int) -> dict[str, float]:

@@ -140,6 +140,8 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
         return
     limit = min(nr_file_pages - 1, start + size - 1)
     order = min(MAX_FOLIO_ORDER, ra.order, size.bit_length() - 1)
+    if ra.io_pages:
+        order = min(order, ra.io_pages.bit_length() - 1)  # a folio is read by one request
     ra.order = order
     async_size = ra.async_size
     mark = start + size - async_size
