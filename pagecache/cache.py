@@ -46,9 +46,9 @@ class PageCache:
         if nbytes < PAGE_SIZE:
             raise ValueError(f"a budget of {nbytes} bytes holds no page; give {PAGE_SIZE} bytes or more")
         self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1)
-        if io not in ("auto", "threads"):
-            raise ValueError(f"io must be 'auto' or 'threads', not {io!r}")
-        self.io_backend = self.segment.start_io(ring=io == "auto", register_frames=register_frames)
+        if io not in ("auto", "io_uring", "threads"):
+            raise ValueError(f"io must be 'auto', 'io_uring' or 'threads', not {io!r}")
+        self.io_backend = self.segment.start_io(ring=io != "threads", register_frames=register_frames)
         self.segment.start_kswapd()
         self._lock = threading.RLock()
         self._inodes: OrderedDict[bytes, Inode] = OrderedDict()

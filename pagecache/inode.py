@@ -10,7 +10,7 @@ from pagecache._core import AddressSpace, Segment
 from pagecache.readahead import PAGE_SHIFT
 from pagecache.stores.base import hints_of
 from pagecache.submit import Line
-from pagecache.window import window_pages
+from pagecache.window import share_pages, wanted_pages, window_pages
 from pagecache.workers import Channel
 
 LAST_PAGE = (1 << 52) - 1
@@ -82,7 +82,9 @@ class Inode:
     @property
     def ra_pages(self) -> int:
         """The largest readahead window of one open file now (pages)."""
-        return window_pages(self.hints, self.mapping.extra.speed, self.mapping.segment.nr_frames, self.streams.nr)
+        line, nr_frames = self.mapping.extra, self.mapping.segment.nr_frames
+        line.is_crowded = share_pages(nr_frames, self.streams.nr) < wanted_pages(self.hints, line.speed)
+        return window_pages(self.hints, line.speed, nr_frames, self.streams.nr)
 
     @property
     def writable(self) -> bool:

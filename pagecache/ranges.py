@@ -50,7 +50,7 @@ def fetch(mapping: AddressSpace, runs: Sequence[tuple[int, int]]) -> None:
             for start in range(first, last + 1, step):
                 end = min(start + step - 1, last)
                 for batch in submit.missing_batches(mapping, start, end, demand_end=end + 1):
-                    submit.read_in_background(mapping, batch)
+                    submit.read_in_background(mapping, batch, step)
     finally:
         mapping.unlock_shared()
 

@@ -70,6 +70,8 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
         ra.start = index
         ra.size = init_ra_size(req, max_pages)
         ra.async_size = ra.size - req if ra.size > req else ra.size // 2
+        if req > ra.ra_pages and mapping.extra.is_crowded:
+            ra.async_size = 0  # what is asked for is more than this file's share already: nothing beyond it
     else:
         gap = mapping.prev_gap(index - 1, max_pages)
         contiguous = index - gap - 1

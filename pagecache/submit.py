@@ -25,6 +25,7 @@ class Line:
         self.hints = hints
         self.channel = channel
         self.speed = StoreSpeed()
+        self.is_crowded = False  # whether the budget, not the store, limits windows now
 
     def request_bytes(self) -> int:
         """Return how much one request should carry (bytes)."""
@@ -125,13 +126,15 @@ def read_timed(mapping: AddressSpace, batch: FolioBatch) -> None:
     mapping.extra.speed.observe(nbytes, time.perf_counter() - started)
 
 
-def read_in_background(mapping: AddressSpace, batch: FolioBatch) -> None:
-    """Start reading a batch nobody waits for. Errors are only counted; whoever needs such a page reads it again."""
-    line: Line = mapping.extra
+def read_in_background(mapping: AddressSpace, batch: FolioBatch, per_request: int = 0) -> None:
+    """Start reading a batch nobody waits for. Errors are only counted; whoever needs such a page reads it again.
+
+    per_request: pages; 0: as many as fit the store.
+    """
     if mapping.fd >= 0:
-        batch.submit(mapping.fd, mapping.direct, line.request_bytes())
+        batch.submit(mapping.fd, mapping.direct, per_request << PAGE_SHIFT or mapping.extra.request_bytes())
         return
-    per_request = line.request_pages(batch.nr_pages)
+    per_request = per_request or mapping.extra.request_pages(batch.nr_pages)
     while len(batch):
         rest = batch.split_off(batch.start + per_request)
         _submit_task(mapping, batch)

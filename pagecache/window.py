@@ -76,13 +76,22 @@ def request_bytes(hints: StoreHints, speed: StoreSpeed) -> int:
     return max(PAGE_SIZE, 1 << (wanted - 1).bit_length() if wanted < hints.max_request else wanted)
 
 
+def wanted_pages(hints: StoreHints, speed: StoreSpeed) -> int:
+    """Return the window that keeps all connections of a store busy (pages)."""
+    if hints.latency == "device" or (hints.latency == "remote" and speed.latency_s >= FAR_LATENCY_S):
+        return 2 * hints.parallel_requests * request_bytes(hints, speed) // PAGE_SIZE
+    return hints.preferred_request // PAGE_SIZE
+
+
+def share_pages(nr_frames: int, nr_streams: int) -> int:
+    """Return what one of so many streams may hold in its window, of a budget of nr_frames (pages)."""
+    share = nr_frames // (BUDGET_SHARE * max(1, nr_streams))
+    return min(max(share, MIN_WINDOW_PAGES), nr_frames)
+
+
 def window_pages(hints: StoreHints, speed: StoreSpeed, nr_frames: int, nr_streams: int) -> int:
     """Return the largest window of one stream (pages).
 
     nr_frames: the budget. nr_streams: files that are being read ahead of, this one included.
     """
-    share = nr_frames // (BUDGET_SHARE * max(1, nr_streams))
-    wanted = hints.preferred_request // PAGE_SIZE
-    if hints.latency == "device" or (hints.latency == "remote" and speed.latency_s >= FAR_LATENCY_S):
-        wanted = 2 * hints.parallel_requests * request_bytes(hints, speed) // PAGE_SIZE
-    return max(1, min(wanted, max(share, MIN_WINDOW_PAGES), nr_frames))
+    return max(1, min(wanted_pages(hints, speed), share_pages(nr_frames, nr_streams)))
