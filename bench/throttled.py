@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 PATTERN_BYTES = 1 << 26
 
@@ -51,26 +52,30 @@ class ThrottledStore:
         start = offset % 251
         return bytes(self._pattern[start : start + nbytes])
 
-    def _pass(self, nbytes: int) -> None:
+    @contextmanager
+    def _transfer(self, nbytes: int) -> Iterator[None]:
+        """One request on one connection: what is done inside is a part of its time, as bytes arrive while they travel."""
         with self._lock:
             self.nr_requests += 1
             self.nr_bytes += nbytes
         with self._free:
-            time.sleep(self.latency_s + nbytes / self.bandwidth_bytes_s)
+            ends = time.perf_counter() + self.latency_s + nbytes / self.bandwidth_bytes_s
+            yield
+            time.sleep(max(0.0, ends - time.perf_counter()))
 
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
         wanted = min(sum(map(len, buffers)), self.nbytes - offset)
-        self._pass(wanted)
         done = 0
-        for buffer in buffers:
-            piece = min(len(buffer), wanted - done)
-            start = (offset + done) % 251
-            buffer[:piece] = self._pattern[start : start + piece]
-            done += piece
+        with self._transfer(wanted):
+            for buffer in buffers:
+                piece = min(len(buffer), wanted - done)
+                start = (offset + done) % 251
+                buffer[:piece] = self._pattern[start : start + piece]
+                done += piece
         return done
 
     def fetch(self, start: int, end: int) -> bytes:
         """Return bytes start..end - 1, as an HTTP client would."""
         end = min(end, self.nbytes)
-        self._pass(end - start)
-        return self.expected(start, end - start)
+        with self._transfer(end - start):
+            return self.expected(start, end - start)

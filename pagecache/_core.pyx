@@ -15,6 +15,7 @@ include "parts/grab.pxi"        # the steps of truncation: folios of a range, lo
 include "parts/view.pxi"        # FolioView: a buffer that keeps its folio
 include "parts/file.pxi"        # FileCore: position, readahead state, the hit path
 include "parts/pagetable.pxi"   # PageTable: the translations of one mapped area
+include "parts/places.pxi"      # Places: how many requests of a store run at once
 include "parts/xa_entry.pxi"    # XArray on its own: objects as entries
 include "parts/xarray.pxi"      # XArray: a sparse array with marks and multi-index entries
 include "parts/xa_cursor.pxi"   # its cursor

@@ -18,6 +18,14 @@ ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
 FADV_NORMAL, FADV_RANDOM, FADV_SEQUENTIAL, FADV_WILLNEED, FADV_DONTNEED, FADV_NOREUSE = range(6)
 
 
+def _checked_range(offset: int, length: int) -> tuple[int, int]:
+    """Return a byte range as two ints. Raises TypeError and ValueError."""
+    offset, length = operator.index(offset), operator.index(length)
+    if offset < 0 or length < 0:
+        raise ValueError(f"offset and length must not be negative, not {offset} and {length}")
+    return offset, length
+
+
 class CacheStat(NamedTuple):
     """What `File.cachestat` counts (pages)."""
 
@@ -311,8 +319,7 @@ class File(FileCore):
         Returns a Prefetch: wait on it, or look at its progress.
         """
         self._check_open()
-        if offset < 0 or nbytes < 0:
-            raise ValueError("offset and nbytes must not be negative")
+        offset, nbytes = _checked_range(offset, nbytes)
         return self._prefetch_pages(*self._pages_touched(offset, nbytes))
 
     def _prefetch_pages(self, first: int, last: int) -> Prefetch:
@@ -343,8 +350,7 @@ class File(FileCore):
         Raises ValueError for unknown advice or a negative range.
         """
         self._check_usable()
-        if offset < 0 or length < 0:
-            raise ValueError("offset and length must not be negative")
+        offset, length = _checked_range(offset, length)
         if advice in (FADV_NORMAL, FADV_SEQUENTIAL):
             self._window_factor = 2 if advice == FADV_SEQUENTIAL else 1
             self.ra.ra_pages = self._fitted_pages = self.inode.ra_pages * self._window_factor
@@ -377,8 +383,7 @@ class File(FileCore):
     def cachestat(self, offset: int = 0, length: int = 0) -> CacheStat:
         """Count the pages of a byte range (length 0: to the end) by what the cache knows of them."""
         self._check_usable()
-        if offset < 0 or length < 0:
-            raise ValueError("offset and length must not be negative")
+        offset, length = _checked_range(offset, length)
         last = (offset + length - 1) >> PAGE_SHIFT if length else (1 << 52) - 1
         return CacheStat(*self.mapping.cachestat(offset >> PAGE_SHIFT, last))
 
@@ -388,8 +393,9 @@ class File(FileCore):
         Raises ValueError when offset is not a multiple of the page size.
         """
         self._check_usable()
-        if offset < 0 or length < 0 or offset % PAGE_SIZE:
-            raise ValueError("offset must be a multiple of the page size and not negative")
+        offset, length = _checked_range(offset, length)
+        if offset % PAGE_SIZE:
+            raise ValueError(f"offset must be a multiple of the page size, not {offset}")
         end = min(offset + length, self.mapping.size) if length else self.mapping.size
         return self.mapping.mincore(offset >> PAGE_SHIFT, max(0, -(-(end - offset) >> PAGE_SHIFT)))
 
@@ -400,8 +406,7 @@ class File(FileCore):
         Context: takes invalidate_lock exclusive.
         """
         self._check_usable()
-        if offset < 0 or length < 0:
-            raise ValueError("offset and length must not be negative")
+        offset, length = _checked_range(offset, length)
         self.inode.invalidate(offset, length)
 
 

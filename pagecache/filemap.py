@@ -59,9 +59,9 @@ def filemap_get_folio(mapping: AddressSpace, index: int, fgp_flags: int = 0) -> 
     while True:
         folio = mapping.get_folio(index)
         if folio is not None:
-            if fgp_flags & FGP_LOCK and not _lock_found(mapping, index, folio, fgp_flags):
-                continue
-            return _touch_found(folio, fgp_flags)
+            if _act_on_found(mapping, index, folio, fgp_flags):
+                return folio
+            continue
         if not fgp_flags & FGP_CREAT:
             return None
         folio = _create_folio(mapping, index, fgp_flags)
@@ -69,31 +69,37 @@ def filemap_get_folio(mapping: AddressSpace, index: int, fgp_flags: int = 0) -> 
             return folio
 
 
-def _lock_found(mapping: AddressSpace, index: int, folio: Folio, fgp_flags: int) -> bool:
-    """Lock a folio that was found; False when it was truncated meanwhile."""
-    if not folio.trylock():
-        if fgp_flags & FGP_NOWAIT:
-            raise BlockingIOError(errno.EAGAIN, f"page {index} of {mapping.name} is locked")
-        folio.lock()
-    if folio.is_page_of(mapping, index):
-        return True
-    folio.unlock()
-    return False
-
-
-def _touch_found(folio: Folio, fgp_flags: int) -> Folio:
-    if fgp_flags & FGP_ACCESSED:
-        folio.mark_accessed()
-    if fgp_flags & FGP_STABLE:
-        folio.wait_writeback()
+def _act_on_found(mapping: AddressSpace, index: int, folio: Folio, fgp_flags: int) -> bool:
+    """Do with a folio that was found what the flags say; False, and it is put, when it was truncated meanwhile."""
+    locked = False
+    try:
+        if fgp_flags & FGP_LOCK:
+            if not folio.trylock():
+                if fgp_flags & FGP_NOWAIT:
+                    raise BlockingIOError(errno.EAGAIN, f"page {index} of {mapping.name} is locked")
+                folio.lock()
+            locked = True
+            if not folio.is_page_of(mapping, index):
+                folio.unlock()
+                folio.put()
+                return False
+        if fgp_flags & FGP_ACCESSED:
+            folio.mark_accessed()
+        if fgp_flags & FGP_STABLE:
+            folio.wait_writeback()
+    except BaseException:
+        if locked:
+            folio.unlock()
+        folio.put()
+        raise
     if not fgp_flags & FGP_DONTCACHE and folio.dropbehind:
         folio.set_dropbehind(False)
-    return folio
+    return True
 
 
 def _create_folio(mapping: AddressSpace, index: int, fgp_flags: int) -> Folio | None:
     """Create the folio of a missing page: the order asked for, then smaller ones; None if somebody else was faster."""
-    order = fgp_flags >> _FGP_ORDER_SHIFT
+    order = min(fgp_flags >> _FGP_ORDER_SHIFT, MAX_FOLIO_ORDER)
     if index & ((1 << order) - 1):
         order = (index & -index).bit_length() - 1
     while True:
@@ -108,10 +114,11 @@ def _create_folio(mapping: AddressSpace, index: int, fgp_flags: int) -> Folio | 
                 dropbehind=bool(fgp_flags & FGP_DONTCACHE),
                 writing=bool(fgp_flags & FGP_WRITE),
             )
-        if result == 0:
-            if fgp_flags & FGP_FOR_MMAP and not fgp_flags & FGP_LOCK:
-                folio.unlock()
-            return folio
+            if result == 0:
+                if fgp_flags & FGP_FOR_MMAP and not fgp_flags & FGP_LOCK:
+                    folio.unlock()
+                return folio
+            folio.put()
         if order > 0:
             order -= 1
         elif result == -errno.EEXIST:
@@ -190,12 +197,8 @@ def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
         batch = mapping.get_read_batch(index, last - 1)
         if pos >= mapping.size:
             return batch
-        if len(batch) == 0 and tries <= DIRECT_CREATE_TRIES:
-            file.fit_window()
-            page_cache_sync_ra(mapping, ra, index, last - index, random=file.is_random)
-            batch = mapping.get_read_batch(index, last - 1)
         if len(batch) == 0:
-            batch = filemap_create_folio(mapping, index)
+            batch = _read_missing(file, index, last, readahead=tries <= DIRECT_CREATE_TRIES)
             if batch is None:
                 continue
         if batch.last_readahead:
@@ -210,6 +213,27 @@ def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
             batch.release()
             if filemap_update_page(mapping, ra, folio):
                 return mapping.found(folio)
+
+
+def _read_missing(file, index: int, last: int, *, readahead: bool) -> FolioBatch | None:
+    """Read page `index`, and what else readahead decides up to page `last` or behind; None: look it up again.
+
+    Raises OSError; a failed read damps readahead of the open file to a quarter.
+    """
+    mapping, ra = file.mapping, file.ra
+    try:
+        if readahead:
+            file.fit_window()
+            page_cache_sync_ra(mapping, ra, index, last - index, random=file.is_random)
+            batch = mapping.get_read_batch(index, last - 1)
+            if len(batch) > 0:
+                return batch
+        return filemap_create_folio(mapping, index)
+    except fill.CacheFullError:
+        raise
+    except OSError:
+        ra.ra_pages //= QUARTER
+        raise
 
 
 def _start_next_window(mapping: AddressSpace, ra: FileRaState, batch: FolioBatch, last: int) -> None:
@@ -227,16 +251,13 @@ def filemap_create_folio(mapping: AddressSpace, index: int) -> FolioBatch | None
     Raises OSError and CacheFullError.
     """
     with fill.alloc_folio(mapping.segment) as folio:
-        mapping.lock_shared()
-        try:
+        with mapping.shared():
             result = mapping.add_folio(folio, index)
             if result == -errno.EEXIST:
                 return None
             if result != 0:
                 raise fill.cache_full(mapping.segment)
             fill.read_locked_folio(mapping, folio)
-        finally:
-            mapping.unlock_shared()
         return mapping.found(folio)
 
 
@@ -245,12 +266,9 @@ def filemap_update_page(mapping: AddressSpace, ra: FileRaState, folio: Folio) ->
 
     Raises OSError: of the read that was waited for, or of one's own.
     """
-    mapping.lock_shared()
-    try:
+    with mapping.shared():
         if folio.trylock():
             return _update_locked(mapping, ra, folio)
-    finally:
-        mapping.unlock_shared()
     fill.wait_for_folio(mapping, folio)
     return False
 

@@ -213,6 +213,8 @@ def wait_for_folio(mapping: AddressSpace, folio: Folio) -> None:
 
     Raises the error that ended its read, if one did. Context: no lock may be held.
     """
+    if mapping.extra is not None:
+        mapping.extra.channel.kick()
     frame, seq = folio.frame, folio.seq
     if folio.mapping_number == 0:
         folio.wait_unlocked()  # until its removal is over: the failure stands under the seq it had before

@@ -3,6 +3,7 @@
 import operator
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from pagecache import fill, truncate, workers
@@ -15,6 +16,7 @@ from pagecache.workers import Channel
 
 LAST_PAGE = (1 << 52) - 1
 SIZE_MAX = (1 << 63) - 1
+STORE_PATIENCE_S = 0.5  # how long closing waits for the engine's reads of a descriptor
 
 
 def is_writable(store: Any) -> bool:
@@ -31,6 +33,18 @@ def size_of(store: Any) -> int:
     if not 0 <= size <= SIZE_MAX:
         raise ValueError(f"size() of store {store.key!r} returned {size}: it must be in 0..{SIZE_MAX}")
     return size
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that calls a method as long as its object lives, and does not keep it alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return call
 
 
 class Streams:
@@ -65,8 +79,7 @@ class Inode:
         hints = hints_of(store)
         self.hints = hints
         channel = Channel(workers.shared_pool, hints.parallel_requests)
-        close_retired = weakref.WeakMethod(self.close_retired)
-        channel.on_idle = lambda: (close := close_retired()) and close()
+        channel.on_idle = _weakly(self.close_retired)
         self.mapping.extra = Line(hints, channel)
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
         if self.store is not None:
@@ -111,15 +124,12 @@ class Inode:
     def invalidate(self, offset: int = 0, length: int = 0) -> None:
         """Drop pages of a byte range; with no range take size and version anew. Raises OSError (EBUSY)."""
         mapping = self.mapping
-        mapping.lock_exclusive()
-        try:
+        with mapping.exclusive():
             last = (offset + length - 1) >> PAGE_SHIFT if length else LAST_PAGE
             truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, last)
             if offset == 0 and length == 0:
                 self._take_version()
                 mapping.size = size_of(self.store)
-        finally:
-            mapping.unlock_exclusive()
 
     def _take_version(self) -> None:
         """Take the store's present version for that of the cached bytes. Size and bytes are read afterwards."""
@@ -129,12 +139,8 @@ class Inode:
 
     def set_size(self, size: int) -> None:
         """Cut or extend the object, cache and store. Raises OSError; then the size is what the store says."""
-        mapping = self.mapping
-        mapping.lock_exclusive()
-        try:
+        with self.mapping.exclusive():
             self._set_size_locked(size)
-        finally:
-            mapping.unlock_exclusive()
 
     def _set_size_locked(self, size: int) -> None:
         mapping = self.mapping
@@ -182,20 +188,21 @@ class Inode:
                 self.store = None
         self.close_retired()
 
+    def _nobody_reads(self) -> bool:
+        """Whether no background read is in the store, or ends within a moment."""
+        return not self.mapping.extra.channel.nr_running and self.mapping.wait_inflight(STORE_PATIENCE_S)
+
     def close_retired(self) -> None:
         """Close stores that are not used any more, unless a read may still be in them: then it is tried again later."""
-        if not self._retired or not self.mapping.trylock_exclusive():
+        if not self._retired:
             return
-        try:
-            if self.store is None and (self.mapping.extra.channel.nr_running or not self.mapping.wait_inflight(0.5)):
+        with self.mapping.exclusive(wait=False) as held, self._lock:
+            if not held or (self.store is None and not self._nobody_reads()):
                 return
-            with self._lock:
-                if self.store is None:
-                    self.mapping.fd = -1
-                    self.mapping.host = None
-                retired = [store for store in self._retired if store is not self.store]
-                self._retired = []
-        finally:
-            self.mapping.unlock_exclusive()
+            if self.store is None:
+                self.mapping.fd = -1
+                self.mapping.host = None
+            retired = [store for store in self._retired if store is not self.store]
+            self._retired = []
         for store in retired:
             store.close()

@@ -366,8 +366,8 @@ class MemoryMap:
         vm_flags |= VM_READ if prot & _mmap.PROT_READ else 0
         vm_flags |= VM_EXEC if prot & _mmap.PROT_EXEC else 0
         held = MappedFile(file)
-        self.mmap_lock.lock_exclusive()
         try:
+            self.mmap_lock.lock_exclusive()
             start = self._next_start
             end = start + (nr_pages << PAGE_SHIFT)
             span = PTRS_PER_PTE << PAGE_SHIFT
@@ -384,9 +384,10 @@ class MemoryMap:
         Context: takes the mmap lock exclusively.
         """
         end = self._end_of_range(start, length)
-        self.mmap_lock.lock_exclusive()
         try:
-            for vma in self._cut_out(start, end):
+            self.mmap_lock.lock_exclusive()
+            gone = self._cut_out(start, end)  # what they hold is given up when the lock is not held any more
+            for vma in gone:
                 del self.vmas[vma.start]
                 maps_of(vma.file.mapping).discard(vma)
                 vma.unmap_object_pages(vma.pgoff, vma.pgoff + vma.nr_pages)
@@ -460,8 +461,8 @@ class MemoryMap:
     def _advise_flags(self, start: int, end: int, to_set: int, to_clear: int) -> int:
         """Change the flags of a range. Returns the pages that are mapped in it."""
         nr_pages = 0
-        self.mmap_lock.lock_exclusive()
         try:
+            self.mmap_lock.lock_exclusive()
             for vma in self._cut_out(start, end):
                 vma.flags = vma.flags & ~to_clear | to_set
                 nr_pages += vma.nr_pages
@@ -473,8 +474,8 @@ class MemoryMap:
     def _advise_pages(self, start: int, end: int, advice: int) -> int:
         """Forget, or start to read, the pages of a range. Returns the pages that are mapped in it."""
         wanted = []
-        self.mmap_lock.lock_shared()
         try:
+            self.mmap_lock.lock_shared()
             for vma in self._areas(start, end):
                 first, last = vma.page_of(max(start, vma.start)), vma.page_of(min(end, vma.end) - 1)
                 wanted.append((vma.file, first, last - first + 1))
@@ -512,8 +513,8 @@ class MemoryMap:
                 self.handle_page_fault(address)
 
     def _read_present(self, target: CopyTarget, done: int, address: int, nbytes: int) -> int:
-        self.mmap_lock.lock_shared()
         try:
+            self.mmap_lock.lock_shared()
             vma = self.vma_lookup(address)
             if vma is None:
                 return 0
@@ -533,14 +534,14 @@ class MemoryMap:
         Context: takes the mmap lock shared; a first attempt that has to wait drops it meanwhile.
         """
         while True:
-            self.mmap_lock.lock_shared()
-            vma = self.vma_lookup(address)
-            if vma is None or not vma.flags & _access_flags(flags):
-                self.mmap_lock.unlock_shared()
-                raise _segmentation_fault(vma, address, flags)
-            vmf = VmFault(vma, address, flags)
-            result = handle_fault(vmf)
-            if vmf.mmap_locked:
+            try:
+                self.mmap_lock.lock_shared()
+                vma = self.vma_lookup(address)
+                if vma is None or not vma.flags & _access_flags(flags):
+                    raise _segmentation_fault(vma, address, flags)
+                vmf = VmFault(vma, address, flags)
+                result = handle_fault(vmf)
+            finally:
                 self.mmap_lock.unlock_shared()
             if result & VM_FAULT_ERROR:
                 assert vmf.error is not None

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
+WAIT_SLICE_S = 0.05  # a waiting thread looks again this often, even if nobody wakes it
 
 # What an area allows, and how it will be read.
 VM_READ = 0x1
@@ -65,57 +66,65 @@ class BusError(OSError):
 class MmapLock:
     """The lock of an address space: faults share it, changes of the areas exclude them.
 
-    A waiting writer keeps new readers out, so it waits only for the faults that are under way.
-    Context: waits may be interrupted by a signal handler that raises; then the lock is not held.
+    A waiting writer keeps new readers out, so it waits only for the faults that are under way. The lock knows its
+    threads: to share it again, or to give back what one does not hold, does nothing. So take it inside `try` and give
+    it back in `finally`; an exception from outside, wherever it strikes, then blocks nobody.
+    Context: waits may be interrupted by a signal handler that raises.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._readers = 0
-        self._writing = False
-        self._writers_waiting = 0
+        self._readers: set[int] = set()
+        self._writer = 0
+        self._writers_waiting: set[int] = set()
 
     @property
     def nr_readers(self) -> int:
         """Threads that share the lock now."""
-        return self._readers
+        return len(self._readers)
 
     @property
     def write_locked(self) -> bool:
         """Whether a thread excludes all others now."""
-        return self._writing
+        return self._writer != 0
 
     def lock_shared(self) -> None:
         """Share the lock with other readers."""
+        me = threading.get_ident()
+        if me in self._readers:
+            return
         with self._changed:
-            while self._writing or self._writers_waiting:
-                self._changed.wait()
-            self._readers += 1
+            while self._writer or self._writers_waiting:
+                self._changed.wait(WAIT_SLICE_S)
+            self._readers.add(me)
 
     def unlock_shared(self) -> None:
-        """Give up a share."""
-        with self._changed:
-            self._readers -= 1
-            if self._readers == 0:
-                self._changed.notify_all()
+        """Give this thread's share back, if it has one."""
+        self._readers.discard(threading.get_ident())
+        if self._writers_waiting and not self._readers:
+            self._wake()
 
     def lock_exclusive(self) -> None:
-        """Exclude everybody else."""
-        with self._changed:
-            self._writers_waiting += 1
-            try:
-                while self._writing or self._readers:
-                    self._changed.wait()
-                self._writing = True
-            finally:
-                self._writers_waiting -= 1
-                if not self._writing:
-                    self._changed.notify_all()
+        """Exclude everybody else; a share that this thread has is given back first."""
+        me = threading.get_ident()
+        self._readers.discard(me)
+        try:
+            self._writers_waiting.add(me)
+            with self._changed:
+                while self._writer or self._readers:
+                    self._changed.wait(WAIT_SLICE_S)
+                self._writer = me
+        finally:
+            self._writers_waiting.discard(me)
 
     def unlock_exclusive(self) -> None:
-        """Let the others in."""
+        """Let the others in, if this thread has kept them out."""
+        if self._writer == threading.get_ident():
+            self._writer = 0
+        self._wake()
+
+    def _wake(self) -> None:
         with self._changed:
-            self._writing = False
             self._changed.notify_all()
 
 
@@ -141,8 +150,8 @@ class VmFault:
 
     def drop_mmap_lock(self) -> None:
         """Give up the mmap lock, and with it the right to look at the area."""
-        self.mmap_locked = False
         self.vma.mmap_lock.unlock_shared()
+        self.mmap_locked = False
 
     def fail(self, result: int, error: OSError) -> int:
         """Note the error that explains a result; returns the result."""

@@ -111,15 +111,12 @@ def read_missing(mapping: AddressSpace, start: int, end: int) -> None:
     Context: takes invalidate_lock shared, and a place behind those that others wait for.
     """
     end = min(end, -(-mapping.size >> PAGE_SHIFT) - 1)
-    mapping.lock_shared()
-    try:
+    with mapping.shared():
         for batch in submit.missing_batches(mapping, start, end, _order_for(end - start + 1)):
             try:
                 submit.read_now(mapping, batch, urgent=False)
             finally:
                 batch.release()
-    finally:
-        mapping.unlock_shared()
 
 
 def _order_for(nr_pages: int) -> int:

@@ -44,15 +44,12 @@ def _gap_end(mapping: AddressSpace, first: int, last: int) -> int:
 def fetch(mapping: AddressSpace, runs: Sequence[tuple[int, int]]) -> None:
     """Start reading runs of pages; whoever copies the bytes waits for them, and sees the errors."""
     step = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
-    mapping.lock_shared()
-    try:
+    with mapping.shared():
         for first, last in runs:
             for start in range(first, last + 1, step):
                 end = min(start + step - 1, last)
                 for batch in submit.missing_batches(mapping, start, end, demand_end=end + 1):
                     submit.read_in_background(mapping, batch, step)
-    finally:
-        mapping.unlock_shared()
 
 
 def groups_of(ranges: Sequence[tuple[int, int]], budget: int) -> Iterator[Sequence[tuple[int, int]]]:

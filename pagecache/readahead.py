@@ -76,7 +76,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
         gap = mapping.prev_gap(index - 1, max_pages)
         contiguous = index - gap - 1
         if contiguous <= req:
-            do_page_cache_ra(mapping, ra, index, req, 0, demand_end=index + req)
+            do_page_cache_ra(mapping, index, req, 0, demand_end=index + req, dropbehind=ra.dropbehind)
             return
         if gap == -1:
             contiguous *= 2
@@ -122,7 +122,8 @@ def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: 
     nr = min(nr, max(ra.io_pages, ra.ra_pages))
     while nr > 0:
         piece = min(nr, FORCE_CHUNK_PAGES)
-        do_page_cache_ra(mapping, ra, index, piece, 0, demand_end=index + piece if demanded else 0)
+        demand_end = index + piece if demanded else 0
+        do_page_cache_ra(mapping, index, piece, 0, demand_end=demand_end, dropbehind=ra.dropbehind)
         index += piece
         nr -= piece
 
@@ -148,27 +149,26 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
     async_size = ra.async_size
     mark = start + size - async_size
     index, result = start, 0
-    mapping.lock_shared()
-    try:
+    with mapping.shared():
         while index <= limit and result in (0, ENOSPC):
             batch = mapping.new_batch(index)
             result = batch.extend(limit, order, mark, demand_end, ra.dropbehind)
             index = batch.next_index
             read_pages(mapping, batch, demand_end, background)
-    finally:
-        mapping.unlock_shared()
     if index <= limit:
-        do_page_cache_ra(mapping, ra, index, start + size - index, async_size, demand_end=demand_end, background=background)
+        left = start + size - index
+        how = {"demand_end": demand_end, "dropbehind": ra.dropbehind, "background": background}
+        do_page_cache_ra(mapping, index, left, async_size, **how)
 
 
 def do_page_cache_ra(
     mapping: AddressSpace,
-    ra: FileRaState,
     index: int,
     nr: int,
     lookahead: int,
     *,
     demand_end: int,
+    dropbehind: bool = False,
     background: bool = False,
 ) -> None:
     """Read nr pages from `index` on that are not cached yet, clipped to the file; marks the page `lookahead` pages
@@ -178,26 +178,24 @@ def do_page_cache_ra(
         return
     nr = min(nr, nr_file_pages - index)
     mark = index + nr - lookahead if 0 < lookahead <= nr else -1
-    page_cache_ra_unbounded(mapping, ra, index, nr, mark, demand_end=demand_end, background=background)
+    how = {"demand_end": demand_end, "dropbehind": dropbehind, "background": background}
+    page_cache_ra_unbounded(mapping, index, nr, mark, **how)
 
 
 def page_cache_ra_unbounded(
     mapping: AddressSpace,
-    ra: FileRaState,
     index: int,
     nr: int,
     mark: int,
     *,
     demand_end: int,
+    dropbehind: bool = False,
     background: bool = False,
 ) -> None:
     """Read nr pages from `index` on with single-page folios, around those that are cached.
 
     Context: takes invalidate_lock shared.
     """
-    mapping.lock_shared()
-    try:
-        for batch in missing_batches(mapping, index, index + nr - 1, 0, mark, demand_end, ra.dropbehind):
+    with mapping.shared():
+        for batch in missing_batches(mapping, index, index + nr - 1, 0, mark, demand_end, dropbehind):
             read_pages(mapping, batch, demand_end, background)
-    finally:
-        mapping.unlock_shared()

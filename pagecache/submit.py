@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pagecache import fill
 from pagecache._core import AddressSpace, FolioBatch
 from pagecache.stores.base import StoreHints
-from pagecache.window import StoreSpeed, request_bytes
+from pagecache.window import StoreSpeed, is_far, request_bytes
 from pagecache.workers import Channel
 
 PAGE_SHIFT = 12
@@ -32,7 +32,9 @@ class Line:
         return request_bytes(self.hints, self.speed)
 
     def request_pages(self, nr_pages: int) -> int:
-        """Return how many pages of a run one request should carry: all connections get their part of a short run."""
+        """Return how many pages of a run one request should carry: all connections of a far store get their part of it."""
+        if not is_far(self.hints, self.speed):
+            return max(1, self.request_bytes() >> PAGE_SHIFT)
         part = max(-(-nr_pages // self.hints.parallel_requests), self.hints.preferred_request >> PAGE_SHIFT)
         return max(1, min(part, self.request_bytes() >> PAGE_SHIFT))
 

@@ -4,7 +4,9 @@
 bytes back in between.  Reads of cached pages do not take it: they return old bytes, or stop at the new size.
 """
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 from pagecache import _core
 from pagecache._core import AddressSpace, Folio
@@ -50,26 +52,33 @@ def _truncate_edges(mapping: AddressSpace, lstart: int, lend: int, start: int, e
     """Cut the folios that lie over the edges. Returns the pages that are left to remove."""
     last_byte = lend if lend != TO_THE_END else (_LAST_PAGE << PAGE_SHIFT) - 1
     first_edge, last_edge = lstart >> PAGE_SHIFT, last_byte >> PAGE_SHIFT
-    folio = _lock_cached(mapping, first_edge)
     same = False
-    if folio is not None:
-        after = folio.index + folio.nr_pages
-        same = last_edge < after
-        if not truncate_inode_partial_folio(mapping, folio, lstart, last_byte):
-            start = after
-            if same:
-                end = first_edge
-        folio.unlock()
-        folio.put()
-    if not same and lend != TO_THE_END:
-        folio = _lock_cached(mapping, last_edge)
+    with _locked(_lock_cached(mapping, first_edge)) as folio:
         if folio is not None:
-            first = folio.index
+            after = folio.index + folio.nr_pages
+            same = last_edge < after
             if not truncate_inode_partial_folio(mapping, folio, lstart, last_byte):
-                end = first
+                start = after
+                if same:
+                    end = first_edge
+    if not same and lend != TO_THE_END:
+        with _locked(_lock_cached(mapping, last_edge)) as folio:
+            if folio is not None:
+                first = folio.index
+                if not truncate_inode_partial_folio(mapping, folio, lstart, last_byte):
+                    end = first
+    return start, end
+
+
+@contextlib.contextmanager
+def _locked(folio: Folio | None) -> Iterator[Folio | None]:
+    """Unlock and put a locked folio, if there is one, when the block ends."""
+    try:
+        yield folio
+    finally:
+        if folio is not None:
             folio.unlock()
             folio.put()
-    return start, end
 
 
 def _lock_cached(mapping: AddressSpace, index: int) -> Folio | None:
@@ -78,7 +87,11 @@ def _lock_cached(mapping: AddressSpace, index: int) -> Folio | None:
         folio = mapping.get_folio(index)
         if folio is None:
             return None
-        folio.lock()
+        try:
+            folio.lock()
+        except BaseException:
+            folio.put()
+            raise
         if folio.is_page_of(mapping, index):
             return folio
         folio.unlock()
@@ -113,20 +126,21 @@ def _split_at_cuts(mapping: AddressSpace, folio: Folio, first: int, begin: int, 
     if not folio.split((first + begin) >> PAGE_SHIFT):
         return False
     if end < length:
-        tail = _trylock_cached(mapping, (first + end) >> PAGE_SHIFT)
-        if tail is not None:
-            tail.split((first + end) >> PAGE_SHIFT)
-            tail.unlock()
-            tail.put()
+        with _locked(_trylock_cached(mapping, (first + end) >> PAGE_SHIFT)) as tail:
+            if tail is not None:
+                tail.split((first + end) >> PAGE_SHIFT)
     return True
 
 
 def _trylock_cached(mapping: AddressSpace, index: int) -> Folio | None:
     folio = mapping.get_folio(index)
-    if folio is not None and folio.trylock():
+    if folio is None:
+        return None
+    if folio.trylock():
         if folio.is_page_of(mapping, index):
             return folio
         folio.unlock()
+    folio.put()
     return None
 
 
@@ -161,16 +175,27 @@ def _truncate_blocking(mapping: AddressSpace, start: int, end: int) -> None:
         index: int | None = start
         while index is not None and index < end:
             folios, index = _core.find_folios(mapping, index, end)
-            for folio in folios:
-                if folio.index < start or folio.index + folio.nr_pages > end:
-                    continue
-                clean = False
-                folio.lock()
-                try:
-                    folio.wait_writeback()
-                    truncate_folio(mapping, folio)
-                finally:
-                    folio.unlock()
+            with _referenced(folios):
+                for folio in folios:
+                    if folio.index < start or folio.index + folio.nr_pages > end:
+                        continue
+                    clean = False
+                    folio.lock()
+                    try:
+                        folio.wait_writeback()
+                        truncate_folio(mapping, folio)
+                    finally:
+                        folio.unlock()
+
+
+@contextlib.contextmanager
+def _referenced(folios: list[Folio]) -> Iterator[None]:
+    """Put the folios when the block ends, even if an exception keeps the list alive."""
+    try:
+        yield
+    finally:
+        for folio in folios:
+            folio.put()
 
 
 def truncate_setsize(mapping: AddressSpace, size: int) -> None:
@@ -188,13 +213,10 @@ def truncate_setsize(mapping: AddressSpace, size: int) -> None:
 def _zero_old_tail(mapping: AddressSpace, old_size: int) -> None:
     """Zero what lies behind the end of the file in its last page, before it becomes part of the file."""
     offset = old_size & (PAGE_SIZE - 1)
-    folio = _lock_cached(mapping, old_size >> PAGE_SHIFT) if offset else None
-    if folio is not None:
-        if folio.uptodate:
+    with _locked(_lock_cached(mapping, old_size >> PAGE_SHIFT) if offset else None) as folio:
+        if folio is not None and folio.uptodate:
             begin = old_size - (folio.index << PAGE_SHIFT)
             folio.zero(begin, (folio.nr_pages << PAGE_SHIFT) - begin)
-        folio.unlock()
-        folio.put()
 
 
 def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
@@ -243,11 +265,12 @@ def invalidate_inode_pages2_range(mapping: AddressSpace, start: int, end: int, l
     index: int | None = start
     while index is not None and index <= end:
         folios, index = _core.find_folios(mapping, index, end + 1)
-        for folio in folios:
-            try:
-                _invalidate_folio2(mapping, folio, launder)
-            except OSError as failed:
-                error = failed
+        with _referenced(folios):
+            for folio in folios:
+                try:
+                    _invalidate_folio2(mapping, folio, launder)
+                except OSError as failed:
+                    error = failed
     if error is not None:
         raise error
 

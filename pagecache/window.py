@@ -69,16 +69,23 @@ class StoreSpeed:
         return self.latency_s * self.bandwidth_bytes_s
 
 
+def is_far(hints: StoreHints, speed: StoreSpeed) -> bool:
+    """Whether waiting for the store costs more than copying its bytes."""
+    return hints.latency == "remote" and speed.latency_s >= FAR_LATENCY_S
+
+
 def request_bytes(hints: StoreHints, speed: StoreSpeed) -> int:
-    """Return the size of one request: large enough that waiting hardly counts, whole pages, a power of two."""
-    wanted = max(hints.preferred_request, int(WAITING_FACTOR * speed.in_flight_bytes))
-    wanted = min(wanted, hints.max_request)
+    """Return the most that one request should carry: all the store takes, but where requests run in parallel no more than
+    is needed for waiting to hardly count."""
+    if not is_far(hints, speed):
+        return max(PAGE_SIZE, hints.max_request)
+    wanted = min(max(hints.preferred_request, int(WAITING_FACTOR * speed.in_flight_bytes)), hints.max_request)
     return max(PAGE_SIZE, 1 << (wanted - 1).bit_length() if wanted < hints.max_request else wanted)
 
 
 def wanted_pages(hints: StoreHints, speed: StoreSpeed) -> int:
     """Return the window that keeps all connections of a store busy (pages)."""
-    if hints.latency == "device" or (hints.latency == "remote" and speed.latency_s >= FAR_LATENCY_S):
+    if hints.latency == "device" or is_far(hints, speed):
         return 2 * hints.parallel_requests * request_bytes(hints, speed) // PAGE_SIZE
     return hints.preferred_request // PAGE_SIZE
 

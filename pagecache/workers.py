@@ -8,13 +8,16 @@ that a store that hangs holds up neither other stores, nor closing, nor the end 
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pagecache._core import Places
+
 MAX_WORKERS = 256
 IDLE_TIMEOUT_S = 10.0
-WAIT_SLICE_S = 0.05  # a waiting thread looks for signals this often
+POLL_S = 0.001  # how often a worker looks where nobody wakes it
 
 Task = Callable[[], None]
 logger = logging.getLogger("pagecache")
@@ -81,91 +84,89 @@ class Channel:
 
     pool: whose threads carry the requests. limit: requests at once, 1 or more.
 
+    Places are counted by the engine, and tasks are taken out of the queue by the workers only: a signal that ends a
+    function of the main thread half way leaves a task in the queue at worst, and `kick` finds a worker for it.
     Tasks must not wait for `invalidate_lock` or for a folio: whoever holds those may be waiting for a place.
     """
 
     def __init__(self, pool: WorkerPool, limit: int):
         self._pool = pool
-        self.limit = limit
-        self._changed = threading.Condition()
+        self._places = Places(limit)
         self._waiting: deque[Task] = deque()
-        self._nr_running = 0
-        self._nr_urgent = 0  # readers that wait for a place
-        self.on_idle: Task | None = None
+        self.on_idle: Task | None = None  # called, without a lock, whenever the last request has ended
+
+    @property
+    def limit(self) -> int:
+        """Requests that may run at once."""
+        return self._places.limit
 
     @property
     def nr_running(self) -> int:
         """Requests that run now."""
-        return self._nr_running
+        return self._places.taken
 
     def submit(self, task: Task) -> None:
         """Run a task in the background when its turn comes."""
-        with self._changed:
-            self._waiting.append(task)
-        self._start_waiting()
+        self._waiting.append(task)
+        self.kick()
 
-    def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until nothing runs or waits (seconds). Returns whether that is so."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._nr_running and not self._waiting, timeout_s)
+    def kick(self) -> None:
+        """See to it that somebody carries out what waits, if anything may run."""
+        if self._waiting and self._places.taken < self.limit:
+            self._pool.run(self._carry)
 
-    def _start_waiting(self) -> None:
-        """Start as many tasks as there are places that no reader waits for."""
-        while True:
-            with self._changed:
-                task = self._take()
-                if task is None:
-                    return
-                self._nr_running += 1
-            self._pool.run(lambda task=task: self._carry(task))
-
-    def _take(self) -> Task | None:
-        """Return the next task if there is a place for it. Context: lock held."""
-        if self._waiting and self._nr_running + self._nr_urgent < self.limit:
-            return self._waiting.popleft()
-        return None
-
-    def _carry(self, task: Task | None) -> None:
-        while task is not None:
-            run_guarded(task)
-            with self._changed:
-                self._nr_running -= 1
-                task = self._take()
-                self._nr_running += task is not None
-                self._changed.notify_all()
-        self._tell_idle()
-
-    def _tell_idle(self) -> None:
-        if self.on_idle is not None and not self._nr_running:
+    def _carry(self) -> None:
+        """Carry out tasks while there are some and a place is free. Context: a worker thread."""
+        while self._waiting and self._places.take():
+            try:
+                self._carry_one()
+            finally:
+                self._places.give()
+        if not self._places.taken and not self._waiting and self.on_idle is not None:
             run_guarded(self.on_idle)
+
+    def _carry_one(self) -> None:
+        try:
+            task = self._waiting.popleft()
+        except IndexError:
+            return
+        self.kick()  # a place that a reader waited for meanwhile may be free
+        run_guarded(task)
 
     @contextmanager
     def place(self, urgent: bool = True) -> Iterator[None]:
         """A place for a request that the calling thread carries out itself.
 
-        urgent: before all that is waiting; otherwise behind it.
+        urgent: before all that is waiting; otherwise behind it, which only workers may ask for.
         Context: sleeps while all places are taken; Ctrl-C ends the wait.
         """
-        with self._changed:
-            self._nr_urgent += urgent
-            try:
-                while not self._has_place(urgent):
-                    self._changed.wait(WAIT_SLICE_S)
-                self._nr_running += 1
-            finally:
-                self._nr_urgent -= urgent
         try:
-            yield
+            if urgent:
+                with self._places.urgent():
+                    yield
+            else:
+                self._wait_in_line()
+                try:
+                    yield
+                finally:
+                    self._places.give()
         finally:
-            with self._changed:
-                self._nr_running -= 1
-                self._changed.notify_all()
-            self._start_waiting()
+            self.kick()
 
-    def _has_place(self, urgent: bool) -> bool:
-        if urgent:
-            return self._nr_running < self.limit
-        return not self._waiting and self._nr_running + self._nr_urgent < self.limit
+    def _wait_in_line(self) -> None:
+        while self._waiting or not self._places.take():
+            self.kick()
+            time.sleep(POLL_S)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing runs or waits (seconds). Returns whether that is so."""
+        ends = time.monotonic() + timeout_s
+        while self._waiting or self._places.taken:
+            if time.monotonic() > ends:
+                return False
+            self.kick()
+            time.sleep(POLL_S)
+        return True
 
 
 # Requests to stores, and calls that may wait for such requests, have threads of their own: a call never takes the thread

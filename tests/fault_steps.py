@@ -66,6 +66,13 @@ class Mapped:
         vmf = self.vmf(index, flags)
         return vmf, filemap_fault(vmf)
 
+    def fault_and_leave(self, index, flags=mm.FAULT_FLAG_DEFAULT):
+        """The same in a thread that then leaves: a page it got stays locked, the mmap lock does not."""
+        vmf, result = self.fault(index, flags)
+        if vmf.mmap_locked:
+            vmf.drop_mmap_lock()
+        return vmf, result
+
     def release(self, vmf):
         """Give back what a fault that is over holds."""
         if vmf.folio is not None:

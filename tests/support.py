@@ -2,6 +2,7 @@
 waiting for a condition instead of for a clock."""
 
 import contextlib
+import gc
 import itertools
 import os
 import sys
@@ -11,6 +12,7 @@ import time
 from hypothesis import settings
 
 import pagecache
+from pagecache import readahead
 
 PAGE = 4096
 STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
@@ -165,6 +167,30 @@ class Crew:
         return results
 
 
+class WindowLog:
+    """What readahead issues: windows as "start+size/async", plain reads as "start:size"."""
+
+    def __init__(self, monkeypatch):
+        self.issued = []
+        self._in_window = False
+        self._order, self._plain = readahead.page_cache_ra_order, readahead.do_page_cache_ra
+        monkeypatch.setattr(readahead, "page_cache_ra_order", self._log_window)
+        monkeypatch.setattr(readahead, "do_page_cache_ra", self._log_plain)
+
+    def _log_window(self, mapping, ra, **options):
+        self.issued.append(f"{ra.start}+{ra.size}/{ra.async_size}")
+        self._in_window = True
+        try:
+            self._order(mapping, ra, **options)
+        finally:
+            self._in_window = False
+
+    def _log_plain(self, mapping, index, nr, lookahead, **options):
+        if not self._in_window:
+            self.issued.append(f"{index}:{nr}")
+        self._plain(mapping, index, nr, lookahead, **options)
+
+
 def add_page(mapping, index, data=b"", order=0):
     """Cache an uptodate folio that begins with these bytes; returns whether there was room and none there yet."""
     folio = mapping.segment.alloc_folio(order)
@@ -192,8 +218,15 @@ def checked_cache(frames, **options):
         cache.check()
 
 
+def nr_descriptors():
+    """Count the open descriptors of this process that are no garbage."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
 def assert_nothing_is_held(cache):
     """Check that no page frame is lost: all are free once the cache has dropped what it holds."""
+    cache.check()
     cache.drop_caches()
     cache.check()
     stats = cache.stats()

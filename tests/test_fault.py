@@ -176,7 +176,7 @@ def test_step_04c_failed_readahead_is_no_error(cache):
 def test_step_04d_retry_find_creates_the_folio_under_invalidate_lock(cache):
     area = mapped_random(cache)
     area.mapping.lock_exclusive()
-    with in_thread(lambda: area.fault(50, TRIED)) as fault:
+    with in_thread(lambda: area.fault_and_leave(50, TRIED)) as fault:
         fault.wait_inside("lock_mapping")
         assert area.mapping.nrpages == 0
         area.mapping.unlock_exclusive()
@@ -244,7 +244,7 @@ def test_step_05_waiting_for_the_folio_lock_may_drop_the_mmap_lock(cache, flags,
     area.bring_in(5)
     folio = area.mapping.get_folio(5)
     folio.lock()
-    with in_thread(lambda: area.fault(5, flags)) as fault:
+    with in_thread(lambda: area.fault_and_leave(5, flags)) as fault:
         fault.wait_inside("lock_folio_maybe_drop_mmap")
         wait_until(lambda: area.mm.mmap_lock.nr_readers == (0 if dropped else 1), "the mmap lock")
         folio.unlock()
@@ -310,7 +310,7 @@ def test_step_06_truncated_while_waiting_is_looked_up_again(cache, flags):
     area.bring_in(5)
     folio = area.mapping.get_folio(5)
     folio.lock()
-    with in_thread(lambda: area.fault(5, flags)) as fault:
+    with in_thread(lambda: area.fault_and_leave(5, flags)) as fault:
         fault.wait_inside("lock_folio_maybe_drop_mmap")
         area.mapping.remove_folio(folio)
         folio.unlock()
@@ -332,7 +332,7 @@ def test_step_07_not_uptodate_any_more_is_looked_up_under_invalidate_lock(cache)
     folio = area.mapping.get_folio(5)
     folio.lock()
     area.store.look = area.invalidate_lock_is_held
-    with in_thread(lambda: area.fault(5, TRIED)) as fault:
+    with in_thread(lambda: area.fault_and_leave(5, TRIED)) as fault:
         fault.wait_inside("lock_folio_maybe_drop_mmap")
         assert not area.invalidate_lock_is_held()
         folio.clear_uptodate()
@@ -410,7 +410,7 @@ def test_step_09_size_is_checked_again_under_the_folio_lock(cache):
     area.bring_in(5)
     folio = area.mapping.get_folio(5)
     folio.lock()
-    with in_thread(lambda: area.fault(5, TRIED)) as fault:
+    with in_thread(lambda: area.fault_and_leave(5, TRIED)) as fault:
         fault.wait_inside("lock_folio_maybe_drop_mmap")
         area.mapping.size = 5 * PAGE  # truncation sets the size first
         folio.unlock()

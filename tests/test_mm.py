@@ -10,7 +10,7 @@ import pytest
 from fault_steps import Mapped, SizedStore, in_thread
 from hypothesis import given
 from hypothesis import strategies as st
-from support import PAGE, Crew, Store, checked_cache, pages_of
+from support import PAGE, PATIENCE_S, Crew, Store, checked_cache, pages_of, wait_until
 
 import pagecache
 from pagecache import mm
@@ -455,41 +455,68 @@ def test_areas_agree_with_a_dictionary_of_pages(frames, steps):
 
 
 def test_readers_share_and_a_writer_excludes():
+    lock, leave = mm.MmapLock(), [threading.Event(), threading.Event()]
+
+    def share(number):
+        lock.lock_shared()
+        assert leave[number].wait(PATIENCE_S)
+        lock.unlock_shared()
+
+    def write():
+        lock.lock_exclusive()
+        assert lock.write_locked and lock.nr_readers == 0
+        lock.unlock_exclusive()
+
+    with in_thread(lambda: share(0)) as first, in_thread(lambda: share(1)) as second:
+        wait_until(lambda: lock.nr_readers == 2, "both to share the lock")
+        with in_thread(write) as writer:
+            writer.wait_inside("wait")
+            with in_thread(lambda: share(1)) as late:
+                late.wait_inside("wait")  # behind the writer, though readers hold the lock
+                leave[0].set()
+                first.result()
+                writer.wait_inside("wait")
+                leave[1].set()
+                for each in (second, writer, late):
+                    each.result()
+    assert lock.nr_readers == 0 and not lock.write_locked
+
+
+def test_thread_that_shares_the_lock_may_share_it_again_and_may_exclude():
     lock = mm.MmapLock()
     lock.lock_shared()
     lock.lock_shared()
-    assert lock.nr_readers == 2
-    with in_thread(lock.lock_exclusive) as writer:
-        writer.wait_inside("wait")
-        with in_thread(lock.lock_shared) as late:
-            late.wait_inside("wait")  # behind the writer, though readers hold the lock
-            lock.unlock_shared()
-            assert not lock.write_locked
-            lock.unlock_shared()
-            writer.result()
-            assert lock.write_locked and lock.nr_readers == 0
-            lock.unlock_exclusive()
-            late.result()
     assert lock.nr_readers == 1
     lock.unlock_shared()
+    lock.unlock_shared()
+    assert lock.nr_readers == 0
+    lock.lock_shared()
+    lock.lock_exclusive()
+    assert lock.nr_readers == 0
+    with in_thread(lock.unlock_exclusive):
+        pass
+    assert lock.write_locked  # it was not that thread's to give back
+    lock.unlock_exclusive()
+    assert not lock.write_locked
 
 
 def test_writer_that_gives_up_lets_readers_in():
-    lock = mm.MmapLock()
-    lock.lock_shared()
-
     class Stop(Exception):
         pass
 
-    def wait():
+    def interrupted(timeout):
         raise Stop
 
-    lock._changed.wait, kept = wait, lock._changed.wait
-    with pytest.raises(Stop):
-        lock.lock_exclusive()
-    lock._changed.wait = kept
-    lock.lock_shared()
-    assert lock.nr_readers == 2
+    lock, leave = mm.MmapLock(), threading.Event()
+    with in_thread(lambda: (lock.lock_shared(), leave.wait(PATIENCE_S), lock.unlock_shared())):
+        wait_until(lambda: lock.nr_readers == 1, "the other thread to share the lock")
+        wait, lock._changed.wait = lock._changed.wait, interrupted
+        with pytest.raises(Stop):
+            lock.lock_exclusive()
+        lock._changed.wait = wait
+        lock.lock_shared()
+        assert lock.nr_readers == 2
+        leave.set()
 
 
 def test_lock_admits_one_writer_or_many_readers(rng):

@@ -62,8 +62,9 @@ class TestRequests:
     @pytest.mark.parametrize(
         ("latency_s", "bandwidth", "expected"),
         [
-            (0.0, 1, 128 * KIB),  # nothing known
-            (0.0001, 64 * MIB, 128 * KIB),  # 16 * 6.5 KiB is less than what it prefers
+            (0.0, 1, 16 * MIB),  # nothing known: all that it takes
+            (0.0001, 64 * MIB, 16 * MIB),  # near: the same
+            (0.0006, 8 * MIB, 128 * KIB),  # 16 * 5 KiB is less than what it prefers
             (0.0009, 64 * MIB, MIB),  # 16 * 59 KiB
             (0.0012, 64 * MIB, 2 * MIB),  # the next power of two
             (0.02, 64 * MIB, 16 * MIB),  # 20.5 MiB, but 16 MiB is the most
@@ -93,7 +94,7 @@ class TestWindows:
             ("remote", 0.0004, 32),  # near: the kernel's limit
             ("remote", 0.0009, 2 * 8 * 256),
             ("remote", 0.02, 2 * 8 * 4096),
-            ("device", None, 2 * 8 * 32),
+            ("device", None, 2 * 8 * 4096),
         ],
     )
     def test_keep_all_connections_busy(self, latency, latency_s, expected):

@@ -5,13 +5,16 @@ cdef class Folio:
     """One reference to a folio: 2**order pages of one mapping, with one descriptor.
 
     Objects come from an AddressSpace's lookups or from `Segment.alloc_folio`; the reference is dropped with the
-    object or by `put`.  A folio that was removed from its mapping keeps its contents as long as it is referenced.
+    object or by `put`, and so is a lock that was taken through it.  A folio that was removed from its mapping keeps its contents as long as it is referenced.
     """
     cdef Segment segment
     cdef CFolio* folio
+    cdef bint is_lock_holder        # a signal may end a function anywhere: then the lock goes with the object
 
     def __dealloc__(self):
         if self.folio != NULL and self.segment is not None and not self.segment.seg.dead:
+            if self.is_lock_holder:
+                folio_unlock(&self.segment.seg, self.folio)
             folio_put(&self.segment.seg, self.folio)
 
     cdef CFolio* alive(self) except NULL:
@@ -20,9 +23,12 @@ cdef class Folio:
         return self.folio
 
     def put(self):
-        """Drops the reference now; the object is unusable afterwards."""
+        """Drops the reference now, and the lock if it is held; the object is unusable afterwards."""
         cdef CFolio* folio = self.alive()
         self.folio = NULL
+        if self.is_lock_holder:
+            self.is_lock_holder = False
+            folio_unlock(&self.segment.seg, folio)
         folio_put(&self.segment.seg, folio)
 
     def __enter__(self):
@@ -124,7 +130,10 @@ cdef class Folio:
 
     def trylock(self):
         """Locks if nobody holds the lock. Returns whether it did."""
-        return folio_trylock(self.alive())
+        cdef bint taken = folio_trylock(self.alive())
+        if taken:
+            self.is_lock_holder = True
+        return taken
 
     def lock(self):
         """Locks, sleeping if needed.
@@ -136,6 +145,7 @@ cdef class Folio:
         cdef FolioWaiter waiter
         cdef int r
         if folio_trylock(folio):
+            self.is_lock_holder = True
             return
         waiter.nr_lost = 0
         waiter.designated = False
@@ -144,6 +154,7 @@ cdef class Folio:
                 with nogil:
                     r = folio_lock_slice(folio, &waiter)
                 if r == 0:
+                    self.is_lock_holder = True
                     return
                 PyErr_CheckSignals()
         except BaseException:
@@ -153,6 +164,7 @@ cdef class Folio:
     def unlock(self):
         if not folio_test(self.alive(), FOLIO_LOCKED):
             raise RuntimeError("the folio is not locked")
+        self.is_lock_holder = False
         folio_unlock(&self.segment.seg, self.folio)
 
     def wait_unlocked(self, bint drop=False):
@@ -181,6 +193,7 @@ cdef class Folio:
         """Ends a read into the locked folio: unlocks it, and if it succeeded makes it uptodate in the same step."""
         if not folio_test(self.alive(), FOLIO_LOCKED):
             raise RuntimeError("the folio is not locked")
+        self.is_lock_holder = False
         folio_end_read(&self.segment.seg, self.folio, success)
 
     def mark_uptodate(self):
@@ -269,4 +282,11 @@ cdef Folio folio_object(Segment segment, CFolio* folio):
     cdef Folio self = Folio.__new__(Folio)
     self.segment = segment
     self.folio = folio
+    return self
+
+
+cdef Folio locked_folio_object(Segment segment, CFolio* folio):
+    """Wraps a reference and the lock."""
+    cdef Folio self = folio_object(segment, folio)
+    self.is_lock_holder = True
     return self

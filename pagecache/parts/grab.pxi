@@ -129,4 +129,4 @@ def copy_folio(AddressSpace mapping not None, Folio folio not None):
             memcpy(folio_address(mapping.seg, copy), folio_address(mapping.seg, raw),
                    <uint64_t>folio_nr_pages(raw) << PAGE_SHIFT)
             folio_set(copy, FOLIO_LOCKED | FOLIO_UPTODATE)
-    return None if copy == NULL else folio_object(mapping.segment, copy)
+    return None if copy == NULL else locked_folio_object(mapping.segment, copy)

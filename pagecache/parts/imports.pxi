@@ -29,9 +29,9 @@ from pagecache.core.io cimport file_stamp, run_bytes, run_read_fd, run_vector, r
 from libc.stdlib cimport free
 from pagecache.core.io_queue cimport (IO_RING, IoQueue, IoRequest, io_prepare, io_queue_end, io_queue_init,
                                       io_request_new, io_submit)
-from pagecache.core.lock cimport (WAIT_SLICE_NS, rwsem_read_slice, rwsem_try_read, rwsem_try_write, rwsem_unlock_read,
-                                  rwsem_unlock_write, rwsem_write_begin, rwsem_write_end, rwsem_write_slice, spin_lock,
-                                  spin_unlock)
+from pagecache.core.lock cimport (WAIT_SLICE_NS, WAKE_ALL, rwsem_read_slice, rwsem_try_read, rwsem_try_write,
+                                  rwsem_unlock_read, rwsem_unlock_write, rwsem_write_begin, rwsem_write_end,
+                                  rwsem_write_slice, spin_lock, spin_unlock)
 from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_is, folio_readable, folio_used,
                                     prefetch_cached, read_cached)
 from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)

@@ -167,6 +167,16 @@ cdef class AddressSpace:
     def unlock_exclusive(self):
         rwsem_unlock_write(&self.m.invalidate_lock)
 
+    def shared(self):
+        """`with mapping.shared():` holds invalidate_lock as `lock_shared` does. A signal, which may end a Python function
+        between any two steps, never leaves it held."""
+        return lock_guard(self, False, True)
+
+    def exclusive(self, *, bint wait=True):
+        """The same for `lock_exclusive`. wait: False to try only: the value of the block's `as` says whether it is
+        held."""
+        return lock_guard(self, True, wait)
+
     # -- lookup ------------------------------------------------------------------------------------------------------------
 
     def get_entry(self, uint64_t index):
@@ -263,7 +273,9 @@ cdef class AddressSpace:
             flags |= FOLIO_REFERENCED
         if dropbehind:
             flags |= FOLIO_DROPBEHIND
-        return mapping_add_folio(self.seg, self.number, raw, index, flags, writing)
+        cdef int r = mapping_add_folio(self.seg, self.number, raw, index, flags, writing)
+        folio.is_lock_holder = r == 0
+        return r
 
     def remove_folio(self, Folio folio not None):
         """Removes a locked folio of this mapping; its references stay valid."""
@@ -278,6 +290,7 @@ cdef class AddressSpace:
         if filemap_remove_clean(self.seg, raw, 1, False) != 0:
             return False
         folio.folio = NULL
+        folio.is_lock_holder = False
         folio_clear(raw, FOLIO_LOCKED)
         folio_free_last(self.seg, raw)
         return True
@@ -288,6 +301,7 @@ cdef class AddressSpace:
         cdef CFolio* raw = folio.alive()
         if not folio_test(raw, FOLIO_LOCKED) or folio_mapping(raw) != self.number or folio_test(raw, FOLIO_UPTODATE):
             raise ValueError("only a locked folio of this mapping that is not uptodate can be adopted")
+        folio.is_lock_holder = False
         batch = batch_object(self, folio_index(raw), True)
         folio_ref_add(raw, 1)
         batch.folios[0] = raw
@@ -356,6 +370,7 @@ cdef class AddressSpace:
         self.log_failure(folio.alive(), error)
         if folio_mapping(folio.folio) == self.number:
             filemap_remove_folio(self.seg, folio.folio)
+        folio.is_lock_holder = False
         folio_unlock(self.seg, folio.folio)
 
     def failure_of(self, uint32_t frame, uint32_t seq):
@@ -445,3 +460,48 @@ cdef class AddressSpace:
             entry = xas_find(&xas, <uint64_t>-1)
         spin_unlock(&self.m.pages.lock)
         return nr
+
+
+@cython.final
+@cython.freelist(8)
+@cython.no_gc_clear
+cdef class LockGuard:
+    """A hold on invalidate_lock: ends with its `with` block, or with this object."""
+    cdef AddressSpace mapping
+    cdef bint is_exclusive
+    cdef bint wait
+    cdef bint is_held
+
+    def __enter__(self):
+        if not self.is_exclusive:
+            self.mapping.lock_shared()
+        elif self.wait:
+            self.mapping.lock_exclusive()
+        elif not self.mapping.trylock_exclusive():
+            return False
+        self.is_held = True
+        return True
+
+    def __exit__(self, *exc):
+        self.end()
+
+    def __dealloc__(self):
+        if not self.mapping.seg.dead:
+            self.end()
+
+    cdef void end(self) noexcept:
+        if self.is_held:
+            self.is_held = False
+            if self.is_exclusive:
+                rwsem_unlock_write(&self.mapping.m.invalidate_lock)
+            else:
+                rwsem_unlock_read(&self.mapping.m.invalidate_lock)
+
+
+cdef LockGuard lock_guard(AddressSpace mapping, bint is_exclusive, bint wait):
+    cdef LockGuard guard = LockGuard.__new__(LockGuard)
+    guard.mapping = mapping
+    guard.is_exclusive = is_exclusive
+    guard.wait = wait
+    guard.is_held = False
+    return guard

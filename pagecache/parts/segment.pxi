@@ -240,6 +240,10 @@ cdef class Segment:
             freed = reclaim_pages(&self.seg, nr_pages)
         return freed
 
+    def fail_node_allocation(self, uint32_t nth):
+        """Makes the nth coming allocation of an index node fail, once; 0: none. Context: for tests."""
+        self.seg.pool.header.fail_countdown = nth
+
     def trim_shadows(self):
         """Gives up shadow nodes above the limit."""
         with nogil:

@@ -40,7 +40,15 @@ class FileStore:
         if self.direct:
             self.preferred_request = self.max_request = DIRECT_REQUEST
             self.latency = "device"
-        self.fd = os.open(self.path, flags, 0o666)
+        try:
+            self.fd = os.open(self.path, flags, 0o666)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self.direct:
+                raise
+            if os.path.isdir(self.path):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path) from None
+            reason = "this file cannot be read past the kernel's page cache: open it with direct=False"
+            raise OSError(errno.EINVAL, reason, self.path) from None
         try:
             status = os.fstat(self.fd)
             if stat.S_ISDIR(status.st_mode):

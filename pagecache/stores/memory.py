@@ -52,7 +52,7 @@ class MemoryStore:
         with self._lock:
             for buffer in buffers:
                 at = offset + done
-                if at > len(self._data):
+                if at > len(self._data) and len(buffer):
                     self._data.extend(bytes(at - len(self._data)))
                 self._data[at : at + len(buffer)] = buffer
                 done += len(buffer)
