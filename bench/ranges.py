@@ -1,9 +1,9 @@
-"""Cold random ranges of a file past the kernel's cache: all in one call against one after the other.
+"""Cold random ranges of a file past the kernel's cache: all in one call, by io_uring and by threads, and one by one.
 
     python bench/ranges.py [--size 1GiB] [--ranges 1000] [--rounds 7] [--directory DIR] [--json]
 
-Both sides take turns and read other pages in every round, which are cold: the file is opened with O_DIRECT, and the cache
-is emptied before.
+The sides take turns and read other pages in every round, which are cold: the file is opened with O_DIRECT, and the
+cache is emptied before.
 """
 
 import argparse

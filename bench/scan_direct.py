@@ -2,9 +2,9 @@
 
     python bench/scan_direct.py [--size 1GiB] [--rounds 5] [--cache 256MiB] [--directory DIR] [--json]
 
-fio reads 1 MiB at queue depth 8; ours reads 128 KiB at a time in a plain loop, and the kernel is asked for the same, with
-the file dropped from its cache before. All take turns in rotated order: disks here have a burst budget. The caches are
-made once and are smaller than the file, so that reclaim is a part of what is measured.
+fio reads 1 MiB at queue depth 8; ours reads 128 KiB at a time in a plain loop, and the kernel is asked for the same,
+with the file dropped from its cache before. All take turns in rotated order: disks here have a burst budget. The caches
+are made once and are smaller than the file, so that reclaim is a part of what is measured.
 """
 
 import argparse

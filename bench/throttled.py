@@ -54,7 +54,7 @@ class ThrottledStore:
 
     @contextmanager
     def _transfer(self, nbytes: int) -> Iterator[None]:
-        """One request on one connection: what is done inside is a part of its time, as bytes arrive while they travel."""
+        """One request on one connection: what is done inside counts in, as bytes arrive while others travel."""
         with self._lock:
             self.nr_requests += 1
             self.nr_bytes += nbytes

@@ -104,7 +104,7 @@ class Inode:
         """Whether the store can be changed."""
         return is_writable(self.store)
 
-    # -- versions ----------------------------------------------------------------------------------------------------------
+    # -- versions ------------------------------------------------------------------------------------------------------
 
     def is_version(self, store: Any) -> bool:
         """Whether another store of the same key has the bytes that are cached here."""
@@ -156,7 +156,7 @@ class Inode:
         finally:
             self._take_version()
 
-    # -- life ----------------------------------------------------------------------------------------------------------------
+    # -- life ----------------------------------------------------------------------------------------------------------
 
     def acquire(self, store: Any = None) -> None:
         """Count one more open file, which brings a store of its own, if it is not open on another one's.

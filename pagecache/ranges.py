@@ -11,7 +11,7 @@ HOLE_SIZE = 64 * 1024  # bytes; a cached or unwanted gap up to this size is read
 
 
 def missing_runs(mapping: AddressSpace, ranges: Sequence[tuple[int, int]], hole_pages: int) -> list[tuple[int, int]]:
-    """Return the runs of pages (first, last) that ranges of (offset, nbytes) lack, ascending, joined over small holes."""
+    """Return the runs of pages (first, last) that ranges of (offset, nbytes) lack: in order, joined over holes."""
     pages = sorted(
         (offset >> PAGE_SHIFT, (min(offset + nbytes, mapping.size) - 1) >> PAGE_SHIFT)
         for offset, nbytes in ranges

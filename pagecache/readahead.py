@@ -19,7 +19,7 @@ FORCE_CHUNK_PAGES = 512  # force_page_cache_ra works in pieces of 2 MiB
 MMAP_LOTSAMISS = 100
 
 
-# -- the formulas --------------------------------------------------------------------------------------------------------
+# -- the formulas ------------------------------------------------------------------------------------------------------
 
 
 def max_window(ra: FileRaState, req: int) -> int:
@@ -48,7 +48,7 @@ def next_ra_size(current: int, max_pages: int) -> int:
     return max_pages
 
 
-# -- entry points --------------------------------------------------------------------------------------------------------
+# -- entry points ------------------------------------------------------------------------------------------------------
 
 
 def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: int, *, random: bool = False) -> None:
@@ -128,14 +128,14 @@ def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: 
         nr -= piece
 
 
-# -- issuing ---------------------------------------------------------------------------------------------------------------
+# -- issuing -----------------------------------------------------------------------------------------------------------
 
 
 def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: int, background: bool = False) -> None:
     """Read the window of the state with folios of its order, as large as alignment and the file's end allow (K3.5).
 
-    demand_end: pages below it were asked for: if they cannot be read, the error is raised. background: nobody waits, all
-    of it is read by others.
+    demand_end: pages below it were asked for: if they cannot be read, the error is raised. background: nobody waits,
+    all of it is read by others.
     """
     start, size = ra.start, ra.size
     nr_file_pages = -(-mapping.size >> PAGE_SHIFT)

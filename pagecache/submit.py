@@ -32,7 +32,7 @@ class Line:
         return request_bytes(self.hints, self.speed)
 
     def request_pages(self, nr_pages: int) -> int:
-        """Return how many pages of a run one request should carry: all connections of a far store get their part of it."""
+        """Return how many pages of a run one request should carry: a far store's connections share a short run."""
         if not is_far(self.hints, self.speed):
             return max(1, self.request_bytes() >> PAGE_SHIFT)
         part = max(-(-nr_pages // self.hints.parallel_requests), self.hints.preferred_request >> PAGE_SHIFT)

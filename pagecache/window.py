@@ -7,12 +7,13 @@ answers a request of b bytes in about
 
 whatever runs on its other connections.  To lose no more than a seventeenth of the bandwidth to waiting, one request has
 to carry b >= 16 * latency * bandwidth.  To keep all connections busy while a reader waits for the second half of a
-window, a window has to hold twice `parallel_requests` of them: the next window is asked for when the first half is there.
+window, a window has to hold twice `parallel_requests` of them: the next one is asked for when the first part is there.
+A window that has not grown so far yet is split over all connections, so that it arrives and grows as fast as it can.
 Latency and bandwidth are measured: a line through (bytes, seconds) of the fastest small and the fastest large request.
 A store that says it is local, or that answers in less than half a millisecond, keeps the kernel's limit.
 
-A window is also bounded by its share of the budget: all streams together may hold a quarter of the frames in windows, so
-a thousand open files do not each hold one.
+A window is also bounded by its share of the budget: all streams together may hold a quarter of the frames in windows,
+so a thousand open files do not each hold one.
 """
 
 import threading
@@ -30,8 +31,8 @@ MIN_WINDOW_PAGES = 4
 class StoreSpeed:
     """Latency (seconds) and bandwidth (bytes per second) of one connection, from what requests took.
 
-    What a request takes beyond the best of its size is queueing, not the store: for each power of two the fastest of the
-    latest requests is kept, and the line goes through the smallest and the largest size.
+    What a request takes beyond the best of its size is queueing, not the store: for each power of two the fastest of
+    the latest requests is kept, and the line goes through the smallest and the largest size.
     """
 
     def __init__(self) -> None:
@@ -75,8 +76,8 @@ def is_far(hints: StoreHints, speed: StoreSpeed) -> bool:
 
 
 def request_bytes(hints: StoreHints, speed: StoreSpeed) -> int:
-    """Return the most that one request should carry: all the store takes, but where requests run in parallel no more than
-    is needed for waiting to hardly count."""
+    """Return the most that one request should carry (bytes): all the store takes, or, where it is far and requests run
+    in parallel, no more than is needed for waiting to hardly count."""
     if not is_far(hints, speed):
         return max(PAGE_SIZE, hints.max_request)
     wanted = min(max(hints.preferred_request, int(WAITING_FACTOR * speed.in_flight_bytes)), hints.max_request)

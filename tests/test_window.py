@@ -78,7 +78,9 @@ class TestRequests:
         assert request_bytes(StoreHints(preferred_request=10 * MIB, max_request=3 * MIB), StoreSpeed()) == 3 * MIB
         assert request_bytes(StoreHints(preferred_request=1, max_request=1), StoreSpeed()) == PAGE
 
-    @pytest.mark.parametrize(("nr_pages", "expected"), [(1, 32), (32, 32), (256, 32), (512, 64), (4096, 512), (10**6, 4096)])
+    @pytest.mark.parametrize(
+        ("nr_pages", "expected"), [(1, 32), (32, 32), (256, 32), (512, 64), (4096, 512), (10**6, 4096)]
+    )
     def test_of_a_short_run_are_spread_over_all_connections(self, nr_pages, expected):
         line = Line(StoreHints(), None)
         line.speed = speed_of(0.02, 64 * MIB)
