@@ -130,7 +130,6 @@ class Channel:
             task = self._waiting.popleft()
         except IndexError:
             return
-        self.kick()  # a place that a reader waited for meanwhile may be free
         run_guarded(task)
 
     @contextmanager

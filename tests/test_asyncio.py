@@ -73,16 +73,23 @@ class TestMisses:
         assert len(store.requests) == 1
 
     def test_more_than_there_are_threads_do_not_wait_for_each_other_for_ever(self, make_cache):
-        """All threads of callers wait for readahead: the store's requests need threads of their own."""
+        """All threads of callers come to wait for readahead: the store's requests need threads of their own."""
+        store = HangingStore(DATA, {0})
+        pages = [number % 2 for number in range(600)] + [4 + number % 4 for number in range(900)]
 
         async def main(file):
-            reads = [file.pread_async(PAGE, number % NR_PAGES * PAGE) for number in range(1500)]
+            reads = [asyncio.create_task(file.pread_async(PAGE, page * PAGE)) for page in pages[:600]]
+            while not store.entered.is_set():
+                await asyncio.sleep(0.001)
+            reads += [asyncio.create_task(file.pread_async(PAGE, page * PAGE)) for page in pages[600:]]
+            await asyncio.sleep(0)
+            store.go_on.set()
             return await asyncio.gather(*reads)
 
-        with make_cache("2MiB").open(CountingStore(DATA)) as file:
+        with make_cache("2MiB").open(store) as file:
             results = run(main(file))
             wait_all_read(file)
-        assert all(data == DATA[number % NR_PAGES * PAGE :][:PAGE] for number, data in enumerate(results))
+        assert results == [DATA[page * PAGE :][:PAGE] for page in pages]
 
     def test_raise_what_a_read_raises(self, make_cache):
         store = FaultyStore(DATA, lambda *_: OSError(5, "bad"))

@@ -218,6 +218,16 @@ class TestErrors:
             assert cache.stats().readahead_errors > 0
         assert_nothing_is_held(cache)
 
+    @pytest.mark.parametrize("bad", [1, 2, 3])
+    def test_of_pages_that_share_a_request_with_those_asked_for_do_not_reach_the_reader(self, make_cache, bad):
+        store = FaultyStore(DATA, lambda _, first, last: OSError(5, "bad") if first <= bad <= last else None)
+        cache = make_cache("4MiB")
+        with cache.open(store) as file:
+            assert file.pread(PAGE, 0) == page_of(0)
+            with pytest.raises(OSError, match="bad"):
+                file.pread(PAGE, bad * PAGE)
+        assert_nothing_is_held(cache)
+
     @pytest.mark.parametrize("error", [OSError(5, "x"), ValueError(), MemoryError(), KeyboardInterrupt(), SystemExit()])
     def test_of_any_kind_in_the_background_are_only_counted(self, make_cache, error):
         me = threading.get_ident()
