@@ -1,6 +1,7 @@
 """Cold reads of a store with latency: a sequential scan and random reads, through ours and through fsspec's caches.
 
-    python bench/remote.py [--size 2GiB] [--latency-ms 20] [--bandwidth 64MiB] [--connections 8] [--json]
+    python bench/remote.py [--size 2GiB] [--latency-ms 20] [--bandwidth 64MiB] [--connections 8]
+        [--max-request 16MiB] [--json]
 
 All clients read the same simulated object (bench/throttled.py), one after the other; requests and bytes are the store's
 own counts.
@@ -48,11 +49,13 @@ def clients(store: ThrottledStore) -> Iterator[tuple[str, int, Callable[[int, in
 
 
 def scan(store: ThrottledStore, read: Callable[[int, int], bytes], nbytes: int) -> dict[str, float]:
-    """Read nbytes in order; return speed and what the store saw. Every byte is compared, which takes time as well."""
+    """Read nbytes in order; return speed and what the store saw. One read in eight is compared, inside the time."""
     store.nr_requests = store.nr_bytes = 0
     started = time.perf_counter()
     for offset in range(0, nbytes, SCAN_READ_BYTES):
-        if read(offset, SCAN_READ_BYTES) != store.expected(offset, SCAN_READ_BYTES):
+        data = read(offset, SCAN_READ_BYTES)
+        is_compared = offset // SCAN_READ_BYTES % 8 == 0
+        if len(data) != SCAN_READ_BYTES or (is_compared and data != store.expected(offset, SCAN_READ_BYTES)):
             raise AssertionError(f"wrong bytes at offset {offset}")
     seconds = time.perf_counter() - started
     return {
@@ -84,12 +87,14 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=20)
     parser.add_argument("--bandwidth", default="64MiB")
     parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--max-request", default="16MiB")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     settings = {
         "latency_s": options.latency_ms / 1000,
         "bandwidth_bytes_s": parse_size(options.bandwidth),
         "connections": options.connections,
+        "max_request": parse_size(options.max_request),
     }
     limit = options.connections * parse_size(options.bandwidth) / 2**20
     rows: dict[str, dict[str, float]] = {}

@@ -15,7 +15,6 @@ class ThrottledStore:
     """
 
     preferred_request = 128 * 1024
-    max_request = 16 * 1024 * 1024
     latency = "remote"
 
     def __init__(
@@ -26,7 +25,9 @@ class ThrottledStore:
         latency_s: float = 0.020,
         bandwidth_bytes_s: float = 64 * 2**20,
         connections: int = 8,
+        max_request: int = 16 * 2**20,
     ):
+        self.max_request = max_request
         self.key = key
         self.nbytes = nbytes
         self.latency_s = latency_s

@@ -126,6 +126,20 @@ class TestPatterns:
         assert cache.stats().resident_bytes <= budget
 
 
+    def test_reads_larger_than_a_share_of_the_budget_fetch_nothing_beyond(self, make_cache):
+        nr_files, file_pages, read_bytes = 100, 128, 32 * PAGE
+        cache = make_cache(nr_files * 16 * PAGE)
+        data = pages_of(file_pages * PAGE)
+        stores = [Store(data, key=f"file-{number}") for number in range(nr_files)]
+        files = [cache.open(store) for store in stores]
+        for offset in range(0, len(data), read_bytes):
+            for file in files:
+                assert file.pread(read_bytes, offset) == data[offset : offset + read_bytes]
+        for file in files:
+            wait_all_read(file)
+        assert sum(size for store in stores for _, size in store.requests) <= 1.2 * nr_files * len(data)
+
+
 class TestHanging:
     def test_pages_before_it_can_be_read_and_other_files_are_not_delayed(self, hanging):
         cache, file, store = hanging
