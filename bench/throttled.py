@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 PATTERN_BYTES = 1 << 26
 
@@ -14,7 +15,6 @@ class ThrottledStore:
     """
 
     preferred_request = 128 * 1024
-    max_request = 16 * 1024 * 1024
     latency = "remote"
 
     def __init__(
@@ -25,7 +25,9 @@ class ThrottledStore:
         latency_s: float = 0.020,
         bandwidth_bytes_s: float = 64 * 2**20,
         connections: int = 8,
+        max_request: int = 16 * 2**20,
     ):
+        self.max_request = max_request
         self.key = key
         self.nbytes = nbytes
         self.latency_s = latency_s
@@ -51,26 +53,30 @@ class ThrottledStore:
         start = offset % 251
         return bytes(self._pattern[start : start + nbytes])
 
-    def _pass(self, nbytes: int) -> None:
+    @contextmanager
+    def _transfer(self, nbytes: int) -> Iterator[None]:
+        """One request on one connection: what is done inside counts in, as bytes arrive while others travel."""
         with self._lock:
             self.nr_requests += 1
             self.nr_bytes += nbytes
         with self._free:
-            time.sleep(self.latency_s + nbytes / self.bandwidth_bytes_s)
+            ends = time.perf_counter() + self.latency_s + nbytes / self.bandwidth_bytes_s
+            yield
+            time.sleep(max(0.0, ends - time.perf_counter()))
 
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
         wanted = min(sum(map(len, buffers)), self.nbytes - offset)
-        self._pass(wanted)
         done = 0
-        for buffer in buffers:
-            piece = min(len(buffer), wanted - done)
-            start = (offset + done) % 251
-            buffer[:piece] = self._pattern[start : start + piece]
-            done += piece
+        with self._transfer(wanted):
+            for buffer in buffers:
+                piece = min(len(buffer), wanted - done)
+                start = (offset + done) % 251
+                buffer[:piece] = self._pattern[start : start + piece]
+                done += piece
         return done
 
     def fetch(self, start: int, end: int) -> bytes:
         """Return bytes start..end - 1, as an HTTP client would."""
         end = min(end, self.nbytes)
-        self._pass(end - start)
-        return self.expected(start, end - start)
+        with self._transfer(end - start):
+            return self.expected(start, end - start)

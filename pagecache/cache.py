@@ -28,9 +28,10 @@ class PageCache:
 
     size: bytes as an int, "512MiB", or "25%" of what this process may use. The budget is the memory of the cached
     pages; descriptors and index add 1.8 % at most. nr_objects: most objects (files) with cached pages at once.
-    io: "auto" reads O_DIRECT files through io_uring where the system allows it, "threads" never does. register_frames:
-    register the frames with io_uring (they are then pinned in memory).
-    Raises ValueError when the budget is smaller than one page.
+    io: "auto" and "io_uring" read O_DIRECT files through io_uring where the system allows it, else by threads, as
+    "threads" always does; `io_backend` tells which it is. register_frames: register the frames with io_uring (they are
+    then pinned in memory).
+    Raises ValueError when the budget is smaller than one page, or io is none of these.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class PageCache:
         if nbytes < PAGE_SIZE:
             raise ValueError(f"a budget of {nbytes} bytes holds no page; give {PAGE_SIZE} bytes or more")
         self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1)
-        if io not in ("auto", "threads"):
-            raise ValueError(f"io must be 'auto' or 'threads', not {io!r}")
-        self.io_backend = self.segment.start_io(ring=io == "auto", register_frames=register_frames)
+        if io not in ("auto", "io_uring", "threads"):
+            raise ValueError(f"io must be 'auto', 'io_uring' or 'threads', not {io!r}")
+        self.io_backend = self.segment.start_io(ring=io != "threads", register_frames=register_frames)
         self.segment.start_kswapd()
         self._lock = threading.RLock()
         self._inodes: OrderedDict[bytes, Inode] = OrderedDict()
@@ -59,7 +60,7 @@ class PageCache:
         self._closed = False
         _caches.add(self)
 
-    # -- opening -----------------------------------------------------------------------------------------------------
+    # -- opening -------------------------------------------------------------------------------------------------------
 
     def open(self, source: Any, mode: str = "rb", *, direct: bool = False) -> File:
         """Open an object through the cache.
@@ -135,7 +136,7 @@ class PageCache:
                 return
             del self._inodes[key]
 
-    # -- the whole cache ---------------------------------------------------------------------------------------------
+    # -- the whole cache -----------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:

@@ -231,12 +231,15 @@ def _start_next_window(mapping: AddressSpace, ra: FileRaState, batch: FolioBatch
 
 
 def filemap_create_folio(mapping: AddressSpace, index: int) -> FolioBatch | None:
-    """Read one missing page into a folio of its own; None if somebody else added it meanwhile.
+    """Read one missing page into a folio of its own; None if it is to be looked up again: somebody else added it, or
+    the file was cut.
 
     Raises OSError and CacheFullError.
     """
     with fill.alloc_folio(mapping.segment) as folio:
         with mapping.shared():
+            if index >= nr_file_pages(mapping):
+                return None
             result = mapping.add_folio(folio, index)
             if result == -errno.EEXIST:
                 return None

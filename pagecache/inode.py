@@ -11,7 +11,7 @@ from pagecache._core import AddressSpace, Segment
 from pagecache.readahead import PAGE_SHIFT
 from pagecache.stores.base import hints_of
 from pagecache.submit import Line
-from pagecache.window import window_pages
+from pagecache.window import share_pages, wanted_pages, window_pages
 from pagecache.workers import Channel
 
 LAST_PAGE = (1 << 52) - 1
@@ -95,14 +95,16 @@ class Inode:
     @property
     def ra_pages(self) -> int:
         """The largest readahead window of one open file now (pages)."""
-        return window_pages(self.hints, self.mapping.extra.speed, self.mapping.segment.nr_frames, self.streams.nr)
+        line, nr_frames = self.mapping.extra, self.mapping.segment.nr_frames
+        line.is_crowded = share_pages(nr_frames, self.streams.nr) < wanted_pages(self.hints, line.speed)
+        return window_pages(self.hints, line.speed, nr_frames, self.streams.nr)
 
     @property
     def writable(self) -> bool:
         """Whether the store can be changed."""
         return is_writable(self.store)
 
-    # -- versions ----------------------------------------------------------------------------------------------------
+    # -- versions ------------------------------------------------------------------------------------------------------
 
     def is_version(self, store: Any) -> bool:
         """Whether another store of the same key has the bytes that are cached here."""
@@ -154,7 +156,7 @@ class Inode:
         finally:
             self._take_version()
 
-    # -- life --------------------------------------------------------------------------------------------------------
+    # -- life ----------------------------------------------------------------------------------------------------------
 
     def acquire(self, store: Any = None) -> None:
         """Count one more open file, which brings a store of its own, if it is not open on another one's.

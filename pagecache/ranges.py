@@ -11,7 +11,7 @@ HOLE_SIZE = 64 * 1024  # bytes; a cached or unwanted gap up to this size is read
 
 
 def missing_runs(mapping: AddressSpace, ranges: Sequence[tuple[int, int]], hole_pages: int) -> list[tuple[int, int]]:
-    """Return the runs of pages (first, last) that ranges of (offset, nbytes) lack, ascending, joined over small holes."""
+    """Return the runs of pages (first, last) that ranges of (offset, nbytes) lack: in order, joined over holes."""
     pages = sorted(
         (offset >> PAGE_SHIFT, (min(offset + nbytes, mapping.size) - 1) >> PAGE_SHIFT)
         for offset, nbytes in ranges
@@ -49,7 +49,7 @@ def fetch(mapping: AddressSpace, runs: Sequence[tuple[int, int]]) -> None:
             for start in range(first, last + 1, step):
                 end = min(start + step - 1, last)
                 for batch in submit.missing_batches(mapping, start, end, demand_end=end + 1):
-                    submit.read_in_background(mapping, batch)
+                    submit.read_in_background(mapping, batch, step)
 
 
 def groups_of(ranges: Sequence[tuple[int, int]], budget: int) -> Iterator[Sequence[tuple[int, int]]]:

@@ -21,7 +21,7 @@ FORCE_CHUNK_PAGES = 512  # force_page_cache_ra works in pieces of 2 MiB
 MMAP_LOTSAMISS = 100
 
 
-# -- the formulas ----------------------------------------------------------------------------------------------------
+# -- the formulas ------------------------------------------------------------------------------------------------------
 
 
 def max_window(ra: FileRaState, req: int) -> int:
@@ -50,7 +50,7 @@ def next_ra_size(current: int, max_pages: int) -> int:
     return max_pages
 
 
-# -- entry points ----------------------------------------------------------------------------------------------------
+# -- entry points ------------------------------------------------------------------------------------------------------
 
 
 def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: int, *, random: bool = False) -> None:
@@ -72,6 +72,8 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
         ra.start = index
         ra.size = init_ra_size(req, max_pages)
         ra.async_size = ra.size - req if ra.size > req else ra.size // 2
+        if req > ra.ra_pages and mapping.extra.is_crowded:
+            ra.async_size = 0  # what is asked for is more than this file's share already: nothing beyond it
     else:
         gap = mapping.prev_gap(index - 1, max_pages)
         contiguous = index - gap - 1
@@ -128,26 +130,27 @@ def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: 
         nr -= piece
 
 
-# -- issuing ---------------------------------------------------------------------------------------------------------
+# -- issuing -----------------------------------------------------------------------------------------------------------
 
 
 def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: int, background: bool = False) -> None:
     """Read the window of the state with folios of its order, as large as alignment and the file's end allow (K3.5).
 
-    demand_end: pages below it were asked for: if they cannot be read, the error is raised. background: nobody waits, all
-    of it is read by others.
+    demand_end: pages below it were asked for: if they cannot be read, the error is raised. background: nobody waits,
+    all of it is read by others.
     """
     start, size = ra.start, ra.size
-    nr_file_pages = -(-mapping.size >> PAGE_SHIFT)
-    if start >= nr_file_pages or size == 0:
+    if start >= -(-mapping.size >> PAGE_SHIFT) or size == 0:
         return
-    limit = min(nr_file_pages - 1, start + size - 1)
     order = min(MAX_FOLIO_ORDER, ra.order, size.bit_length() - 1)
+    if ra.io_pages:
+        order = min(order, ra.io_pages.bit_length() - 1)  # a folio is read by one request
     ra.order = order
     async_size = ra.async_size
     mark = start + size - async_size
     index, result = start, 0
     with mapping.shared():
+        limit = min(-(-mapping.size >> PAGE_SHIFT), start + size) - 1
         while index <= limit and result in (0, ENOSPC):
             batch = mapping.new_batch(index)
             result = batch.extend(limit, order, mark, demand_end, ra.dropbehind)

@@ -28,13 +28,14 @@ class Line:
         self.channel = channel
         self.speed = StoreSpeed()
         self.prefetches: weakref.WeakSet[Any] = weakref.WeakSet()  # those that are not done
+        self.is_crowded = False  # whether the budget, not the store, limits windows now
 
     def request_bytes(self) -> int:
         """Return how much one request should carry (bytes)."""
         return request_bytes(self.hints, self.speed)
 
     def request_pages(self, nr_pages: int) -> int:
-        """Return how many pages of a run one request should carry: all connections of a far store get their part of it."""
+        """Return how many pages of a run one request should carry: a far store's connections share a short run."""
         if not is_far(self.hints, self.speed):
             return max(1, self.request_bytes() >> PAGE_SHIFT)
         part = max(-(-nr_pages // self.hints.parallel_requests), self.hints.preferred_request >> PAGE_SHIFT)
@@ -50,10 +51,12 @@ def missing_batches(
     demand_end: int = 0,
     dropbehind: bool = False,
 ) -> Iterator[FolioBatch]:
-    """Iterate over new batches for the pages start..last (inclusive) that are not cached; ends early without memory.
+    """Iterate over new batches for the pages start..last (inclusive) that are not cached; ends early without memory, and
+    at the end of the file.
 
     Each batch has to be read, or it is taken out again. Context: invalidate_lock held shared.
     """
+    last = min(last, -(-mapping.size >> PAGE_SHIFT) - 1)
     wanted_order = order
     while start <= last:
         batch = mapping.new_batch(start)
@@ -130,13 +133,15 @@ def read_timed(mapping: AddressSpace, batch: FolioBatch) -> None:
     mapping.extra.speed.observe(nbytes, time.perf_counter() - started)
 
 
-def read_in_background(mapping: AddressSpace, batch: FolioBatch) -> None:
-    """Start reading a batch nobody waits for. Errors are only counted; whoever needs such a page reads it again."""
-    line: Line = mapping.extra
+def read_in_background(mapping: AddressSpace, batch: FolioBatch, per_request: int = 0) -> None:
+    """Start reading a batch nobody waits for. Errors are only counted; whoever needs such a page reads it again.
+
+    per_request: pages; 0: as many as fit the store.
+    """
     if mapping.fd >= 0:
-        batch.submit(mapping.fd, mapping.direct, line.request_bytes())
+        batch.submit(mapping.fd, mapping.direct, per_request << PAGE_SHIFT or mapping.extra.request_bytes())
         return
-    per_request = line.request_pages(batch.nr_pages)
+    per_request = per_request or mapping.extra.request_pages(batch.nr_pages)
     while len(batch):
         rest = batch.split_off(batch.start + per_request)
         _submit_task(mapping, batch)

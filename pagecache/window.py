@@ -7,12 +7,13 @@ answers a request of b bytes in about
 
 whatever runs on its other connections.  To lose no more than a seventeenth of the bandwidth to waiting, one request has
 to carry b >= 16 * latency * bandwidth.  To keep all connections busy while a reader waits for the second half of a
-window, a window has to hold twice `parallel_requests` of them: the next window is asked for when the first half is there.
+window, a window has to hold twice `parallel_requests` of them: the next one is asked for when the first part is there.
+A window that has not grown so far yet is split over all connections, so that it arrives and grows as fast as it can.
 Latency and bandwidth are measured: a line through (bytes, seconds) of the fastest small and the fastest large request.
 A store that says it is local, or that answers in less than half a millisecond, keeps the kernel's limit.
 
-A window is also bounded by its share of the budget: all streams together may hold a quarter of the frames in windows, so
-a thousand open files do not each hold one.
+A window is also bounded by its share of the budget: all streams together may hold a quarter of the frames in windows,
+so a thousand open files do not each hold one.
 """
 
 import threading
@@ -30,8 +31,8 @@ MIN_WINDOW_PAGES = 4
 class StoreSpeed:
     """Latency (seconds) and bandwidth (bytes per second) of one connection, from what requests took.
 
-    What a request takes beyond the best of its size is queueing, not the store: for each power of two the fastest of the
-    latest requests is kept, and the line goes through the smallest and the largest size.
+    What a request takes beyond the best of its size is queueing, not the store: for each power of two the fastest of
+    the latest requests is kept, and the line goes through the smallest and the largest size.
     """
 
     def __init__(self) -> None:
@@ -75,12 +76,25 @@ def is_far(hints: StoreHints, speed: StoreSpeed) -> bool:
 
 
 def request_bytes(hints: StoreHints, speed: StoreSpeed) -> int:
-    """Return the most that one request should carry: all the store takes, but where requests run in parallel no more than
-    is needed for waiting to hardly count."""
+    """Return the most that one request should carry (bytes): all the store takes, or, where it is far and requests run
+    in parallel, no more than is needed for waiting to hardly count."""
     if not is_far(hints, speed):
         return max(PAGE_SIZE, hints.max_request)
     wanted = min(max(hints.preferred_request, int(WAITING_FACTOR * speed.in_flight_bytes)), hints.max_request)
     return max(PAGE_SIZE, 1 << (wanted - 1).bit_length() if wanted < hints.max_request else wanted)
+
+
+def wanted_pages(hints: StoreHints, speed: StoreSpeed) -> int:
+    """Return the window that keeps all connections of a store busy (pages)."""
+    if hints.latency == "device" or is_far(hints, speed):
+        return 2 * hints.parallel_requests * request_bytes(hints, speed) // PAGE_SIZE
+    return hints.preferred_request // PAGE_SIZE
+
+
+def share_pages(nr_frames: int, nr_streams: int) -> int:
+    """Return what one of so many streams may hold in its window, of a budget of nr_frames (pages)."""
+    share = nr_frames // (BUDGET_SHARE * max(1, nr_streams))
+    return min(max(share, MIN_WINDOW_PAGES), nr_frames)
 
 
 def window_pages(hints: StoreHints, speed: StoreSpeed, nr_frames: int, nr_streams: int) -> int:
@@ -88,8 +102,4 @@ def window_pages(hints: StoreHints, speed: StoreSpeed, nr_frames: int, nr_stream
 
     nr_frames: the budget. nr_streams: files that are being read ahead of, this one included.
     """
-    share = nr_frames // (BUDGET_SHARE * max(1, nr_streams))
-    wanted = hints.preferred_request // PAGE_SIZE
-    if hints.latency == "device" or is_far(hints, speed):
-        wanted = 2 * hints.parallel_requests * request_bytes(hints, speed) // PAGE_SIZE
-    return max(1, min(wanted, max(share, MIN_WINDOW_PAGES), nr_frames))
+    return max(1, min(wanted_pages(hints, speed), share_pages(nr_frames, nr_streams)))

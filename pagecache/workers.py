@@ -1,8 +1,8 @@
 """Worker threads for stores written in Python: many stores share the threads, each has a limit of its own.
 
 A `Channel` belongs to one object: it lets `limit` requests run at once and keeps the rest in order.  Requests that a
-reader waits for go before readahead.  The threads are daemons that come when there is work and go when there is none, so
-that a store that hangs holds up neither other stores, nor closing, nor the end of the program.
+reader waits for go before readahead.  The threads are daemons that come when there is work and go when there is none,
+so that a store that hangs holds up neither other stores, nor closing, nor the end of the program.
 """
 
 import logging
@@ -168,8 +168,8 @@ class Channel:
         return True
 
 
-# Requests to stores, and calls that may wait for such requests, have threads of their own: a call never takes the thread
-# that the request it waits for needs.
+# Requests to stores, and calls that may wait for such requests, have threads of their own: a call never takes the
+# thread that the request it waits for needs.
 shared_pool = WorkerPool()
 caller_pool = WorkerPool()
 

@@ -24,8 +24,12 @@ cdef class Places:
         return load_acquire_u32(&self.nr_urgent)
 
     cdef bint take_one(self) noexcept nogil:
+        return self.take_below(0)
+
+    cdef bint take_below(self, uint32_t nr_kept) noexcept nogil:
+        """Takes a place if so many are left for others."""
         cdef uint32_t taken = load_relaxed_u32(&self.nr_taken)
-        while taken < self.limit:
+        while taken + nr_kept < self.limit:
             if cas_acq_rel_u32(&self.nr_taken, &taken, taken + 1):
                 return True
         return False
@@ -35,8 +39,8 @@ cdef class Places:
         futex_wake(&self.nr_taken, WAKE_ALL)
 
     def take(self):
-        """Takes a place for work in the background: not while somebody urgent waits. Returns whether it did."""
-        return load_acquire_u32(&self.nr_urgent) == 0 and self.take_one()
+        """Takes a place for work in the background: none that somebody urgent waits for. Returns whether it did."""
+        return self.take_below(load_acquire_u32(&self.nr_urgent))
 
     def give(self):
         """Gives a place back."""

@@ -1,0 +1,249 @@
+"""Threads on demand, and what one object lets run at once."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from support import PATIENCE_S, Crew, wait_until
+
+from pagecache import workers
+from pagecache.workers import Channel, WorkerPool
+
+
+class Gate:
+    """Tasks that wait to be let go, and note in which order they began and how many ran at once."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.begun = []
+        self.nr_running = self.most_running = 0
+        self._lock = threading.Lock()
+
+    def task(self, name):
+        """Return a task that passes the gate."""
+
+        def run():
+            with self._lock:
+                self.begun.append(name)
+                self.nr_running += 1
+                self.most_running = max(self.most_running, self.nr_running)
+            assert self.open.wait(PATIENCE_S)
+            with self._lock:
+                self.nr_running -= 1
+
+        return run
+
+
+@pytest.fixture
+def gate():
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+class TestPool:
+    def test_starts_threads_only_when_none_is_idle(self):
+        pool, done = WorkerPool(), threading.Event()
+        for _ in range(20):
+            done.clear()
+            pool.run(done.set)
+            assert done.wait(PATIENCE_S)
+            wait_until(lambda: pool._nr_idle == pool.nr_workers, "the worker to be idle")
+        assert pool.nr_workers == 1
+
+    def test_runs_what_hangs_beside_all_others(self, gate):
+        pool, done = WorkerPool(), threading.Event()
+        for number in range(8):
+            pool.run(gate.task(number))
+        pool.run(done.set)
+        assert done.wait(PATIENCE_S)
+        assert gate.most_running == 8
+
+    def test_never_has_more_threads_than_it_may(self, gate):
+        pool = WorkerPool(max_workers=3)
+        for number in range(10):
+            pool.run(gate.task(number))
+        wait_until(lambda: gate.nr_running == 3, "three tasks to run")
+        assert pool.nr_workers == 3
+        gate.open.set()
+        wait_until(lambda: len(gate.begun) == 10 and gate.nr_running == 0, "all tasks to end")
+        assert gate.most_running == 3
+
+    def test_survives_a_task_that_raises(self, caplog):
+        pool, done = WorkerPool(max_workers=1), threading.Event()
+        pool.run(lambda: 1 / 0)
+        pool.run(done.set)
+        assert done.wait(PATIENCE_S)
+        assert pool.nr_workers == 1
+        assert "ZeroDivisionError" in caplog.text
+
+    def test_threads_go_when_there_is_nothing_to_do(self, monkeypatch):
+        monkeypatch.setattr(workers, "IDLE_TIMEOUT_S", 0.01)
+        pool, done = WorkerPool(), threading.Event()
+        pool.run(done.set)
+        assert done.wait(PATIENCE_S)
+        wait_until(lambda: pool.nr_workers == 0, "the thread to end")
+        done.clear()
+        pool.run(done.set)
+        assert done.wait(PATIENCE_S)
+
+    def test_does_the_work_itself_where_no_thread_can_be_had(self, monkeypatch):
+        def no_thread(self):
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        pool, ran = WorkerPool(), []
+        pool.run(lambda: ran.append(1))
+        assert ran == [1]
+        assert pool.nr_workers == 0
+
+    def test_a_forked_child_has_threads_of_its_own(self):
+        code = (
+            "import os, pagecache, threading\n"
+            "cache = pagecache.PageCache('1MiB')\n"
+            "done = threading.Event()\n"
+            "pagecache.workers.shared_pool.run(done.set); done.wait()\n"
+            "pid = os.fork()\n"
+            "if pid == 0:\n"
+            "    done = threading.Event()\n"
+            "    pagecache.workers.shared_pool.run(done.set)\n"
+            "    os._exit(0 if done.wait(20) else 1)\n"
+            "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        )
+        assert subprocess.run([sys.executable, "-P", "-c", code], timeout=60, env=os.environ).returncode == 0
+
+
+class TestChannel:
+    def test_never_runs_more_than_its_limit(self, gate):
+        channel = Channel(WorkerPool(), 3)
+        for number in range(9):
+            channel.submit(gate.task(number))
+        wait_until(lambda: gate.nr_running == 3, "three tasks to run")
+        assert channel.nr_running == 3
+        gate.open.set()
+        assert channel.wait_idle(PATIENCE_S)
+        assert gate.most_running == 3
+        assert sorted(gate.begun) == list(range(9))
+
+    def test_runs_in_order(self, gate):
+        channel = Channel(WorkerPool(), 1)
+        for number in range(9):
+            channel.submit(gate.task(number))
+        gate.open.set()
+        assert channel.wait_idle(PATIENCE_S)
+        assert gate.begun == list(range(9))
+
+    def test_a_reader_that_waits_goes_before_readahead(self, gate):
+        channel, order = Channel(WorkerPool(), 1), []
+
+        def reader():
+            with channel.place():
+                order.append("reader")
+
+        channel.submit(gate.task("first"))
+        channel.submit(lambda: order.append("readahead"))
+        thread = threading.Thread(target=reader)
+        thread.start()
+        wait_until(lambda: channel._places.nr_urgent_waiting == 1, "the reader to wait")
+        gate.open.set()
+        thread.join(PATIENCE_S)
+        assert channel.wait_idle(PATIENCE_S)
+        assert order == ["reader", "readahead"]
+
+    def test_one_that_nobody_waits_for_goes_behind_readahead(self, gate):
+        channel, order = Channel(WorkerPool(), 1), []
+        entered = threading.Event()
+
+        def prefetcher():
+            entered.set()
+            with channel.place(urgent=False):
+                order.append("prefetch")
+
+        channel.submit(gate.task("first"))
+        channel.submit(lambda: order.append("readahead"))
+        thread = threading.Thread(target=prefetcher)
+        thread.start()
+        assert entered.wait(PATIENCE_S)
+        gate.open.set()
+        thread.join(PATIENCE_S)
+        assert order == ["readahead", "prefetch"]
+
+    @pytest.mark.parametrize("limit", [1, 2, 4])
+    def test_readers_and_readahead_together_stay_inside_the_limit(self, limit, rng):
+        channel, lock = Channel(WorkerPool(), limit), threading.Lock()
+        state = {"now": 0, "most": 0, "ran": 0}
+
+        def request():
+            with lock:
+                state["now"] += 1
+                state["most"] = max(state["most"], state["now"])
+                state["ran"] += 1
+            threading.Event().wait(0.0002)
+            with lock:
+                state["now"] -= 1
+
+        def reader():
+            for _ in range(40):
+                with channel.place(urgent=rng.random() < 0.7):
+                    request()
+
+        def submitter():
+            for _ in range(40):
+                channel.submit(request)
+
+        Crew(reader, submitter, reader, submitter).join_well()
+        assert channel.wait_idle(PATIENCE_S)
+        assert state["ran"] == 160
+        assert state["most"] <= limit
+        assert channel.nr_running == 0
+
+    def test_places_that_readers_gave_back_are_used_again(self, gate):
+        """While a reader waits, others end: their places must not stay empty afterwards."""
+        channel, blockers = Channel(WorkerPool(), 4), Gate()
+        inside, leave = threading.Event(), threading.Event()
+
+        def reader():
+            with channel.place():
+                inside.set()
+                assert leave.wait(PATIENCE_S)
+
+        for number in range(4):
+            channel.submit(blockers.task(number))
+        for number in range(8):
+            channel.submit(gate.task(number))
+        thread = threading.Thread(target=reader)
+        thread.start()
+        wait_until(lambda: channel._places.nr_urgent_waiting == 1, "the reader to wait")
+        blockers.open.set()
+        assert inside.wait(PATIENCE_S)
+        wait_until(lambda: gate.nr_running == 3, "the other places to be taken")
+        leave.set()
+        thread.join(PATIENCE_S)
+        wait_until(lambda: gate.nr_running == 4, "all places to be taken")
+        gate.open.set()
+        assert channel.wait_idle(PATIENCE_S)
+
+    def test_a_task_that_raises_gives_its_place_back(self, caplog):
+        channel, ran = Channel(WorkerPool(), 1), []
+        channel.submit(lambda: 1 / 0)
+        channel.submit(lambda: ran.append(1))
+        assert channel.wait_idle(PATIENCE_S)
+        assert ran == [1]
+        assert "ZeroDivisionError" in caplog.text
+
+    def test_a_reader_that_raises_gives_its_place_back(self):
+        channel = Channel(WorkerPool(), 1)
+        with pytest.raises(KeyboardInterrupt), channel.place():
+            raise KeyboardInterrupt
+        with channel.place():
+            assert channel.nr_running == 1
+        assert channel.nr_running == 0
+
+    def test_waiting_for_it_to_be_idle_can_end_early(self, gate):
+        channel = Channel(WorkerPool(), 1)
+        channel.submit(gate.task(1))
+        assert not channel.wait_idle(0.01)
+        gate.open.set()
+        assert channel.wait_idle(PATIENCE_S)
