@@ -292,7 +292,8 @@ class TestDescriptors:
                 offset, nbytes = generator.randrange(len(data)), generator.randrange(1, 200_000)
                 assert file.pread(nbytes, offset) == data[offset : offset + nbytes]
 
-        Crew(*[lambda seed=rng.random(): reader(seed) for _ in range(3)]).join_well()
+        seeds = [rng.random() for _ in range(3)]
+        Crew(*[lambda seed=seed: reader(seed) for seed in seeds]).join_well()
         wait_all_read(file)
         file.close()
         assert_nothing_is_held(cache)

@@ -322,3 +322,8 @@ class TestMemoryStore:
             assert caught.value.errno == errno.ESTALE
             file.invalidate()
             assert file.pread(10 * PAGE, 0) == b"b" * (10 * PAGE)
+
+
+def test_memory_stores_never_share_a_key_even_when_their_memory_is_reused():
+    keys = [MemoryStore(b"x").key for _ in range(1000)]
+    assert len(set(keys)) == len(keys)

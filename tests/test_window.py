@@ -1,8 +1,8 @@
 """Windows that fit the store: what is measured, how large requests and windows become, exact numbers."""
 
 import pytest
-from support import PAGE, pages_of
 from remote_stores import CountingStore
+from support import PAGE, pages_of
 
 from pagecache.stores.base import StoreHints
 from pagecache.submit import Line

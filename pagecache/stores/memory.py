@@ -1,7 +1,10 @@
 """A store in memory: an object that never was in a file, and the simplest writable store."""
 
+import itertools
 import threading
 from collections.abc import Sequence
+
+_numbers = itertools.count(1)  # an address would come back when the store that had it is gone
 
 
 class MemoryStore:
@@ -16,7 +19,7 @@ class MemoryStore:
         self._data = bytearray(data)
         self._version = 0
         self._lock = threading.Lock()
-        self.key = key if key is not None else f"memory:{id(self):x}"
+        self.key = key if key is not None else f"memory:{next(_numbers)}"
 
     def size(self) -> int:
         """Return the size (bytes)."""

@@ -60,7 +60,7 @@ with open(path, "rb") as plain, pagecache.PageCache(budget) as cache, cache.open
 
 @pytest.mark.stress
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
-@pytest.mark.parametrize("budget", [64 * 4096, 16 * 2**20])
+@pytest.mark.parametrize("budget", [64 * 4096, 64 * 2**20])
 def test_eight_threads_read_a_file_four_times_the_budget(tmp_path: Path, budget, seed):
     path = tmp_path / "data"
     with open(path, "wb") as file:
@@ -79,5 +79,5 @@ def test_eight_threads_read_a_file_four_times_the_budget(tmp_path: Path, budget,
     assert result["wrong"] == []
     assert min(result["reads"]) > 0
     assert result["resident_bytes"] <= budget
-    allocator_bytes = 2 * 2**20  # what the interpreter's allocator may hold more than it did with plain reads
+    allocator_bytes = 8 * 2**20  # what the interpreter's allocator may hold more than it did with plain reads
     assert result["growth_bytes"] <= budget * 1.05 + allocator_bytes
