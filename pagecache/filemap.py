@@ -208,7 +208,8 @@ def _read_missing(file, index: int, last: int, *, readahead: bool) -> FolioBatch
     mapping, ra = file.mapping, file.ra
     try:
         if readahead:
-            file.fit_window()
+            if not file.is_random:
+                file.fit_window()
             page_cache_sync_ra(mapping, ra, index, last - index, random=file.is_random)
             batch = mapping.get_read_batch(index, last - 1)
             if len(batch) > 0:
@@ -369,21 +370,28 @@ def _fault_fill(vmf: VmFault, walk: FaultWalk) -> int:
 def _fault_retry_find(vmf: VmFault, walk: FaultWalk) -> int:
     """Find or create the folio under invalidate_lock. Returns 0, or the result of a fault that cannot go on."""
     walk.lock_mapping()
-    try:
-        walk.folio = filemap_get_folio(walk.mapping, vmf.pgoff, FGP_CREAT | FGP_FOR_MMAP | FGP_NOWAIT)
-    except BlockingIOError:
-        try:
-            _fault_wait_and_create(vmf, walk)
-        except fill.CacheFullError as error:
+    while walk.folio is None:
+        if vmf.pgoff >= nr_file_pages(walk.mapping):  # no page is added behind the end, where it would be found later
             if walk.fpin is not None:
                 return _out_retry(walk)
             walk.unlock_mapping()
-            return vmf.fail(mm_types.VM_FAULT_OOM, error)
+            return _beyond_end(vmf)
+        try:
+            walk.folio = filemap_get_folio(walk.mapping, vmf.pgoff, FGP_CREAT | FGP_FOR_MMAP | FGP_NOWAIT)
+        except BlockingIOError:
+            try:
+                _fault_wait_and_create(vmf, walk)
+            except fill.CacheFullError as error:
+                if walk.fpin is not None:
+                    return _out_retry(walk)
+                walk.unlock_mapping()
+                return vmf.fail(mm_types.VM_FAULT_OOM, error)
     return 0
 
 
 def _fault_wait_and_create(vmf: VmFault, walk: FaultWalk) -> None:
-    """Wait for memory without invalidate_lock, for whoever holds the memory may be waiting for the lock."""
+    """Wait for memory without invalidate_lock, for whoever holds the memory may be waiting for the lock. No folio is
+    found if the file was cut meanwhile."""
     mapping = walk.mapping
     while walk.folio is None:
         walk.unlock_mapping()
@@ -391,6 +399,8 @@ def _fault_wait_and_create(vmf: VmFault, walk: FaultWalk) -> None:
         try:
             walk.lock_mapping()
             assert folio is not None
+            if vmf.pgoff >= nr_file_pages(mapping):
+                return
             result = mapping.add_folio(folio, vmf.pgoff)
             if result == 0:
                 folio.unlock()

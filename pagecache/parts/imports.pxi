@@ -27,7 +27,7 @@ from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FO
                                    folio_write_end, state_order)
 from pagecache.core.futex cimport futex_is_native, futex_setup, futex_wait, futex_wake
 from pagecache.core.io cimport file_stamp, run_bytes, run_read_fd, run_vector, run_zero_tail, iovec
-from libc.stdlib cimport free
+from libc.stdlib cimport calloc, free
 from pagecache.core.io_queue cimport (IO_RING, IoQueue, IoRequest, io_prepare, io_queue_end, io_queue_init,
                                       io_request_new, io_submit)
 from pagecache.core.lock cimport (WAIT_SLICE_NS, WAKE_ALL, rwsem_read_begin, rwsem_read_end, rwsem_read_slice,

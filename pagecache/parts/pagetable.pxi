@@ -15,15 +15,18 @@ cdef class PageTable:
     cdef readonly uint64_t first_index          # page of the object that the first entry translates
     cdef readonly uint64_t nr_pages
     cdef uint64_t* entries
-    cdef bytearray storage
 
     def __cinit__(self, AddressSpace mapping not None, uint64_t first_index, uint64_t nr_pages):
         self.mapping = mapping
         self.seg = mapping.seg
         self.first_index = first_index
         self.nr_pages = nr_pages
-        self.storage = bytearray(nr_pages * 8)
-        self.entries = <uint64_t*><char*>self.storage
+        self.entries = <uint64_t*>calloc(nr_pages if nr_pages else 1, sizeof(uint64_t))     # touched as it is used
+        if self.entries == NULL:
+            raise MemoryError(f"no memory for the translations of {nr_pages} pages")
+
+    def __dealloc__(self):
+        free(self.entries)
 
     cdef CFolio* translate(self, uint64_t position, uint32_t* seq) noexcept nogil:
         """The folio of a page if its translation still holds. The caller copies and looks at seq again."""
