@@ -71,7 +71,7 @@ class TestDemo:
         assert in_order["readahead_pages"] > 0
         assert in_order["evictions"] >= (len(data) - MIB) // 4096 // 512
         assert at_random["misses"] > 0
-        assert mapped["pgmajfault"] > 0
+        assert mapped["pgmajfault"] + mapped["readahead_pages"] > 0  # a marker that was left may save all major faults
         assert found["cached_read"]["misses"] == 0
 
     def test_file_that_fits_gets_a_cache_of_a_quarter(self, data_file, capsys):

@@ -12,6 +12,7 @@ from support import PAGE, PATIENCE_S, STRESS, Crew, Store, add_page, checked_cac
 import pagecache
 from pagecache import truncate
 from pagecache._core import AddressSpace, Segment
+from pagecache.mm import BusError
 
 ROUNDS = 1000 if STRESS else 120
 
@@ -139,6 +140,27 @@ class TestReadAgainstTruncate:
             assert folio.tobytes() == data[8 * PAGE : 9 * PAGE + 10] + bytes(3 * PAGE - 10)
             assert mapping.get_folio(12).tobytes() == bytes(4 * PAGE)
             folio.put()
+
+    FILLERS = {
+        "pread": lambda file, area: file.pread(3 * PAGE, 20 * PAGE),
+        "view": lambda file, area: bytes(file.view(100, 20 * PAGE)),
+        "prefetch": lambda file, area: file.prefetch(20 * PAGE, 4 * PAGE).wait(PATIENCE_S),
+        "map": lambda file, area: area[20 * PAGE],
+    }
+
+    @pytest.mark.parametrize("filler", FILLERS)
+    def test_no_page_is_added_behind_the_end_by_who_believed_an_old_size(self, make_cache, data, filler):
+        """It would be found there, with its zeros, when the file has grown over it."""
+        with make_cache(64 * PAGE).open(pagecache.MemoryStore(data), "r+b") as file, file.mmap() as area:
+            mapping = file.mapping
+            mapping.lock_exclusive()
+            crew = Crew(lambda: self.FILLERS[filler](file, area))
+            wait_until(lambda: mapping.nr_waiting == (1, 0), "the reader to wait for invalidate_lock")
+            truncate.truncate_setsize(mapping, 10 * PAGE)
+            mapping.unlock_exclusive()
+            (result,) = crew.join()
+            assert isinstance(result, BusError) if filler == "map" else not isinstance(result, BaseException)
+            assert [index for index, _, _ in mapping.folios() if index >= 10] == []
 
     def test_growing_never_shows_what_was_behind_the_end_in_memory(self, make_cache, data, rng):
         with make_cache(16 * PAGE).open(pagecache.MemoryStore(data)) as file:
