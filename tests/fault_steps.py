@@ -1,10 +1,9 @@
 """What tests of faults share: one file of numbered pages, mapped, whose faults are driven one at a time."""
 
 import contextlib
-import sys
 import threading
 
-from support import PAGE, PATIENCE_S, Store, pages_of, wait_until
+from support import PAGE, PATIENCE_S, Store, frame_of, pages_of, wait_until
 
 from pagecache import mm
 from pagecache.filemap import FGP_CREAT, FGP_FOR_MMAP, filemap_fault, filemap_get_folio
@@ -170,7 +169,7 @@ class Running:
 
     def is_inside(self, function):
         """Whether a function of that name is on the thread's stack."""
-        frame = sys._current_frames().get(self.thread.ident)
+        frame = frame_of(self.thread.ident)
         while frame is not None:
             if frame.f_code.co_name == function:
                 return True

@@ -145,11 +145,24 @@ def wait_until(condition, what):
         time.sleep(0.001)
 
 
+def frame_of(ident):
+    """Return the frame that a thread (its `ident`) runs now, or None.
+
+    Without the collector meanwhile: CPython 3.11 may run it while it lists the frames, and let go of what it lists.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(ident)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def nr_threads_waiting(threads):
     """Count the threads that are in the engine's wait for somebody else's read: they will get what it gives."""
-    frames = sys._current_frames()
-    waiting = [frames[thread.ident] for thread in threads if thread.ident in frames]
-    return sum(frame.f_code.co_name == "wait_for_folio" for frame in waiting)
+    frames = [frame_of(thread.ident) for thread in threads]
+    return sum(frame is not None and frame.f_code.co_name == "wait_for_folio" for frame in frames)
 
 
 class Crew:

@@ -2,12 +2,11 @@
 
 import errno
 import signal
-import sys
 import threading
 
 import pytest
 from fault_steps import Mapped, in_thread
-from support import PAGE, assert_nothing_is_held, checked_cache, pages_of, wait_until
+from support import PAGE, assert_nothing_is_held, checked_cache, frame_of, pages_of, wait_until
 
 import pagecache
 from pagecache import mm, truncate
@@ -291,7 +290,7 @@ def test_step_05_signal_that_raises_ends_the_wait_and_releases_everything(cache,
         signal.pthread_kill(main.ident, signal.SIGUSR1)
 
     def main_waits():
-        return sys._current_frames()[main.ident].f_code.co_name == "lock_folio_maybe_drop_mmap"
+        return frame_of(main.ident).f_code.co_name == "lock_folio_maybe_drop_mmap"
 
     before = signal.signal(signal.SIGUSR1, stop)
     try:

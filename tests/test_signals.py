@@ -5,12 +5,11 @@ import contextlib
 import gc
 import os
 import signal
-import sys
 import threading
 import time
 
 import pytest
-from support import PAGE, STRESS, BlockingStore, Crew, Store, assert_nothing_is_held, pages_of, wait_until
+from support import PAGE, STRESS, BlockingStore, Crew, Store, assert_nothing_is_held, frame_of, pages_of, wait_until
 
 import pagecache
 
@@ -35,11 +34,11 @@ def by_kill():
 
 def is_stuck(ident):
     """Whether a thread has not moved for a while: it waits in the engine, or in the store."""
-    frame = sys._current_frames()[ident]
+    frame = frame_of(ident)
     place = (frame, frame.f_lasti)
     for _ in range(10):
         time.sleep(0.002)
-        frame = sys._current_frames()[ident]
+        frame = frame_of(ident)
         if (frame, frame.f_lasti) != place:
             return False
     return True
