@@ -13,6 +13,7 @@ include "parts/batch.pxi"       # FolioBatch: a run of folios that is filled, co
 include "parts/mapping.pxi"     # AddressSpace: the cached pages of one store object
 include "parts/grab.pxi"        # the steps of truncation: folios of a range, locked or referenced
 include "parts/view.pxi"        # FolioView: a buffer that keeps its folio
+include "parts/writeback.pxi"   # WritebackBatch: a run of dirty folios on its way to the store; its errors
 include "parts/file.pxi"        # FileCore: position, readahead state, the hit path
 include "parts/pagetable.pxi"   # PageTable: the translations of one mapped area
 include "parts/places.pxi"      # Places: how many requests of a store run at once

@@ -1,6 +1,8 @@
 """The cache: one memory budget, the objects that share it, and the files open on them."""
 
+import atexit
 import errno
+import logging
 import os
 import threading
 import weakref
@@ -12,14 +14,21 @@ import mmh3
 from pagecache import truncate, workers
 from pagecache._core import Segment
 from pagecache.file import File
+from pagecache.file_writes import DURABILITY
+from pagecache.flusher import Flusher, is_dirty
 from pagecache.inode import LAST_PAGE, Inode, Streams
 from pagecache.sizes import format_size, parse_size
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
 
 PAGE_SIZE = 4096
-MODES = ("rb", "r+b", "w+b", "x+b")
+MODES = ("rb", "r+b", "w+b", "x+b", "ab", "a+b")
+DIRTY_LIMIT = "20%"  # of the budget
+DIRTY_BACKGROUND = "10%"
+DIRTY_EXPIRE_S = 30.0  # age at which dirty pages are written back, however few they are
+DIRTY_INTERVAL_S = 5.0  # how often that is looked at
 NR_MAPPINGS = 8192
+logger = logging.getLogger("pagecache")
 CHECK_PATIENCE_S = 10.0  # how long `check` waits for background reads of one object
 
 
@@ -28,6 +37,9 @@ class PageCache:
 
     size: bytes as an int, "512MiB", or "25%" of what this process may use. The budget is the memory of the cached
     pages; descriptors and index add 1.8 % at most. nr_objects: most objects (files) with cached pages at once.
+    dirty_limit, dirty_background: how much may be dirty or under write-back (bytes, or a part of the budget), and from
+    how much on it is written back in the background; dirty_expire_s: and from what age on. on_write_error: "retry"
+    keeps pages that could not be written, and tries again; "drop" reports the error and loses them.
     io: "auto" and "io_uring" read O_DIRECT files through io_uring where the system allows it, else by threads, as
     "threads" always does; `io_backend` tells which it is. register_frames: register the frames with io_uring (they are
     then pinned in memory).
@@ -39,6 +51,10 @@ class PageCache:
         size: int | str,
         *,
         nr_objects: int = NR_MAPPINGS,
+        dirty_limit: int | str = DIRTY_LIMIT,
+        dirty_background: int | str = DIRTY_BACKGROUND,
+        dirty_expire_s: float = DIRTY_EXPIRE_S,
+        on_write_error: str = "retry",
         io: str = "auto",
         register_frames: bool = False,
         segment: Segment | None = None,
@@ -49,6 +65,11 @@ class PageCache:
         self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1)
         if io not in ("auto", "io_uring", "threads"):
             raise ValueError(f"io must be 'auto', 'io_uring' or 'threads', not {io!r}")
+        if on_write_error not in ("retry", "drop"):
+            raise ValueError(f"on_write_error must be 'retry' or 'drop', not {on_write_error!r}")
+        self._keeps_failed = on_write_error == "retry"
+        self.segment.set_dirty_limits(*(self._pages(part) for part in (dirty_limit, dirty_background)))
+        self.flusher = Flusher(self.segment, dirty_expire_s, min(DIRTY_INTERVAL_S, max(dirty_expire_s / 2, 0.01)))
         self.io_backend = self.segment.start_io(ring=io != "threads", register_frames=register_frames)
         self.segment.start_kswapd()
         self._lock = threading.RLock()
@@ -62,22 +83,29 @@ class PageCache:
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
-    def open(self, source: Any, mode: str = "rb", *, direct: bool = False) -> File:
+    def open(
+        self, source: Any, mode: str = "rb", *, direct: bool = False, durability: str = "write-back"
+    ) -> File:
         """Open an object through the cache.
 
-        source: a path, or a BackingStore. mode: "rb", "r+b", "w+b" or "x+b". direct: read a local file past the
-        kernel's page cache. Returns a File. Raises OSError, ValueError, TypeError.
+        source: a path, or a BackingStore. mode: "rb", "r+b", "w+b" (emptied), "x+b" (new), "ab" or "a+b" (writes at the
+        position go to the end; made if missing). direct: read and write a local file past the kernel's page cache.
+        durability: when a write returns, its bytes are in the cache ("write-back"), in the store ("write-through"),
+        durable ("dsync"), and durable with all metadata ("sync").
+        Returns a File. Raises OSError, ValueError, TypeError.
         """
         self._check_usable()
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}")
+        if durability not in DURABILITY:
+            raise ValueError(f"unknown durability {durability!r}: use one of {', '.join(DURABILITY)}")
         store = self._store_of(source, mode, direct)
         try:
-            inode = self._inode_of(store)
+            inode = self._inode_of(store, writes=mode != "rb")
         except BaseException:
             store.close()
             raise
-        file = File(inode, mode)
+        file = File(inode, mode, durability)
         file.cache = self
         self._files.add(file)
         if mode == "w+b":
@@ -98,7 +126,7 @@ class PageCache:
                 raise ValueError(f"cannot open {source.split('://')[0]}:// URLs: give a path or a store")
             source = source[len("file://") :]
         if isinstance(source, (str, bytes, os.PathLike)):
-            return FileStore(source, mode, direct=direct)
+            return FileStore(source, mode, direct=direct, empties=False)
         missing = [name for name in ("key", "size", "validator", "readv", "close") if not hasattr(source, name)]
         if missing:
             raise TypeError(f"{type(source).__name__} is neither a path nor a store: it lacks {', '.join(missing)}")
@@ -106,7 +134,7 @@ class PageCache:
             raise OSError(errno.EROFS, f"store {source.key!r} cannot be written: it has no writev", str(source.key))
         return source
 
-    def _inode_of(self, store: Any) -> Inode:
+    def _inode_of(self, store: Any, *, writes: bool = False) -> Inode:
         """Return the shared inode of a store's key and version, counted as open once more."""
         key = mmh3.hash_bytes(str(store.key))
         with self._lock:
@@ -121,22 +149,28 @@ class PageCache:
                 inode = None
             if inode is None:
                 self._make_room()
-                inode = Inode(self.segment, store, self._streams)
+                inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed)
                 self._inodes[key] = inode
                 self._all_inodes.add(inode)
             self._inodes.move_to_end(key)
-            inode.acquire(store)
+            inode.acquire(store, writes=writes)
             return inode
 
     def _make_room(self) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""
         limit = self.segment.sizes()["mappings"][1] - 1
-        for key in [key for key, inode in self._inodes.items() if inode.nr_open == 0]:
+        for key in [key for key, inode in self._inodes.items() if inode.nr_open == 0 and not is_dirty(inode)]:
             if len(self._inodes) < limit:
                 return
             del self._inodes[key]
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
+
+    def _pages(self, part: int | str) -> int:
+        """Return a part of the budget, given in bytes or as a percentage of it, in pages."""
+        if isinstance(part, str) and part.strip().endswith("%"):
+            return int(self.segment.nr_frames * float(part.strip()[:-1]) / 100)
+        return parse_size(part) // PAGE_SIZE
 
     @property
     def size(self) -> int:
@@ -166,8 +200,23 @@ class PageCache:
         return sum(truncate.invalidate_mapping_pages(inode.mapping, 0, LAST_PAGE) for inode in inodes)
 
     def sync(self) -> None:
-        """Write back what is dirty; nothing is, in a cache that only reads."""
+        """Write back, and make durable, all that was written through the cache.
+
+        Raises OSError, the first error met, after everything was tried; open files are told of theirs as well.
+        Context: waits for the stores.
+        """
         self._check_usable()
+        error = self._sync_all()
+        if error is not None:
+            raise error
+
+    def _sync_all(self) -> OSError | None:
+        """Write back and make durable, object by object. Returns the first error."""
+        first = None
+        for inode in self.flusher.inodes():
+            error = inode.sync_pages(0, LAST_PAGE, durable=True)
+            first = first or error
+        return first
 
     def check(self) -> None:
         """Prove the engine's invariants; no other thread may be in a call. Raises AssertionError.
@@ -177,20 +226,37 @@ class PageCache:
         self._check_usable()
         for inode in list(self._all_inodes):
             inode.wait_idle(CHECK_PATIENCE_S)
-        self.segment.check()
+        with self.flusher.at_rest():
+            self.segment.check()
 
     def close(self) -> None:
-        """Close all files and maps and give up the pages. Views stay valid until they are released. Idempotent."""
+        """Write back what is dirty, close all files and maps, and give up the pages. Idempotent.
+
+        Views stay valid until they are released. Raises OSError after all is closed, when something could not be
+        written: those bytes are lost then (to try again, call `sync` first: it loses nothing).
+        """
         if self._closed:
             return
         self._closed = True
+        _caches.discard(self)
         if self.segment.dead:
             return  # in a forked child: locks may be held by threads that are not there
+        error = self._sync_all()
         for opened in [*self._maps, *self._files]:
-            opened.close()
+            try:
+                opened.close()
+            except OSError as failed:
+                error = error or failed
+        self.flusher.stop()
+        lost = [inode for inode in self.flusher.inodes() if is_dirty(inode)]
+        for inode in lost:
+            inode.discard()
         with self._lock:
             self._inodes.clear()
-        _caches.discard(self)
+        if error is not None:
+            names = ", ".join(str(inode.name) for inode in lost)
+            error.add_note(f"the cache was closed nevertheless; lost: what was not written of {names or 'nothing'}")
+            raise error
 
     def __enter__(self) -> "PageCache":
         self._check_usable()
@@ -226,5 +292,17 @@ def _after_fork_in_child() -> None:
         cache.segment.mark_dead()
 
 
+def _at_exit() -> None:
+    """Write back what the program left dirty, and say what could not be written."""
+    for cache in list(_caches):
+        if cache.segment.dead or cache.closed:
+            continue
+        error = cache._sync_all()
+        if error is not None:
+            nbytes = cache.segment.counters()["nr_dirty"] * PAGE_SIZE
+            logger.critical("up to %d bytes that were written through %r are lost: %s", nbytes, cache, error)
+
+
+atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

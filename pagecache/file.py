@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pagecache import filemap, truncate
+from pagecache import filemap, truncate, writeback
 from pagecache import ranges as _ranges
-from pagecache._core import CopyTarget, FileCore, FileRaState, Folio
+from pagecache._core import CopyTarget, FileRaState, Folio
 from pagecache.asyncio_reads import finished, in_worker
+from pagecache.file_writes import FileWrites
 from pagecache.inode import Inode
 from pagecache.prefetch import Prefetch
 from pagecache.readahead import PAGE_SHIFT, PAGE_SIZE
@@ -36,22 +37,30 @@ class CacheStat(NamedTuple):
     nr_recently_evicted: int
 
 
-class File(FileCore):
-    """A file read through the cache, with the contract of io.RawIOBase and positional reads beside it.
+class File(FileWrites):
+    """A file read and written through the cache, with the contract of io.RawIOBase and positional access beside it.
 
-    Files come from `PageCache.open`; any number may be open on one object and share its pages. Reads may run in any
-    number of threads. `close` gives up the file, not the cached pages.
+    Files come from `PageCache.open`; any number may be open on one object and share its pages. Any number of threads
+    may use one. `close` writes back what is dirty, and gives up the file, not the cached pages.
     """
 
-    def __init__(self, inode: Inode, mode: str):
+    def __init__(self, inode: Inode, mode: str, durability: str = "write-back"):
         self.inode = inode
         self.cache: Any = None
         self.mode = mode
+        self.durability = durability
         self.no_reuse = False
         self.is_random = False
         self._window_factor = 1
         self._is_stream = False
-        self._attach(inode.mapping, FileRaState(inode.ra_pages, inode.io_pages))
+        self._attach(
+            inode.mapping,
+            FileRaState(inode.ra_pages, inode.io_pages),
+            may_read=mode != "ab",
+            may_write=mode != "rb",
+            is_append=mode.startswith("a"),
+            is_through=durability != "write-back",
+        )
         self._fitted_pages = self.ra.ra_pages
 
     @property
@@ -152,7 +161,8 @@ class File(FileCore):
     def mmap(self, length: int = 0, offset: int = 0, access: int = ACCESS_READ) -> Any:
         """Map the file: an object with the interface of the standard library's mmap.mmap.
 
-        length: bytes, 0 for all up to the end. offset: bytes, a multiple of the page size. access: ACCESS_READ.
+        length: bytes, 0 for all up to the end. offset: bytes, a multiple of the page size. access: ACCESS_READ,
+        ACCESS_WRITE (stores change the object), or ACCESS_COPY (stores stay in the map).
         """
         from pagecache import mm
 
@@ -161,25 +171,15 @@ class File(FileCore):
 
     # -- the contract of io.RawIOBase --------------------------------------------------------------------------------
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
-
-    def _check_usable(self) -> None:
-        """Check that the file is open, and that this process is the one that opened it."""
-        self._check_open()
-        if self.mapping.segment.dead:
-            raise RuntimeError("this cache belongs to the parent process: open a new one after fork()")
-
     def readable(self) -> bool:
-        """Return True."""
+        """Return whether the file can be read: not in mode "ab"."""
         self._check_open()
-        return True
+        return self.mode != "ab"
 
     def writable(self) -> bool:
         """Return whether the file can be changed."""
         self._check_open()
-        return self.inode.writable and self.mode != "rb"
+        return self.may_write
 
     def seekable(self) -> bool:
         """Return True."""
@@ -194,10 +194,6 @@ class File(FileCore):
         """Return False."""
         self._check_open()
         return False
-
-    def flush(self) -> None:
-        """Do nothing: reads need no flush."""
-        self._check_open()
 
     def detach(self) -> None:
         """Raise io.UnsupportedOperation: there is no other stream below."""
@@ -241,32 +237,6 @@ class File(FileCore):
             raise StopIteration
         return line
 
-    def write(self, data: Any, /) -> int:
-        """Raise io.UnsupportedOperation: files of this version are read."""
-        self._check_open()
-        raise io.UnsupportedOperation("not writable")
-
-    def writelines(self, lines: Any, /) -> None:
-        """Raise io.UnsupportedOperation: files of this version are read."""
-        self._check_open()
-        raise io.UnsupportedOperation("not writable")
-
-    def truncate(self, size: int | None = None, /) -> int:
-        """Set the size of the object (bytes; the position if not given); returns it.
-
-        What is cut off is gone from the cache before the store is cut; extended bytes are zero.
-        Raises io.UnsupportedOperation when the file was not opened for writing, OSError.
-        Context: takes invalidate_lock exclusive; waits for reads in flight.
-        """
-        if not self.writable():
-            raise io.UnsupportedOperation("truncate: not writable")
-        self._check_usable()
-        size = self.tell() if size is None else operator.index(size)
-        if size < 0:
-            raise ValueError(f"size must not be negative, not {size}")
-        self.inode.set_size(size)
-        return size
-
     @property
     def name(self) -> str:
         """The object's name, as in error messages."""
@@ -280,17 +250,31 @@ class File(FileCore):
         self.close()
 
     def close(self) -> None:
-        """Close the file; its pages stay cached. Closing again does nothing."""
-        if self._detach():
+        """Close the file; its pages stay cached. Closing again does nothing.
+
+        What was written through any file of the object is written back first, if this one could write. Raises OSError as
+        `fsync`; the file is closed nevertheless, and what could not be written is still tried in the background.
+        """
+        error = None
+        if not self.closed and self.may_write and not self.mapping.segment.dead:
+            error = self.inode.sync_pages(0, writeback.LAST_PAGE, durable=False)
+        if self._give_up() and self.may_write:
+            self._raise_wb_error(error)
+
+    def _give_up(self) -> bool:
+        """Detach from the object. Returns whether the file was open."""
+        was_open = self._detach()
+        if was_open:
             if self._is_stream:
                 self.inode.streams.nr -= 1
-            self.inode.release()
+            self.inode.release(writes=self.may_write)
+        return was_open
 
     def __del__(self) -> None:
         if not self.closed:
             if not self.mapping.segment.dead:
                 warnings.warn(f"unclosed cached file {self.name!r}", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            self._give_up()  # the flusher writes what is dirty: nothing may wait where objects are collected
 
     def __repr__(self) -> str:
         if not hasattr(self, "inode"):
@@ -378,6 +362,7 @@ class File(FileCore):
         first = -(-offset >> PAGE_SHIFT)
         after = -(-end >> PAGE_SHIFT) if end == self.mapping.size else end >> PAGE_SHIFT
         if after > first:
+            self.inode.start_writeback(first, after - 1)
             truncate.invalidate_mapping_pages(self.mapping, first, after - 1)
 
     def cachestat(self, offset: int = 0, length: int = 0) -> CacheStat:

@@ -27,6 +27,8 @@ def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio
         return folio
     started = time.monotonic()
     while wait and time.monotonic() - started < _patience_s(segment):
+        if segment.nr_dirty_charged:
+            segment.wake_flusher()
         segment.wait_for_memory(0.005)
         folio = segment.alloc_folio(order)
         if folio is not None:
@@ -105,16 +107,16 @@ def _has_changed(mapping: AddressSpace, ended_early: bool) -> bool:
     """Whether the object is no longer the one whose bytes are cached, as far as the store can tell."""
     if mapping.fd >= 0:
         return not mapping.stamp_unchanged()
-    if mapping.validator is not None and mapping.host.validator() != mapping.validator:
+    if not mapping.extra.is_current(mapping):
         return True
-    return ended_early and mapping.host.size() != mapping.size
+    return ended_early and mapping.host.size() != mapping.disk_size
 
 
 def _early_end(mapping: AddressSpace, offset: int) -> OSError:
     return OSError(
         errno.EIO,
         f"cannot read {mapping.name} at offset {offset}: the store brought no more bytes, "
-        f"though the object has {mapping.size}",
+        f"though the object has {mapping.disk_size}",
     )
 
 

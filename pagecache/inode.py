@@ -1,21 +1,25 @@
 """One object of one store, however many files are open on it: its mapping, its store, its version."""
 
+import errno
 import operator
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from pagecache import fill, truncate, workers
+from pagecache import _core, fill, truncate, workers, write, writeback
 from pagecache._core import AddressSpace, Segment
+from pagecache.line import Line
 from pagecache.readahead import PAGE_SHIFT
 from pagecache.stores.base import hints_of
-from pagecache.submit import Line
 from pagecache.window import share_pages, wanted_pages, window_pages
 from pagecache.workers import Channel
+from pagecache.writeback import WritebackControl, own_write
 
 LAST_PAGE = (1 << 52) - 1
 SIZE_MAX = (1 << 63) - 1
+ALL_ON_DISK = (1 << 64) - 1
+ZEROS = 1024 * 1024  # bytes written at once where a store knows no holes
 STORE_PATIENCE_S = 0.5  # how long closing waits for the engine's reads of a descriptor
 
 
@@ -61,8 +65,15 @@ class Inode:
     Context: whoever is the first to open an object, or opens it once more, holds the cache's lock.
     """
 
-    def __init__(self, segment: Segment, store: Any, streams: Streams):
+    def __init__(self, segment: Segment, store: Any, streams: Streams, flusher: Any = None, keeps_failed: bool = True):
         self.streams = streams
+        self.flusher = flusher
+        self.keeps_failed = keeps_failed
+        self.nr_writers = 0
+        self.nr_failures = 0  # of the flusher, one after the other
+        self.retry_at = 0.0  # when it tries again (monotonic seconds)
+        self.last_error: OSError | None = None
+        self._sync_lock = threading.Lock()
         self.name = str(getattr(store, "name", store.key))
         self.mapping = AddressSpace(segment, self.name)
         self.mapping.key = store.key
@@ -80,7 +91,8 @@ class Inode:
         self.hints = hints
         channel = Channel(workers.shared_pool, hints.parallel_requests)
         channel.on_idle = _weakly(self.close_retired)
-        self.mapping.extra = Line(hints, channel)
+        self.mapping.extra = Line(hints, channel, self.flusher, self.keeps_failed)
+        _core.set_stable_writes(self.mapping, hints.stable_writes)
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
         if self.store is not None:
             self._retired.append(self.store)
@@ -108,17 +120,13 @@ class Inode:
 
     def is_version(self, store: Any) -> bool:
         """Whether another store of the same key has the bytes that are cached here."""
-        return self.mapping.validator is not None and store.validator() == self.mapping.validator
+        return self.mapping.validator is not None and self.mapping.extra.is_current(self.mapping, store)
 
     def raise_if_changed(self, pos: int) -> None:
         """Raise OSError (ESTALE) if the object is not the one whose bytes are cached."""
         if self.store is None:
             return
-        if self.mapping.fd >= 0:
-            changed = not self.mapping.stamp_unchanged()
-        else:
-            changed = self.mapping.validator is not None and self.store.validator() != self.mapping.validator
-        if changed:
+        if not self.mapping.extra.is_current(self.mapping):
             raise fill.stale_error(self.mapping, pos)
 
     def invalidate(self, offset: int = 0, length: int = 0) -> None:
@@ -130,6 +138,7 @@ class Inode:
             if offset == 0 and length == 0:
                 self._take_version()
                 mapping.size = size_of(self.store)
+                mapping.disk_size = ALL_ON_DISK
 
     def _take_version(self) -> None:
         """Take the store's present version for that of the cached bytes. Size and bytes are read afterwards."""
@@ -138,28 +147,124 @@ class Inode:
             self.mapping.take_stamp()
 
     def set_size(self, size: int) -> None:
-        """Cut or extend the object, cache and store. Raises OSError; then the size is what the store says."""
-        with self.mapping.exclusive():
+        """Cut or extend the object, cache and store. Raises OSError: it has the old size, or what the store has of it."""
+        with self.mapping.inode_locked(), self.mapping.exclusive(), own_write(self.mapping):
             self._set_size_locked(size)
 
     def _set_size_locked(self, size: int) -> None:
-        mapping = self.mapping
+        mapping, old_size = self.mapping, self.mapping.size
+        if size < old_size:
+            truncate.truncate_setsize(mapping, size)
         try:
-            if size < mapping.size:
-                truncate.truncate_setsize(mapping, size)
             self.store.truncate(size)
-            if size > mapping.size:
-                truncate.truncate_setsize(mapping, size)
         except BaseException:
-            truncate.truncate_setsize(mapping, size_of(self.store))
+            self._take_size_of_store(old_size)
             raise
-        finally:
-            self._take_version()
+        mapping.disk_size = size
+        if size > old_size:
+            truncate.truncate_setsize(mapping, size)
+
+    def _take_size_of_store(self, old_size: int) -> None:
+        """After a cut that failed below: what is there shows again, up to the old size."""
+        mapping = self.mapping
+        on_disk = size_of(self.store)
+        mapping.disk_size = on_disk
+        if on_disk > mapping.size and old_size > mapping.size:
+            truncate.truncate_setsize(mapping, min(on_disk, old_size))
+
+    def punch_hole(self, file: Any, offset: int, nbytes: int) -> None:
+        """Make a byte range read as zeros, in cache and store. Raises OSError; then the bytes are as before."""
+        mapping = self.mapping
+        with mapping.inode_locked():
+            end = min(offset + nbytes, mapping.size)
+            if end <= offset:
+                return
+            punch = getattr(self.store, "punch_hole", None)
+            if punch is None or not self._punch(punch, offset, end):
+                self._write_zeros(file, offset, end)
+
+    def _punch(self, punch: Callable[[int, int], None], offset: int, end: int) -> bool:
+        """Punch the hole into the store; False if it cannot. What is dirty there is written first, so that a failure
+        leaves the old bytes."""
+        mapping = self.mapping
+        error = writeback.filemap_write_and_wait_range(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
+        if error is not None:
+            raise error
+        with mapping.exclusive(), own_write(mapping):
+            truncate.truncate_pagecache_range(mapping, offset, end - 1)
+            on_disk = min(end, mapping.disk_size)
+            try:
+                if on_disk > offset:
+                    punch(offset, on_disk - offset)
+            except BaseException as failed:
+                truncate.invalidate_mapping_pages(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
+                if isinstance(failed, OSError) and failed.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                    return False
+                raise
+        return True
+
+    def _write_zeros(self, file: Any, offset: int, end: int) -> None:
+        """Write zeros where the store knows no holes. Context: inode lock held."""
+        while offset < end:
+            zeros = bytes(min(ZEROS, end - offset))
+            source = _core.copy_source(zeros)
+            write.generic_perform_write(self.mapping, file._write_cached, source, 0, offset)
+            offset += len(zeros)
+
+    # -- durability ----------------------------------------------------------------------------------------------------
+
+    def start_writeback(self, first: int, last: int) -> None:
+        """Have pages first..last written back by somebody, without waiting."""
+        if _core.has_mark(self.mapping, writeback.MARK_DIRTY):
+            wbc = WritebackControl(range_start=first, range_end=last)
+            workers.shared_pool.run(lambda: writeback.do_writepages(self.mapping, wbc))
+
+    def sync_pages(self, first: int, last: int, *, durable: bool, datasync: bool = False) -> OSError | None:
+        """Write pages first..last back, wait for them, and have the store make durable what it was given.
+
+        Returns the error that this met, which the mapping's record holds too. Context: waits for the store.
+        """
+        line = self.mapping.extra
+        if durable and line.sync_failed:
+            self._redirty_unsynced()
+        error = writeback.filemap_write_and_wait_range(self.mapping, first, last)
+        if error is None and durable:
+            error = self._sync_store(datasync)
+        return error
+
+    def _sync_store(self, datasync: bool) -> OSError | None:
+        """Have the store make durable what it has. What it had been given counts as not written if it fails."""
+        sync = getattr(self.store, "sync", None)
+        if sync is None:
+            return None
+        line = self.mapping.extra
+        with self._sync_lock:
+            runs = line.take_unsynced()
+            try:
+                sync(datasync)
+            except Exception as cause:
+                line.put_back_unsynced(runs)
+                error = writeback.write_error(self.mapping, 0, cause)
+                _core.mapping_set_error(self.mapping, error.errno or errno.EIO)
+                return error
+            except BaseException:
+                line.put_back_unsynced(runs)
+                raise
+        return None
+
+    def _redirty_unsynced(self) -> None:
+        """Make dirty again what a sync that failed left in doubt, as far as it is still cached."""
+        line = self.mapping.extra
+        line.sync_failed = False
+        for first, last in line.take_unsynced():
+            writeback.redirty_range(self.mapping, first, last)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def acquire(self, store: Any = None) -> None:
+    def acquire(self, store: Any = None, *, writes: bool = False) -> None:
         """Count one more open file, which brings a store of its own, if it is not open on another one's.
+
+        writes: it may make pages dirty.
 
         The store is put to use if there is none, or none that can be written; otherwise it is closed.
         """
@@ -169,6 +274,9 @@ class Inode:
                 self._use(store)
                 surplus = None
             self.nr_open += 1
+            self.nr_writers += writes
+        if writes and self.flusher is not None:
+            self.flusher.add(self)
         if surplus is not None:
             surplus.close()
 
@@ -179,16 +287,31 @@ class Inode:
             prefetch.wait_done(timeout_s)
         return not line.prefetches and line.channel.wait_idle(timeout_s) and self.mapping.wait_inflight(timeout_s)
 
-    def release(self) -> None:
-        """Count one open file less; the last one gives up the store."""
+    def release(self, *, writes: bool = False) -> None:
+        """Count one open file less; the last one gives up the store, as soon as nothing is dirty."""
         if self.mapping.segment.dead:
             return  # in a forked child: the lock may be held by a thread that is not there
         with self._lock:
             self.nr_open -= 1
-            idle = self.nr_open == 0
-            if idle and self.store is not None:
-                self._retired.append(self.store)
-                self.store = None
+            self.nr_writers -= writes
+        self.close_retired()
+
+    def _retire_idle(self) -> None:
+        """Give up the store when nobody has the object open and it is clean. Context: self._lock held."""
+        if self.nr_open or self.store is None:
+            return
+        if self.flusher is not None and not self.flusher.drop_if_done(self):
+            self.flusher.segment.wake_flusher()
+            return
+        self._retired.append(self.store)
+        self.store = None
+
+    def discard(self) -> None:
+        """Give up what is dirty: nobody will write it any more."""
+        with self.mapping.inode_locked(), self.mapping.exclusive():
+            truncate.truncate_inode_pages(self.mapping, 0)
+        if self.flusher is not None:
+            self.flusher.drop_if_done(self)
         self.close_retired()
 
     def _nobody_reads(self) -> bool:
@@ -196,7 +319,10 @@ class Inode:
         return not self.mapping.extra.channel.nr_running and self.mapping.wait_inflight(STORE_PATIENCE_S)
 
     def close_retired(self) -> None:
-        """Close stores that are not used any more, unless a read may still be in them: then it is tried again later."""
+        """Close stores that are not used any more, unless a read or a write may still be in them: then it is tried again
+        later."""
+        with self._lock:
+            self._retire_idle()
         if not self._retired:
             return
         with self.mapping.exclusive(wait=False) as held, self._lock:

@@ -1,26 +1,20 @@
-"""A software address space: areas that map files, their page tables, and the way of a fault through them (K1.1).
+"""A software address space: files mapped at addresses, read and written through page tables (K1).
 
-An access copies through the page table of its area while translations hold, and faults where one does not.  A
-translation holds no reference (docs/decisions/0003-page-tables-hold-no-references.md), so an evicted page only costs
-another fault.
+An access copies through the page table of its area while translations hold, and faults where one does not; an evicted
+page only costs another fault.
 """
 
 import errno
 import mmap as _mmap
-import os
-import threading
-import weakref
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from sortedcontainers import SortedDict
 
-from pagecache import filemap, readahead
-from pagecache._core import AddressSpace, CopyTarget, PageTable, new_target
+from pagecache import readahead
+from pagecache._core import CopySource, CopyTarget, copy_source, new_target
 from pagecache.mm_types import (
     FAULT_FLAG_DEFAULT,
     FAULT_FLAG_MISSED,
-    FAULT_FLAG_ORIG_PTE_VALID,
     FAULT_FLAG_RETRY_NOWAIT,
     FAULT_FLAG_TRIED,
     FAULT_FLAG_USER,
@@ -29,13 +23,9 @@ from pagecache.mm_types import (
     PAGE_SIZE,
     VM_EXEC,
     VM_FAULT_COMPLETED,
-    VM_FAULT_DONE_COW,
     VM_FAULT_ERROR,
-    VM_FAULT_LOCKED,
     VM_FAULT_MAJOR,
-    VM_FAULT_NOPAGE,
     VM_FAULT_RETRY,
-    VM_FAULT_SIGSEGV,
     VM_HUGEPAGE,
     VM_NOHUGEPAGE,
     VM_RAND_READ,
@@ -46,9 +36,11 @@ from pagecache.mm_types import (
     MmapLock,
     VmFault,
 )
+from pagecache.page_faults import PTRS_PER_PTE, handle_fault, not_writable
+from pagecache.vma import MappedFile, VirtualMemoryArea, maps_of
+from pagecache.writeback import balance_dirty_pages
 
 FAULT_AROUND_PAGES = 16  # 64 KiB
-PTRS_PER_PTE = 512  # pages one page table spans: areas begin at a multiple, windows are no larger
 MMAP_BASE = 1 << 32  # address of the first area
 ADDRESS_END = 1 << 63
 
@@ -64,260 +56,6 @@ _ADVICE_WITHOUT_EFFECT = {
     for name in ("MADV_DONTFORK", "MADV_DOFORK", "MADV_DONTDUMP", "MADV_DODUMP", "MADV_MERGEABLE", "MADV_UNMERGEABLE")
     if hasattr(_mmap, name)
 }
-
-
-class MappedFile:
-    """A file as its areas hold it: the object stays open until the last area, and the last fault in it, is gone."""
-
-    __slots__ = ("_inode", "file", "mapping", "ra")
-
-    def __init__(self, file: Any) -> None:
-        file.inode.acquire()
-        self._inode = file.inode
-        self.file = file
-        self.mapping: AddressSpace = file.mapping
-        self.ra = file.ra
-
-    @property
-    def is_random(self) -> bool:
-        """Whether the file is advised to be read at random."""
-        return self.file.is_random
-
-    def fit_window(self) -> None:
-        """Fit the file's readahead window, as long as the file itself is open."""
-        if not self.file.closed:
-            self.file.fit_window()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_inode"):
-            self._inode.release()
-
-
-class MappedAreas:
-    """The areas that map one object, held weakly (i_mmap): what truncation has to visit."""
-
-    def __init__(self) -> None:
-        self._areas: dict[int, weakref.ref[VirtualMemoryArea]] = {}
-
-    def add(self, area: "VirtualMemoryArea") -> None:
-        """Register an area until it is discarded or gone. Context: any thread; takes no lock."""
-        areas, key = self._areas, id(area)
-        areas[key] = weakref.ref(area, lambda gone: areas.pop(key, None))
-
-    def discard(self, area: "VirtualMemoryArea") -> None:
-        """Forget an area."""
-        self._areas.pop(id(area), None)
-
-    def __len__(self) -> int:
-        return len(self._areas)
-
-    def __iter__(self) -> "Iterator[VirtualMemoryArea]":
-        areas = [reference() for reference in list(self._areas.values())]
-        return iter([area for area in areas if area is not None])
-
-
-_maps_lock = threading.Lock()
-
-
-def _after_fork_in_child() -> None:
-    global _maps_lock
-    _maps_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def maps_of(mapping: AddressSpace) -> MappedAreas:
-    """Return the areas that map an object."""
-    if mapping.maps is None:
-        with _maps_lock:
-            if mapping.maps is None:
-                mapping.maps = MappedAreas()
-    return mapping.maps
-
-
-class VmOperations(NamedTuple):
-    """How the pages of an area come: what its faults call."""
-
-    fault: Callable[[VmFault], int]
-    map_pages: Callable[[VmFault, int, int], int] | None = None
-    page_mkwrite: Callable[[VmFault], int] | None = None
-
-
-FILE_OPERATIONS = VmOperations(filemap.filemap_fault, filemap.filemap_map_pages)
-
-
-class VirtualMemoryArea:
-    """A range of addresses that maps consecutive pages of one file.
-
-    start, end: byte addresses, multiples of the page size. pgoff: page of the object at `start`. flags: VM_*.
-    page_table: shared with the other areas of the same `MemoryMap.mmap`.
-    Context: changed with the mmap lock held exclusively.
-    """
-
-    __slots__ = ("__weakref__", "_mm", "end", "file", "flags", "mmap_lock", "ops", "page_table", "pgoff", "start")
-
-    def __init__(self, mm: "MemoryMap", start: int, end: int, flags: int, pgoff: int, file: MappedFile) -> None:
-        self._mm = weakref.ref(mm)
-        self.mmap_lock = mm.mmap_lock
-        self.start = start
-        self.end = end
-        self.flags = flags
-        self.pgoff = pgoff
-        self.file = file
-        self.ops = FILE_OPERATIONS
-        self.page_table = PageTable(file.mapping, pgoff, (end - start) >> PAGE_SHIFT)
-        maps_of(file.mapping).add(self)
-
-    @property
-    def mm(self) -> "MemoryMap":
-        """The address space the area belongs to."""
-        mm = self._mm()
-        if mm is None:
-            raise ReferenceError("the memory map of this area is gone")
-        return mm
-
-    @property
-    def nr_pages(self) -> int:
-        """Size (pages)."""
-        return (self.end - self.start) >> PAGE_SHIFT
-
-    def page_of(self, address: int) -> int:
-        """Return the page of the object that an address shows."""
-        return self.pgoff + ((address - self.start) >> PAGE_SHIFT)
-
-    def unmap_object_pages(self, start: int, end: int, even_cows: bool = False) -> int:
-        """Forget the translations of the object's pages [start, end). Returns how many there were.
-
-        even_cows: private copies too; areas that are only read have none.
-        """
-        return self.page_table.clear(max(start, self.pgoff), min(end, self.pgoff + self.nr_pages))
-
-    def read_present(self, target: CopyTarget, done: int, address: int, nbytes: int) -> int:
-        """Copy the mapped beginning of nbytes at an address to target[done:]. Returns the bytes copied."""
-        position = (self.pgoff << PAGE_SHIFT) + address - self.start
-        return self.page_table.read_into(target, done, position, nbytes)
-
-    def split(self, address: int) -> "VirtualMemoryArea":
-        """Cut the area in two; returns the upper one, which keeps the translations."""
-        upper = VirtualMemoryArea.__new__(VirtualMemoryArea)
-        for name in ("_mm", "mmap_lock", "end", "flags", "file", "ops", "page_table"):
-            setattr(upper, name, getattr(self, name))
-        upper.start = address
-        upper.pgoff = self.page_of(address)
-        maps_of(self.file.mapping).add(upper)
-        self.end = address
-        return upper
-
-    def continues(self, lower: "VirtualMemoryArea") -> bool:
-        """Whether this area and the one below could be one."""
-        return lower.end == self.start and lower.page_table is self.page_table and lower.flags == self.flags
-
-    def __repr__(self) -> str:
-        name = self.file.mapping.name
-        return f"<VirtualMemoryArea {self.start:#x}-{self.end:#x} flags={self.flags:#x} page {self.pgoff} of {name!r}>"
-
-
-# -- the way of a fault ------------------------------------------------------------------------------------------------
-
-
-def handle_mm_fault(vma: VirtualMemoryArea, address: int, flags: int = FAULT_FLAG_DEFAULT) -> int:
-    """Serve a fault at an address of an area (K1.1).
-
-    flags: FAULT_FLAG_*. Returns VM_FAULT_* bits. The mmap lock was dropped if they hold RETRY (without RETRY_NOWAIT)
-    or COMPLETED, and whenever an exception is raised: what a signal handler raised during a wait.
-    Context: mmap lock held shared.
-    """
-    return handle_fault(VmFault(vma, address, flags))
-
-
-def handle_fault(vmf: VmFault) -> int:
-    """The same for a fault that is described already: vmf.error explains an error."""
-    mm = vmf.vma.mm
-    segment = vmf.vma.file.mapping.segment
-    try:
-        result = _handle_pte_fault(vmf)
-    except BaseException:
-        if vmf.mmap_locked:
-            vmf.drop_mmap_lock()
-        raise
-    if not result & VM_FAULT_RETRY:
-        segment.add_count("pgfault", 1)
-        mm.count_fault(result, vmf.flags)
-    return result
-
-
-def _handle_pte_fault(vmf: VmFault) -> int:
-    """Find out what kind of fault this is: none, a read, or one of two kinds of write."""
-    vmf.orig_pte = vmf.vma.page_table.present(vmf.pgoff)
-    vmf.flags |= FAULT_FLAG_ORIG_PTE_VALID
-    if not vmf.flags & FAULT_FLAG_WRITE:
-        return 0 if vmf.orig_pte else do_read_fault(vmf)
-    if not vmf.vma.flags & VM_SHARED:
-        return do_cow_fault(vmf)
-    return do_shared_fault(vmf)
-
-
-def do_read_fault(vmf: VmFault) -> int:
-    """Map a page for reading: with its cached neighbours, or by the area's fault operation."""
-    if vmf.vma.ops.map_pages is not None and vmf.vma.mm.fault_around_pages > 1:
-        result = do_fault_around(vmf)
-        if result:
-            return result
-    result = vmf.vma.ops.fault(vmf)
-    if result & (VM_FAULT_ERROR | VM_FAULT_NOPAGE | VM_FAULT_RETRY | VM_FAULT_DONE_COW):
-        return result
-    return result & ~VM_FAULT_LOCKED | finish_fault(vmf, result)
-
-
-def do_cow_fault(vmf: VmFault) -> int:
-    """Refuse a write to a private area: there are no private copies."""
-    return vmf.fail(VM_FAULT_SIGSEGV, not_writable(vmf.vma.file.mapping.name))
-
-
-def do_shared_fault(vmf: VmFault) -> int:
-    """Refuse a write to a shared area: its operations have no page_mkwrite."""
-    return vmf.fail(VM_FAULT_SIGSEGV, not_writable(vmf.vma.file.mapping.name))
-
-
-def do_fault_around(vmf: VmFault) -> int:
-    """Map what is cached in the aligned window of addresses around a fault, inside the area."""
-    vma, window = vmf.vma, vmf.vma.mm.fault_around_pages
-    pte = (vmf.address >> PAGE_SHIFT) % PTRS_PER_PTE
-    in_area = vmf.pgoff - vma.pgoff
-    aligned = pte - pte % window
-    first = max(aligned, pte - min(pte, in_area))
-    last = min(aligned + window, pte + vma.nr_pages - in_area) - 1
-    assert vma.ops.map_pages is not None
-    return vma.ops.map_pages(vmf, vmf.pgoff + first - pte, vmf.pgoff + last - pte)
-
-
-def finish_fault(vmf: VmFault, result: int) -> int:
-    """Install the translation of the fault's page under its folio lock; then lock and reference go.
-
-    Returns 0, or NOPAGE if the page was truncated before it could be locked here.
-    """
-    folio, vmf.folio = vmf.folio, None
-    assert folio is not None
-    if not result & VM_FAULT_LOCKED:
-        folio.lock()
-    try:
-        if not folio.is_page_of(vmf.vma.file.mapping, vmf.pgoff):
-            return VM_FAULT_NOPAGE
-        vmf.vma.page_table.set(vmf.pgoff, folio)
-        return 0
-    finally:
-        folio.unlock()
-        folio.put()
-
-
-def not_writable(name: Any) -> PermissionError:
-    """Return the error for maps that would have to be written."""
-    return PermissionError(errno.EACCES, f"the map of {name} cannot be written: maps are for reading (ACCESS_READ)")
-
-
-# -- the address space -------------------------------------------------------------------------------------------------
 
 
 class MemoryMap:
@@ -356,8 +94,9 @@ class MemoryMap:
         """Map a file; the map keeps it open.
 
         length: bytes, rounded up to pages; what lies beyond the end of the file raises BusError when read. prot:
-        PROT_READ, perhaps PROT_EXEC. flags: MAP_SHARED or MAP_PRIVATE. pgoff: first page of the object.
-        Returns the address. Raises ValueError, OSError (EINVAL), and PermissionError for PROT_WRITE.
+        PROT_READ, perhaps PROT_WRITE and PROT_EXEC. flags: MAP_SHARED, or MAP_PRIVATE (stores stay in the map). pgoff:
+        first page of the object. Returns the address. Raises ValueError, OSError (EINVAL), and PermissionError when the
+        file cannot be read, or not be written as the map asks for.
         Context: takes the mmap lock exclusively.
         """
         nr_pages = -(-length >> PAGE_SHIFT)
@@ -365,12 +104,14 @@ class MemoryMap:
             raise ValueError(f"cannot map {length} bytes from page {pgoff} on: outside any file")
         if bool(flags & _mmap.MAP_SHARED) == bool(flags & _mmap.MAP_PRIVATE):
             raise OSError(errno.EINVAL, "flags must have one of MAP_SHARED and MAP_PRIVATE")
-        if prot & _mmap.PROT_WRITE:
-            raise not_writable(file.mapping.name)
         vm_flags = VM_SHARED if flags & _mmap.MAP_SHARED else 0
+        writes = bool(prot & _mmap.PROT_WRITE and vm_flags)
+        if not file.may_read or (writes and not file.may_write):
+            raise not_writable(file.mapping.name)
         vm_flags |= VM_READ if prot & _mmap.PROT_READ else 0
+        vm_flags |= VM_WRITE if prot & _mmap.PROT_WRITE else 0
         vm_flags |= VM_EXEC if prot & _mmap.PROT_EXEC else 0
-        held = MappedFile(file)
+        held = MappedFile(file, writes)
         try:
             self.mmap_lock.lock_exclusive()
             start = self._next_start
@@ -488,7 +229,7 @@ class MemoryMap:
                 first, last = vma.page_of(max(start, vma.start)), vma.page_of(min(end, vma.end) - 1)
                 wanted.append((vma.file, first, last - first + 1))
                 if advice == _mmap.MADV_DONTNEED:
-                    vma.unmap_object_pages(first, last + 1)
+                    vma.unmap_object_pages(first, last + 1, even_cows=True)
         finally:
             self.mmap_lock.unlock_shared()
         if advice == _mmap.MADV_WILLNEED:
@@ -531,9 +272,53 @@ class MemoryMap:
             self.mmap_lock.unlock_shared()
 
     def write(self, address: int, data: Any) -> None:
-        """Refuse to write: raises PermissionError (EACCES), or OSError (EFAULT) where nothing is mapped."""
-        if len(data):
-            self.handle_page_fault(address, FAULT_FLAG_DEFAULT | FAULT_FLAG_USER | FAULT_FLAG_WRITE)
+        """Store bytes at an address: into the object, or, in a private area, into the map alone.
+
+        Raises as `read`, and PermissionError (EACCES) where the area may not be written; what was stored before stays.
+        Context: takes the mmap lock shared; may wait for the store.
+        """
+        with memoryview(data) as view:
+            self.write_from(copy_source(view.tobytes()), 0, address, view.nbytes)
+
+    def write_from(self, source: CopySource, done: int, address: int, nbytes: int) -> None:
+        """Store source[done:], nbytes of it, at an address. Raises and waits as `write`."""
+        end, flags = done + nbytes, FAULT_FLAG_DEFAULT | FAULT_FLAG_USER | FAULT_FLAG_WRITE
+        mapping = None
+        while done < end:
+            stored, found = self._write_present(source, done, address, end - done)
+            mapping = found or mapping
+            done += stored
+            address += stored
+            if stored == 0:
+                self.handle_page_fault(address, flags)
+        if mapping is not None:
+            balance_dirty_pages(mapping, (nbytes >> PAGE_SHIFT) + 1)
+
+    def _write_present(self, source: CopySource, done: int, address: int, nbytes: int) -> tuple[int, Any]:
+        try:
+            self.mmap_lock.lock_shared()
+            vma = self.vma_lookup(address)
+            if vma is None or not vma.flags & VM_WRITE:
+                return 0, None
+            stored = vma.write_present(source, done, address, min(nbytes, vma.end - address))
+            return stored, vma.file.mapping if vma.flags & VM_SHARED else None
+        finally:
+            self.mmap_lock.unlock_shared()
+
+    def msync(self, start: int, length: int) -> None:
+        """Make what was stored in a range of addresses durable (MS_SYNC). Raises OSError, as `File.fsync`."""
+        end = self._end_of_range(start, length)
+        try:
+            self.mmap_lock.lock_shared()
+            areas = [
+                (vma.file, vma.page_of(max(start, vma.start)), vma.page_of(min(end, vma.end) - 1))
+                for vma in self._areas(start, end)
+                if vma.flags & VM_SHARED
+            ]
+        finally:
+            self.mmap_lock.unlock_shared()
+        for held, first, last in areas:
+            held.file._sync_pages(first, last, durable=True)
 
     def handle_page_fault(self, address: int, flags: int = FAULT_FLAG_DEFAULT | FAULT_FLAG_USER) -> int:
         """Bring in and map the page at an address: what a processor's page fault does.

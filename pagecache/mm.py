@@ -11,15 +11,10 @@ from operator import index as _index
 from typing import Any
 
 from pagecache._core import new_target
-from pagecache.memory_map import (
-    FAULT_AROUND_PAGES,
-    FILE_OPERATIONS,
-    MMAP_BASE,
-    MappedAreas,
-    MappedFile,
-    MemoryMap,
-    VirtualMemoryArea,
-    VmOperations,
+from pagecache.memory_map import FAULT_AROUND_PAGES, MMAP_BASE, MemoryMap
+from pagecache.mm_types import *  # noqa: F403
+from pagecache.mm_types import PAGE_SIZE, BusError, MmapLock, VmFault
+from pagecache.page_faults import (
     do_cow_fault,
     do_fault_around,
     do_read_fault,
@@ -27,11 +22,8 @@ from pagecache.memory_map import (
     finish_fault,
     handle_fault,
     handle_mm_fault,
-    maps_of,
-    not_writable,
 )
-from pagecache.mm_types import *  # noqa: F403
-from pagecache.mm_types import PAGE_SIZE, BusError, MmapLock, VmFault
+from pagecache.vma import FILE_OPERATIONS, MappedAreas, MappedFile, VirtualMemoryArea, VmOperations, maps_of
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
 ALLOCATIONGRANULARITY = PAGE_SIZE
@@ -57,16 +49,17 @@ __all__ += [name for name in dir() if name.startswith(("VM_", "FAULT_FLAG_", "fa
 
 
 def map_file(file: Any, length: int = 0, offset: int = 0, access: int = ACCESS_READ) -> "Mmap":
-    """Map part of an open file for reading.
+    """Map part of an open file.
 
-    length: bytes; 0 for all up to the end of the file now. offset: bytes, a multiple of ALLOCATIONGRANULARITY.
+    length: bytes; 0 for all up to the end of the file now. offset: bytes, a multiple of ALLOCATIONGRANULARITY. access:
+    ACCESS_READ, ACCESS_WRITE (the same as ACCESS_DEFAULT: stores change the file), or ACCESS_COPY (they stay in the map).
     Returns a Mmap, which stays usable when the file is closed, but not when its cache is.
     Raises ValueError (an empty file, a range that is not inside the file, a closed file), TypeError, PermissionError
-    for access other than ACCESS_READ.
+    for ACCESS_WRITE of a file that was opened for reading.
     """
     length, offset = _index(length), _index(offset)
     if access not in (ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY):
-        raise ValueError(f"invalid access {access!r}: use ACCESS_READ")
+        raise ValueError(f"invalid access {access!r}: use one of ACCESS_READ, ACCESS_WRITE, ACCESS_COPY")
     if length < 0 or offset < 0:
         raise ValueError(f"length and offset must not be negative, not {length} and {offset}")
     if offset % ALLOCATIONGRANULARITY:
@@ -74,8 +67,6 @@ def map_file(file: Any, length: int = 0, offset: int = 0, access: int = ACCESS_R
     if file.closed:
         raise ValueError("cannot map a closed file")
     mapping = file.mapping
-    if access != ACCESS_READ:
-        raise not_writable(mapping.name)
     if length == 0 or offset + length > mapping.size:
         file.inode.raise_if_changed(mapping.size)
     size = mapping.size
@@ -85,30 +76,37 @@ def map_file(file: Any, length: int = 0, offset: int = 0, access: int = ACCESS_R
         length = size - offset
     if length <= 0 or offset + length > size:
         raise ValueError(f"cannot map {length} bytes at offset {offset} of {mapping.name}: it has {size} bytes")
-    return Mmap(file, length, offset)
+    return Mmap(file, length, offset, ACCESS_WRITE if access == ACCESS_DEFAULT else access)
 
 
 class Mmap:
-    """Part of a file as a sequence of bytes, with the interface of mmap.mmap for reading.
+    """Part of a file as a sequence of bytes, with the interface of mmap.mmap.
 
     Made by `File.mmap`. Reading raises BusError where a processor would deliver SIGBUS: the page lies beyond the end of
     a file that was cut, or cannot be read from the store. Any number of threads may use one object; they share its
-    position.  It has no buffer of its own, as pages may leave while it lives: slices are copies.
+    position.  It has no buffer of its own, as pages may leave while it lives: slices are copies. What is stored with
+    ACCESS_WRITE is in the file at once, for everybody who reads it through the cache; `flush` makes it durable.
     """
 
-    __slots__ = ("__weakref__", "_area", "_length", "_lock", "_mm", "_offset", "_position", "_segment")
+    __slots__ = ("__weakref__", "_access", "_area", "_length", "_lock", "_mm", "_offset", "_position", "_segment")
 
-    def __init__(self, file: Any, length: int, offset: int) -> None:
+    def __init__(self, file: Any, length: int, offset: int, access: int = ACCESS_READ) -> None:
+        self._access = access
         self._length = length
         self._offset = offset
         self._position = 0
         self._lock = threading.Lock()
         self._segment = file.mapping.segment
         self._mm = MemoryMap()
-        start = self._mm.mmap(file, length, _mmap.PROT_READ, _mmap.MAP_SHARED, offset // PAGE_SIZE)
-        self._area: VirtualMemoryArea | None = self._mm.vmas[start]
+        self._area: VirtualMemoryArea | None = self._map(file)
         if file.cache is not None:
             file.cache.closes_with(self)
+
+    def _map(self, file: Any) -> VirtualMemoryArea:
+        prot = _mmap.PROT_READ | (0 if self._access == ACCESS_READ else _mmap.PROT_WRITE)
+        flags = _mmap.MAP_PRIVATE if self._access == ACCESS_COPY else _mmap.MAP_SHARED
+        start = self._mm.mmap(file, self._length, prot, flags, self._offset // PAGE_SIZE)
+        return self._mm.vmas[start]
 
     # -- access --------------------------------------------------------------------------------------------------------
 
@@ -125,15 +123,32 @@ class Mmap:
         """Return nbytes at a position inside the map."""
         area = self._mapped()
         result, target = new_target(nbytes)
-        done = area.page_table.read_into(target, 0, self._offset + position, nbytes)
+        done = area.read_present(target, 0, area.start + position, nbytes)
         while done < nbytes:
             try:
                 self._mm.handle_page_fault(area.start + position + done)
             except OSError:
                 self._mapped()
                 raise
-            done += area.page_table.read_into(target, done, self._offset + position + done, nbytes - done)
+            done += area.read_present(target, done, area.start + position + done, nbytes - done)
         return result
+
+    def _store(self, position: int, data: Any) -> int:
+        """Store bytes at a position inside the map. Returns how many."""
+        area = self._writable()
+        try:
+            self._mm.write(area.start + position, data)
+        except OSError:
+            self._mapped()
+            raise
+        return len(data)
+
+    def _writable(self) -> VirtualMemoryArea:
+        """Return the area; raises TypeError for a map that is only read."""
+        area = self._mapped()
+        if self._access == ACCESS_READ:
+            raise TypeError("mmap can't modify a readonly memory map.")
+        return area
 
     def __len__(self) -> int:
         self._mapped()
@@ -298,11 +313,17 @@ class Mmap:
             self._mm.madvise(area.start + start, length or 1, option)
 
     def flush(self, offset: int = 0, size: int | None = None) -> None:
-        """Do nothing: a map for reading has nothing to write. Raises ValueError outside the map."""
-        self._mapped()
+        """Make what was stored in a range durable; for maps that do not change the file there is nothing to do.
+
+        Raises ValueError outside the map, OSError as `File.fsync`.
+        """
+        area = self._mapped()
         size = self._length - offset if size is None else size
         if offset < 0 or size < 0 or offset + size > self._length:
             raise ValueError("flush values out of range")
+        if self._access == ACCESS_WRITE and size:
+            begin = offset - offset % PAGE_SIZE
+            self._mm.msync(area.start + begin, offset + size - begin)
 
     @property
     def closed(self) -> bool:
@@ -330,31 +351,95 @@ class Mmap:
             f"pos={self._position}, offset={self._offset}>"
         )
 
-    # -- what a map for reading refuses --------------------------------------------------------------------------------
-
-    def _refuse(self) -> TypeError:
-        self._mapped()
-        return TypeError("mmap can't modify a readonly memory map.")
+    # -- storing -------------------------------------------------------------------------------------------------------
 
     def __setitem__(self, key: int | slice, value: Any) -> None:
-        raise self._refuse()
+        self._writable()
+        if isinstance(key, slice):
+            self._set_slice(range(*key.indices(self._length)), value)
+            return
+        try:
+            position = _index(key)
+        except TypeError:
+            raise TypeError("mmap indices must be integers") from None
+        position += self._length if position < 0 else 0
+        if not 0 <= position < self._length:
+            raise IndexError("mmap index out of range")
+        self._store(position, self._byte(value))
+
+    @staticmethod
+    def _byte(value: Any) -> bytes:
+        try:
+            number = _index(value)
+        except TypeError:
+            raise TypeError("mmap item value must be an int") from None
+        if not 0 <= number <= 255:
+            raise ValueError("mmap item value must be in range(0, 256)")
+        return bytes([number])
+
+    def _set_slice(self, positions: range, value: Any) -> None:
+        with memoryview(value) as view:
+            data = view.tobytes()
+        if len(data) != len(positions):
+            raise IndexError("mmap slice assignment is wrong size")
+        if not data:
+            return
+        if positions.step == 1:
+            self._store(positions.start, data)
+            return
+        for position, byte in zip(positions, data, strict=True):
+            self._store(position, bytes([byte]))
 
     def __delitem__(self, key: int | slice) -> None:
-        raise self._refuse()
+        self._writable()
+        raise TypeError("mmap object doesn't support item deletion")
 
     def write(self, data: Any, /) -> int:
-        """Raise TypeError."""
-        raise self._refuse()
+        """Store bytes at the position and move it. Returns how many. Raises ValueError when they do not fit."""
+        self._writable()
+        with memoryview(data) as view:
+            value = view.tobytes()
+        with self._lock:
+            if len(value) > self._length - self._position:
+                raise ValueError("data out of range")
+            self._store(self._position, value)
+            self._position += len(value)
+        return len(value)
 
     def write_byte(self, byte: int, /) -> None:
-        """Raise TypeError."""
-        raise self._refuse()
+        """Store one byte at the position and move on. Raises ValueError at the end."""
+        self._writable()
+        with self._lock:
+            value = self._byte(byte)
+            if self._position >= self._length:
+                raise ValueError("write byte out of range")
+            self._store(self._position, value)
+            self._position += 1
 
     def move(self, dest: int, src: int, count: int, /) -> None:
-        """Raise TypeError."""
-        raise self._refuse()
+        """Copy count bytes from src to dest inside the map, which may overlap."""
+        self._writable()
+        dest, src, count = _index(dest), _index(src), _index(count)
+        if min(dest, src, count) < 0 or max(dest, src) + count > self._length:
+            raise ValueError("source, destination, or count out of range")
+        self._store(dest, self._copy(src, count))
 
     def resize(self, newsize: int, /) -> None:
-        """Raise TypeError."""
-        self._mapped()
-        raise TypeError("mmap can't resize a readonly or copy-on-write memory map.")
+        """Make map and file end `newsize` bytes behind the map's begin.
+
+        Raises TypeError for a map that does not change the file, ValueError, OSError; then the map is as before.
+        """
+        area = self._mapped()
+        if self._access != ACCESS_WRITE:
+            raise TypeError("mmap can't resize a readonly or copy-on-write memory map.")
+        newsize = _index(newsize)
+        if newsize <= 0:
+            raise ValueError("new size out of range")
+        held = area.file
+        held.file.inode.set_size(self._offset + newsize)
+        with self._lock:
+            old_start, old_length = area.start, self._length
+            self._length = newsize
+            self._area = self._map(held.file)
+            self._position = min(self._position, newsize)
+        self._mm.munmap(old_start, old_length)

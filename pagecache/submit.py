@@ -6,40 +6,13 @@ engine's own threads or io_uring, without the GIL; stores written in Python by t
 """
 
 import time
-import weakref
 from collections.abc import Iterator
-from typing import Any
 
 from pagecache import fill
 from pagecache._core import AddressSpace, FolioBatch
-from pagecache.stores.base import StoreHints
-from pagecache.window import StoreSpeed, is_far, request_bytes
-from pagecache.workers import Channel
 
 PAGE_SHIFT = 12
 EEXIST, ENOSPC = -17, -28  # why a batch ended: a page is there already; the batch is full
-
-
-class Line:
-    """What reading one object needs to know: its store's hints, its speed so far, its channel to the workers."""
-
-    def __init__(self, hints: StoreHints, channel: Channel):
-        self.hints = hints
-        self.channel = channel
-        self.speed = StoreSpeed()
-        self.prefetches: weakref.WeakSet[Any] = weakref.WeakSet()  # those that are not done
-        self.is_crowded = False  # whether the budget, not the store, limits windows now
-
-    def request_bytes(self) -> int:
-        """Return how much one request should carry (bytes)."""
-        return request_bytes(self.hints, self.speed)
-
-    def request_pages(self, nr_pages: int) -> int:
-        """Return how many pages of a run one request should carry: a far store's connections share a short run."""
-        if not is_far(self.hints, self.speed):
-            return max(1, self.request_bytes() >> PAGE_SHIFT)
-        part = max(-(-nr_pages // self.hints.parallel_requests), self.hints.preferred_request >> PAGE_SHIFT)
-        return max(1, min(part, self.request_bytes() >> PAGE_SHIFT))
 
 
 def missing_batches(

@@ -205,7 +205,7 @@ class TestSources:
         with pytest.raises(TypeError, match="NoReadv is neither a path nor a store: it lacks validator, readv, close"):
             make_cache("1MiB").open(NoReadv())
 
-    @pytest.mark.parametrize("mode", ["r", "w", "wb", "a", "ab", "rt", "", "rb ", "r+", None, 5, b"rb"])
+    @pytest.mark.parametrize("mode", ["r", "w", "wb", "a", "xb", "rt", "", "rb ", "r+", None, 5, b"rb"])
     def test_unknown_mode_is_named(self, make_cache, data_file, mode):
         path, data = data_file(10)
         for source in (path, Store(data)):

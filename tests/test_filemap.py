@@ -467,6 +467,7 @@ class TestReadEnd:
 
             file.mapping.host = type("Cut", (), {"readv": staticmethod(cut), "validator": store.validator})
             assert file.pread(6 * PAGE, PAGE) == store.tobytes()[PAGE : 3 * PAGE + 7]
+            file.mapping.size = store.size()
 
     def test_repeated_reads_within_a_folio_are_one_access(self, make_cache, store):
         with make_cache(64 * PAGE).open(store) as file:

@@ -63,10 +63,9 @@ def test_map_is_shared_or_private(area, flags):
     assert caught.value.errno == errno.EINVAL
 
 
-@pytest.mark.parametrize("flags", [mmap.MAP_SHARED, mmap.MAP_PRIVATE])
-def test_map_for_writing_is_refused(area, flags):
-    with pytest.raises(PermissionError, match="cannot be written"):
-        area.mm.mmap(area.file, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, flags)
+def test_shared_map_of_a_file_for_reading_is_not_made_for_writing(area):
+    with area.cache.open(area.store) as file, pytest.raises(PermissionError, match="cannot be written"):
+        area.mm.mmap(file, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED)
 
 
 def test_write_is_refused(area):
@@ -77,15 +76,6 @@ def test_write_is_refused(area):
     assert caught.value.errno == errno.EFAULT
     area.mm.write(area.start, b"")
     area.assert_released()
-
-
-@pytest.mark.parametrize("vm_flags", [mm.VM_WRITE, mm.VM_WRITE | mm.VM_SHARED])
-def test_write_fault_of_a_writable_area_is_refused(area, vm_flags):
-    area.vma.flags = mm.VM_READ | vm_flags
-    vmf = area.vmf(3, mm.FAULT_FLAG_DEFAULT | mm.FAULT_FLAG_WRITE)
-    assert mm.handle_fault(vmf) == mm.VM_FAULT_SIGSEGV
-    assert isinstance(vmf.error, PermissionError)
-    area.release(vmf)
 
 
 def test_area_that_may_not_be_read_is_not(area):

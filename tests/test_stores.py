@@ -8,7 +8,7 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import PAGE, Crew, ShortStore, Store, assert_nothing_is_held, few, pages_of
+from support import PAGE, Crew, ShortStore, Store, assert_nothing_is_held, few, pages_of, wait_until
 
 import pagecache
 from pagecache.stores import BackingStore, FileStore, MemoryStore, StoreHints, hints_of
@@ -52,7 +52,7 @@ class TestProtocol:
                 assert file.pread(nbytes, offset) == data[offset : offset + nbytes]
         assert all(offset % PAGE == 0 for offset, _ in store.requests)
         assert all(offset + nbytes <= len(data) for offset, nbytes in store.requests)
-        assert store.nr_closed == 1
+        wait_until(lambda: store.nr_closed == 1, "the store to be closed after its last read")
         assert_nothing_is_held(cache)
 
     @given(limit=st.integers(1, 3 * PAGE), size=st.integers(0, 20 * PAGE))
@@ -108,7 +108,7 @@ class TestHints:
         setattr(store, name, value)
         with pytest.raises(ValueError, match=rf"{name} of store 'the store' must be a positive int, not {value!r}"):
             make_cache("1MiB").open(store)
-        assert store.nr_closed == 1
+        wait_until(lambda: store.nr_closed == 1, "the store to be closed after its last read")
 
     @pytest.mark.parametrize("max_request", [1, PAGE, 3 * PAGE, 10 * PAGE + 1])
     def test_no_request_is_larger_than_the_largest(self, make_cache, max_request):

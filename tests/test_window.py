@@ -4,8 +4,8 @@ import pytest
 from remote_stores import CountingStore
 from support import PAGE, pages_of
 
+from pagecache.line import Line
 from pagecache.stores.base import StoreHints
-from pagecache.submit import Line
 from pagecache.window import BUDGET_SHARE, MIN_WINDOW_PAGES, StoreSpeed, request_bytes, window_pages
 
 KIB, MIB = 1 << 10, 1 << 20

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/uio.h>
 #include <stdint.h>
 #include <sys/stat.h>
@@ -24,6 +25,18 @@ static inline int64_t write_vector(int fd, struct iovec *vector, int nr, int64_t
         if (r >= 0) return r;
         if (errno != EINTR) return -errno;
     }
+}
+/* Gives up the blocks of a range, which reads as zeros then. Returns 0 or -errno. */
+static inline int punch_hole_fd(int fd, int64_t offset, int64_t nbytes) {
+#if defined(FALLOC_FL_PUNCH_HOLE)
+    for (;;) {
+        if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)nbytes) == 0) return 0;
+        if (errno != EINTR) return -errno;
+    }
+#else
+    (void)fd; (void)offset; (void)nbytes;
+    return -EOPNOTSUPP;
+#endif
 }
 /* Time of the last change (ns) and size (bytes) of an open file. Returns 0 or -errno. */
 static inline int file_stamp(int fd, int64_t *mtime_ns, int64_t *size) {

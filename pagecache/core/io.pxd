@@ -1,14 +1,16 @@
-"""Reading a contiguous run of folios from a file descriptor, straight into frames.
+"""Reading a contiguous run of folios from a file descriptor, straight into frames, and writing one.
 
 The run is described as a vector of memory pieces, neighbouring frames as one.  Short reads are continued; what lies
 past the wanted bytes in the last page is zeroed, so a folio never shows what its frame held before.
 """
-from libc.errno cimport ENODATA
+from libc.errno cimport EIO
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
+from pagecache.core.atomic cimport load_acquire_u64
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.folio cimport folio_address, folio_nr_pages
-from pagecache.core.segment cimport (STORE_READ_BYTES, STORE_READS, Folio, Segment, count)
+from pagecache.core.segment cimport (STORE_READ_BYTES, STORE_READS, STORE_WRITE_BYTES, STORE_WRITES, Folio, Mapping,
+                                     Segment, count)
 
 cdef extern from "core/io.h" nogil:
     cdef struct iovec:
@@ -16,6 +18,7 @@ cdef extern from "core/io.h" nogil:
         size_t iov_len
     int64_t read_vector(int fd, iovec* vector, int nr, int64_t offset) noexcept
     int64_t write_vector(int fd, iovec* vector, int nr, int64_t offset) noexcept
+    int punch_hole_fd(int fd, int64_t offset, int64_t nbytes) noexcept
     int file_stamp(int fd, int64_t* mtime_ns, int64_t* size) noexcept
 
 
@@ -67,6 +70,14 @@ cdef inline void run_zero_tail(Segment* seg, Folio** folios, uint32_t nr, uint64
         at += length
 
 
+cdef inline uint64_t bytes_on_disk(Mapping* mapping) noexcept nogil:
+    """Bytes of the object that the store has, and that belong to it: what lies behind, up to i_size, is zeros or still
+    to be written."""
+    cdef uint64_t size = load_acquire_u64(&mapping.size)
+    cdef uint64_t disk_size = load_acquire_u64(&mapping.disk_size)
+    return disk_size if disk_size < size else size
+
+
 cdef inline uint64_t run_bytes(Folio** folios, uint32_t nr) noexcept nogil:
     cdef uint32_t i
     cdef uint64_t total = 0
@@ -98,4 +109,24 @@ cdef inline int64_t run_read_fd(Segment* seg, int fd, bint direct, int64_t offse
     count(seg, STORE_READS, 1)
     count(seg, STORE_READ_BYTES, <int64_t>done)
     run_zero_tail(seg, folios, nr, done)
+    return <int64_t>done
+
+
+cdef inline int64_t run_write_fd(Segment* seg, int fd, int64_t offset, Folio** folios, uint32_t nr,
+                                 uint64_t nbytes) noexcept nogil:
+    """Writes the first nbytes of a run of at most BATCH_PAGES folios at an offset; short writes are continued.
+    Returns the bytes written, fewer with the errno (negative) of what stopped it in place of none at all."""
+    cdef iovec[512] pieces
+    cdef iovec* vector = pieces
+    cdef int nr_pieces = run_vector(seg, folios, nr, nbytes, pieces)
+    cdef uint64_t done = 0
+    cdef int64_t wrote
+    while done < nbytes:
+        wrote = write_vector(fd, vector, nr_pieces, offset + <int64_t>done)
+        count(seg, STORE_WRITES, 1)
+        if wrote <= 0:
+            return <int64_t>done if done > 0 else wrote if wrote < 0 else -EIO
+        count(seg, STORE_WRITE_BYTES, wrote)
+        done += <uint64_t>wrote
+        vector_advance(&vector, &nr_pieces, <uint64_t>wrote)
     return <int64_t>done

@@ -23,13 +23,14 @@ from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.folio cimport (FOLIO_READAHEAD, folio_end_read, folio_mapping, folio_nr_pages, folio_unlock)
 from pagecache.core.futex cimport futex_wait, futex_wake
-from pagecache.core.io cimport file_stamp, iovec, read_vector, run_vector, run_zero_tail, vector_advance
+from pagecache.core.io cimport iovec, read_vector, run_vector, run_zero_tail, vector_advance
 from pagecache.core.lock cimport WAKE_ALL, SpinLock, spin_lock, spin_unlock
 from pagecache.core.lru cimport folio_put
 from pagecache.core.mapping cimport filemap_remove_folio
 from pagecache.core.ring cimport (RING_WAKE_DATA, pc_ring, ring_arm_wake, ring_close, ring_read, ring_register,
                                   ring_setup, ring_submit_and_wait, ring_take, ring_wake)
 from pagecache.core.segment cimport (READAHEAD_ERRORS, STORE_READ_BYTES, STORE_READS, Folio, Segment, count)
+from pagecache.core.stamp cimport stamp_is_current
 from pagecache.core.thread cimport pc_thread, thread_join, thread_start
 
 cdef enum:
@@ -48,8 +49,6 @@ ctypedef struct IoRequest:
     int64_t offset                  # of the first folio, bytes
     uint64_t nbytes                 # wanted; the rest of the folios is zeroed
     uint64_t done
-    int64_t mtime_ns                # stamp of the file that is cached
-    int64_t size
     uint32_t nr
     int nr_pieces
     iovec* vector                   # what is left to read
@@ -103,17 +102,11 @@ cdef inline void io_prepare(Segment* seg, IoRequest* request) noexcept nogil:
     request.nr_pieces = run_vector(seg, request.folios, request.nr, asked, request.vector)
 
 
-cdef inline bint io_is_current(IoRequest* request) noexcept nogil:
-    """Whether the file still has the stamp of the bytes that are cached."""
-    cdef int64_t mtime_ns, size
-    return file_stamp(request.fd, &mtime_ns, &size) == 0 and mtime_ns == request.mtime_ns and size == request.size
-
-
 cdef inline void io_complete(IoQueue* queue, IoRequest* request, int error) noexcept nogil:
     """Ends a request: its folios become readable, or leave the mapping."""
     cdef Segment* seg = queue.seg
     cdef uint32_t i
-    if error == 0 and not io_is_current(request):
+    if error == 0 and not stamp_is_current(&seg.mappings[request.mapping], request.fd):
         error = -ESTALE
     count(seg, STORE_READS, 1)
     count(seg, STORE_READ_BYTES, <int64_t>request.done)

@@ -24,10 +24,11 @@ from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, 
                                    folio_ref_add, folio_ref_freeze, folio_ref_unfreeze, folio_seq_bump, folio_set,
                                    folio_test, folio_test_clear, folio_try_get, folio_write_begin, folio_write_end)
 from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
+from pagecache.core.dirty cimport dirty_uncharge
 from pagecache.core.lock cimport RWSEM_WRITER, spin_lock, spin_unlock
 from pagecache.core.lru cimport folio_put, folio_put_many, lru_add, lru_link
-from pagecache.core.segment cimport (NR_DIRTY, NR_FILE_HUGEPAGES, NR_FILE_PAGES, READAHEAD_WASTED, Folio, Mapping,
-                                     Segment, count, folio_number)
+from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTY, NR_FILE_HUGEPAGES, NR_FILE_PAGES, READAHEAD_WASTED, Folio,
+                                     Mapping, Segment, count, folio_number)
 from pagecache.core.workingset cimport workingset_eviction, workingset_refault, workingset_update_node
 from pagecache.core.xa_node cimport XaPool, XArray, xa_entry, xa_is_pointer, xa_is_value
 from pagecache.core.xa_state cimport XaState, xas_error, xas_init, xas_init_marks, xas_load, xas_store
@@ -78,6 +79,7 @@ cdef inline uint32_t mapping_alloc(Segment* seg) noexcept nogil:
     store_relaxed_u64(&mapping.size, 0)
     store_relaxed_u32(&mapping.flags, 0)
     store_relaxed_u32(&mapping.wb_err, 0)
+    store_relaxed_u64(&mapping.disk_size, ALL_ON_DISK)
     mapping.writeback_index = 0
     store_release_u32(&mapping.in_use, 1)
     return number
@@ -201,6 +203,7 @@ cdef inline void mapping_unaccount(Segment* seg, Mapping* mapping, Folio* folio)
         count(seg, NR_FILE_HUGEPAGES, -nr)
     if folio_test_clear(folio, FOLIO_DIRTY):
         count(seg, NR_DIRTY, -nr)
+        dirty_uncharge(seg, <uint32_t>nr)
     if folio_test_clear(folio, FOLIO_UNUSED):
         count(seg, READAHEAD_WASTED, nr)
 

@@ -32,7 +32,18 @@ from pagecache.core.xa_node cimport XaNode, XaPool, XaPoolHeader, XArray, xa_poo
 
 cdef enum:
     SEGMENT_MAGIC = 0x50434853      # "PCHS"
-    SEGMENT_VERSION = 1
+    SEGMENT_VERSION = 2
+    DIRTY_PART = 5                  # a fifth of the frames may be dirty, a tenth starts the flusher
+    BACKGROUND_PART = 10
+
+cdef enum:
+    MAPPING_STABLE_WRITES = 1       # Mapping.flags: the store wants bytes that stay as they are while it writes them
+
+cdef extern from *:
+    """
+    #define PC_ALL_ON_DISK UINT64_MAX
+    """
+    const uint64_t ALL_ON_DISK "PC_ALL_ON_DISK"
 
 cdef enum LruList:
     LRU_INACTIVE = 0
@@ -65,6 +76,8 @@ cdef enum Counter:                  # per shard, summed on reading; gauges go up
     WORKINGSET_RESTORE
     WORKINGSET_NODERECLAIM
     NR_DIRTIED
+    NR_THROTTLED_WRITTEN            # pages whose writers had to wait
+    WRITEBACK_ERRORS                # requests
     NR_WRITTEN
     READAHEAD_PAGES
     READAHEAD_HITS
@@ -113,7 +126,13 @@ ctypedef struct Mapping:
     uint64_t writeback_index        # page; racy by design
     uint64_t[2] key_hash            # mmh3 of the store key; fixed while in use
     pc_u32 nr_inflight              # background requests
-    uint32_t[9] unused
+    RwSem inode_lock                # i_rwsem: writers and truncation, one at a time
+    pc_u32 own_writes               # writes to the store under way: its stamp says nothing meanwhile (stamp.pxd)
+    pc_u32 stamp_seq                # changes with the stamp
+    pc_u64 stamp_mtime_ns           # of the file whose bytes are cached
+    pc_u64 stamp_size
+    pc_u64 disk_size                # bytes the store has of the object; ALL_ON_DISK: as many as i_size
+    pc_u64 dirtied_when_ns          # when the mapping, clean before, became dirty
 
 ctypedef struct Header:
     uint32_t magic
@@ -147,6 +166,10 @@ ctypedef struct Header:
     uint32_t watermark_high         # frames: and stops above
     pc_u32 kswapd_word              # 0 asleep, 1 asked to run, 2 asked to end
     uint32_t max_nodes              # shadows are given up above this many nodes
+    pc_u32 nr_dirty_charged         # pages that are dirty or under write-back: never above dirty_limit
+    uint32_t dirty_limit            # pages: writers wait
+    uint32_t dirty_background       # pages: the flusher starts
+    pc_u32 flusher_word             # changes when the flusher is asked to look
     CounterShard[16] shards         # STAT_SHARDS of them
 
 ctypedef struct Segment:
@@ -215,6 +238,12 @@ cdef inline uint64_t header_layout_sum(const Header* header) noexcept nogil:
     return total
 
 
+cdef inline void header_set_dirty_limits(Header* header, uint32_t limit, uint32_t background) noexcept nogil:
+    """Pages; at least one page may be dirty, and write-back begins below the limit (K8.6)."""
+    header.dirty_limit = limit if limit > 0 else 1
+    header.dirty_background = background if background < header.dirty_limit else header.dirty_limit // 2
+
+
 cdef inline void segment_init_header(Header* header) noexcept nogil:
     cdef uint32_t i
     header.magic = SEGMENT_MAGIC
@@ -228,6 +257,7 @@ cdef inline void segment_init_header(Header* header) noexcept nogil:
     header.nr_mappings_touched = 1          # number 0 means "no mapping"
     xa_pool_init(&header.pool, header.nr_nodes)
     header.max_nodes = header.nr_frames // 36 + 8
+    header_set_dirty_limits(header, header.nr_frames // DIRTY_PART, header.nr_frames // BACKGROUND_PART)
     if header.nr_frames >= 1024:
         header.watermark_low = header.nr_frames // 128
         header.watermark_high = header.nr_frames // 64

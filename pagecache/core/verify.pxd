@@ -9,20 +9,22 @@ A finding names the broken invariant by number (the boundary has the words), the
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport load_relaxed_u32, load_relaxed_u64
 from pagecache.core.buddy cimport FOLIO_FREE
-from pagecache.core.config cimport MAX_ORDER, NIL, NR_ORDERS
+from pagecache.core.config cimport MAX_ORDER, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_ALLOCATED, FOLIO_DIRTY, FOLIO_GRANTED, FOLIO_HANDOFF,
                                    FOLIO_LOCKED, FOLIO_LRU, FOLIO_UNEVICTABLE, FOLIO_UPTODATE, FOLIO_WRITEBACK,
-                                   folio_index, folio_mapping, folio_nr_pages, folio_order, folio_state)
+                                   folio_address, folio_index, folio_mapping, folio_nr_pages, folio_order, folio_state)
 from pagecache.core.lock cimport SpinLock, spin_is_locked, spin_lock, spin_unlock
 from pagecache.core.lru cimport folio_lru_list
 from pagecache.core.mapping cimport MARK_DIRTY, MARK_WRITEBACK, entry_frame, entry_order
 from pagecache.core.segment cimport (NR_DIRTY, NR_FILE_PAGES, NR_LRU_LISTS, NR_WRITEBACK, Folio, LruHead, Mapping,
                                      Segment, counted)
+from pagecache.core.stamp cimport own_write_active
 from pagecache.core.xa_check cimport xa_check
 from pagecache.core.xa_find cimport xas_find
 from pagecache.core.xa_multi cimport xas_get_order
 from pagecache.core.xa_node cimport xa_entry, xa_is_pointer
 from pagecache.core.xa_state cimport XaState, xas_get_mark, xas_init
+from pagecache.core.xarray cimport xa_load
 
 cdef enum:
     BAD_FREE_BLOCK = 1
@@ -42,6 +44,8 @@ cdef enum:
     BAD_NODES
     BAD_MEMBERSHIP
     BAD_SEQ
+    BAD_CHARGE
+    BAD_BEHIND_END
 
 ctypedef struct Finding:
     int what                        # 0: nothing is wrong
@@ -178,8 +182,30 @@ cdef inline bint verify_entry(Segment* seg, uint32_t mapping, XaState* xas, xa_e
     return True
 
 
+cdef inline bint verify_behind_end(Segment* seg, uint32_t number, Finding* out) noexcept nogil:
+    """What the folio of the last, partial page holds behind the end is zeros: that is what an extension shows."""
+    cdef Mapping* mapping = &seg.mappings[number]
+    cdef uint64_t size = load_relaxed_u64(&mapping.size)
+    cdef xa_entry entry = xa_load(&mapping.pages, &seg.pool, size >> PAGE_SHIFT)
+    cdef Folio* folio
+    cdef uint64_t at, end
+    if not seg.header.has_data or not size & (PAGE_SIZE - 1) or not xa_is_pointer(entry):
+        return True
+    folio = &seg.folios[entry_frame(entry)]
+    if not folio_state(folio) & FOLIO_UPTODATE:
+        return True
+    at = size - (folio_index(folio) << PAGE_SHIFT)
+    end = <uint64_t>folio_nr_pages(folio) << PAGE_SHIFT
+    while at < end:
+        if folio_address(seg, folio)[at] != 0:
+            return fail(out, BAD_BEHIND_END, number, <int64_t>size, <int64_t>((folio_index(folio) << PAGE_SHIFT) + at))
+        at += 1
+    return True
+
+
 cdef inline bint verify_mapping(Segment* seg, uint32_t number, uint64_t* nr_nodes, uint64_t* nr_pages,
-                                int64_t* nr_dirty, int64_t* nr_writeback, Finding* out) noexcept nogil:
+                                int64_t* nr_dirty, int64_t* nr_writeback, int64_t* nr_charged,
+                                Finding* out) noexcept nogil:
     cdef Mapping* mapping = &seg.mappings[number]
     cdef XaState xas
     cdef xa_entry entry
@@ -187,6 +213,10 @@ cdef inline bint verify_mapping(Segment* seg, uint32_t number, uint64_t* nr_node
     cdef int64_t bad
     if spin_is_locked(&mapping.pages.lock) or load_relaxed_u32(&mapping.invalidate_lock.word) != 0:
         return fail(out, BAD_LOCK, number, 0, load_relaxed_u32(&mapping.invalidate_lock.word))
+    if load_relaxed_u32(&mapping.inode_lock.word) != 0 or own_write_active(mapping):
+        return fail(out, BAD_LOCK, number, 0, load_relaxed_u32(&mapping.own_writes))
+    if not verify_behind_end(seg, number, out):
+        return False
     bad = xa_check(&mapping.pages, &seg.pool, &nodes)
     if bad != 0:
         return fail(out, BAD_INDEX, number, 0, bad)
@@ -202,6 +232,8 @@ cdef inline bint verify_mapping(Segment* seg, uint32_t number, uint64_t* nr_node
                 nr_dirty[0] += <int64_t>1 << entry_order(entry)
             if folio_state(&seg.folios[entry_frame(entry)]) & FOLIO_WRITEBACK:
                 nr_writeback[0] += <int64_t>1 << entry_order(entry)
+            if folio_state(&seg.folios[entry_frame(entry)]) & (FOLIO_DIRTY | FOLIO_WRITEBACK):
+                nr_charged[0] += <int64_t>1 << entry_order(entry)
         entry = xas_find(&xas, <uint64_t>-1)
     if pages != load_relaxed_u64(&mapping.nrpages):
         return fail(out, BAD_NRPAGES, number, pages, load_relaxed_u64(&mapping.nrpages))
@@ -211,12 +243,12 @@ cdef inline bint verify_mapping(Segment* seg, uint32_t number, uint64_t* nr_node
 
 cdef inline bint verify_mappings(Segment* seg, Finding* out) noexcept nogil:
     cdef uint64_t nr_nodes = 0, nr_pages = 0
-    cdef int64_t nr_dirty = 0, nr_writeback = 0
+    cdef int64_t nr_dirty = 0, nr_writeback = 0, nr_charged = 0
     cdef uint32_t number
     for number in range(1, seg.header.nr_mappings_touched):
         if load_relaxed_u32(&seg.mappings[number].in_use) == 0:
             continue
-        if not verify_mapping(seg, number, &nr_nodes, &nr_pages, &nr_dirty, &nr_writeback, out):
+        if not verify_mapping(seg, number, &nr_nodes, &nr_pages, &nr_dirty, &nr_writeback, &nr_charged, out):
             return False
     if <int64_t>nr_pages != counted(seg, <int>NR_FILE_PAGES):
         return fail(out, BAD_MEMBERSHIP, 0, counted(seg, <int>NR_FILE_PAGES), nr_pages)
@@ -224,6 +256,8 @@ cdef inline bint verify_mappings(Segment* seg, Finding* out) noexcept nogil:
         return fail(out, BAD_COUNTER, <int>NR_DIRTY, nr_dirty, counted(seg, <int>NR_DIRTY))
     if nr_writeback != counted(seg, <int>NR_WRITEBACK):
         return fail(out, BAD_COUNTER, <int>NR_WRITEBACK, nr_writeback, counted(seg, <int>NR_WRITEBACK))
+    if nr_charged != load_relaxed_u32(&seg.header.nr_dirty_charged):
+        return fail(out, BAD_CHARGE, 0, nr_charged, load_relaxed_u32(&seg.header.nr_dirty_charged))
     if nr_nodes != seg.pool.header.nr_used:
         return fail(out, BAD_NODES, 0, nr_nodes, seg.pool.header.nr_used)
     return True

@@ -12,6 +12,18 @@ cdef class CopyTarget:
 
 @cython.final
 @cython.freelist(8)
+cdef class CopySource:
+    """Bytes that a write stores: an address inside an object that is kept alive."""
+    cdef const char* address
+    cdef readonly uint64_t nbytes
+    cdef object owner
+
+    def __len__(self):
+        return self.nbytes
+
+
+@cython.final
+@cython.freelist(8)
 @cython.no_gc_clear      # what it holds is given back when it is deallocated
 cdef class FolioBatch:
     """A run of folios with consecutive indexes, each with a reference.
@@ -147,11 +159,11 @@ cdef class FolioBatch:
         return 0
 
     def data_bytes(self):
-        """Bytes of the run that lie inside the object (i_size now)."""
+        """Bytes of the run that the store has: inside the object (i_size now), and written there. The rest is zeros."""
         return self.valid_bytes()
 
     cdef uint64_t valid_bytes(self) noexcept nogil:
-        cdef uint64_t size = load_acquire_u64(&self.mapping.m.size)
+        cdef uint64_t size = bytes_on_disk(self.mapping.m)
         cdef uint64_t first = self.start << PAGE_SHIFT
         cdef uint64_t end = self.next_index << PAGE_SHIFT
         if size <= first:
@@ -216,9 +228,9 @@ cdef class FolioBatch:
     cdef void submit_run(self, uint32_t first, uint32_t nr, uint64_t nbytes, int fd, bint direct) noexcept nogil:
         cdef IoRequest* request = io_request_new(self.seg, self.mapping.number, &self.folios[first], nr)
         cdef uint64_t pos = folio_index(self.folios[first]) << PAGE_SHIFT
-        cdef uint64_t size = load_acquire_u64(&self.mapping.m.size)
+        cdef uint64_t size = bytes_on_disk(self.mapping.m)
         cdef uint32_t i
-        if request == NULL or size <= pos:
+        if request == NULL or size <= pos:      # a reader that comes here fills what is only zeros
             for i in range(first, first + nr):
                 filemap_remove_folio(self.seg, self.folios[i])
                 folio_unlock(self.seg, self.folios[i])
@@ -229,8 +241,6 @@ cdef class FolioBatch:
         request.direct = direct
         request.offset = <int64_t>pos
         request.nbytes = nbytes if nbytes < size - pos else size - pos
-        request.mtime_ns = self.mapping.stamp_mtime_ns
-        request.size = self.mapping.stamp_size
         io_prepare(self.seg, request)
         io_submit(&self.mapping.segment.queue, request)
 
@@ -397,3 +407,13 @@ cdef FolioBatch batch_object(AddressSpace mapping, uint64_t start, bint is_new):
     batch.start = start
     batch.next_index = start
     return batch
+
+
+def copy_source(data not None):
+    """A CopySource over bytes."""
+    cdef CopySource source = CopySource.__new__(CopySource)
+    cdef bytes owner = data
+    source.address = PyBytes_AS_STRING(owner)
+    source.nbytes = <uint64_t>len(owner)
+    source.owner = owner
+    return source

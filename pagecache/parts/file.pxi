@@ -33,7 +33,11 @@ cdef class FileCore:
     cdef CMapping* m
     cdef uint32_t number
     cdef bint is_open
-    cdef bint may_read
+    cdef readonly bint may_read
+    cdef readonly bint may_write
+    cdef bint is_append                     # writes at the position go to the end
+    cdef bint is_through                    # writes are in the store before they return
+    cdef pc_u32 wb_since                    # the mapping's errors as this file has seen them (errseq)
     cdef pc_u32 position_word               # file position lock
     cdef int64_t position
     cdef readonly FileRaState ra
@@ -42,13 +46,18 @@ cdef class FileCore:
     def __cinit__(self, *args, **kwargs):
         self.is_open = False
 
-    def _attach(self, AddressSpace mapping not None, FileRaState ra not None, bint may_read=True):
+    def _attach(self, AddressSpace mapping not None, FileRaState ra not None, *, bint may_read=True,
+                bint may_write=False, bint is_append=False, bint is_through=False):
         self.mapping = mapping
         self.seg = mapping.seg
         self.m = mapping.m
         self.number = mapping.number
         self.ra = ra
         self.may_read = may_read
+        self.may_write = may_write
+        self.is_append = is_append
+        self.is_through = is_through
+        store_release_u32(&self.wb_since, errseq_sample(&self.m.wb_err))
         self.is_open = True
 
     def _detach(self):
@@ -287,6 +296,112 @@ cdef class FileCore:
         finally:
             self.unlock_position()
         return done
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    cdef int ready_to_write(self) except -1:
+        if not self.is_open:
+            raise ValueError("I/O operation on closed file")
+        if self.seg.dead:
+            raise RuntimeError("this cache belongs to the parent process: open a new one after fork()")
+        if not self.may_write:
+            raise _io.UnsupportedOperation("not writable")
+        return 0
+
+    def pwrite(self, data, offset):
+        """Writes bytes at an offset, all of them; the file position stays. The object grows if they reach over its end.
+
+        data: any contiguous buffer. Returns the bytes written, always all. Raises ValueError (closed, negative offset),
+        io.UnsupportedOperation, TypeError, OSError (EFBIG; what reading a page that is written in part raises; the
+        store's error when so much is dirty that it has to be written first, and cannot be): then the file holds a
+        beginning of the data.
+        Context: takes the inode lock; writes into cached pages run without Python code, the GIL kept up to 64 KiB.
+        """
+        cdef uint64_t pos = to_offset(offset)
+        return self.write_buffer(data, pos, False, NULL)
+
+    def write(self, data, /):
+        """Writes bytes at the position and moves it; a file opened to append writes at the end, whatever is there by
+        then. Returns the bytes written, always all. Raises as `pwrite`."""
+        cdef uint64_t end = 0
+        self.lock_position()
+        try:
+            done = self.write_buffer(data, <uint64_t>self.position, self.is_append, &end)
+            self.position = <int64_t>end
+        finally:
+            self.unlock_position()
+        return done
+
+    cdef object write_buffer(self, object data, uint64_t pos, bint at_end, uint64_t* end):
+        cdef Py_buffer view
+        cdef uint64_t nbytes
+        self.ready_to_write()
+        if PyObject_GetBuffer_raw(data, &view, PyBUF_SIMPLE) != 0:
+            PyErr_Clear()
+            raise TypeError(f"a contiguous bytes-like object is needed, not {type(data).__name__}")
+        try:
+            nbytes = <uint64_t>view.len
+            pos = self.write_all(data, <const char*>view.buf, nbytes, pos, at_end)
+        finally:
+            PyBuffer_Release(&view)
+        if end != NULL:
+            end[0] = pos + nbytes
+        if nbytes > 0:
+            if dirty_charged(self.seg) > (self.seg.header.dirty_limit + self.seg.header.dirty_background) // 2:
+                self._throttle(nbytes)
+            if self.is_through:
+                self._write_through(pos, nbytes)
+        return nbytes
+
+    cdef uint64_t write_all(self, object owner, const char* source, uint64_t nbytes, uint64_t pos,
+                            bint at_end) except? 0xFFFFFFFFFFFFFFFF:
+        """Writes all of a buffer under the inode lock. Returns where."""
+        cdef uint64_t size, done = 0
+        cdef CopySource rest
+        sem_lock_write(&self.m.inode_lock)
+        try:
+            size = load_acquire_u64(&self.m.size)
+            if at_end:
+                pos = size
+            if pos + nbytes > <uint64_t>0x7FFFFFFFFFFFFFFF:
+                raise OSError(_errno.EFBIG, f"cannot write {nbytes} bytes at offset {pos} of {self.mapping.name}: "
+                                            f"beyond the largest offset")
+            if pos <= size and nbytes > 0:
+                if nbytes > GIL_COPY_MAX:
+                    with nogil:
+                        done = write_cached(self.seg, self.number, pos, nbytes, source)
+                else:
+                    done = write_cached(self.seg, self.number, pos, nbytes, source)
+            if done < nbytes:
+                rest = CopySource.__new__(CopySource)
+                rest.address = source
+                rest.nbytes = nbytes
+                rest.owner = owner
+                self._write_slow(rest, done, pos)
+        finally:
+            rwsem_unlock_write(&self.m.inode_lock)
+        return pos
+
+    def _write_cached(self, CopySource source not None, uint64_t done, uint64_t pos):
+        """Writes source[done:] at byte pos + done as far as that is cached and free. Returns the bytes of source that
+        are written then. Context: inode lock held; releases the GIL."""
+        cdef uint64_t wrote
+        if done > source.nbytes:
+            raise ValueError("range outside the source")
+        with nogil:
+            wrote = write_cached(self.seg, self.number, pos + done, source.nbytes - done, source.address + done)
+        return done + wrote
+
+    def _check_and_advance_wb_err(self):
+        """The errno of a write-back that failed since this file looked last, or 0; it has looked now (K8.4)."""
+        cdef uint32_t since, seen
+        cdef int number
+        while True:
+            since = load_acquire_u32(&self.wb_since)
+            seen = since
+            number = errseq_check_and_advance(&self.m.wb_err, &seen)
+            if number == 0 or cas_acq_rel_u32(&self.wb_since, &since, seen):
+                return number
 
     def tell(self):
         """The position (bytes)."""

@@ -252,6 +252,57 @@ cdef class Folio:
             raise ValueError("the folio is not locked or in no mapping")
         return filemap_zero_unshared(&self.segment.seg, folio, offset, nbytes) == 0
 
+    def mark_dirty(self):
+        """Makes the locked, uptodate folio dirty (K8.1). Returns False when so much is dirty that the caller has to
+        wait; then nothing has changed."""
+        cdef CFolio* folio = self.alive()
+        if not folio_test(folio, FOLIO_LOCKED) or folio_mapping(folio) == 0:
+            raise ValueError("the folio is not locked or in no mapping")
+        return folio_mark_dirty(&self.segment.seg, folio)
+
+    cdef CFolio* checked(self, AddressSpace mapping, CopySource source, uint64_t done, uint64_t pos) except NULL:
+        """The folio, if it is locked, of the mapping, holds byte pos, and the source has bytes from `done` on."""
+        cdef CFolio* folio = self.alive()
+        if not folio_test(folio, FOLIO_LOCKED) or not folio_is(folio, mapping.number, pos >> PAGE_SHIFT):
+            raise ValueError("the folio is not locked or does not hold that byte")
+        if done > source.nbytes:
+            raise ValueError("range outside the source")
+        return folio
+
+    def write(self, AddressSpace mapping not None, CopySource source not None, uint64_t done, uint64_t pos, *,
+              bint extend=True):
+        """Writes source[done:], as far as it fits, at byte pos of the object into the locked, uptodate folio, which
+        becomes dirty. extend: i_size grows with it (the inode lock is held); otherwise bytes behind it are not stored.
+
+        Returns the bytes taken, 0 when too much is dirty.
+        """
+        cdef CFolio* folio = self.checked(mapping, source, done, pos)
+        if not folio_test(folio, FOLIO_UPTODATE):
+            raise ValueError("the folio is not uptodate")
+        return folio_write(&self.segment.seg, mapping.m, folio, pos, source.address + done, source.nbytes - done, extend)
+
+    def write_new(self, AddressSpace mapping not None, CopySource source not None, uint64_t done, uint64_t pos):
+        """The same for a locked folio that is not uptodate and of which nothing else is in the store: its other bytes
+        become zeros, and it uptodate. Returns the bytes taken, 0 when too much is dirty."""
+        cdef CFolio* folio = self.checked(mapping, source, done, pos)
+        cdef uint64_t offset = pos - (folio_index(folio) << PAGE_SHIFT)
+        cdef uint64_t length = <uint64_t>folio_nr_pages(folio) << PAGE_SHIFT
+        cdef uint64_t nbytes = source.nbytes - done
+        cdef char* address = folio_address(&self.segment.seg, folio)
+        if folio_test(folio, FOLIO_UPTODATE):
+            raise ValueError("the folio is uptodate")
+        if nbytes > length - offset:
+            nbytes = length - offset
+        if not folio_mark_dirty(&self.segment.seg, folio):
+            return 0
+        memset(address, 0, offset)
+        memcpy(address + offset, source.address + done, nbytes)
+        memset(address + offset + nbytes, 0, length - offset - nbytes)
+        folio_set(folio, FOLIO_UPTODATE)
+        size_extend(mapping.m, pos + nbytes)
+        folio_mark_accessed(folio)
+        return nbytes
+
     def tobytes(self):
         """A copy of the folio's bytes."""
         return PyBytes_FromStringAndSize(folio_address(&self.segment.seg, self.alive()),

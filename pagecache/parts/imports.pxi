@@ -14,6 +14,8 @@ from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, cas_acq_re
                                     store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64,
                                     sub_acq_rel_u32)
 from pagecache.core.buddy cimport buddy_init, memory_event
+from pagecache.core.dirty cimport dirty_charged, flusher_wake
+from pagecache.core.errseq cimport errseq_check_and_advance, errseq_sample, errseq_set
 from pagecache.core.check cimport PAGECACHE_CHECKS, PC_OPTIMISTIC, pc_assert
 from pagecache.core.config cimport (BATCH_PAGES, MAX_FRAMES, MAX_ORDER, NIL, PAGE_SHIFT, PAGE_SIZE, NR_ORDERS)
 from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_HANDOFF,
@@ -21,16 +23,16 @@ from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FO
                                    FOLIO_UNEVICTABLE, FOLIO_UNUSED, FOLIO_UPTODATE, FOLIO_WAITERS, FOLIO_WORKINGSET,
                                    FOLIO_WRITEBACK, FolioWaiter, folio_address, folio_alloc_nowait, folio_clear,
                                    folio_end_read, folio_index, folio_lock_cancel, folio_lock_slice,
-                                   folio_lock_uninterruptible, folio_mapping, folio_nr_pages, folio_order,
-                                   folio_ref_add, folio_seq_bump, folio_set, folio_state, folio_test, folio_test_clear,
-                                   folio_try_get, folio_trylock, folio_unlock, folio_wait_slice, folio_write_begin,
-                                   folio_write_end, state_order)
+                                   folio_lock_uninterruptible, folio_mapping, folio_mark_accessed, folio_nr_pages,
+                                   folio_order, folio_ref_add, folio_seq_bump, folio_set, folio_state, folio_test,
+                                   folio_test_clear, folio_try_get, folio_trylock, folio_unlock, folio_wait_slice,
+                                   folio_write_begin, folio_write_end, state_order)
 from pagecache.core.futex cimport futex_is_native, futex_setup, futex_wait, futex_wake
-from pagecache.core.io cimport file_stamp, run_bytes, run_read_fd, run_vector, run_zero_tail, iovec
+from pagecache.core.io cimport bytes_on_disk, punch_hole_fd, run_read_fd, run_vector, run_write_fd, run_zero_tail, iovec
 from libc.stdlib cimport calloc, free
 from pagecache.core.io_queue cimport (IO_RING, IoQueue, IoRequest, io_prepare, io_queue_end, io_queue_init,
                                       io_request_new, io_submit)
-from pagecache.core.lock cimport (WAIT_SLICE_NS, WAKE_ALL, rwsem_read_begin, rwsem_read_end, rwsem_read_slice,
+from pagecache.core.lock cimport (RwSem, WAIT_SLICE_NS, WAKE_ALL, rwsem_read_begin, rwsem_read_end, rwsem_read_slice,
                                   rwsem_try_read, rwsem_try_write, rwsem_unlock_read, rwsem_unlock_write,
                                   rwsem_write_begin, rwsem_write_end, rwsem_write_slice, spin_lock, spin_unlock)
 from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_is, folio_readable, folio_used,
@@ -43,12 +45,18 @@ from pagecache.core.memory cimport memory_file, memory_unmap, memory_advise_huge
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)
 from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_INACTIVE,
-                                     LRU_UNEVICTABLE, NR_COUNTERS, NR_PINNED, READAHEAD_PAGES, Folio as CFolio, Mapping
-                                     as CMapping, Segment as CSegment, Header, count, counted, folio_number,
-                                     frame_address, segment_attach, segment_create, segment_layout)
+                                     LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, NR_COUNTERS, NR_PINNED, READAHEAD_PAGES,
+                                     header_set_dirty_limits, Folio as CFolio, Mapping as CMapping, Segment as
+                                     CSegment, Header, count, counted, folio_number, frame_address, segment_attach,
+                                     segment_create, segment_layout)
 from pagecache.core.split cimport folio_split
+from pagecache.core.stamp cimport own_write_begin, own_write_end, stamp_is_current, stamp_take
 from pagecache.core.thread cimport monotonic_ns, pc_thread, thread_join, thread_start
 from pagecache.core.verify cimport Finding, segment_verify
+from pagecache.core.write cimport folio_writable_now, folio_write, size_extend, write_cached
+from pagecache.core.writeback cimport (disk_size_reached, folio_drop_behind, folio_end_writeback, folio_mark_dirty,
+                                       folio_redirty, folio_wants_writeback, next_marked, tag_for_writeback,
+                                       writeback_collect)
 from pagecache.core.workingset cimport shadow_is_recent, shadow_nodes_trim, workingset_update_node
 from pagecache.core.xa_find cimport xas_find, xas_find_marked
 from pagecache.core.xa_multi cimport xas_get_order

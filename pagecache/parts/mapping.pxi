@@ -25,8 +25,6 @@ cdef class AddressSpace:
     cdef public object maps                 # what unmap_mapping_range has to visit
     cdef public object extra                # owned by the layer above
     cdef dict failures
-    cdef int64_t stamp_mtime_ns             # of the file whose bytes are cached
-    cdef int64_t stamp_size
     cdef object __weakref__
 
     def __cinit__(self, Segment segment not None, name="object", *, uint32_t number=0):
@@ -97,6 +95,15 @@ cdef class AddressSpace:
         store_release_u64(&self.m.size, value)
 
     @property
+    def disk_size(self):
+        """Bytes of the object that the store has: fewer than `size` while an extension is not written back."""
+        return bytes_on_disk(self.m)
+
+    @disk_size.setter
+    def disk_size(self, uint64_t value):
+        store_release_u64(&self.m.disk_size, value)
+
+    @property
     def nrpages(self):
         """Cached pages."""
         return load_acquire_u64(&self.m.nrpages)
@@ -129,19 +136,7 @@ cdef class AddressSpace:
 
     def lock_shared(self):
         """Takes invalidate_lock for filling pages. Context: releases the GIL while it waits."""
-        cdef int r
-        if rwsem_try_read(&self.m.invalidate_lock):
-            return
-        rwsem_read_begin(&self.m.invalidate_lock)
-        try:
-            while True:
-                with nogil:
-                    r = rwsem_read_slice(&self.m.invalidate_lock)
-                if r == 0:
-                    return
-                PyErr_CheckSignals()
-        finally:
-            rwsem_read_end(&self.m.invalidate_lock)
+        sem_lock_read(&self.m.invalidate_lock)
 
     def trylock_shared(self):
         return rwsem_try_read(&self.m.invalidate_lock)
@@ -151,19 +146,7 @@ cdef class AddressSpace:
 
     def lock_exclusive(self):
         """Takes invalidate_lock for removing pages together with what is below them. Context: releases the GIL."""
-        cdef int r
-        if rwsem_try_write(&self.m.invalidate_lock):
-            return
-        rwsem_write_begin(&self.m.invalidate_lock)
-        try:
-            while True:
-                with nogil:
-                    r = rwsem_write_slice(&self.m.invalidate_lock)
-                if r == 0:
-                    return
-                PyErr_CheckSignals()
-        finally:
-            rwsem_write_end(&self.m.invalidate_lock)
+        sem_lock_write(&self.m.invalidate_lock)
 
     def trylock_exclusive(self):
         return rwsem_try_write(&self.m.invalidate_lock)
@@ -180,12 +163,21 @@ cdef class AddressSpace:
     def shared(self):
         """`with mapping.shared():` holds invalidate_lock as `lock_shared` does. A signal, which may end a Python function
         between any two steps, never leaves it held."""
-        return lock_guard(self, False, True)
+        return lock_guard(self, &self.m.invalidate_lock, False, True)
 
     def exclusive(self, *, bint wait=True):
         """The same for `lock_exclusive`. wait: False to try only: the value of the block's `as` says whether it is
         held."""
-        return lock_guard(self, True, wait)
+        return lock_guard(self, &self.m.invalidate_lock, True, wait)
+
+    def inode_locked(self):
+        """The same for the inode lock (i_rwsem), which whoever writes or truncates holds alone, outside invalidate_lock."""
+        return lock_guard(self, &self.m.inode_lock, True, True)
+
+    @property
+    def nr_waiting_to_write(self):
+        """Threads that wait for the inode lock now."""
+        return load_relaxed_u32(&self.m.inode_lock.nr_writers_waiting)
 
     # -- lookup ------------------------------------------------------------------------------------------------------
 
@@ -332,16 +324,15 @@ cdef class AddressSpace:
 
     def take_stamp(self):
         """Remembers the present time of change and size of the file: its bytes are what is cached from now on."""
-        cdef int r = file_stamp(self.fd, &self.stamp_mtime_ns, &self.stamp_size)
+        cdef int r = stamp_take(self.m, self.fd)
         if r < 0:
             raise_errno(r, f"cannot stat {self.name}")
-        return self.stamp_mtime_ns, self.stamp_size
+        return load_relaxed_u64(&self.m.stamp_mtime_ns), load_relaxed_u64(&self.m.stamp_size)
 
-    def stamp_unchanged(self):
-        """Whether the file is still as it was when its stamp was taken."""
-        cdef int64_t mtime_ns, size
-        return (file_stamp(self.fd, &mtime_ns, &size) == 0 and mtime_ns == self.stamp_mtime_ns
-                and size == self.stamp_size)
+    def stamp_unchanged(self, int fd=-1):
+        """Whether the file is still as it was when its stamp was taken; while the cache itself writes, it is.
+        fd: another descriptor of it."""
+        return stamp_is_current(self.m, fd if fd >= 0 else self.fd)
 
     def remove_unless_dirty(self, Folio folio not None):
         """Removes a locked folio of this mapping unless it is dirty (tested under xa_lock). Returns whether it did."""
@@ -476,18 +467,19 @@ cdef class AddressSpace:
 @cython.freelist(8)
 @cython.no_gc_clear
 cdef class LockGuard:
-    """A hold on invalidate_lock: ends with its `with` block, or with this object."""
+    """A hold on a lock of a mapping: ends with its `with` block, or with this object."""
     cdef AddressSpace mapping
+    cdef RwSem* sem
     cdef bint is_exclusive
     cdef bint wait
     cdef bint is_held
 
     def __enter__(self):
         if not self.is_exclusive:
-            self.mapping.lock_shared()
+            sem_lock_read(self.sem)
         elif self.wait:
-            self.mapping.lock_exclusive()
-        elif not self.mapping.trylock_exclusive():
+            sem_lock_write(self.sem)
+        elif not rwsem_try_write(self.sem):
             return False
         self.is_held = True
         return True
@@ -503,14 +495,49 @@ cdef class LockGuard:
         if self.is_held:
             self.is_held = False
             if self.is_exclusive:
-                rwsem_unlock_write(&self.mapping.m.invalidate_lock)
+                rwsem_unlock_write(self.sem)
             else:
-                rwsem_unlock_read(&self.mapping.m.invalidate_lock)
+                rwsem_unlock_read(self.sem)
 
 
-cdef LockGuard lock_guard(AddressSpace mapping, bint is_exclusive, bint wait):
+cdef int sem_lock_read(RwSem* sem) except -1:
+    """Read-locks, with the GIL released while it waits. Raises what a signal handler raises."""
+    cdef int r
+    if rwsem_try_read(sem):
+        return 0
+    rwsem_read_begin(sem)
+    try:
+        while True:
+            with nogil:
+                r = rwsem_read_slice(sem)
+            if r == 0:
+                return 0
+            PyErr_CheckSignals()
+    finally:
+        rwsem_read_end(sem)
+
+
+cdef int sem_lock_write(RwSem* sem) except -1:
+    """The same for writing."""
+    cdef int r
+    if rwsem_try_write(sem):
+        return 0
+    rwsem_write_begin(sem)
+    try:
+        while True:
+            with nogil:
+                r = rwsem_write_slice(sem)
+            if r == 0:
+                return 0
+            PyErr_CheckSignals()
+    finally:
+        rwsem_write_end(sem)
+
+
+cdef LockGuard lock_guard(AddressSpace mapping, RwSem* sem, bint is_exclusive, bint wait):
     cdef LockGuard guard = LockGuard.__new__(LockGuard)
     guard.mapping = mapping
+    guard.sem = sem
     guard.is_exclusive = is_exclusive
     guard.wait = wait
     guard.is_held = False

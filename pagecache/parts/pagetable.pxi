@@ -112,6 +112,50 @@ cdef class PageTable:
             pos += piece
         return copied
 
+    def write_from(self, CopySource source not None, uint64_t done, uint64_t pos, uint64_t nbytes):
+        """Stores source[done:], nbytes of it, at byte pos of the object, as far as the pages are mapped, nobody holds
+        their locks, and they may become dirty. What lies behind the end of the object is taken, and lost.
+
+        Returns the bytes taken. Context: releases the GIL for long copies.
+        """
+        cdef uint64_t stored
+        if done > source.nbytes or nbytes > source.nbytes - done:
+            raise ValueError("range outside the source")
+        if nbytes > GIL_COPY_MAX:
+            with nogil:
+                stored = self.store_engine(source.address + done, pos, nbytes)
+        else:
+            stored = self.store_engine(source.address + done, pos, nbytes)
+        return stored
+
+    cdef uint64_t store_engine(self, const char* source, uint64_t pos, uint64_t nbytes) noexcept nogil:
+        cdef uint64_t stored = 0, index, piece, wrote
+        cdef uint32_t seq
+        cdef CFolio* folio
+        while stored < nbytes:
+            index = pos >> PAGE_SHIFT
+            if index < self.first_index or index - self.first_index >= self.nr_pages:
+                break
+            folio = self.translate(index - self.first_index, &seq)
+            if folio == NULL or not folio_try_get(folio):
+                break
+            piece = PAGE_SIZE - (pos & (PAGE_SIZE - 1))
+            if piece > nbytes - stored:
+                piece = nbytes - stored
+            wrote = 0
+            if folio_trylock(folio):
+                if folio_is(folio, self.mapping.number, index) and folio_writable_now(self.mapping.m, folio):
+                    wrote = folio_write(self.seg, self.mapping.m, folio, pos, source + stored, piece, False)
+                    self.entries[index - self.first_index] = (<uint64_t>folio_number(self.seg, folio) << 32
+                                                              | load_acquire_u32(&folio.seq) | PTE_PRESENT)
+                folio_unlock(self.seg, folio)
+            folio_put(self.seg, folio)
+            if wrote == 0:
+                break
+            stored += wrote
+            pos += wrote
+        return stored
+
     def target(self, nbytes):
         """A bytes object of that length to fill, and the CopyTarget over it."""
         return new_target(to_count(nbytes))
@@ -125,3 +169,57 @@ def new_target(uint64_t nbytes):
     target.nbytes = nbytes
     target.owner = result
     return result, target
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class PrivatePage:
+    """A page of a private map that was written to: a frame of its own, which nobody else sees."""
+    cdef Segment segment
+    cdef CFolio* folio
+
+    def __dealloc__(self):
+        if self.folio != NULL and not self.segment.seg.dead:
+            sub_acq_rel_u32(&self.folio.nr_pins, 1)
+            count(&self.segment.seg, NR_PINNED, -1)
+            folio_put(&self.segment.seg, self.folio)
+
+    cdef char* at(self, uint64_t offset, uint64_t nbytes) except NULL:
+        if offset > PAGE_SIZE or nbytes > PAGE_SIZE - offset:
+            raise ValueError("range outside the page")
+        return folio_address(&self.segment.seg, self.folio) + offset
+
+    def read_into(self, CopyTarget target not None, uint64_t done, uint64_t offset, uint64_t nbytes):
+        """Copies bytes of the page to target[done:]. Returns nbytes."""
+        cdef char* source = self.at(offset, nbytes)
+        if done > target.nbytes or nbytes > target.nbytes - done:
+            raise ValueError("range outside the target")
+        memcpy(target.address + done, source, nbytes)
+        return nbytes
+
+    def write_from(self, CopySource source not None, uint64_t done, uint64_t offset, uint64_t nbytes):
+        """Stores source[done:] in the page. Returns nbytes."""
+        cdef char* target = self.at(offset, nbytes)
+        if done > source.nbytes or nbytes > source.nbytes - done:
+            raise ValueError("range outside the source")
+        memcpy(target, source.address + done, nbytes)
+        return nbytes
+
+
+def private_copy(Folio into not None, Folio folio not None, uint64_t index):
+    """A PrivatePage in the new one-page folio `into`, with what a locked, uptodate folio holds of page `index`."""
+    cdef CFolio* target = into.alive()
+    cdef CFolio* source = folio.alive()
+    cdef PrivatePage page
+    if (folio_nr_pages(target) != 1 or folio_mapping(target) != 0
+            or not folio_index(source) <= index < folio_index(source) + folio_nr_pages(source)):
+        raise ValueError("not a new one-page folio, or a page outside the other")
+    memcpy(folio_address(&into.segment.seg, target),
+           folio_address(&folio.segment.seg, source) + ((index - folio_index(source)) << PAGE_SHIFT), PAGE_SIZE)
+    page = PrivatePage.__new__(PrivatePage)
+    page.segment = into.segment
+    page.folio = target
+    folio_ref_add(target, 1)
+    add_acq_rel_u32(&target.nr_pins, 1)
+    count(&page.segment.seg, NR_PINNED, 1)
+    return page

@@ -16,18 +16,21 @@ _FINDINGS = {
     15: "index nodes are lost",
     16: "a cached folio is in no index",
     17: "a folio's sequence counter is odd",
+    18: "pages charged as dirty and those that are disagree",
+    19: "a byte behind the end of the object is not zero",
 }
 
 _COUNTER_NAMES = (
     "nr_file_pages", "nr_file_hugepages", "nr_dirty", "nr_writeback", "nr_pinned", "nr_shadows", "hits", "misses",
     "pgfault", "pgmajfault", "pgactivate", "pgdeactivate", "pgrefill", "pgscan_direct", "pgscan_kswapd",
     "pgsteal_direct", "pgsteal_kswapd", "pgrotated", "allocstall", "workingset_refault_file",
-    "workingset_activate_file", "workingset_restore_file", "workingset_nodereclaim", "nr_dirtied", "nr_written",
+    "workingset_activate_file", "workingset_restore_file", "workingset_nodereclaim", "nr_dirtied",
+    "nr_throttled_written", "writeback_errors", "nr_written",
     "readahead_pages", "readahead_hits", "readahead_wasted", "readahead_errors", "store_reads", "store_read_bytes",
     "store_writes", "store_write_bytes", "bytes_asked", "drop_pagecache", "optimistic_retries",
 )
 _COUNTERS = {name: number for number, name in enumerate(_COUNTER_NAMES)}
-if len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or sizeof(CFolio) != 64 or sizeof(CMapping) > 192:
+if len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or sizeof(CFolio) != 64 or sizeof(CMapping) > 256:
     raise ImportError("the layout of the segment does not add up")
 
 
@@ -164,7 +167,11 @@ cdef class Segment:
         out["nr_unevictable"] = header.lru[<int>LRU_UNEVICTABLE].nr_pages
         out["nr_free_pages"] = load_relaxed_u32(&header.nr_free)
         out["nr_frames"] = header.nr_frames
+        out["nr_dirty_charged"] = dirty_charged(&self.seg)
+        out["nr_dirty_threshold"] = header.dirty_limit
+        out["nr_dirty_background_threshold"] = header.dirty_background
         out["nr_mappings"] = header.nr_mappings_used
+        out["nr_waiting_for_memory"] = load_relaxed_u32(&header.nr_waiting_for_memory)
         out["nr_nodes"] = header.pool.nr_used
         out["workingset_nodes"] = header.pool.nr_shadow_nodes
         out["nonresident_age"] = load_relaxed_u64(&header.nonresident_age)
@@ -232,6 +239,38 @@ cdef class Segment:
             PyErr_CheckSignals()
         finally:
             sub_acq_rel_u32(&self.seg.header.nr_waiting_for_memory, 1)
+
+    # -- what may be dirty -------------------------------------------------------------------------------------------
+
+    def set_dirty_limits(self, uint32_t limit, uint32_t background):
+        """Sets how many pages may be dirty or under write-back, and above how many the flusher starts."""
+        header_set_dirty_limits(self.seg.header, limit, background)
+
+    @property
+    def dirty_limits(self):
+        """(pages that may be dirty or under write-back, pages above which the flusher starts)"""
+        return self.seg.header.dirty_limit, self.seg.header.dirty_background
+
+    @property
+    def nr_dirty_charged(self):
+        """Pages that are dirty or under write-back."""
+        return dirty_charged(&self.seg)
+
+    @property
+    def flusher_word(self):
+        """Changes when the flusher is asked to look."""
+        return load_acquire_u32(&self.seg.header.flusher_word)
+
+    def wake_flusher(self):
+        """Asks the flusher to look."""
+        flusher_wake(&self.seg)
+
+    def wait_flusher(self, uint32_t word, double timeout_s):
+        """Sleeps until the flusher is asked to look after `flusher_word` was `word`, at most timeout_s seconds.
+        Context: releases the GIL."""
+        cdef int64_t timeout_ns = <int64_t>(timeout_s * 1e9)
+        with nogil:
+            futex_wait(&self.seg.header.flusher_word, word, timeout_ns)
 
     def reclaim(self, uint32_t nr_pages):
         """Reclaims at least nr_pages if it can. Returns the pages freed."""

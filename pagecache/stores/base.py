@@ -41,12 +41,14 @@ class StoreHints:
 
     preferred_request, max_request: bytes of one read. parallel_requests: reads that may run at once.
     latency: "local" (the system below reads ahead itself), "device" (it does not), or "remote" (milliseconds a request).
+    stable_writes: bytes must not change while `writev` has them; a write to such a page then waits.
     """
 
     preferred_request: int = 128 * 1024
     max_request: int = 16 * 1024 * 1024
     parallel_requests: int = 8
     latency: str = "remote"
+    stable_writes: bool = False
 
 
 def hints_of(store: Any) -> StoreHints:

@@ -1,0 +1,178 @@
+"""The flusher: a thread of a cache that writes back what others have dirtied.
+
+It sleeps until more than the background amount is dirty, memory is short, or some time has passed; then it writes the
+objects that need it, a chunk of each in turn.  An object whose write-back fails is left alone for a while that doubles
+with every failure.  It keeps every object that can be written, or is dirty, alive, and closes the store of one that
+nobody has open any more when it is clean.
+"""
+
+import logging
+import threading
+import time
+import weakref
+from typing import Any
+
+from pagecache import _core
+from pagecache._core import Segment
+from pagecache.writeback import MARK_DIRTY, WAIT_SLICE_S, WritebackControl, do_writepages
+
+CHUNK_PAGES = 1024  # written of one object before the next has its turn
+RETRY_MIN_S, RETRY_MAX_S = 0.5, 30.0
+FIRST_PAGES_PER_S = 65536.0  # before anything was measured
+SPEED_WEIGHT = 0.3
+
+logger = logging.getLogger("pagecache")
+
+
+class Flusher:
+    """Writes back the objects of one cache.
+
+    expire_s: age at which dirty pages are written however few they are. interval_s: how often that is looked at.
+    The thread starts with the first object, and ends with `stop`, or when nobody holds the flusher any more.
+    """
+
+    def __init__(self, segment: Segment, expire_s: float, interval_s: float):
+        self.segment = segment
+        self.expire_s = expire_s
+        self.interval_s = interval_s
+        self.pages_per_s = FIRST_PAGES_PER_S
+        self._inodes: dict[int, Any] = {}
+        self._lock = threading.RLock()  # a collected file may drop its object anywhere
+        self._thread: threading.Thread | None = None
+        self._is_stopping = False
+        self._at_work = threading.Lock()
+
+    # -- objects -------------------------------------------------------------------------------------------------------
+
+    def add(self, inode: Any) -> None:
+        """Keep an object that may become dirty."""
+        with self._lock:
+            self._inodes[id(inode)] = inode
+            if self._thread is None and not self._is_stopping:
+                self._thread = threading.Thread(
+                    target=_run, args=(weakref.ref(self), self.segment), name="pagecache-flush", daemon=True
+                )
+                self._thread.start()
+
+    def drop_if_done(self, inode: Any) -> bool:
+        """Let go of an object that nobody can write to any more and that is clean. Returns whether that is so."""
+        with self._lock:
+            if inode.nr_writers or is_dirty(inode):
+                return False
+            self._inodes.pop(id(inode), None)
+        return True
+
+    def inodes(self) -> list[Any]:
+        """Return the objects that can be written, or are dirty."""
+        with self._lock:
+            return list(self._inodes.values())
+
+    def dirty_inodes(self) -> list[Any]:
+        """Return the objects that have dirty pages now."""
+        return [inode for inode in self.inodes() if is_dirty(inode)]
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write what has to be written now: old pages, and more than those while too much is dirty."""
+        with self._at_work:
+            self._flush()
+
+    def _flush(self) -> None:
+        progress = True
+        while progress and not self._is_stopping:
+            progress = False
+            for inode in self.dirty_inodes():
+                if self._is_due(inode) and self.write_some(inode):
+                    progress = True
+            progress = progress and self.segment.nr_dirty_charged > self.segment.dirty_limits[1]
+        for inode in [inode for inode in self.inodes() if not inode.nr_open]:
+            inode.close_retired()
+
+    def _is_due(self, inode: Any) -> bool:
+        if time.monotonic() < inode.retry_at:
+            return False
+        if self.segment.nr_dirty_charged > self.segment.dirty_limits[1] or self._memory_is_short():
+            return True
+        return time.monotonic_ns() - _core.dirtied_when_ns(inode.mapping) >= self.expire_s * 1e9
+
+    def _memory_is_short(self) -> bool:
+        counters = self.segment.counters()
+        return counters["nr_waiting_for_memory"] > 0
+
+    def write_some(self, inode: Any) -> int:
+        """Write a chunk of an object's dirty pages. Returns the pages written."""
+        wbc = WritebackControl(nr_to_write=CHUNK_PAGES, range_cyclic=True)
+        started = time.monotonic()
+        do_writepages(inode.mapping, wbc)
+        self._note_speed(wbc.nr_written, time.monotonic() - started)
+        if wbc.error is None:
+            inode.nr_failures, inode.retry_at, inode.last_error = 0, 0.0, None
+        else:
+            inode.last_error = wbc.error
+            inode.retry_at = time.monotonic() + min(RETRY_MIN_S * 2**inode.nr_failures, RETRY_MAX_S)
+            inode.nr_failures += 1
+        return wbc.nr_written
+
+    def _note_speed(self, nr_pages: int, seconds: float) -> None:
+        if nr_pages and seconds > 0:
+            self.pages_per_s += SPEED_WEIGHT * (nr_pages / seconds - self.pages_per_s)
+
+    # -- for writers ---------------------------------------------------------------------------------------------------
+
+    def pause(self, seconds: float) -> None:
+        """Let a writer sleep until less is dirty, at most so long."""
+        until = time.monotonic() + seconds
+        left = seconds
+        while left > 0 and self.segment.nr_dirty_charged > sum(self.segment.dirty_limits) // 2:
+            self.segment.wait_for_memory(min(left, WAIT_SLICE_S))
+            left = until - time.monotonic()
+
+    def make_room(self) -> OSError | None:
+        """Let a writer at the limit, none of whose own pages can be written, write others', or wait a moment.
+
+        Returns the error that keeps all dirty objects from being written, or None.
+        """
+        error = None
+        for inode in self.dirty_inodes():
+            if time.monotonic() >= inode.retry_at and self.write_some(inode):
+                return None
+            error = error or inode.last_error
+        if error is None or self.segment.counters()["nr_writeback"]:
+            self.segment.wait_for_memory(WAIT_SLICE_S)
+            return None
+        return error
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def at_rest(self) -> threading.Lock:
+        """Return a lock: while it is held, the thread writes nothing."""
+        return self._at_work
+
+    def stop(self) -> None:
+        """End the thread; it is not waited for, as it may be in a store that hangs."""
+        self._is_stopping = True
+        self.segment.wake_flusher()
+
+
+def is_dirty(inode: Any) -> bool:
+    """Whether an object has dirty pages."""
+    return _core.has_mark(inode.mapping, MARK_DIRTY)
+
+
+def _run(reference: "weakref.ref[Flusher]", segment: Segment) -> None:
+    """The thread: holds the flusher only while it works."""
+    word = segment.flusher_word
+    interval_s = 0.0
+    while True:
+        segment.wait_flusher(word, interval_s)
+        word = segment.flusher_word
+        flusher = reference()
+        if flusher is None or flusher._is_stopping or segment.dead:
+            return
+        interval_s = flusher.interval_s
+        try:
+            flusher.flush()
+        except Exception:
+            logger.exception("the flusher failed; it goes on")
+        del flusher

@@ -1,0 +1,102 @@
+"""What reading and writing one object needs to know: its store's hints, its speed, its channel, what is not durable yet."""
+
+import threading
+import weakref
+from typing import Any
+
+from pagecache._core import AddressSpace, own_write_word
+from pagecache.stores.base import StoreHints
+from pagecache.window import StoreSpeed, is_far, request_bytes
+from pagecache.workers import Channel
+
+PAGE_SHIFT = 12
+OWN_WRITES_MASK = 0xFFFF
+UNSYNCED_MAX = 4096  # runs of pages that are remembered one by one
+
+
+class Line:
+    """The line between one object's pages and its store.
+
+    flusher: the cache's, or None once that is gone. keeps_failed: whether a folio that could not be written stays dirty.
+    """
+
+    def __init__(self, hints: StoreHints, channel: Channel, flusher: Any = None, keeps_failed: bool = True):
+        self.hints = hints
+        self.channel = channel
+        self.speed = StoreSpeed()
+        self.prefetches: weakref.WeakSet[Any] = weakref.WeakSet()  # those that are not done
+        self.is_crowded = False  # whether the budget, not the store, limits windows now
+        self.keeps_failed = keeps_failed
+        self.sync_failed = False  # whether what is in `unsynced` may be lost below
+        self._flusher = weakref.ref(flusher) if flusher is not None else None
+        self._lock = threading.Lock()
+        self._unsynced: list[tuple[int, int]] = []
+
+    @property
+    def flusher(self) -> Any:
+        """The flusher of the cache, if there is one."""
+        return self._flusher() if self._flusher is not None else None
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def request_bytes(self) -> int:
+        """Return how much one request should carry (bytes)."""
+        return request_bytes(self.hints, self.speed)
+
+    def request_pages(self, nr_pages: int) -> int:
+        """Return how many pages of a run one request should carry: a far store's connections share a short run."""
+        if not is_far(self.hints, self.speed):
+            return max(1, self.request_bytes() >> PAGE_SHIFT)
+        part = max(-(-nr_pages // self.hints.parallel_requests), self.hints.preferred_request >> PAGE_SHIFT)
+        return max(1, min(part, self.request_bytes() >> PAGE_SHIFT))
+
+    # -- versions ------------------------------------------------------------------------------------------------------
+
+    def is_current(self, mapping: AddressSpace, store: Any = None) -> bool:
+        """Whether the store's object is the one that is cached, as far as can be told; while the cache itself writes to
+        it, it is. store: another store of the same key."""
+        store = store if store is not None else mapping.host
+        fd = getattr(store, "fd", -1) if store is not mapping.host else mapping.fd
+        if isinstance(fd, int) and fd >= 0:
+            return mapping.stamp_unchanged(fd)
+        if mapping.validator is None or store is None:
+            return True
+        while True:
+            word = own_write_word(mapping)
+            if word & OWN_WRITES_MASK:
+                return True
+            with self._lock:
+                is_same = bool(store.validator() == mapping.validator)
+            if is_same or own_write_word(mapping) == word:
+                return is_same
+
+    def take_version(self, mapping: AddressSpace) -> None:
+        """Take the version of a Python store's object, which the cache has just changed, for that of the cached bytes."""
+        if mapping.fd >= 0 or mapping.host is None or mapping.validator is None:
+            return
+        with self._lock:  # asked and set in one, so that the latest answer stays
+            try:
+                mapping.validator = mapping.host.validator()
+            except OSError:
+                mapping.validator = None
+
+    # -- durability ----------------------------------------------------------------------------------------------------
+
+    def note_written(self, first: int, last: int) -> None:
+        """Note that pages first..last went to the store, where they may not be durable yet. Context: any thread."""
+        with self._lock:
+            self._unsynced.append((first, last))
+            if len(self._unsynced) > UNSYNCED_MAX:
+                self._unsynced = [(min(run[0] for run in self._unsynced), max(run[1] for run in self._unsynced))]
+
+    def take_unsynced(self) -> list[tuple[int, int]]:
+        """Return the runs of pages that were written since the last sync, and forget them."""
+        with self._lock:
+            runs, self._unsynced = self._unsynced, []
+        return runs
+
+    def put_back_unsynced(self, runs: list[tuple[int, int]]) -> None:
+        """Note again what a sync that failed did not make durable."""
+        with self._lock:
+            self._unsynced = runs + self._unsynced
+            self.sync_failed = True

@@ -1,0 +1,212 @@
+"""Areas of a software address space: ranges of addresses that map consecutive pages of one file.
+
+A page of an area is shown through a translation (`PageTable`), which holds no reference
+(docs/decisions/0003-page-tables-hold-no-references.md), or, where a private area was written to, by a copy of its own.
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pagecache import filemap, write
+from pagecache._core import AddressSpace, CopySource, CopyTarget, PageTable, PrivatePage
+from pagecache.mm_types import PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VmFault
+
+if TYPE_CHECKING:
+    from pagecache.memory_map import MemoryMap
+
+
+class MappedFile:
+    """A file as its areas hold it: the object stays open until the last area, and the last fault in it, is gone.
+
+    writes: whether stores into the areas change the object.
+    """
+
+    __slots__ = ("_inode", "_writes", "file", "mapping", "ra")
+
+    def __init__(self, file: Any, writes: bool = False) -> None:
+        file.inode.acquire(writes=writes)
+        self._inode = file.inode
+        self._writes = writes
+        self.file = file
+        self.mapping: AddressSpace = file.mapping
+        self.ra = file.ra
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the file is advised to be read at random."""
+        return self.file.is_random
+
+    def fit_window(self) -> None:
+        """Fit the file's readahead window, as long as the file itself is open."""
+        if not self.file.closed:
+            self.file.fit_window()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_inode"):
+            self._inode.release(writes=self._writes)
+
+
+class MappedAreas:
+    """The areas that map one object, held weakly (i_mmap): what truncation has to visit."""
+
+    def __init__(self) -> None:
+        self._areas: dict[int, weakref.ref[VirtualMemoryArea]] = {}
+
+    def add(self, area: "VirtualMemoryArea") -> None:
+        """Register an area until it is discarded or gone. Context: any thread; takes no lock."""
+        areas, key = self._areas, id(area)
+        areas[key] = weakref.ref(area, lambda gone: areas.pop(key, None))
+
+    def discard(self, area: "VirtualMemoryArea") -> None:
+        """Forget an area."""
+        self._areas.pop(id(area), None)
+
+    def __len__(self) -> int:
+        return len(self._areas)
+
+    def __iter__(self) -> "Iterator[VirtualMemoryArea]":
+        areas = [reference() for reference in list(self._areas.values())]
+        return iter([area for area in areas if area is not None])
+
+
+_maps_lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _maps_lock
+    _maps_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def maps_of(mapping: AddressSpace) -> MappedAreas:
+    """Return the areas that map an object."""
+    if mapping.maps is None:
+        with _maps_lock:
+            if mapping.maps is None:
+                mapping.maps = MappedAreas()
+    return mapping.maps
+
+
+class VmOperations(NamedTuple):
+    """How the pages of an area come: what its faults call."""
+
+    fault: Callable[[VmFault], int]
+    map_pages: Callable[[VmFault, int, int], int] | None = None
+    page_mkwrite: Callable[[VmFault], int] | None = None
+
+
+FILE_OPERATIONS = VmOperations(filemap.filemap_fault, filemap.filemap_map_pages, write.filemap_page_mkwrite)
+
+
+class VirtualMemoryArea:
+    """A range of addresses that maps consecutive pages of one file.
+
+    start, end: byte addresses, multiples of the page size. pgoff: page of the object at `start`. flags: VM_*.
+    page_table, private_pages: shared with the other areas of the same `MemoryMap.mmap`.
+    Context: changed with the mmap lock held exclusively.
+    """
+
+    __slots__ = (
+        "__weakref__", "_mm", "end", "file", "flags", "mmap_lock", "ops", "page_table", "pgoff", "private_pages", "start",
+    )  # fmt: skip
+
+    def __init__(self, mm: "MemoryMap", start: int, end: int, flags: int, pgoff: int, file: MappedFile) -> None:
+        self._mm = weakref.ref(mm)
+        self.mmap_lock = mm.mmap_lock
+        self.start = start
+        self.end = end
+        self.flags = flags
+        self.pgoff = pgoff
+        self.file = file
+        self.ops = FILE_OPERATIONS
+        self.page_table = PageTable(file.mapping, pgoff, (end - start) >> PAGE_SHIFT)
+        self.private_pages: dict[int, PrivatePage] = {}
+        maps_of(file.mapping).add(self)
+
+    @property
+    def mm(self) -> "MemoryMap":
+        """The address space the area belongs to."""
+        mm = self._mm()
+        if mm is None:
+            raise ReferenceError("the memory map of this area is gone")
+        return mm
+
+    @property
+    def nr_pages(self) -> int:
+        """Size (pages)."""
+        return (self.end - self.start) >> PAGE_SHIFT
+
+    def page_of(self, address: int) -> int:
+        """Return the page of the object that an address shows."""
+        return self.pgoff + ((address - self.start) >> PAGE_SHIFT)
+
+    def unmap_object_pages(self, start: int, end: int, even_cows: bool = False) -> int:
+        """Forget the translations of the object's pages [start, end). Returns how many there were.
+
+        even_cows: private copies too.
+        """
+        start, end = max(start, self.pgoff), min(end, self.pgoff + self.nr_pages)
+        if even_cows:
+            for page in [page for page in tuple(self.private_pages) if start <= page < end]:
+                self.private_pages.pop(page, None)
+        return self.page_table.clear(start, end)
+
+    def read_present(self, target: CopyTarget, done: int, address: int, nbytes: int) -> int:
+        """Copy the mapped beginning of nbytes at an address to target[done:]. Returns the bytes copied."""
+        position = (self.pgoff << PAGE_SHIFT) + address - self.start
+        if not self.private_pages:
+            return self.page_table.read_into(target, done, position, nbytes)
+        copied = 0
+        while copied < nbytes:
+            piece = min(nbytes - copied, PAGE_SIZE - position % PAGE_SIZE)
+            private = self.private_pages.get(position >> PAGE_SHIFT)
+            if private is not None:
+                got = private.read_into(target, done + copied, position % PAGE_SIZE, piece)
+            else:
+                got = self.page_table.read_into(target, done + copied, position, piece)
+            copied += got
+            position += got
+            if got < piece:
+                break
+        return copied
+
+    def write_present(self, source: CopySource, done: int, address: int, nbytes: int) -> int:
+        """Store source[done:], nbytes of it, at an address, as far as the pages are mapped and free. Returns the bytes."""
+        position = (self.pgoff << PAGE_SHIFT) + address - self.start
+        if self.flags & VM_SHARED:
+            return self.page_table.write_from(source, done, position, nbytes)
+        stored = 0
+        while stored < nbytes:
+            private = self.private_pages.get(position >> PAGE_SHIFT)
+            if private is None:
+                break
+            piece = min(nbytes - stored, PAGE_SIZE - position % PAGE_SIZE)
+            private.write_from(source, done + stored, position % PAGE_SIZE, piece)
+            stored += piece
+            position += piece
+        return stored
+
+    def split(self, address: int) -> "VirtualMemoryArea":
+        """Cut the area in two; returns the upper one, which keeps the translations."""
+        upper = VirtualMemoryArea.__new__(VirtualMemoryArea)
+        for name in ("_mm", "mmap_lock", "end", "flags", "file", "ops", "page_table", "private_pages"):
+            setattr(upper, name, getattr(self, name))
+        upper.start = address
+        upper.pgoff = self.page_of(address)
+        maps_of(self.file.mapping).add(upper)
+        self.end = address
+        return upper
+
+    def continues(self, lower: "VirtualMemoryArea") -> bool:
+        """Whether this area and the one below could be one."""
+        return lower.end == self.start and lower.page_table is self.page_table and lower.flags == self.flags
+
+    def __repr__(self) -> str:
+        name = self.file.mapping.name
+        return f"<VirtualMemoryArea {self.start:#x}-{self.end:#x} flags={self.flags:#x} page {self.pgoff} of {name!r}>"

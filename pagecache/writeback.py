@@ -1,0 +1,417 @@
+"""Write-back: what is dirty goes to the store, in order of offset, neighbours in one request (K8).
+
+Who writes   the flusher (`flusher`), when much is dirty or something has been for long; whoever asks for durability
+             (`fsync`, `sync_range`, a synchronous write, close), for its own range; and a writer that would exceed the
+             limit of dirty pages, for its own object, before it goes on.
+What         a background pass takes what carries the DIRTY mark. An integrity pass first marks TOWRITE what is dirty
+             now, and then writes that alone, so that writers cannot keep it going; it waits for what somebody else is
+             writing.
+Failures     A folio that could not be written stays dirty and is tried again (or is given up, if the cache was made
+             with `on_write_error="drop"`). The error is noted for every open file, which learns of it once, before
+             anybody who waited for the folio goes on.
+"""
+
+import errno
+import operator
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pagecache import _core, workers
+from pagecache._core import AddressSpace, Folio, WritebackBatch
+
+PAGE_SHIFT = 12
+LAST_PAGE = (1 << 52) - 1
+MARK_DIRTY, MARK_WRITEBACK, MARK_TOWRITE = range(3)
+WB_SYNC_NONE, WB_SYNC_ALL = range(2)
+SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
+MAX_PAUSE_S = 0.2
+WRITE_OWN_PAGES = 1024  # what a writer at the limit writes back itself before it tries again
+WAIT_SLICE_S = 0.02
+
+_thread = threading.local()
+
+
+def write_error(mapping: AddressSpace, offset: int, cause: Exception) -> OSError:
+    """Return the error for a failed request: the store's errno, with the object and the offset named."""
+    number = cause.errno if isinstance(cause, OSError) else None
+    if not isinstance(number, int) or not 0 < number < 4096:
+        number = errno.ETIMEDOUT if isinstance(cause, TimeoutError) else errno.EIO
+    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause) or type(cause).__name__
+    error = OSError(number, f"cannot write {mapping.name} at offset {offset}: {reason}")
+    error.__cause__ = cause
+    return error
+
+
+@dataclass
+class WritebackControl:
+    """What one pass is to write, and what came of it (struct writeback_control).
+
+    sync_mode: WB_SYNC_NONE or WB_SYNC_ALL. nr_to_write: pages after which a background pass ends. range_start,
+    range_end: pages, inclusive. range_cyclic: begin where the last such pass ended. nr_written: pages. error: the first.
+    """
+
+    sync_mode: int = WB_SYNC_NONE
+    nr_to_write: int = LAST_PAGE
+    range_start: int = 0
+    range_end: int = LAST_PAGE
+    range_cyclic: bool = False
+    nr_written: int = 0
+    error: OSError | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def note(self, nr_pages: int, error: OSError | None) -> None:
+        """Note how one request ended. Context: any thread."""
+        with self._lock:
+            self.nr_written += nr_pages
+            self.error = self.error or error
+
+
+# -- one request -------------------------------------------------------------------------------------------------------
+
+
+def write_batch(mapping: AddressSpace, batch: WritebackBatch) -> OSError | None:
+    """Write one run of folios to the store and end its write-back. Returns the error, which is noted for open files.
+
+    Context: no lock held; the run is under write-back. An exception from outside leaves the run dirty.
+    """
+    offset, wanted = batch.offset, batch.nbytes
+    done, error = 0, None
+    _thread.nr_passes = getattr(_thread, "nr_passes", 0) + 1
+    try:
+        done = _write_run(mapping, batch)
+        if done < wanted:
+            raise OSError(errno.EIO, f"the store took {done} of {wanted} bytes")
+    except _Stopped as stopped:
+        done, error = stopped.done, write_error(mapping, offset + stopped.done, stopped.cause)
+    except Exception as cause:
+        error = write_error(mapping, offset + done, cause)
+    finally:
+        _thread.nr_passes -= 1
+    if error is not None:
+        mapping.segment.add_count("writeback_errors", 1)
+        _core.mapping_set_error(mapping, error.errno or errno.EIO)
+    if done:
+        mapping.extra.note_written(batch.start, batch.next_index - 1)
+    batch.end(done, mapping.extra.keeps_failed)
+    return error
+
+
+class _Stopped(Exception):
+    """A request that failed after part of it was written."""
+
+    def __init__(self, done: int, cause: Exception):
+        self.done = done
+        self.cause = cause
+
+
+def _write_run(mapping: AddressSpace, batch: WritebackBatch) -> int:
+    """Write the bytes of a run. Returns how many, or raises _Stopped, which knows, and what the store raises."""
+    if mapping.host is None:
+        raise OSError(errno.EBADF, "the store was closed")
+    if mapping.fd < 0:
+        return _write_store(mapping, batch)
+    aligned = batch.nbytes & ~4095 if mapping.direct else batch.nbytes
+    done = batch.write_fd(mapping.fd, aligned) if aligned else 0
+    if done < 0:
+        raise OSError(-done, os.strerror(-done))
+    if done == aligned < batch.nbytes:  # the end of a file that is written past the kernel's page cache
+        done += mapping.host.write_tail(batch.offset + done, batch.memory()[-1][-(batch.nbytes - done) :])
+    return done
+
+
+def _write_store(mapping: AddressSpace, batch: WritebackBatch) -> int:
+    """Hand the bytes to a Python store, again what it did not take."""
+    buffers, done = batch.memory(), 0
+    limit = max(4096, mapping.extra.hints.max_request)
+    while done < batch.nbytes:
+        pieces = _pieces(buffers, done, min(limit, batch.nbytes - done))
+        asked = sum(map(len, pieces))
+        try:
+            wrote = _checked_count(mapping.host.writev(batch.offset + done, pieces), asked)
+        except Exception as cause:
+            raise _Stopped(done, cause) from cause
+        mapping.segment.add_count("store_writes", 1)
+        mapping.segment.add_count("store_write_bytes", wrote)
+        if wrote == 0:
+            raise _Stopped(done, OSError(errno.EIO, "the store took no bytes"))
+        done += wrote
+    return done
+
+
+def _checked_count(wrote: Any, asked: int) -> int:
+    """Return what writev returned, if it can be true."""
+    if isinstance(wrote, bool):
+        raise TypeError("writev returned bool, not a number of bytes")
+    try:
+        wrote = operator.index(wrote)
+    except TypeError:
+        raise TypeError(f"writev returned {type(wrote).__name__}, not a number of bytes") from None
+    if not 0 <= wrote <= asked:
+        raise OSError(errno.EIO, f"the store claims to have taken {wrote} bytes of {asked}")
+    return wrote
+
+
+def _pieces(buffers: list[memoryview], start: int, nbytes: int) -> list[memoryview]:
+    """Return views of bytes [start, start + nbytes) of the buffers taken as one."""
+    out = []
+    for buffer in buffers:
+        piece = buffer[start : start + nbytes]
+        if len(piece):
+            out.append(piece)
+        start = max(0, start - len(buffer))
+        nbytes -= len(piece)
+        if nbytes == 0:
+            break
+    return out
+
+
+# -- one pass ----------------------------------------------------------------------------------------------------------
+
+
+def write_cache_pages(mapping: AddressSpace, wbc: WritebackControl) -> None:
+    """Write the marked folios of a range, in order of offset (K8.2); wbc says what, and what came of it.
+
+    A background pass ends at its first error, or when it has written enough. An integrity pass goes through to the end.
+    Context: no folio lock, no invalidate_lock held; waits for the store.
+    """
+    mark = MARK_TOWRITE if wbc.sync_mode == WB_SYNC_ALL else MARK_DIRTY
+    start = _core.get_writeback_index(mapping) if wbc.range_cyclic else wbc.range_start
+    max_bytes = mapping.extra.hints.max_request
+    next_index = 0
+    with write_requests(mapping, wbc) as run:
+        for batch in _batches(mapping, start, wbc.range_end, mark, wbc.sync_mode == WB_SYNC_ALL, max_bytes):
+            wbc.nr_to_write -= batch.nr_pages
+            next_index = batch.next_index
+            run(batch)
+            if wbc.sync_mode == WB_SYNC_NONE and (wbc.nr_to_write <= 0 or wbc.error is not None):
+                break
+        else:
+            next_index = 0
+    if wbc.range_cyclic:
+        _core.set_writeback_index(mapping, next_index)
+
+
+def _batches(
+    mapping: AddressSpace, start: int, last: int, mark: int, waits: bool, max_bytes: int
+) -> Iterator[WritebackBatch]:
+    """Iterate over runs of dirty folios, under write-back when they come."""
+    while start <= last:
+        folio = _core.next_marked_folio(mapping, start, last, mark)
+        if folio is None:
+            return
+        with folio:
+            start = folio.index + folio.nr_pages
+            folio.lock()
+            batch = _begin(mapping, folio, last, mark, waits, max_bytes)
+        if batch is not None:
+            start = batch.next_index
+            yield batch
+
+
+def _begin(mapping: AddressSpace, folio: Folio, last: int, mark: int, waits: bool, max_bytes: int) -> Any:
+    """Put a locked folio, and what is dirty right behind it, under write-back; None if it needs none."""
+    if folio.mapping_number == mapping.number and folio.dirty and folio.writeback and waits:
+        folio.wait_writeback()
+    if not _core.wants_writeback(mapping, folio):
+        folio.unlock()
+        return None
+    return _core.collect_writeback(mapping, folio, last, mark, max_bytes)
+
+
+def do_writepages(mapping: AddressSpace, wbc: WritebackControl) -> None:
+    """Write dirty pages of an object as wbc says; nothing is done if none is dirty.
+
+    Context: as `write_cache_pages`. The cache's own writes change the object: its version is taken anew.
+    """
+    if wbc.nr_to_write <= 0 or not _core.has_mark(mapping, MARK_DIRTY):
+        return
+    if wbc.sync_mode == WB_SYNC_ALL:
+        _core.tag_pages_for_writeback(mapping, wbc.range_start, wbc.range_end)
+    with own_write(mapping):
+        write_cache_pages(mapping, wbc)
+
+
+@contextmanager
+def own_write(mapping: AddressSpace) -> Iterator[None]:
+    """Within the block the cache changes the object's store: its version, which follows, is taken for that of the
+    cached bytes, unless somebody else had changed the object before."""
+    line = mapping.extra
+    is_current = line.is_current(mapping)
+    with _core.OwnWrite(mapping, is_current):
+        try:
+            yield
+        finally:
+            if is_current:
+                line.take_version(mapping)
+
+
+@contextmanager
+def write_requests(mapping: AddressSpace, wbc: WritebackControl) -> Iterator[Callable[[WritebackBatch], None]]:
+    """Give a function that writes a batch: in this thread, or, to a Python store that takes several requests at once,
+    in another. At the end of the block all are written."""
+
+    def run_here(batch: WritebackBatch) -> None:
+        error = write_batch(mapping, batch)
+        wbc.note(batch.nr_pages if error is None else 0, error)
+
+    limit = mapping.extra.hints.parallel_requests
+    if mapping.fd >= 0 or limit == 1:
+        yield run_here
+        return
+    free, left_alone = threading.Semaphore(limit), threading.Event()
+
+    def run_there(batch: WritebackBatch) -> None:
+        def task() -> None:
+            try:
+                with _core.OwnWrite(mapping, False):
+                    run_here(batch)
+                    if left_alone.is_set():
+                        mapping.extra.take_version(mapping)
+            finally:
+                free.release()
+
+        free.acquire()
+        workers.shared_pool.run(task)
+
+    try:
+        yield run_there
+        for _ in range(limit):
+            free.acquire()
+    except BaseException:
+        left_alone.set()  # a signal: what is under way ends by itself
+        raise
+
+
+# -- ranges ------------------------------------------------------------------------------------------------------------
+
+
+def filemap_fdatawrite_range(mapping: AddressSpace, first: int, last: int, sync_mode: int = WB_SYNC_ALL) -> None:
+    """Start, and as far as this thread writes finish, the write-back of pages first..last. Raises OSError."""
+    wbc = WritebackControl(sync_mode=sync_mode, range_start=first, range_end=last)
+    do_writepages(mapping, wbc)
+    if wbc.error is not None:
+        raise wbc.error
+
+
+def filemap_fdatawait_range(mapping: AddressSpace, first: int, last: int) -> None:
+    """Wait until no page of first..last is under write-back. Context: holds no lock."""
+    while first <= last:
+        folio = _core.next_marked_folio(mapping, first, last, MARK_WRITEBACK)
+        if folio is None:
+            return
+        with folio:
+            first = folio.index + folio.nr_pages
+            folio.wait_writeback()
+
+
+def filemap_write_and_wait_range(mapping: AddressSpace, first: int, last: int) -> OSError | None:
+    """Write what is dirty in pages first..last and wait for all of their write-back. Returns the first error of this
+    thread's requests; others are in the mapping's record only."""
+    wbc = WritebackControl(sync_mode=WB_SYNC_ALL, range_start=first, range_end=last)
+    do_writepages(mapping, wbc)
+    filemap_fdatawait_range(mapping, first, last)
+    return wbc.error
+
+
+def sync_file_range(mapping: AddressSpace, first: int, last: int, flags: int | None = None) -> OSError | None:
+    """Wait for, write, and wait for pages first..last, as the SYNC_FILE_RANGE_* flags say (K8.5); all three if None.
+
+    With all three the write is an integrity pass. Returns the first error of this thread's requests; raises OSError
+    (EINVAL) for other flags.
+    """
+    every = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
+    flags = every if flags is None else flags
+    if flags & ~every:
+        raise OSError(errno.EINVAL, f"unknown flags {flags:#x}: use SYNC_FILE_RANGE_*")
+    if flags & SYNC_FILE_RANGE_WAIT_BEFORE:
+        filemap_fdatawait_range(mapping, first, last)
+    error = None
+    if flags & SYNC_FILE_RANGE_WRITE:
+        mode = WB_SYNC_ALL if flags == every else WB_SYNC_NONE
+        wbc = WritebackControl(sync_mode=mode, range_start=first, range_end=last)
+        do_writepages(mapping, wbc)
+        error = wbc.error
+    if flags & SYNC_FILE_RANGE_WAIT_AFTER and error is None:
+        filemap_fdatawait_range(mapping, first, last)
+    return error
+
+
+def redirty_range(mapping: AddressSpace, first: int, last: int) -> None:
+    """Make the cached pages of first..last dirty again, writing some back whenever too many are.
+
+    Context: no lock held; waits for the store. Raises OSError.
+    """
+    while first <= last:
+        folios, after = _core.find_folios(mapping, first, last + 1)
+        for folio in folios:
+            with folio:
+                folio.lock()
+                while folio.mapping_number == mapping.number and folio.uptodate and not folio.mark_dirty():
+                    folio.unlock()
+                    wait_for_dirty_room(mapping)
+                    folio.lock()
+        if after is None:
+            return
+        first = after
+
+
+def unseen_error(mapping: AddressSpace, number: int) -> OSError:
+    """Return the error for a write-back in the background that failed with an errno since a file looked last."""
+    reason = "what could not be written is still cached, and is tried again" if mapping.extra.keeps_failed else "it is lost"
+    return OSError(number, f"cannot write {mapping.name}, in the background: {os.strerror(number)}; {reason}")
+
+
+# -- throttling --------------------------------------------------------------------------------------------------------
+
+
+def balance_dirty_pages(mapping: AddressSpace, nr_pages: int) -> None:
+    """Slow a writer of nr_pages down while much is dirty (K8.6), so that the limit is approached and not hit.
+
+    Context: no lock held that write-back needs; may sleep up to MAX_PAUSE_S.
+    """
+    segment, flusher = mapping.segment, mapping.extra.flusher
+    limit, background = segment.dirty_limits
+    dirty, free_run = segment.nr_dirty_charged, (limit + background) // 2
+    if dirty <= free_run or flusher is None or in_writeback():
+        return
+    segment.wake_flusher()
+    setpoint = (free_run + limit) / 2
+    ratio = 1 + ((setpoint - dirty) / max(limit - setpoint, 0.5)) ** 3
+    rate = flusher.pages_per_s * min(max(ratio, 0.0), 2.0)
+    pause_s = min(MAX_PAUSE_S, nr_pages / rate) if rate > 0 else MAX_PAUSE_S
+    segment.add_count("nr_throttled_written", nr_pages)
+    flusher.pause(pause_s)
+
+
+def wait_for_dirty_room(mapping: AddressSpace) -> None:
+    """Make room for one more dirty folio, when the limit is reached: write pages of this object back, or wait for
+    others. Returns when something may have changed; try again then.
+
+    Raises OSError: what keeps this object's pages, or everybody's, from being written.
+    Context: may hold the inode lock; no folio lock.
+    """
+    segment = mapping.segment
+    if in_writeback() and not _core.has_mark(mapping, MARK_DIRTY):
+        reason = "the store of another object writes it while that one is written back, and no more pages may be dirty"
+        raise OSError(errno.EDEADLK, f"cannot write {mapping.name}: {reason}")
+    if _core.has_mark(mapping, MARK_DIRTY):
+        wbc = WritebackControl(nr_to_write=WRITE_OWN_PAGES, range_cyclic=True)
+        do_writepages(mapping, wbc)
+        if wbc.error is not None and wbc.nr_written == 0:
+            raise wbc.error
+        return
+    if _core.has_mark(mapping, MARK_WRITEBACK) or mapping.extra.flusher is None:
+        segment.wait_for_memory(WAIT_SLICE_S)
+        return
+    error = mapping.extra.flusher.make_room()
+    if error is not None:
+        raise OSError(error.errno, f"cannot write {mapping.name}: no page may become dirty while {error.strerror}")
+
+
+def in_writeback() -> bool:
+    """Whether this thread is in a store's writev now."""
+    return getattr(_thread, "nr_passes", 0) > 0
