@@ -7,7 +7,7 @@
         header = file.pread(64, 0)
 """
 
-from pagecache import filemap, mm, readahead, stores, truncate
+from pagecache import filemap, mm, readahead, stores, truncate, writeback
 from pagecache._core import CacheFullError, XArray
 from pagecache.cache import PageCache, default_cache
 from pagecache.file import (
@@ -32,5 +32,5 @@ __all__ = [
     "ACCESS_COPY", "ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "BackingStore", "CacheFullError", "CacheStat",
     "FADV_DONTNEED", "FADV_NOREUSE", "FADV_NORMAL", "FADV_RANDOM", "FADV_SEQUENTIAL", "FADV_WILLNEED", "File",
     "FileStore", "MemoryStore", "PageCache", "Stats", "XArray", "default_cache", "filemap", "mm", "readahead",
-    "stores", "truncate",
+    "stores", "truncate", "writeback",
 ]  # fmt: skip

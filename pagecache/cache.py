@@ -143,7 +143,7 @@ class PageCache:
                 inode = None
             if inode is not None and not inode.is_version(store):
                 del self._inodes[key]
-                if inode.nr_open == 0:
+                if inode.nr_open == 0 and not is_dirty(inode):
                     inode.mapping.size = 0
                     truncate.truncate_inode_pages(inode.mapping, 0)
                 inode = None

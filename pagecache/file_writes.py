@@ -38,7 +38,7 @@ class FileWrites(FileCore):
     # -- the slow side of writes ---------------------------------------------------------------------------------------
 
     def _write_slow(self, source: CopySource, done: int, pos: int) -> None:
-        write.generic_perform_write(self.mapping, self._write_cached, source, done, pos)
+        write.generic_perform_write(self, source, done, pos)
 
     def _throttle(self, nbytes: int) -> None:
         writeback.balance_dirty_pages(self.mapping, (nbytes >> PAGE_SHIFT) + 1)

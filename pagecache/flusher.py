@@ -9,6 +9,7 @@ nobody has open any more when it is clean.
 import logging
 import threading
 import time
+import warnings
 import weakref
 from typing import Any
 
@@ -148,6 +149,18 @@ class Flusher:
     def at_rest(self) -> threading.Lock:
         """Return a lock: while it is held, the thread writes nothing."""
         return self._at_work
+
+    def __del__(self) -> None:
+        if self.segment.dead:
+            return
+        self.segment.wake_flusher()  # the thread sees that nobody is left
+        for inode in self.dirty_inodes() if not self._is_stopping else ():
+            nbytes = sum(self.segment.counters()[name] for name in ("nr_dirty", "nr_writeback")) * 4096
+            warnings.warn(
+                f"a cache was dropped, not closed, with up to {nbytes} bytes that could not be written to {inode.name}",
+                ResourceWarning,
+                stacklevel=2,
+            )
 
     def stop(self) -> None:
         """End the thread; it is not waited for, as it may be in a store that hangs."""

@@ -132,7 +132,7 @@ class Inode:
     def invalidate(self, offset: int = 0, length: int = 0) -> None:
         """Drop pages of a byte range; with no range take size and version anew. Raises OSError (EBUSY)."""
         mapping = self.mapping
-        with mapping.exclusive():
+        with mapping.inode_locked(), mapping.exclusive():
             last = (offset + length - 1) >> PAGE_SHIFT if length else LAST_PAGE
             truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, last)
             if offset == 0 and length == 0:
@@ -208,7 +208,7 @@ class Inode:
         while offset < end:
             zeros = bytes(min(ZEROS, end - offset))
             source = _core.copy_source(zeros)
-            write.generic_perform_write(self.mapping, file._write_cached, source, 0, offset)
+            write.generic_perform_write(file, source, 0, offset)
             offset += len(zeros)
 
     # -- durability ----------------------------------------------------------------------------------------------------

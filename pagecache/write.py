@@ -17,19 +17,19 @@ from pagecache.writeback import wait_for_dirty_room
 ORDER_PART = 8  # a folio that is made for a write is at most this part of what may be dirty, and of the cache
 
 
-def generic_perform_write(mapping: AddressSpace, write_cached: Any, source: CopySource, done: int, pos: int) -> None:
-    """Write source[done:] at byte pos + done of the object, all of it.
+def generic_perform_write(file: Any, source: CopySource, done: int, pos: int) -> None:
+    """Write source[done:] at byte pos + done of a file's object, all of it.
 
-    write_cached(source, done, pos): what writes the part that is cached; returns how much of source is written then.
     Raises OSError: a page that is written in part cannot be read; no page can be had, or become dirty.
     Context: inode lock held; may wait for memory, for folio locks, for the store.
     """
+    mapping: AddressSpace = file.mapping
     while done < len(source):
-        folio = write_begin(mapping, pos + done, len(source) - done)
+        folio = write_begin(mapping, pos + done, len(source) - done, dropbehind=file.drop_behind)
         with folio:
             wrote = _write_folio(mapping, folio, source, done, pos + done)
         if wrote:
-            done = write_cached(source, done + wrote, pos)
+            done = file._write_cached(source, done + wrote, pos)
         else:
             wait_for_dirty_room(mapping)
 
@@ -49,16 +49,17 @@ def _write_folio(mapping: AddressSpace, folio: Folio, source: CopySource, done: 
     return wrote
 
 
-def write_begin(mapping: AddressSpace, pos: int, nbytes: int) -> Folio:
+def write_begin(mapping: AddressSpace, pos: int, nbytes: int, *, dropbehind: bool = False) -> Folio:
     """Return the folio that holds byte pos, locked: uptodate, or new and with nothing of it worth reading.
 
+    dropbehind: a folio that has to be made leaves the cache when it has been written back.
     Raises OSError, CacheFullError. Context: inode lock held.
     """
     index = pos >> PAGE_SHIFT
     while True:
         folio = mapping.get_folio(index)
         if folio is None:
-            folio = _create(mapping, pos, nbytes)
+            folio = _create(mapping, pos, nbytes, dropbehind)
         elif not _lock_page(mapping, folio, index):
             folio = None
         if folio is not None:
@@ -85,7 +86,7 @@ def _lock_page(mapping: AddressSpace, folio: Folio, index: int) -> bool:
     return False
 
 
-def _create(mapping: AddressSpace, pos: int, nbytes: int) -> Folio | None:
+def _create(mapping: AddressSpace, pos: int, nbytes: int, dropbehind: bool) -> Folio | None:
     """Add the folio of a missing page, locked, or read it in; None: look the page up again."""
     index = pos >> PAGE_SHIFT
     first = index << PAGE_SHIFT
@@ -99,11 +100,11 @@ def _create(mapping: AddressSpace, pos: int, nbytes: int) -> Folio | None:
     folio = mapping.segment.alloc_folio(order, False) if order else None
     if folio is None:
         folio = fill.alloc_folio(mapping.segment)
-    result = mapping.add_folio(folio, folio_start(index, folio), writing=True)
+    result = mapping.add_folio(folio, folio_start(index, folio), writing=True, dropbehind=dropbehind)
     if result == -errno.EEXIST and folio.order > 0:
         folio.put()
         folio = fill.alloc_folio(mapping.segment)
-        result = mapping.add_folio(folio, index, writing=True)
+        result = mapping.add_folio(folio, index, writing=True, dropbehind=dropbehind)
     if result == 0:
         return folio
     folio.put()
