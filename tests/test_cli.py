@@ -41,7 +41,7 @@ class TestDemo:
         assert main(["demo", str(path), "--size", "1MiB"]) == 0
         output = capsys.readouterr()
         assert "Every byte agrees with plain reads." in output.out
-        assert output.out.count("  agree") == 3
+        assert output.out.count("  agree") == 4
         assert output.err == ""
 
     def test_json_schema(self, data_file, capsys):
@@ -52,7 +52,7 @@ class TestDemo:
         assert found["file"] == {"path": str(path), "reason": "as asked", "bytes": len(data)}
         assert found["cache"]["bytes"] <= MIB
         assert found["seed"] == 7
-        assert [each["name"] for each in found["passes"]] == ["in order", "at random", "mmap()"]
+        assert [each["name"] for each in found["passes"]] == ["in order", "at random", "mmap()", "written"]
         for each in found["passes"]:
             assert each["agrees"] is True
             assert each["sha256"] == each["expected_sha256"]
@@ -66,7 +66,7 @@ class TestDemo:
     def test_counters_tell_what_happened(self, data_file, capsys):
         path, data = data_file(4 * MIB)
         _, found = run_json(capsys, path, "--size", "1MiB")
-        in_order, at_random, mapped = found["passes"]
+        in_order, at_random, mapped, _ = found["passes"]
         assert in_order["misses"] > 0
         assert in_order["readahead_pages"] > 0
         assert in_order["evictions"] >= (len(data) - MIB) // 4096 // 512

@@ -1,7 +1,8 @@
-"""`pagecache demo`: read a real file through a cache smaller than it, three ways, and compare every byte.
+"""`pagecache demo`: read and rewrite a real file through a cache smaller than it, and compare every byte.
 
-The file is read in order, then at random, then through `mmap()`. Each time the bytes are hashed and compared with the
-hash of plain reads. Then cached reads are timed beside `os.pread` and the standard library's `mmap`.
+The file is read in order, then at random, then through `mmap()`; then it is copied, block by block at random, to a file
+that is written through the same cache and made durable. Each time the bytes are hashed and compared with the hash of
+plain reads, for the copy by plain reads of it. Then cached reads are timed beside `os.pread` and the standard library's `mmap`.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import os
 import random
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,6 +149,7 @@ def perform(path: str, path_reason: str, size: str, seed: int) -> Outcome:
             timed_pass(cache, "in order", expected, lambda: hash_in_order(file, file_bytes)),
             timed_pass(cache, "at random", expected_of_blocks, lambda: hash_at_random(file, file_bytes, seed)),
             timed_pass(cache, "mmap()", expected, lambda: hash_mapping(file, file_bytes)),
+            timed_pass(cache, "written", expected, lambda: hash_copy(cache, file, file_bytes, seed)),
         ]
         resident = file.mincore()
         cache_bytes = cache.stats().budget_bytes
@@ -233,3 +236,17 @@ def hash_mapping(file: pagecache.File, file_bytes: int) -> str:
             whole.update(piece)
             progress.advance(len(piece))
     return whole.hexdigest()
+
+
+def hash_copy(cache: pagecache.PageCache, file: pagecache.File, file_bytes: int, seed: int) -> str:
+    """Return the SHA-256, by plain reads, of a copy of the file that was written in random order and made durable."""
+    order = list(range(-(-file_bytes // BLOCK_BYTES)))
+    random.Random(seed + 1).shuffle(order)
+    with tempfile.TemporaryDirectory(prefix="pagecache-demo-") as directory:
+        path = os.path.join(directory, "copy")
+        with cache.open(path, "w+b") as copy, Progress("written", file_bytes) as progress:
+            for number in order:
+                copy.pwrite(file.pread(BLOCK_BYTES, number * BLOCK_BYTES), number * BLOCK_BYTES)
+                progress.advance(BLOCK_BYTES)
+            copy.fsync()
+            return plain_hashes(path, file_bytes)[0]
