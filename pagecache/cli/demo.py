@@ -2,7 +2,8 @@
 
 The file is read in order, then at random, then through `mmap()`; then it is copied, block by block at random, to a file
 that is written through the same cache and made durable. Each time the bytes are hashed and compared with the hash of
-plain reads, for the copy by plain reads of it. Then cached reads are timed beside `os.pread` and the standard library's `mmap`.
+plain reads, for the copy by plain reads of it. Then cached reads are timed beside `os.pread` and the standard library's
+`mmap`.
 """
 
 import argparse
