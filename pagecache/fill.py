@@ -81,6 +81,8 @@ def read_run(mapping: AddressSpace, batch: FolioBatch) -> None:
     """
     if mapping.host is None:
         raise ValueError("I/O operation on closed file")
+    if mapping.fd >= 0 and batch.fill_fd(mapping.fd, mapping.direct):
+        return
     expected = batch.data_bytes()
     offset = batch.start * 4096
     try:

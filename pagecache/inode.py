@@ -74,6 +74,8 @@ class Inode:
         self.retry_at = 0.0  # when it tries again (monotonic seconds)
         self.last_error: OSError | None = None
         self._sync_lock = threading.Lock()
+        self._window_of: Any = None  # what `_window_pages` was made of
+        self._window_pages = 1
         self.name = str(getattr(store, "name", store.key))
         self.mapping = AddressSpace(segment, self.name)
         self.mapping.key = store.key
@@ -107,9 +109,13 @@ class Inode:
     @property
     def ra_pages(self) -> int:
         """The largest readahead window of one open file now (pages)."""
-        line, nr_frames = self.mapping.extra, self.mapping.segment.nr_frames
-        line.is_crowded = share_pages(nr_frames, self.streams.nr) < wanted_pages(self.hints, line.speed)
-        return window_pages(self.hints, line.speed, nr_frames, self.streams.nr)
+        line, nr_streams = self.mapping.extra, self.streams.nr
+        if self._window_of != (line, line.speed.nr_fits, nr_streams):
+            self._window_of = (line, line.speed.nr_fits, nr_streams)
+            nr_frames = self.mapping.segment.nr_frames
+            line.is_crowded = share_pages(nr_frames, nr_streams) < wanted_pages(self.hints, line.speed)
+            self._window_pages = window_pages(self.hints, line.speed, nr_frames, nr_streams)
+        return self._window_pages
 
     @property
     def writable(self) -> bool:

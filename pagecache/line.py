@@ -29,6 +29,9 @@ class Line:
         self.keeps_failed = keeps_failed
         self.sync_failed = False  # whether what is in `unsynced` may be lost below
         self._flusher = weakref.ref(flusher) if flusher is not None else None
+        self._fitted = -1  # which fit of `speed` the next two follow
+        self._request_pages = 1
+        self._is_far = False
         self._lock = threading.Lock()
         self._unsynced: list[tuple[int, int]] = []
 
@@ -45,10 +48,14 @@ class Line:
 
     def request_pages(self, nr_pages: int) -> int:
         """Return how many pages of a run one request should carry: a far store's connections share a short run."""
-        if not is_far(self.hints, self.speed):
-            return max(1, self.request_bytes() >> PAGE_SHIFT)
+        if self.speed.nr_fits != self._fitted:
+            self._fitted = self.speed.nr_fits
+            self._request_pages = max(1, self.request_bytes() >> PAGE_SHIFT)
+            self._is_far = is_far(self.hints, self.speed)
+        if not self._is_far:
+            return self._request_pages
         part = max(-(-nr_pages // self.hints.parallel_requests), self.hints.preferred_request >> PAGE_SHIFT)
-        return max(1, min(part, self.request_bytes() >> PAGE_SHIFT))
+        return max(1, min(part, self._request_pages))
 
     # -- versions ------------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ class StoreSpeed:
         self._fastest: dict[int, tuple[int, float, int]] = {}  # power of two: (bytes, seconds, observations since)
         self.latency_s = 0.0
         self.bandwidth_bytes_s = 0.0
+        self.nr_fits = 0  # changes with the two
 
     def observe(self, nbytes: int, seconds: float) -> None:
         """Take a request of nbytes that took so long into account."""
@@ -55,6 +56,7 @@ class StoreSpeed:
             self._fit()
 
     def _fit(self) -> None:
+        self.nr_fits += 1
         small_bytes, small_seconds, _ = self._fastest[min(self._fastest)]
         large_bytes, large_seconds, _ = self._fastest[max(self._fastest)]
         if large_bytes > small_bytes and large_seconds > small_seconds:

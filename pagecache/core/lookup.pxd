@@ -23,12 +23,12 @@ from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
 from pagecache.core.check cimport PC_OPTIMISTIC, pc_assert
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.folio cimport (FOLIO_DROPBEHIND, FOLIO_ORDER_MASK, FOLIO_READAHEAD, FOLIO_UNUSED, FOLIO_UPTODATE,
-                                   folio_index, folio_mapping, folio_mark_accessed, folio_nr_pages, folio_test,
+                                   folio_index, folio_mapping, folio_mark_accessed, folio_nr_pages, folio_order, folio_test,
                                    folio_try_get)
 from pagecache.core.lock cimport spin_lock, spin_unlock
 from pagecache.core.lru cimport folio_put
 from pagecache.core.mapping cimport entry_frame, entry_order
-from pagecache.core.memory cimport copy_page, prefetch_range
+from pagecache.core.memory cimport copy_page, copy_page_ahead, prefetch_range
 from pagecache.core.segment cimport (OPTIMISTIC_RETRIES, READAHEAD_HITS, Folio, Mapping, Segment, count,
                                      frame_address)
 from pagecache.core.xa_node cimport XA_RETRY_ENTRY, xa_entry, xa_is_pointer
@@ -85,45 +85,11 @@ cdef inline bint folio_readable(uint32_t state, uint32_t order) noexcept nogil:
         <uint32_t>FOLIO_UPTODATE | (order << FOLIO_ORDER_SHIFT))
 
 
-cdef inline uint64_t read_chunk(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes, char* target,
-                                uint64_t last_index) noexcept nogil:
-    """Copies what one cached folio holds of [pos, pos + nbytes). Returns the bytes copied, 0 if the slow path must
-    help. An access is noted unless the folio also holds page `last_index`, the one read before."""
-    cdef uint64_t index = pos >> PAGE_SHIFT
-    cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
-    cdef uint32_t frame, order, seq, state
-    cdef uint64_t first, offset
-    cdef Folio* folio
-    cdef const char* source
-    if not xa_is_pointer(entry):
-        return 0
-    order = entry_order(entry)
-    frame = entry_frame(entry)
-    first = index & ~((<uint64_t>1 << order) - 1)
-    offset = pos - (first << PAGE_SHIFT)
-    source = frame_address(seg, frame) + offset
-    if nbytes > (<uint64_t>PAGE_SIZE << order) - offset:
-        nbytes = (<uint64_t>PAGE_SIZE << order) - offset
-    folio = &seg.folios[frame]
-    seq = load_acquire_u32(&folio.seq)
-    state = load_acquire_u32(&folio.state)
-    if seq & 1 or not folio_readable(state, order) or folio_mapping(folio) != number or folio_index(folio) != first:
-        return 0
-    if nbytes <= COPY_PAGE_MAX:
-        copy_page(target, source, nbytes)
-    else:
-        memcpy(target, source, nbytes)
-    fence_acquire()
-    if load_relaxed_u32(&folio.seq) != seq:
-        return 0
-    if last_index < first or last_index - first >= (<uint64_t>1 << order):
-        folio_used(seg, folio)
-    return nbytes
-
-
 cdef inline uint64_t read_chunk_pinned(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes, char* target,
                                        uint64_t last_index) noexcept nogil:
-    """The same with a reference held during the copy."""
+    """Copies what one cached folio holds of [pos, pos + nbytes), with a reference held meanwhile. Returns the bytes
+    copied, 0 if the slow path must help. An access is noted unless the folio also holds page `last_index`, the one read
+    before."""
     cdef uint64_t index = pos >> PAGE_SHIFT
     cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
     cdef uint32_t frame, order
@@ -151,13 +117,100 @@ cdef inline uint64_t read_chunk_pinned(Segment* seg, uint32_t number, uint64_t p
     return nbytes
 
 
+cdef inline const char* chunk_ahead(Segment* seg, uint32_t number, uint64_t index) noexcept nogil:
+    """Where the data of page `index`, which will be copied next, seems to be; its descriptor is asked for. NULL if it is
+    not cached."""
+    cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
+    if not xa_is_pointer(entry):
+        return NULL
+    prefetch_read(&seg.folios[entry_frame(entry)].state)
+    return frame_address(seg, entry_frame(entry))
+
+
+cdef inline uint64_t read_chunk(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes, char* target,
+                                uint64_t last_index) noexcept nogil:
+    """The same without a reference, except for long pieces. While one piece of several is copied, the lines of the next
+    are asked for."""
+    cdef uint64_t index = pos >> PAGE_SHIFT
+    cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
+    cdef uint32_t frame, order, seq, state
+    cdef uint64_t first, offset
+    cdef Folio* folio
+    cdef const char* source
+    cdef const char* ahead = NULL
+    if not xa_is_pointer(entry):
+        return 0
+    order = entry_order(entry)
+    frame = entry_frame(entry)
+    first = index & ~((<uint64_t>1 << order) - 1)
+    offset = pos - (first << PAGE_SHIFT)
+    source = frame_address(seg, frame) + offset
+    if nbytes > (<uint64_t>PAGE_SIZE << order) - offset:
+        nbytes = (<uint64_t>PAGE_SIZE << order) - offset
+        if nbytes <= COPY_PAGE_MAX:
+            ahead = chunk_ahead(seg, number, first + (<uint64_t>1 << order))
+    if nbytes > COPY_PAGE_MAX:
+        return read_chunk_pinned(seg, number, pos, nbytes, target, last_index)
+    folio = &seg.folios[frame]
+    seq = load_acquire_u32(&folio.seq)
+    state = load_acquire_u32(&folio.state)
+    if seq & 1 or not folio_readable(state, order) or folio_mapping(folio) != number or folio_index(folio) != first:
+        return 0
+    if ahead != NULL:
+        copy_page_ahead(target, source, nbytes, ahead)
+    else:
+        copy_page(target, source, nbytes)
+    fence_acquire()
+    if load_relaxed_u32(&folio.seq) != seq:
+        return 0
+    if last_index < first or last_index - first >= (<uint64_t>1 << order):
+        folio_used(seg, folio)
+    return nbytes
+
+
+cdef inline uint64_t folio_hint(Segment* seg, uint32_t number, uint64_t pos) noexcept nogil:
+    """What a sequential reader may keep to find the folio of byte pos again without a walk: frame and seq in one word,
+    worth something while the seq is the same. 0 if there is no such folio, or a reader would have to act on it."""
+    cdef uint64_t index = pos >> PAGE_SHIFT
+    cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
+    cdef Folio* folio
+    cdef uint32_t seq
+    if not PC_OPTIMISTIC or not xa_is_pointer(entry):
+        return 0
+    folio = &seg.folios[entry_frame(entry)]
+    seq = load_acquire_u32(&folio.seq)
+    if (seq & 1 or not folio_readable(load_acquire_u32(&folio.state), entry_order(entry))
+            or not folio_is(folio, number, index)):
+        return 0
+    return <uint64_t>entry_frame(entry) << 32 | seq
+
+
+cdef inline const char* hint_source(Segment* seg, uint64_t hint, uint64_t pos, uint64_t nbytes) noexcept nogil:
+    """Where the bytes [pos, pos + nbytes) lie, if the hint's folio still holds them; else NULL. Copy them, and ask
+    `hint_holds` afterwards."""
+    cdef Folio* folio = &seg.folios[hint >> 32]
+    cdef uint64_t offset
+    if hint == 0 or load_acquire_u32(&folio.seq) != <uint32_t>hint:
+        return NULL
+    offset = pos - (folio_index(folio) << PAGE_SHIFT)
+    if offset > <uint64_t>PAGE_SIZE << folio_order(folio) or nbytes > (<uint64_t>PAGE_SIZE << folio_order(folio)) - offset:
+        return NULL
+    return frame_address(seg, <uint32_t>(hint >> 32)) + offset
+
+
+cdef inline bint hint_holds(Segment* seg, uint64_t hint) noexcept nogil:
+    """Whether what was copied since `hint_source` are the page's bytes."""
+    fence_acquire()
+    return load_relaxed_u32(&seg.folios[hint >> 32].seq) == <uint32_t>hint
+
+
 cdef inline uint64_t read_cached(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes, char* target,
                                  uint64_t last_index) noexcept nogil:
     """Copies the cached beginning of [pos, pos + nbytes), which lies inside i_size. Returns the bytes copied."""
     cdef uint64_t done = 0, got
     cdef uint32_t tries = 0
     while done < nbytes:
-        if PC_OPTIMISTIC and nbytes - done <= COPY_PAGE_MAX:
+        if PC_OPTIMISTIC:
             got = read_chunk(seg, number, pos + done, nbytes - done, target + done, last_index)
         else:
             got = read_chunk_pinned(seg, number, pos + done, nbytes - done, target + done, last_index)

@@ -101,11 +101,38 @@ static void copy_page_avx2(char *target, const char *source, size_t nbytes) {
 }
 #endif
 
+/* The same, while the lines of `next`, where the following piece of a long copy lies, are asked for: the processor's
+ * own prefetching ends with each page. */
+#if defined(__x86_64__)
+__attribute__((target("avx2")))
+static void copy_page_ahead_avx2(char *target, const char *source, size_t nbytes, const char *next) {
+    size_t at = nbytes;
+    while (at >= 64) {
+        at -= 64;
+        __builtin_prefetch(next + at, 0, 3);
+        __m256i low = _mm256_loadu_si256((const __m256i *)(source + at));
+        __m256i high = _mm256_loadu_si256((const __m256i *)(source + at + 32));
+        _mm256_storeu_si256((__m256i *)(target + at + 32), high);
+        _mm256_storeu_si256((__m256i *)(target + at), low);
+    }
+    if (at) memcpy(target, source, at);
+}
+#endif
+
 static inline void copy_page(char *target, const char *source, size_t nbytes) {
 #if defined(__x86_64__)
     if (__builtin_expect(pc_have_avx2 < 0, 0)) pc_have_avx2 = __builtin_cpu_supports("avx2") != 0;
     if (nbytes >= 64 && pc_have_avx2) { copy_page_avx2(target, source, nbytes); return; }
 #endif
+    memcpy(target, source, nbytes);
+}
+
+static inline void copy_page_ahead(char *target, const char *source, size_t nbytes, const char *next) {
+#if defined(__x86_64__)
+    if (__builtin_expect(pc_have_avx2 < 0, 0)) pc_have_avx2 = __builtin_cpu_supports("avx2") != 0;
+    if (pc_have_avx2) { copy_page_ahead_avx2(target, source, nbytes, next); return; }
+#endif
+    __builtin_prefetch(next, 0, 3);
     memcpy(target, source, nbytes);
 }
 

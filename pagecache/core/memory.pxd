@@ -7,4 +7,5 @@ cdef extern from "core/memory.h" nogil:
     void memory_advise_huge(void* base, size_t bytes) noexcept
     void memory_advise_nodump(void* base, size_t bytes) noexcept
     void copy_page(char* target, const char* source, size_t nbytes) noexcept
+    void copy_page_ahead(char* target, const char* source, size_t nbytes, const char* next) noexcept
     void prefetch_range(const char* address, size_t nbytes) noexcept

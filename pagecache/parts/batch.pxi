@@ -184,6 +184,22 @@ cdef class FolioBatch:
             raise_errno(got, f"cannot read {self.mapping.name} at offset {self.start << PAGE_SHIFT}")
         return got
 
+    def fill_fd(self, int fd, bint direct=False):
+        """Reads the data of a new batch from a descriptor and ends the read, if nothing is wrong: then its folios are
+        uptodate and unlocked. Returns whether that is so; if not, the batch is as before, and `read_fd` tells why.
+
+        Context: releases the GIL; data goes straight into frames.
+        """
+        cdef uint64_t wanted
+        cdef bint good
+        with nogil:
+            wanted = self.valid_bytes()
+            good = run_read_fd(self.seg, fd, direct, <int64_t>(self.start << PAGE_SHIFT), self.folios, self.nr,
+                               wanted) == <int64_t>wanted and stamp_is_current(self.mapping.m, fd)
+        if good:
+            self.end_read_filled()
+        return good
+
     def split_off(self, uint64_t index):
         """Cuts a new batch in two: the folios that begin at page `index` or behind become another batch, returned."""
         cdef FolioBatch tail

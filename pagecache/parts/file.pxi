@@ -23,6 +23,20 @@ cdef class FileRaState:
                 f"prev_pos={self.prev_pos}>")
 
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define PC_HAS_GIL 0
+    #else
+    #define PC_HAS_GIL 1
+    #endif
+    """
+    bint PC_HAS_GIL
+
+cdef enum:
+    HINT_MAX = 4096                 # bytes; longer reads at the position walk the index
+
+
 cdef class FileCore:
     """The hit path of an open file; a subclass supplies `_read_slow` and everything that is not hot.
 
@@ -40,6 +54,7 @@ cdef class FileCore:
     cdef pc_u32 wb_since                    # the mapping's errors as this file has seen them (errseq)
     cdef pc_u32 position_word               # file position lock
     cdef int64_t position
+    cdef pc_u64 hint                        # the folio read last at the position (folio_hint)
     cdef readonly FileRaState ra
     cdef object __weakref__
 
@@ -260,13 +275,45 @@ cdef class FileCore:
         cdef int64_t nbytes = -1 if size is None else to_signed(size)
         if nbytes < 0:
             return self.readall()
+        result = self.read_hinted(<uint64_t>nbytes)
+        if result is not None:
+            return result
         self.lock_position()
         try:
             result = self.read_bytes(<uint64_t>nbytes, <uint64_t>self.position)
             self.position += len(result)
+            self.take_hint(len(result))
         finally:
             self.unlock_position()
         return result
+
+    cdef object read_hinted(self, uint64_t nbytes):
+        """A short read out of the folio that the last one ended in, or None. With the GIL held throughout no other thread
+        can come between, so the position needs no lock."""
+        cdef uint64_t pos = <uint64_t>self.position
+        cdef uint64_t hint = load_relaxed_u64(&self.hint)
+        cdef const char* source
+        cdef bytes result
+        if (not PC_HAS_GIL or hint == 0 or nbytes - 1 >= HINT_MAX or load_relaxed_u32(&self.position_word) != 0
+                or not self.is_open or self.seg.dead or pos + nbytes > load_acquire_u64(&self.m.size)):
+            return None
+        source = hint_source(self.seg, hint, pos, nbytes)
+        if source == NULL:
+            return None
+        result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>nbytes)
+        memcpy(PyBytes_AS_STRING(result), source, nbytes)
+        if not hint_holds(self.seg, hint) or load_acquire_u64(&self.m.size) < pos + nbytes:
+            return None
+        self.position = <int64_t>(pos + nbytes)
+        self.ra.prev_pos = self.position
+        count(self.seg, HITS, 1)
+        count(self.seg, BYTES_ASKED, <int64_t>nbytes)
+        return result
+
+    cdef void take_hint(self, uint64_t nbytes) noexcept:
+        """After a read at the position that ended there."""
+        if 0 < nbytes <= HINT_MAX:
+            store_relaxed_u64(&self.hint, folio_hint(self.seg, self.number, <uint64_t>self.position - 1))
 
     def readall(self):
         """Reads from the position to the end of the file."""

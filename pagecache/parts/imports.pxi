@@ -35,8 +35,8 @@ from pagecache.core.io_queue cimport (IO_RING, IoQueue, IoRequest, io_prepare, i
 from pagecache.core.lock cimport (RwSem, WAIT_SLICE_NS, WAKE_ALL, rwsem_read_begin, rwsem_read_end, rwsem_read_slice,
                                   rwsem_try_read, rwsem_try_write, rwsem_unlock_read, rwsem_unlock_write,
                                   rwsem_write_begin, rwsem_write_end, rwsem_write_slice, spin_lock, spin_unlock)
-from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_is, folio_readable, folio_used,
-                                    prefetch_cached, read_cached)
+from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_hint, folio_is, folio_readable, folio_used,
+                                    hint_holds, hint_source, prefetch_cached, read_cached)
 from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)
 from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_frame, entry_order, filemap_remove_clean,
                                      filemap_remove_folio, filemap_replace_folio, filemap_zero_unshared,
