@@ -1,5 +1,6 @@
 """The cache: one memory budget, the objects that share it, and the files open on them."""
 
+import copy
 import errno
 import os
 import threading
@@ -9,13 +10,15 @@ from typing import Any
 
 import mmh3
 
-from pagecache import truncate, workers
+from pagecache import chosen_cache, truncate, workers
 from pagecache._core import Segment
 from pagecache.file import File
 from pagecache.inode import LAST_PAGE, Inode, Streams
 from pagecache.sizes import format_size, parse_size
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
+from pagecache.stores.validators import checked_recheck, max_age_of
+from pagecache.versioned_file import VersionedFile
 
 PAGE_SIZE = 4096
 MODES = ("rb", "r+b", "w+b", "x+b")
@@ -62,17 +65,53 @@ class PageCache:
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
-    def open(self, source: Any, mode: str = "rb", *, direct: bool = False) -> File:
+    def open(
+        self,
+        source: Any,
+        mode: str = "rb",
+        *,
+        direct: bool = False,
+        recheck: bool | str | float | None = None,
+        on_change: str = "error",
+        **storage_options: Any,
+    ) -> Any:
         """Open an object through the cache.
 
-        source: a path, or a BackingStore. mode: "rb", "r+b", "w+b" or "x+b". direct: read a local file past the
-        kernel's page cache. Returns a File. Raises OSError, ValueError, TypeError.
+        source: a path, a URL that fsspec knows, or a BackingStore. mode: "rb", "r+b", "w+b" or "x+b". direct: read a
+        local file past the kernel's page cache. storage_options: for the file system of a URL.
+
+        recheck: when cached bytes are held against the store's present version: "open" (the default), when a file is
+        opened; True, before each read call, which costs a request of the store; a number of seconds, before a read call
+        when the last look is older; False, never, for objects that never change. Bytes that are read from the store are
+        of the version that is cached in any case (see the store for recheck=False). on_change: what a read does when
+        the object was replaced: "error" raises OSError (ESTALE), "reload" reads all of it from the new version,
+        which is opened on a `copy.copy` of the store.
+        Returns a File, or a VersionedFile, which has the same methods. Raises OSError, ValueError, TypeError,
+        ImportError.
         """
         self._check_usable()
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}")
-        store = self._store_of(source, mode, direct)
+        if on_change not in ("error", "reload"):
+            raise ValueError(f"on_change must be 'error' or 'reload', not {on_change!r}")
+        store = self._store_of(source, mode, direct, recheck, storage_options)
+        if recheck is None:
+            recheck = getattr(store, "recheck", "open")
+        max_age_s = max_age_of(checked_recheck(recheck))
+        if max_age_s is None and on_change == "error":
+            return self._open_store(store, mode)
+        file = self._open_store(store, mode)
+
+        def reopen() -> File:
+            return self._open_store(copy.copy(store), file.mode if file.mode == "rb" else "r+b")
+
+        return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")
+
+    def _open_store(self, store: Any, mode: str) -> File:
+        """Open a file on a store, which is closed if that fails."""
         try:
+            if getattr(store, "is_immutable", False) and not self._knows(store.key):
+                store.validator()  # asks the store, which is better done without the cache's lock
             inode = self._inode_of(store)
         except BaseException:
             store.close()
@@ -92,11 +131,16 @@ class PageCache:
         """Close a map, which may outlive its file, when the cache is closed."""
         self._maps.add(mapped)
 
-    def _store_of(self, source: Any, mode: str, direct: bool) -> Any:
+    def _knows(self, key: str) -> bool:
+        return mmh3.hash_bytes(str(key)) in self._inodes
+
+    def _store_of(self, source: Any, mode: str, direct: bool, recheck: Any, storage_options: dict[str, Any]) -> Any:
         if isinstance(source, str) and "://" in source:
             if not source.startswith("file://"):
-                raise ValueError(f"cannot open {source.split('://')[0]}:// URLs: give a path or a store")
+                return _store_of_url(source, mode, recheck, storage_options)
             source = source[len("file://") :]
+        if storage_options:
+            raise TypeError(f"unknown arguments {', '.join(sorted(storage_options))}: they are for URLs")
         if isinstance(source, (str, bytes, os.PathLike)):
             return FileStore(source, mode, direct=direct)
         missing = [name for name in ("key", "size", "validator", "readv", "close") if not hasattr(source, name)]
@@ -203,17 +247,34 @@ class PageCache:
         return f"<PageCache {format_size(self.size)}{', closed' if self._closed else ''}>"
 
 
+def _store_of_url(url: str, mode: str, recheck: Any, storage_options: dict[str, Any]) -> Any:
+    from pagecache.stores.fsspec import store_of_url
+
+    if url.startswith(":"):
+        raise ValueError(f"cannot open {url}: give a path, a URL or a store")
+    if mode != "rb":
+        raise OSError(errno.EROFS, "URLs are opened for reading: use mode 'rb'", url)
+    return store_of_url(url, recheck="open" if recheck is None else recheck, **storage_options)
+
+
 _caches: weakref.WeakSet[PageCache] = weakref.WeakSet()
 _default_lock = threading.Lock()
 _default: PageCache | None = None
 
 
-def default_cache() -> PageCache:
-    """Return the process's own cache, made on first use: PAGECACHE_SIZE from the environment, or 25 % of its memory."""
+def default_cache(size: int | str | None = None) -> PageCache:
+    """Return the cache of the innermost `using`, or the process's own.
+
+    That one is made on first use, as large as PAGECACHE_SIZE in the environment says, else `size`, else 25 % of the memory
+    that the process may use. Raises ValueError for a size that is none.
+    """
     global _default
+    chosen: PageCache | None = chosen_cache.chosen_cache()
+    if chosen is not None:
+        return chosen
     with _default_lock:
         if _default is None or _default.closed or _default.segment.dead:
-            _default = PageCache(os.environ.get("PAGECACHE_SIZE", "25%"))
+            _default = PageCache(os.environ.get("PAGECACHE_SIZE") or size or "25%")
         return _default
 
 
@@ -222,6 +283,7 @@ def _after_fork_in_child() -> None:
     global _default_lock
     _default_lock = threading.Lock()
     workers.renew_after_fork()
+    chosen_cache.renew_after_fork()
     for cache in list(_caches):
         cache.segment.mark_dead()
 

@@ -108,6 +108,8 @@ class Inode:
 
     def is_version(self, store: Any) -> bool:
         """Whether another store of the same key has the bytes that are cached here."""
+        if getattr(store, "is_immutable", False):
+            return True
         return self.mapping.validator is not None and store.validator() == self.mapping.validator
 
     def raise_if_changed(self, pos: int) -> None:

@@ -14,6 +14,10 @@ _MODES = {
 }
 
 
+def _open_again(path: str, mode: str, direct: bool) -> "FileStore":
+    return FileStore(path, mode, direct=direct)
+
+
 DIRECT_REQUEST = 2 * 1024 * 1024  # bytes; nobody below reads ahead, so windows are several of these
 
 
@@ -95,6 +99,9 @@ class FileStore:
             os.fdatasync(self.fd)
         else:
             os.fsync(self.fd)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_again, (self.path, "r+b" if self.writable else "rb", self.direct)
 
     def close(self) -> None:
         """Close the descriptor."""
