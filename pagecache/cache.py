@@ -158,10 +158,7 @@ class PageCache:
             if inode is not None and inode.mapping.key != store.key:
                 inode = None
             if inode is not None and not inode.is_version(store):
-                del self._inodes[key]
-                if inode.nr_open == 0:
-                    inode.mapping.size = 0
-                    truncate.truncate_inode_pages(inode.mapping, 0)
+                self._drop_inode(key, inode)
                 inode = None
             if inode is None:
                 self._make_room()
@@ -201,6 +198,25 @@ class PageCache:
     def stats(self) -> Stats:
         """Return the cache's counters and gauges."""
         return read_stats(self.segment)
+
+    def forget(self, key: str, *, whole: bool = True) -> None:
+        """Let objects be opened as new the next time, with nothing cached; files that are open keep what they have.
+
+        key: of a store, or what the keys of stores begin with. whole: only if it ends there or before a "/".
+        """
+        self._check_usable()
+        with self._lock:
+            for hashed, inode in list(self._inodes.items()):
+                known = str(inode.mapping.key)
+                if known.startswith(key) and (not whole or known[len(key) :][:1] in ("", "/", "#")):
+                    self._drop_inode(hashed, inode)
+
+    def _drop_inode(self, hashed: bytes, inode: Inode) -> None:
+        """Forget an inode; its pages go with the last file that is open on it."""
+        del self._inodes[hashed]
+        if inode.nr_open == 0:
+            inode.mapping.size = 0
+            truncate.truncate_inode_pages(inode.mapping, 0)
 
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""

@@ -12,7 +12,7 @@ class using:  # noqa: N801 - reads as a statement
     """`with pagecache.using(cache):` makes a cache the default one, for `default_cache` and the file systems over it.
 
     It counts for the whole process, as libraries read in threads of their own. Blocks may be nested; where blocks of
-    several threads overlap, the one entered last counts: give file systems their cache instead (`cache=`).
+    several threads overlap, the one entered last counts.
     """
 
     def __init__(self, cache: Any):

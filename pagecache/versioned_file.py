@@ -36,8 +36,8 @@ class VersionedFile:
 
     # -- versions ------------------------------------------------------------------------------------------------------
 
-    def _with_one_version(self, call: Callable[[File], _Result]) -> _Result:
-        """Call with the file of one version; once more, from the start, with the next one if that is gone."""
+    def with_one_version(self, call: Callable[[File], _Result]) -> _Result:
+        """Call with the plain File of one version; once more, from the start, with the next one if that is gone."""
         error: OSError | None = None
         for _ in range(CHANGES_MAX):
             file = self._file
@@ -89,11 +89,11 @@ class VersionedFile:
 
     def pread(self, nbytes: int, offset: int) -> bytes:
         """As File.pread."""
-        return self._with_one_version(lambda file: file.pread(nbytes, offset))
+        return self.with_one_version(lambda file: file.pread(nbytes, offset))
 
     def preadinto(self, buffer: Any, offset: int) -> int:
         """As File.preadinto."""
-        return self._with_one_version(lambda file: file.preadinto(buffer, offset))
+        return self.with_one_version(lambda file: file.preadinto(buffer, offset))
 
     def pread_cached(self, nbytes: int, offset: int) -> bytes | None:
         """As File.pread_cached; None also when the store would have to be asked for its version."""
@@ -103,20 +103,20 @@ class VersionedFile:
 
     def view(self, nbytes: int, offset: int) -> memoryview:
         """As File.view."""
-        return self._with_one_version(lambda file: file.view(nbytes, offset))
+        return self.with_one_version(lambda file: file.view(nbytes, offset))
 
     def iter_views(self, nbytes: int, offset: int) -> Iterator[memoryview]:
         """As File.iter_views, all of one version: a change half way raises OSError (ESTALE)."""
-        views = self._with_one_version(lambda file: _begun(file.iter_views(nbytes, offset)))
+        views = self.with_one_version(lambda file: _begun(file.iter_views(nbytes, offset)))
         yield from views
 
     def preadv_many(self, ranges: Sequence[tuple[int, int]], **options: Any) -> list[bytes]:
         """As File.preadv_many."""
-        return self._with_one_version(lambda file: file.preadv_many(ranges, **options))
+        return self.with_one_version(lambda file: file.preadv_many(ranges, **options))
 
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """As File.get_byte_ranges."""
-        return self._with_one_version(lambda file: file.get_byte_ranges(offsets, sizes))
+        return self.with_one_version(lambda file: file.get_byte_ranges(offsets, sizes))
 
     async def pread_async(self, nbytes: int, offset: int) -> bytes:
         """As File.pread_async; asking for the version waits in a worker, as a miss does."""
@@ -140,7 +140,7 @@ class VersionedFile:
             return result, file.tell()
 
         with self._position_lock:
-            result, self._position = self._with_one_version(call)
+            result, self._position = self.with_one_version(call)
         return result
 
     def read(self, size: int | None = -1, /) -> bytes:
