@@ -1,14 +1,16 @@
 """A local HTTP server of objects in memory for tests: it knows HEAD, Range, ETag and If-Match, counts what it is asked, and
 can be slow, fail, forget its manners, or replace an object at a chosen moment. It needs nothing but the standard library."""
 
+import contextlib
 import hashlib
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
 
@@ -43,7 +45,7 @@ class ObjectServer:
         self._fails_on: dict[int, int] = {}
         self._nr_requests = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"objects": self}))
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"objects": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
@@ -114,6 +116,7 @@ class ObjectServer:
     def close(self) -> None:
         """Stop serving."""
         self._server.shutdown()
+        self._server.close_connections()
         self._server.server_close()
         self._thread.join()
 
@@ -122,6 +125,35 @@ class ObjectServer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class _Server(ThreadingHTTPServer):
+    """A server that says nothing about clients that leave."""
+
+    request_queue_size = 128
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.connections: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Note a connection, then serve it."""
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        """Close a connection."""
+        self.connections.discard(request)
+        super().close_request(request)
+
+    def close_connections(self) -> None:
+        """Cut the connections that clients keep for later."""
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -21,6 +21,7 @@ from typing import Any
 
 from pagecache.stores import fsspec_ranges
 from pagecache.stores.destination import Destination
+from pagecache.stores.errors import meant_error
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
 
 _OPTIONS_WITHOUT_MEANING = ("asynchronous", "loop", "skip_instance_cache", "batch_size", "use_listings_cache",
@@ -99,8 +100,11 @@ class FsspecStore:
         asked_at = time.monotonic()
         try:
             info = self._ranges.info(self)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(2, "there is no such object", self.name) from error
+        except Exception as error:
+            meant = meant_error(error, self.name)
+            if meant is None:
+                raise
+            raise meant from error
         version = version_of(info, self.name, asked_at)
         self._version = version
         return version
@@ -129,6 +133,11 @@ class FsspecStore:
             verified = False
             if self.refresh().validator == version.validator:
                 raise stale_error(self.name, offset) from None
+        except Exception as error:
+            meant = meant_error(error, self.name)
+            if meant is None:
+                raise
+            raise meant from error
         finally:
             destination.detach()
         if not verified and self._verifies and version.validator is not None and self._version is version:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pagecache.stores.destination import Destination
+from pagecache.stores.errors import meant_error
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
 
 _numbers = itertools.count(1)
@@ -93,8 +94,11 @@ class ObspecStore:
         asked_at = time.monotonic()
         try:
             meta = self.store.head(self.path)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(2, "there is no such object", self.name) from error
+        except Exception as error:
+            meant = meant_error(error, self.name)
+            if meant is None:
+                raise
+            raise meant from error
         version = version_of(meta, self.name, asked_at)
         self._version = version
         return version
@@ -121,6 +125,11 @@ class ObspecStore:
             verified = False
             if self.refresh().validator == version.validator:
                 raise stale_error(self.name, offset) from None
+        except Exception as error:
+            meant = meant_error(error, self.name)
+            if meant is None:
+                raise
+            raise meant from error
         finally:
             destination.detach()
         if not verified and not self.is_immutable and version.validator is not None:
