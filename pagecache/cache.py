@@ -103,7 +103,10 @@ class PageCache:
         file = self._open_store(store, mode)
 
         def reopen() -> File:
-            return self._open_store(copy.copy(store), file.mode if file.mode == "rb" else "r+b")
+            again = copy.copy(store)
+            if getattr(again, "is_immutable", False):
+                self.forget(again.key)  # what is cached would be taken for good
+            return self._open_store(again, file.mode if file.mode == "rb" else "r+b")
 
         return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")
 

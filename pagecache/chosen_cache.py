@@ -8,7 +8,7 @@ _lock = threading.Lock()
 _chosen: list["using"] = []
 
 
-class using:  # noqa: N801 - reads as a statement
+class using:
     """`with pagecache.using(cache):` makes a cache the default one, for `default_cache` and the file systems over it.
 
     It counts for the whole process, as libraries read in threads of their own. Blocks may be nested; where blocks of

@@ -108,8 +108,8 @@ class Inode:
 
     def is_version(self, store: Any) -> bool:
         """Whether another store of the same key has the bytes that are cached here."""
-        if getattr(store, "is_immutable", False):
-            return True
+        if getattr(store, "is_immutable", False):  # its user promises that it never changes
+            return self.store is None or self.store.validator() == self.mapping.validator
         return self.mapping.validator is not None and store.validator() == self.mapping.validator
 
     def raise_if_changed(self, pos: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pagecache.file import File
+from pagecache.stores.validators import Version
 
 CHANGES_MAX = 8  # replacements during one read call after which it gives up
 _Result = TypeVar("_Result")
@@ -60,7 +61,7 @@ class VersionedFile:
             return
         store, now = file.inode.store, time.monotonic()
         known = getattr(store, "version", None)
-        checked_at = self._checked_at if known is None else max(known.checked_at, self._checked_at)
+        checked_at = max(known.checked_at, self._checked_at) if isinstance(known, Version) else self._checked_at
         if self._max_age_s and now - checked_at < self._max_age_s:
             return
         if hasattr(store, "refresh"):

@@ -1,5 +1,5 @@
-"""A local HTTP server of objects in memory for tests: it knows HEAD, Range, ETag and If-Match, counts what it is asked, and
-can be slow, fail, forget its manners, or replace an object at a chosen moment. It needs nothing but the standard library."""
+"""A local HTTP server of objects in memory for tests: it knows HEAD, Range, ETag and If-Match, counts what it is asked,
+and can be slow, fail, forget its manners, or replace an object at a chosen moment. It needs the standard library only."""
 
 import contextlib
 import hashlib

@@ -66,7 +66,7 @@ class PageCacheType(BaseCache):
         on_change: str = "error",
     ):
         super().__init__(blocksize, fetcher, size)
-        self._options = {"recheck": recheck, "on_change": on_change}
+        self._options: dict[str, Any] = {"recheck": recheck, "on_change": on_change}
         self._file: Any = None
         owner = getattr(fetcher, "__self__", None)
         if getattr(owner, "fs", None) is None or not isinstance(getattr(owner, "path", None), str):

@@ -13,6 +13,13 @@ _NUMBERS_OF_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 4
 _NUMBERS_OF_NAME = {"PermissionDeniedError": errno.EACCES, "UnauthenticatedError": errno.EACCES}
 
 
+def failed_request(error: Exception, name: str) -> OSError:
+    """Return an OSError for an error that nothing is known of: itself, if it is one."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return OSError(errno.EIO, f"cannot ask for the version: {str(error) or type(error).__name__}", name)
+
+
 def meant_error(error: Exception, name: str) -> OSError | None:
     """Return the OSError that an error of a library means, or None if the error says it itself, or nothing is known.
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from pagecache.stores import fsspec_ranges
 from pagecache.stores.destination import Destination
-from pagecache.stores.errors import meant_error
+from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
 
 _OPTIONS_WITHOUT_MEANING = ("asynchronous", "loop", "skip_instance_cache", "batch_size", "use_listings_cache",
@@ -101,10 +101,7 @@ class FsspecStore:
         try:
             info = self._ranges.info(self)
         except Exception as error:
-            meant = meant_error(error, self.name)
-            if meant is None:
-                raise
-            raise meant from error
+            raise meant_error(error, self.name) or failed_request(error, self.name) from error
         version = version_of(info, self.name, asked_at)
         self._version = version
         return version
@@ -132,7 +129,7 @@ class FsspecStore:
         except ChangedError:
             verified = False
             if self.refresh().validator == version.validator:
-                raise stale_error(self.name, offset) from None
+                raise stale_error(self.name, offset, self.is_immutable) from None
         except Exception as error:
             meant = meant_error(error, self.name)
             if meant is None:
@@ -143,7 +140,7 @@ class FsspecStore:
         if not verified and self._verifies and version.validator is not None and self._version is version:
             self.refresh()
         if version.validator is not None and self.version.validator != version.validator:
-            raise stale_error(self.name, offset)
+            raise stale_error(self.name, offset, self.is_immutable)
         return destination.done
 
     def run(self, coroutine: Coroutine[Any, Any, Any], destination: Destination | None = None) -> Any:

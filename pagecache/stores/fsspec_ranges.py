@@ -13,6 +13,7 @@ from pagecache.stores.validators import ChangedError, Version
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 _LOCAL = ("file", "local", "memory")
+_HEADERS = ("ETag", "Last-Modified", "Content-MD5", "Digest")
 _PIECE = 256 * 1024  # bytes that are copied at a time
 
 
@@ -86,7 +87,22 @@ class HttpRanges(AsyncRanges):
 
     def info(self, store: Any) -> dict[str, Any]:
         """Return what the server says about the object now."""
-        return store.run(store.fs._info(store.path))
+        return store.run(self._head(store.fs, store.path))
+
+    async def _head(self, fs: Any, path: str) -> dict[str, Any]:
+        """Ask by HEAD. fsspec's own `_info` takes every failure for a missing object; it is left what has no HEAD."""
+        options = dict(fs.kwargs)
+        headers = {**dict(options.pop("headers", None) or {}), "Accept-Encoding": "identity"}
+        session = await fs.set_session()
+        async with session.head(fs.encode_url(path), **{"allow_redirects": True, **options, "headers": headers}) as answer:
+            said = answer.headers
+            if answer.status not in (405, 501) and (answer.status >= 400 or "Content-Length" in said):
+                fs._raise_not_found_for_status(answer, path)
+                info: dict[str, Any] = {name: said[name] for name in _HEADERS if name in said}
+                if said.get("Content-Encoding", "identity") in ("identity", ""):
+                    info["size"] = int(said["Content-Length"])
+                return info
+        return await fs._info(path)
 
     async def _fetch(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
         fs, end = store.fs, start + destination.wanted

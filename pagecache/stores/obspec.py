@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pagecache.stores.destination import Destination
-from pagecache.stores.errors import meant_error
+from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
 
 _numbers = itertools.count(1)
@@ -95,10 +95,7 @@ class ObspecStore:
         try:
             meta = self.store.head(self.path)
         except Exception as error:
-            meant = meant_error(error, self.name)
-            if meant is None:
-                raise
-            raise meant from error
+            raise meant_error(error, self.name) or failed_request(error, self.name) from error
         version = version_of(meta, self.name, asked_at)
         self._version = version
         return version
@@ -124,7 +121,7 @@ class ObspecStore:
         except ChangedError:
             verified = False
             if self.refresh().validator == version.validator:
-                raise stale_error(self.name, offset) from None
+                raise stale_error(self.name, offset, self.is_immutable) from None
         except Exception as error:
             meant = meant_error(error, self.name)
             if meant is None:
@@ -135,7 +132,7 @@ class ObspecStore:
         if not verified and not self.is_immutable and version.validator is not None:
             self.refresh()
         if version.validator is not None and self.version.validator != version.validator:
-            raise stale_error(self.name, offset)
+            raise stale_error(self.name, offset, self.is_immutable)
         return destination.done
 
     def _read(self, version: Version, start: int, destination: Destination) -> bool:
@@ -152,7 +149,7 @@ class ObspecStore:
         try:
             answer = self.store.get(self.path, options=options)
             _raise_if_changed(answer.meta, version)
-            if tuple(answer.range)[0] != start:
+            if next(iter(answer.range)) != start:
                 raise OSError(5, f"the store answered with the range {answer.range} where byte {start} was asked for")
             for piece in answer:
                 destination.put(piece)

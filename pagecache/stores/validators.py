@@ -87,7 +87,7 @@ def max_age_of(recheck: bool | str | float) -> float | None:
     return None if recheck is False or isinstance(recheck, str) else recheck
 
 
-def stale_error(name: str, offset: int) -> OSError:
+def stale_error(name: str, offset: int, immutable: bool = False) -> OSError:
     """Return the error for bytes that are not of the version that was opened."""
-    return OSError(errno.ESTALE, f"{name} was replaced (seen at offset {offset}): reopen it, or open it with "
-                                 "on_change='reload'")  # fmt: skip
+    remedy = "open it with recheck='open', as it does change" if immutable else "reopen it, or use on_change='reload'"
+    return OSError(errno.ESTALE, f"{name} was replaced (seen at offset {offset}): {remedy}")
