@@ -240,6 +240,23 @@ class TestNeverAMix:
             assert outcome(lambda: file.pread(SIZE, 0)) == {3}
 
 
+    def test_look_of_another_thread_that_came_too_early_does_not_count(self, cache):
+        """While bytes are read, somebody else looks, and then the object is replaced: what was read is not what he saw."""
+        fs = Unconditional()
+        fs.put_version(version_bytes(1))
+        store = FsspecStore(fs, "/object")
+        read = fs.cat_file
+
+        def read_late(path, start=None, end=None, **kwargs):
+            store.refresh()
+            fs.put_version(version_bytes(2))
+            return read(path, start, end)
+
+        fs.cat_file = read_late
+        with cache.open(store) as file:
+            assert outcome(lambda: file.pread(PAGE, 0)) == "ESTALE"
+
+
 class TestCost:
     def test_requests_of_each_mode(self, server, cache):
         """What the documentation says that a mode costs (HEAD requests at open, and for ten cached reads)."""

@@ -67,7 +67,7 @@ class Handles:
         with self._lock:
             file = self._files.get(path)
         store = None if file is None or file.closed else file.inode.store
-        version: Version | None = getattr(store, "_version", None)
+        version: Version | None = getattr(store, "known_version", None)
         if version is None or (recheck is not False and version.age_s() >= recheck):
             return None
         return version

@@ -84,7 +84,7 @@ class FsspecStore:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
         self.parallel_requests = 8 if self._ranges.parallel else 1
         self.latency = "remote" if self._ranges.remote else "local"
-        self._version = version
+        self.known_version = version
         if version is None and not self.is_immutable:
             self.refresh()
 
@@ -93,7 +93,7 @@ class FsspecStore:
     @property
     def version(self) -> Version:
         """What is known of the object."""
-        return self._version or self.refresh()
+        return self.known_version or self.refresh()
 
     def refresh(self) -> Version:
         """Ask the file system for the present version, past its cache of listings. Raises OSError."""
@@ -103,7 +103,8 @@ class FsspecStore:
         except Exception as error:
             raise meant_error(error, self.name) or failed_request(error, self.name) from error
         version = version_of(info, self.name, asked_at)
-        self._version = version
+        if self.known_version is None or self.known_version.checked_at <= asked_at:  # answers may overtake each other
+            self.known_version = version
         return version
 
     def size(self) -> int:
@@ -127,9 +128,8 @@ class FsspecStore:
         try:
             verified = self._ranges.read(self, version, offset, destination)
         except ChangedError:
-            verified = False
-            if self.refresh().validator == version.validator:
-                raise stale_error(self.name, offset, self.is_immutable) from None
+            self.refresh()
+            raise stale_error(self.name, offset, self.is_immutable) from None
         except Exception as error:
             meant = meant_error(error, self.name)
             if meant is None:
@@ -137,10 +137,10 @@ class FsspecStore:
             raise meant from error
         finally:
             destination.detach()
-        if not verified and self._verifies and version.validator is not None and self._version is version:
-            self.refresh()
-        if version.validator is not None and self.version.validator != version.validator:
-            raise stale_error(self.name, offset, self.is_immutable)
+        if version.validator is not None:
+            now = self.version if verified or not self._verifies else self.refresh()
+            if now.validator != version.validator:
+                raise stale_error(self.name, offset, self.is_immutable)
         return destination.done
 
     def run(self, coroutine: Coroutine[Any, Any, Any], destination: Destination | None = None) -> Any:

@@ -80,14 +80,14 @@ class ObspecStore:
         if self.is_immutable and not self._conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
         self.latency = "local" if type(store).__name__ in ("MemoryStore", "LocalStore") else "remote"
-        self._version = version
+        self.known_version = version
         if version is None and not self.is_immutable:
             self.refresh()
 
     @property
     def version(self) -> Version:
         """What is known of the object."""
-        return self._version or self.refresh()
+        return self.known_version or self.refresh()
 
     def refresh(self) -> Version:
         """Ask for the present version. Raises OSError."""
@@ -97,7 +97,8 @@ class ObspecStore:
         except Exception as error:
             raise meant_error(error, self.name) or failed_request(error, self.name) from error
         version = version_of(meta, self.name, asked_at)
-        self._version = version
+        if self.known_version is None or self.known_version.checked_at <= asked_at:  # answers may overtake each other
+            self.known_version = version
         return version
 
     def size(self) -> int:
@@ -119,9 +120,8 @@ class ObspecStore:
         try:
             verified = self._read(version, offset, destination)
         except ChangedError:
-            verified = False
-            if self.refresh().validator == version.validator:
-                raise stale_error(self.name, offset, self.is_immutable) from None
+            self.refresh()
+            raise stale_error(self.name, offset, self.is_immutable) from None
         except Exception as error:
             meant = meant_error(error, self.name)
             if meant is None:
@@ -129,10 +129,10 @@ class ObspecStore:
             raise meant from error
         finally:
             destination.detach()
-        if not verified and not self.is_immutable and version.validator is not None:
-            self.refresh()
-        if version.validator is not None and self.version.validator != version.validator:
-            raise stale_error(self.name, offset, self.is_immutable)
+        if version.validator is not None:
+            now = self.version if verified or self.is_immutable else self.refresh()
+            if now.validator != version.validator:
+                raise stale_error(self.name, offset, self.is_immutable)
         return destination.done
 
     def _read(self, version: Version, start: int, destination: Destination) -> bool:
