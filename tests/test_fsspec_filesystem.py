@@ -68,7 +68,8 @@ class TestUrls:
         assert path == server.url("other")
 
     def test_options_of_both_layers(self, server, cache):
-        system, _ = fsspec.url_to_fs(f"pagecache::{server.url('x')}", pagecache={"recheck": 5}, http={"headers": {"A": "b"}})
+        options = {"pagecache": {"recheck": 5}, "http": {"headers": {"A": "b"}}}
+        system, _ = fsspec.url_to_fs(f"pagecache::{server.url('x')}", **options)
         assert system.recheck == 5.0
         assert system.fs.kwargs == {"headers": {"A": "b"}}
 
@@ -191,7 +192,12 @@ class TestReads:
         for _ in range(2):
             for number in range(10):
                 assert memory.cat_file(f"/{number}") == bytes([number]) * 10
-        Crew(*[lambda number=n: [memory.cat_file(f"/{m % 10}") for m in range(number, number + 200)] for n in range(4)]).join_well()
+
+        def read(first):
+            return [memory.cat_file(f"/{number % 10}")[0] for number in range(first, first + 200)]
+
+        results = Crew(*[lambda first=first: read(first) for first in range(4)]).join_well()
+        assert results == [[number % 10 for number in range(first, first + 200)] for first in range(4)]
 
     def test_cache_that_is_closed_is_replaced_by_the_next(self, memory, make_cache):
         memory.pipe_file("/object", DATA)
@@ -371,18 +377,20 @@ class TestWhatFsspecsCachesGetWrong:
         """`blockcache::` marks blocks as present before their bytes have arrived: other handles then read zeros."""
         server.delay_s = 0.01
         url = server.put("object", DATA)
-        places = [[rng.randrange(SIZE - 100) for _ in range(20)] for _ in range(8)]
+        offsets = [rng.randrange(SIZE - 100) for _ in range(20)]
+        files = [fs.open(url) for _ in range(8)]
 
-        def read(offsets):
-            with fs.open(url) as file:
-                out = []
-                for offset in offsets:
-                    file.seek(offset)
-                    out.append(file.read(100))
-                return out
+        def read(file):
+            out = []
+            for offset in offsets:
+                file.seek(offset)
+                out.append(file.read(100))
+            return out
 
-        results = Crew(*[lambda offsets=offsets: read(offsets) for offsets in places]).join_well()
-        assert results == [[DATA[offset : offset + 100] for offset in offsets] for offsets in places]
+        results = Crew(*[lambda file=file: read(file) for file in files]).join_well()
+        for file in files:
+            file.close()
+        assert results == [[DATA[offset : offset + 100] for offset in offsets]] * 8
 
     @pytest.mark.parametrize("failing", [1, 2, 3])
     def test_one_transient_error_is_raised_once_and_leaves_nothing_behind(self, fs, server, cache, failing):
