@@ -297,6 +297,13 @@ def default_cache(size: int | str | None = None) -> PageCache:
         return _default
 
 
+def forget_everywhere(key: str, *, whole: bool = True) -> None:
+    """Let objects be opened as new the next time, in every cache of the process; see `PageCache.forget`."""
+    for cache in list(_caches):
+        if not cache.closed and not cache.segment.dead:
+            cache.forget(key, whole=whole)
+
+
 def _after_fork_in_child() -> None:
     """A child has none of the parent's threads, and perhaps its locks: every inherited cache is unusable in it."""
     global _default_lock

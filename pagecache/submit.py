@@ -38,7 +38,8 @@ class Line:
         """Return how many pages of a run one request should carry: a far store's connections share a short run."""
         if not is_far(self.hints, self.speed):
             return max(1, self.request_bytes() >> PAGE_SHIFT)
-        part = max(-(-nr_pages // self.hints.parallel_requests), self.hints.preferred_request >> PAGE_SHIFT)
+        nr_requests = self.hints.readahead_requests or self.hints.parallel_requests
+        part = max(-(-nr_pages // nr_requests), self.hints.preferred_request >> PAGE_SHIFT)
         return max(1, min(part, self.request_bytes() >> PAGE_SHIFT))
 
 

@@ -439,3 +439,8 @@ def test_file_is_what_libraries_expect(fs, server):
         assert (file.readable(), file.seekable(), file.writable()) == (True, True, False)
         assert (file.path, file.fs) == (server.url("object"), fs)
         assert io.BufferedReader(file).read() == DATA
+
+
+def test_making_a_file_system_makes_no_cache(monkeypatch):
+    monkeypatch.setattr("pagecache.adapters.fsspec.default_cache", lambda size: pytest.fail("a cache was made"))
+    PageCacheFileSystem("memory", skip_instance_cache=True).invalidate_cache()

@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -313,6 +315,19 @@ class TestInterrupts:
         go_on.set()
         wait_until(future.done, "the request's end")
         assert buffer == b"\xa5" * PAGE
+
+
+class TestWithoutFsspec:
+    def test_the_package_works_and_says_what_is_missing(self):
+        program = (
+            "import sys; sys.modules['fsspec'] = None; sys.modules['obstore'] = None\n"
+            "import pagecache\n"
+            "with pagecache.PageCache('1MiB') as cache:\n"
+            "    try: cache.open('http://host/object')\n"
+            "    except ImportError as error: print(error)\n"
+        )
+        said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        assert "pip install 'pagecache-engine[fsspec]'" in said.stdout
 
 
 class TestValidators:

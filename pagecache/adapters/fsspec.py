@@ -22,7 +22,7 @@ from pagecache.adapters.fsspec_cache_type import PageCacheType
 from pagecache.adapters.fsspec_delegation import Delegation
 from pagecache.adapters.fsspec_handles import Handles
 from pagecache.asyncio_reads import in_worker
-from pagecache.cache import PageCache, default_cache
+from pagecache.cache import PageCache, default_cache, forget_everywhere
 from pagecache.stores.fsspec import FsspecStore, identity_of, own_instance
 from pagecache.stores.validators import checked_recheck
 
@@ -100,7 +100,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         self._target = self._make_target()
 
     @property
-    def cache(self) -> PageCache:
+    def page_cache(self) -> PageCache:
         """The cache that reads go through now."""
         return default_cache(self.size_of_cache)
 
@@ -112,7 +112,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         return FsspecStore(self.fs, path, recheck=self.recheck, version=known)
 
     def _open_file(self, path: str) -> Any:
-        return self.cache.open(self._store(path), recheck=self.recheck, on_change=self.on_change)
+        return self.page_cache.open(self._store(path), recheck=self.recheck, on_change=self.on_change)
 
     def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
         """Open for reading through the cache, for writing on the target."""
@@ -125,7 +125,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     def _with_handle(self, path: str, call: Callable[[Any], _Result]) -> _Result:
         """Call with the file that is kept open for a path."""
         while True:
-            file = self._handles.get(path, self.cache) or self._handles.put(path, self._open_file(path))
+            file = self._handles.get(path, self.page_cache) or self._handles.put(path, self._open_file(path))
             try:
                 return call(file)
             except ValueError:
@@ -152,7 +152,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         """Return a range if all of it is cached, and known to be recent enough; never waits."""
         if self._handles_pid != os.getpid():
             self._renew()
-        file = self._handles.get(path, self.cache)
+        file = self._handles.get(path, self.page_cache)
         if file is None or (start or 0) < 0 or (end or 0) < 0:
             return None
         start, end = start or 0, ALL if end is None else end
@@ -244,7 +244,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         path = None if path is None else self._strip_protocol(path)
         self.fs.invalidate_cache(path)
         self._handles.forget(path)
-        self.cache.forget(f"fsspec:{self._identity}:" + (path or ""), whole=path is not None)
+        forget_everywhere(f"fsspec:{self._identity}:" + (path or ""), whole=path is not None)
 
 
 def _as_list(value: Any, count: int) -> list[Any]:

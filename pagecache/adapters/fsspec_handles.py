@@ -60,6 +60,10 @@ class Handles:
         for file in files:
             file.close()
 
+    def __del__(self) -> None:
+        for file in self._files.values():
+            file.close()
+
     def known_version(self, path: str, recheck: bool | str | float) -> Version | None:
         """Return what is known of an object that is open here, if that is as recent as `recheck` wants it."""
         if recheck is True or isinstance(recheck, str):

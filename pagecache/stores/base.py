@@ -39,7 +39,9 @@ class BackingStore(Protocol):
 class StoreHints:
     """What a store says about itself, with the defaults for those that say nothing.
 
-    preferred_request, max_request: bytes of one read. parallel_requests: reads that may run at once.
+    preferred_request, max_request: bytes of one read. parallel_requests: reads that may run at once;
+    readahead_requests: how many of those readahead keeps busy (0: all), so that many small ranges can go at once without
+    windows that are as wide.
     latency: "local" (the system below reads ahead itself), "device" (it does not), or "remote" (milliseconds a request).
     """
 
@@ -47,6 +49,7 @@ class StoreHints:
     max_request: int = 16 * 1024 * 1024
     parallel_requests: int = 8
     latency: str = "remote"
+    readahead_requests: int = 0
 
 
 def hints_of(store: Any) -> StoreHints:
@@ -56,4 +59,7 @@ def hints_of(store: Any) -> StoreHints:
     for name in ("preferred_request", "max_request", "parallel_requests"):
         if not isinstance(values[name], int) or values[name] < 1:
             raise ValueError(f"{name} of store {store.key!r} must be a positive int, not {values[name]!r}")
+    if not isinstance(values["readahead_requests"], int) or values["readahead_requests"] < 0:
+        raise ValueError(f"readahead_requests of store {store.key!r} must be an int, not {values['readahead_requests']!r}")
+    values["readahead_requests"] = min(values["readahead_requests"], values["parallel_requests"])
     return StoreHints(**values)

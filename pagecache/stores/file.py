@@ -81,6 +81,12 @@ class FileStore:
         mtime_ns, size = self.stamp()
         return f"{mtime_ns}-{size}"
 
+    def refresh(self) -> None:
+        """Look whether the path still names this file. Raises OSError: ESTALE if it names another one, ENOENT if none."""
+        named, opened = os.stat(self.path), os.fstat(self.fd)
+        if (named.st_dev, named.st_ino) != (opened.st_dev, opened.st_ino):
+            raise OSError(errno.ESTALE, "another file has this name now: reopen it, or use on_change='reload'", self.path)
+
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """Fill the buffers from `offset`; return the bytes filled, fewer only at the end."""
         return os.preadv(self.fd, buffers, offset)

@@ -26,6 +26,7 @@ from pagecache.stores.validators import ChangedError, Version, checked_recheck, 
 
 _OPTIONS_WITHOUT_MEANING = ("asynchronous", "loop", "skip_instance_cache", "batch_size", "use_listings_cache",
                             "listings_expiry_time", "max_paths")  # fmt: skip
+PARALLEL_REQUESTS = 32  # of one object; the library behind may carry out fewer at once
 _numbers = itertools.count(1)
 _numbers_lock = threading.Lock()
 
@@ -68,6 +69,7 @@ class FsspecStore:
 
     preferred_request = 128 * 1024
     max_request = 16 * 1024 * 1024
+    readahead_requests = 8
 
     def __init__(
         self, fs: Any, path: str, *, recheck: bool | str | float = "open", version: Version | None = None
@@ -82,7 +84,7 @@ class FsspecStore:
         self.key = f"fsspec:{identity_of(self.fs)}:{self.path}"
         if self.is_immutable and not self._ranges.conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
-        self.parallel_requests = 8 if self._ranges.parallel else 1
+        self.parallel_requests = PARALLEL_REQUESTS if self._ranges.parallel else 1
         self.latency = "remote" if self._ranges.remote else "local"
         self.known_version = version
         if version is None and not self.is_immutable:

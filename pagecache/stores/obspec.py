@@ -55,7 +55,8 @@ class ObspecStore:
 
     preferred_request = 128 * 1024
     max_request = 16 * 1024 * 1024
-    parallel_requests = 8
+    parallel_requests = 32
+    readahead_requests = 8
 
     def __init__(
         self,
