@@ -10,6 +10,7 @@
 from pagecache import filemap, mm, readahead, stores, truncate, writeback
 from pagecache._core import CacheFullError, XArray
 from pagecache.cache import PageCache, default_cache
+from pagecache.chosen_cache import using
 from pagecache.file import (
     ACCESS_COPY,
     ACCESS_DEFAULT,
@@ -25,12 +26,13 @@ from pagecache.file import (
     File,
 )
 from pagecache.stats import Stats
-from pagecache.stores import BackingStore, FileStore, MemoryStore
+from pagecache.stores import BackingStore, FileStore, FsspecStore, MemoryStore, ObspecStore
+from pagecache.versioned_file import VersionedFile
 
 __version__ = "0.1.0"
 __all__ = [
     "ACCESS_COPY", "ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "BackingStore", "CacheFullError", "CacheStat",
     "FADV_DONTNEED", "FADV_NOREUSE", "FADV_NORMAL", "FADV_RANDOM", "FADV_SEQUENTIAL", "FADV_WILLNEED", "File",
-    "FileStore", "MemoryStore", "PageCache", "Stats", "XArray", "default_cache", "filemap", "mm", "readahead",
-    "stores", "truncate", "writeback",
+    "FileStore", "FsspecStore", "MemoryStore", "ObspecStore", "PageCache", "Stats", "VersionedFile", "XArray",
+    "default_cache", "filemap", "mm", "readahead", "stores", "truncate", "using", "writeback",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The cache: one memory budget, the objects that share it, and the files open on them."""
 
 import atexit
+import copy
 import errno
 import logging
 import os
@@ -11,7 +12,7 @@ from typing import Any
 
 import mmh3
 
-from pagecache import truncate, workers
+from pagecache import chosen_cache, truncate, workers
 from pagecache._core import Segment
 from pagecache.file import File
 from pagecache.file_writes import DURABILITY
@@ -20,6 +21,8 @@ from pagecache.inode import LAST_PAGE, Inode, Streams
 from pagecache.sizes import format_size, parse_size
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
+from pagecache.stores.validators import checked_recheck, max_age_of
+from pagecache.versioned_file import VersionedFile
 
 PAGE_SIZE = 4096
 MODES = ("rb", "r+b", "w+b", "x+b", "ab", "a+b")
@@ -84,23 +87,62 @@ class PageCache:
     # -- opening -------------------------------------------------------------------------------------------------------
 
     def open(
-        self, source: Any, mode: str = "rb", *, direct: bool = False, durability: str = "write-back"
-    ) -> File:
+        self,
+        source: Any,
+        mode: str = "rb",
+        *,
+        direct: bool = False,
+        durability: str = "write-back",
+        recheck: bool | str | float | None = None,
+        on_change: str = "error",
+        **storage_options: Any,
+    ) -> Any:
         """Open an object through the cache.
 
-        source: a path, or a BackingStore. mode: "rb", "r+b", "w+b" (emptied), "x+b" (new), "ab" or "a+b" (writes at the
-        position go to the end; made if missing). direct: read and write a local file past the kernel's page cache.
+        source: a path, a URL that fsspec knows, or a BackingStore. mode: "rb", "r+b", "w+b" (emptied), "x+b" (new), "ab"
+        or "a+b" (writes at the position go to the end; made if missing). direct: read and write a local file past the
+        kernel's page cache. storage_options: for the file system of a URL.
+
         durability: when a write returns, its bytes are in the cache ("write-back"), in the store ("write-through"),
         durable ("dsync"), and durable with all metadata ("sync").
-        Returns a File. Raises OSError, ValueError, TypeError.
+
+        recheck: when cached bytes are held against the store's present version: "open" (the default), when a file is
+        opened; True, before each read call, which costs a request of the store; a number of seconds, before a read call
+        when the last look is older; False, never, for objects that never change. Bytes that are read from the store are
+        of the version that is cached in any case (see the store for recheck=False). on_change: what a read does when
+        the object was replaced: "error" raises OSError (ESTALE), "reload" reads all of it from the new version,
+        which is opened on a `copy.copy` of the store.
+        Returns a File, or a VersionedFile, which has the same methods. Raises OSError, ValueError, TypeError,
+        ImportError.
         """
         self._check_usable()
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}")
         if durability not in DURABILITY:
             raise ValueError(f"unknown durability {durability!r}: use one of {', '.join(DURABILITY)}")
-        store = self._store_of(source, mode, direct)
+        if on_change not in ("error", "reload"):
+            raise ValueError(f"on_change must be 'error' or 'reload', not {on_change!r}")
+        store = self._store_of(source, mode, direct, recheck, storage_options)
+        if recheck is None:
+            recheck = getattr(store, "recheck", "open")
+        max_age_s = max_age_of(checked_recheck(recheck))
+        if max_age_s is None and on_change == "error":
+            return self._open_store(store, mode, durability)
+        file = self._open_store(store, mode, durability)
+
+        def reopen() -> File:
+            again = copy.copy(store)
+            if getattr(again, "is_immutable", False):
+                self.forget(again.key)  # what is cached would be taken for good
+            return self._open_store(again, file.mode if file.mode == "rb" else "r+b", durability)
+
+        return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")
+
+    def _open_store(self, store: Any, mode: str, durability: str) -> File:
+        """Open a file on a store, which is closed if that fails."""
         try:
+            if getattr(store, "is_immutable", False) and not self._knows(store.key):
+                store.validator()  # asks the store, which is better done without the cache's lock
             inode = self._inode_of(store, writes=mode != "rb")
         except BaseException:
             store.close()
@@ -120,11 +162,16 @@ class PageCache:
         """Close a map, which may outlive its file, when the cache is closed."""
         self._maps.add(mapped)
 
-    def _store_of(self, source: Any, mode: str, direct: bool) -> Any:
+    def _knows(self, key: str) -> bool:
+        return mmh3.hash_bytes(str(key)) in self._inodes
+
+    def _store_of(self, source: Any, mode: str, direct: bool, recheck: Any, storage_options: dict[str, Any]) -> Any:
         if isinstance(source, str) and "://" in source:
             if not source.startswith("file://"):
-                raise ValueError(f"cannot open {source.split('://')[0]}:// URLs: give a path or a store")
+                return _store_of_url(source, mode, recheck, storage_options)
             source = source[len("file://") :]
+        if storage_options:
+            raise TypeError(f"unknown arguments {', '.join(sorted(storage_options))}: they are for URLs")
         if isinstance(source, (str, bytes, os.PathLike)):
             return FileStore(source, mode, direct=direct, empties=False)
         missing = [name for name in ("key", "size", "validator", "readv", "close") if not hasattr(source, name)]
@@ -142,10 +189,7 @@ class PageCache:
             if inode is not None and inode.mapping.key != store.key:
                 inode = None
             if inode is not None and not inode.is_version(store):
-                del self._inodes[key]
-                if inode.nr_open == 0 and not is_dirty(inode):
-                    inode.mapping.size = 0
-                    truncate.truncate_inode_pages(inode.mapping, 0)
+                self._drop_inode(key, inode)
                 inode = None
             if inode is None:
                 self._make_room()
@@ -191,6 +235,25 @@ class PageCache:
     def stats(self) -> Stats:
         """Return the cache's counters and gauges."""
         return read_stats(self.segment)
+
+    def forget(self, key: str, *, whole: bool = True) -> None:
+        """Let objects be opened as new the next time, with nothing cached; files that are open keep what they have.
+
+        key: of a store, or what the keys of stores begin with. whole: only if it ends there or before a "/".
+        """
+        self._check_usable()
+        with self._lock:
+            for hashed, inode in list(self._inodes.items()):
+                known = str(inode.mapping.key)
+                if known.startswith(key) and (not whole or known[len(key) :][:1] in ("", "/", "#")):
+                    self._drop_inode(hashed, inode)
+
+    def _drop_inode(self, hashed: bytes, inode: Inode) -> None:
+        """Forget an inode; its pages go with the last file that is open on it."""
+        del self._inodes[hashed]
+        if inode.nr_open == 0 and not is_dirty(inode):
+            inode.mapping.size = 0
+            truncate.truncate_inode_pages(inode.mapping, 0)
 
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""
@@ -269,18 +332,42 @@ class PageCache:
         return f"<PageCache {format_size(self.size)}{', closed' if self._closed else ''}>"
 
 
+def _store_of_url(url: str, mode: str, recheck: Any, storage_options: dict[str, Any]) -> Any:
+    from pagecache.stores.fsspec import store_of_url
+
+    if url.startswith(":"):
+        raise ValueError(f"cannot open {url}: give a path, a URL or a store")
+    if mode != "rb":
+        raise OSError(errno.EROFS, "URLs are opened for reading: use mode 'rb'", url)
+    return store_of_url(url, recheck="open" if recheck is None else recheck, **storage_options)
+
+
 _caches: weakref.WeakSet[PageCache] = weakref.WeakSet()
 _default_lock = threading.Lock()
 _default: PageCache | None = None
 
 
-def default_cache() -> PageCache:
-    """Return the process's own cache, made on first use: PAGECACHE_SIZE from the environment, or 25 % of its memory."""
+def default_cache(size: int | str | None = None) -> PageCache:
+    """Return the cache of the innermost `using`, or the process's own.
+
+    That one is made on first use, as large as PAGECACHE_SIZE in the environment says, else `size`, else 25 % of the memory
+    that the process may use. Raises ValueError for a size that is none.
+    """
     global _default
+    chosen: PageCache | None = chosen_cache.chosen_cache()
+    if chosen is not None:
+        return chosen
     with _default_lock:
         if _default is None or _default.closed or _default.segment.dead:
-            _default = PageCache(os.environ.get("PAGECACHE_SIZE", "25%"))
+            _default = PageCache(os.environ.get("PAGECACHE_SIZE") or size or "25%")
         return _default
+
+
+def forget_everywhere(key: str, *, whole: bool = True) -> None:
+    """Let objects be opened as new the next time, in every cache of the process; see `PageCache.forget`."""
+    for cache in list(_caches):
+        if not cache.closed and not cache.segment.dead:
+            cache.forget(key, whole=whole)
 
 
 def _after_fork_in_child() -> None:
@@ -288,6 +375,7 @@ def _after_fork_in_child() -> None:
     global _default_lock
     _default_lock = threading.Lock()
     workers.renew_after_fork()
+    chosen_cache.renew_after_fork()
     for cache in list(_caches):
         cache.segment.mark_dead()
 

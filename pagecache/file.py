@@ -14,6 +14,7 @@ from pagecache.file_writes import FileWrites
 from pagecache.inode import Inode
 from pagecache.prefetch import Prefetch
 from pagecache.readahead import PAGE_SHIFT, PAGE_SIZE
+from pagecache.reopening import reduced
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
 FADV_NORMAL, FADV_RANDOM, FADV_SEQUENTIAL, FADV_WILLNEED, FADV_DONTNEED, FADV_NOREUSE = range(6)
@@ -241,6 +242,15 @@ class File(FileWrites):
     def name(self) -> str:
         """The object's name, as in error messages."""
         return self.inode.name
+
+    @property
+    def size(self) -> int:
+        """The size of the object, as far as the cache knows (bytes)."""
+        return self.mapping.size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle how to open the file again, its mode and position; never contents. Raises ValueError when closed."""
+        return reduced(self, self.tell(), {})
 
     def __enter__(self) -> "File":
         self._check_open()

@@ -83,6 +83,7 @@ class Inode:
         self._lock = threading.RLock()  # a collected file may release the object anywhere
         self._retired: list[Any] = []
         self.store: Any = None
+        self.known_version: Any = None  # what the last store knew of the object when it was given up
         self._use(store)
         self._take_version()
         self.mapping.size = size_of(store)
@@ -98,6 +99,8 @@ class Inode:
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
         if self.store is not None:
             self._retired.append(self.store)
+        if getattr(store, "is_immutable", False) and store.known_version is None:
+            store.known_version = self.known_version
         self.store = store
         self.mapping.host = store
         self.mapping.fd = -1
@@ -126,6 +129,9 @@ class Inode:
 
     def is_version(self, store: Any) -> bool:
         """Whether another store of the same key has the bytes that are cached here."""
+        if getattr(store, "is_immutable", False):  # its user promises that it never changes
+            known = self.known_version if self.store is None else getattr(self.store, "known_version", None)
+            return known is None or known.validator in (None, self.mapping.validator)
         return self.mapping.validator is not None and self.mapping.extra.is_current(self.mapping, store)
 
     def raise_if_changed(self, pos: int) -> None:
@@ -310,6 +316,7 @@ class Inode:
             self.flusher.segment.wake_flusher()
             return
         self._retired.append(self.store)
+        self.known_version = getattr(self.store, "known_version", None)
         self.store = None
 
     def discard(self) -> None:

@@ -54,7 +54,8 @@ class Line:
             self._is_far = is_far(self.hints, self.speed)
         if not self._is_far:
             return self._request_pages
-        part = max(-(-nr_pages // self.hints.parallel_requests), self.hints.preferred_request >> PAGE_SHIFT)
+        nr_requests = self.hints.readahead_requests or self.hints.parallel_requests
+        part = max(-(-nr_pages // nr_requests), self.hints.preferred_request >> PAGE_SHIFT)
         return max(1, min(part, self._request_pages))
 
     # -- versions ------------------------------------------------------------------------------------------------------

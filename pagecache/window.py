@@ -89,7 +89,7 @@ def request_bytes(hints: StoreHints, speed: StoreSpeed) -> int:
 def wanted_pages(hints: StoreHints, speed: StoreSpeed) -> int:
     """Return the window that keeps all connections of a store busy (pages)."""
     if hints.latency == "device" or is_far(hints, speed):
-        return 2 * hints.parallel_requests * request_bytes(hints, speed) // PAGE_SIZE
+        return 2 * (hints.readahead_requests or hints.parallel_requests) * request_bytes(hints, speed) // PAGE_SIZE
     return hints.preferred_request // PAGE_SIZE
 
 

@@ -39,7 +39,9 @@ class BackingStore(Protocol):
 class StoreHints:
     """What a store says about itself, with the defaults for those that say nothing.
 
-    preferred_request, max_request: bytes of one read. parallel_requests: reads that may run at once.
+    preferred_request, max_request: bytes of one read. parallel_requests: reads that may run at once;
+    readahead_requests: how many of those readahead keeps busy (0: all), so that many small ranges can go at once without
+    windows that are as wide.
     latency: "local" (the system below reads ahead itself), "device" (it does not), or "remote" (milliseconds a request).
     stable_writes: bytes must not change while `writev` has them; a write to such a page then waits.
     """
@@ -49,6 +51,7 @@ class StoreHints:
     parallel_requests: int = 8
     latency: str = "remote"
     stable_writes: bool = False
+    readahead_requests: int = 0
 
 
 def hints_of(store: Any) -> StoreHints:
@@ -58,4 +61,7 @@ def hints_of(store: Any) -> StoreHints:
     for name in ("preferred_request", "max_request", "parallel_requests"):
         if not isinstance(values[name], int) or values[name] < 1:
             raise ValueError(f"{name} of store {store.key!r} must be a positive int, not {values[name]!r}")
+    if not isinstance(values["readahead_requests"], int) or values["readahead_requests"] < 0:
+        raise ValueError(f"readahead_requests of store {store.key!r} must be an int, not {values['readahead_requests']!r}")
+    values["readahead_requests"] = min(values["readahead_requests"], values["parallel_requests"])
     return StoreHints(**values)

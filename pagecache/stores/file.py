@@ -18,6 +18,11 @@ _MODES = {
     "a+b": os.O_RDWR,
 }
 
+
+def _open_again(path: str, mode: str, direct: bool) -> "FileStore":
+    return FileStore(path, mode, direct=direct)
+
+
 DIRECT_REQUEST = 2 * 1024 * 1024  # bytes; nobody below reads ahead, so windows are several of these
 
 
@@ -100,6 +105,12 @@ class FileStore:
         mtime_ns, size = self.stamp()
         return f"{mtime_ns}-{size}"
 
+    def refresh(self) -> None:
+        """Look whether the path still names this file. Raises OSError: ESTALE if it names another one, ENOENT if none."""
+        named, opened = os.stat(self.path), os.fstat(self.fd)
+        if (named.st_dev, named.st_ino) != (opened.st_dev, opened.st_ino):
+            raise OSError(errno.ESTALE, "another file has this name now: reopen it, or use on_change='reload'", self.path)
+
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """Fill the buffers from `offset`; return the bytes filled, fewer only at the end."""
         return os.preadv(self.fd, buffers, offset)
@@ -138,6 +149,9 @@ class FileStore:
             if self._is_new:
                 _sync_directory(os.path.dirname(self.path) or ".")
                 self._is_new = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_again, (self.path, "r+b" if self.writable else "rb", self.direct)
 
     def close(self) -> None:
         """Close the descriptors."""

@@ -79,6 +79,12 @@ class MemoryStore:
     def sync(self, datasync: bool = False) -> None:
         """Do nothing: memory is as durable as it gets."""
 
+    def __copy__(self) -> "MemoryStore":
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError(f"{self.key} cannot be pickled: its contents are in the memory of this process; put them in a file")
+
     def close(self) -> None:
         """Do nothing: the contents live as long as the store."""
 

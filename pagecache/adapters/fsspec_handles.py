@@ -1,0 +1,77 @@
+"""Files that a file system keeps open for calls that name a path and not a file."""
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from pagecache.stores.validators import Version
+
+HANDLES_MAX = 512
+
+
+class Handles:
+    """The files used most recently, by path. Context: any thread; no lock is held while a file is closed."""
+
+    def __init__(self, limit: int = HANDLES_MAX):
+        self._limit = limit
+        self._files: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: str, cache: Any) -> Any:
+        """Return the open file of a path in a cache, or None."""
+        with self._lock:
+            file = self._files.get(path)
+            if file is None or file.closed or file.cache is not cache:
+                return None
+            self._files.move_to_end(path)
+            return file
+
+    def put(self, path: str, file: Any) -> Any:
+        """Keep a file, unless another thread was faster; returns the one that is kept."""
+        closing = []
+        with self._lock:
+            kept = self._files.get(path)
+            if kept is not None and not kept.closed and kept.cache is file.cache:
+                closing.append(file)
+                file = kept
+            else:
+                self._files[path] = file
+                self._files.move_to_end(path)
+                if kept is not None:
+                    closing.append(kept)
+                if len(self._files) > self._limit:
+                    closing.append(self._files.popitem(last=False)[1])
+        for surplus in closing:
+            surplus.close()
+        return file
+
+    def drop(self, path: str, file: Any) -> None:
+        """Close a file, and keep it no longer."""
+        with self._lock:
+            if self._files.get(path) is file:
+                del self._files[path]
+        file.close()
+
+    def forget(self, path: str | None) -> None:
+        """Close the files of a path and of all below it, or all."""
+        with self._lock:
+            paths = [known for known in self._files if path is None or known == path or known.startswith(f"{path}/")]
+            files = [self._files.pop(known) for known in paths]
+        for file in files:
+            file.close()
+
+    def __del__(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def known_version(self, path: str, recheck: bool | str | float) -> Version | None:
+        """Return what is known of an object that is open here, if that is as recent as `recheck` wants it."""
+        if recheck is True or isinstance(recheck, str):
+            return None
+        with self._lock:
+            file = self._files.get(path)
+        store = None if file is None or file.closed else file.inode.store
+        version: Version | None = getattr(store, "known_version", None)
+        if version is None or (recheck is not False and version.age_s() >= recheck):
+            return None
+        return version

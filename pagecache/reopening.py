@@ -1,0 +1,24 @@
+"""Files that travel to other processes: as how to open them again and where they were, never as contents."""
+
+from typing import Any
+
+_REOPENED_AS = {"w+b": "r+b", "x+b": "r+b"}
+
+
+def reduced(file: Any, position: int, options: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what pickle needs of an open file: the store, which pickles as its name, mode and position.
+
+    options: further arguments of `PageCache.open`. Raises ValueError for a closed file.
+    """
+    if file.closed:
+        raise ValueError("I/O operation on closed file")
+    return reopened, (file.inode.store, _REOPENED_AS.get(file.mode, file.mode), position, options)
+
+
+def reopened(store: Any, mode: str, position: int, options: dict[str, Any]) -> Any:
+    """Open a file once more, through the default cache of this process. Raises as `PageCache.open`."""
+    from pagecache.cache import default_cache
+
+    file = default_cache().open(store, mode, **options)
+    file.seek(position)
+    return file

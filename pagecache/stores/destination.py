@@ -1,0 +1,45 @@
+"""Buffers that a request fills piece by piece, and which can be taken away from it at any moment."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+
+class Destination:
+    """The buffers of one request, filled in order.
+
+    Once `detach` has returned, nothing is written any more, whoever still holds this.
+    Context: the copy of one piece and `detach` exclude each other.
+    """
+
+    def __init__(self, buffers: Sequence[memoryview]):
+        self._buffers = list(buffers)
+        self._lock = threading.Lock()
+        self._number = 0  # of the buffer that is being filled
+        self._at = 0
+        self.wanted = sum(map(len, buffers))
+        self.done = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether there is nothing left to fill."""
+        return self.done >= self.wanted
+
+    def put(self, data: Any) -> None:
+        """Copy a piece behind the last one; what does not fit is left out."""
+        with self._lock, memoryview(data) as piece:
+            start = 0
+            while start < len(piece) and self._number < len(self._buffers):
+                buffer = self._buffers[self._number]
+                nbytes = min(len(piece) - start, len(buffer) - self._at)
+                buffer[self._at : self._at + nbytes] = piece[start : start + nbytes]
+                start += nbytes
+                self._at += nbytes
+                self.done += nbytes
+                if self._at == len(buffer):
+                    self._number, self._at = self._number + 1, 0
+
+    def detach(self) -> None:
+        """Let go of the buffers."""
+        with self._lock:
+            self._buffers = []

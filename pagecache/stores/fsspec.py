@@ -1,0 +1,194 @@
+"""Objects of any fsspec file system.
+
+What is cached is one version of an object, known by its validator (`validators.validator_of`).  Every read of the store
+is held against that version:
+
+* HTTP and S3 get `If-Match`, and what the answer says about its version is compared as well: no request more.
+* Other file systems cannot ask under a condition: `info` is asked for after each read, one request more.  With
+  `recheck=False` it is not, which is for objects that never change.
+
+So a version that is no longer there is an error (ESTALE), never a mix.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import os
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from pagecache.stores import fsspec_ranges
+from pagecache.stores.destination import Destination
+from pagecache.stores.errors import failed_request, meant_error
+from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
+
+_OPTIONS_WITHOUT_MEANING = ("asynchronous", "loop", "skip_instance_cache", "batch_size", "use_listings_cache",
+                            "listings_expiry_time", "max_paths")  # fmt: skip
+PARALLEL_REQUESTS = 32  # of one object; the library behind may carry out fewer at once
+_numbers = itertools.count(1)
+_numbers_lock = threading.Lock()
+
+
+def own_instance(fs: Any) -> Any:
+    """Return a file system like this one that this process can use from threads: itself, if it is not bound to a loop of
+    the caller's or to the process that forked this one."""
+    while fs.protocol == "pagecache":  # bytes are cached once
+        fs = fs.fs
+    if not getattr(fs, "async_impl", False):
+        return fs
+    if not getattr(fs, "asynchronous", False) and getattr(fs, "_pid", os.getpid()) == os.getpid():
+        return fs
+    options = {name: value for name, value in fs.storage_options.items() if name not in ("asynchronous", "loop")}
+    return type(fs)(*fs.storage_args, **options)
+
+
+def identity_of(fs: Any) -> str:
+    """Return what is the same for file systems that reach the same objects with the same rights, in any process."""
+    options = {name: value for name, value in fs.storage_options.items() if name not in _OPTIONS_WITHOUT_MEANING}
+    text = f"{type(fs).__module__}.{type(fs).__qualname__} {fs.storage_args!r} {sorted(options.items(), key=str)!r}"
+    if " at 0x" in text:  # an object that only its address tells from others, and addresses come back
+        with _numbers_lock:
+            number = fs.__dict__.setdefault("_pagecache_number", f"{os.getpid()}.{next(_numbers)}")
+        text = f"{type(fs).__qualname__} number {number}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class FsspecStore:
+    """One object of an fsspec file system.
+
+    fs: the file system. path: the object's, as the file system or as a URL writes it. recheck: False for objects that
+    never change: then cached bytes are taken for good without asking, and read without `info` where the file system has
+    no conditional requests. version: what is already known of the object; else `info` is asked for, at once, or when it is
+    needed if recheck is False.
+    Raises FileNotFoundError, IsADirectoryError, OSError; ENOTSUP if the object has no size.
+    Context: requests of asynchronous file systems run on fsspec's loop while the calling thread waits; do not call this
+    on that loop.
+    """
+
+    preferred_request = 128 * 1024
+    max_request = 16 * 1024 * 1024
+    readahead_requests = 8
+
+    def __init__(
+        self, fs: Any, path: str, *, recheck: bool | str | float = "open", version: Version | None = None
+    ):
+        self.recheck = checked_recheck(recheck)
+        self.fs = own_instance(fs)
+        self.path = self.fs._strip_protocol(path)
+        self.name = self.fs.unstrip_protocol(self.path)
+        self._ranges = fsspec_ranges.ranges_of(self.fs)
+        self.is_immutable = self.recheck is False
+        self._verifies = not self.is_immutable
+        self.key = f"fsspec:{identity_of(self.fs)}:{self.path}"
+        if self.is_immutable and not self._ranges.conditional:
+            self.key += "#unverified"  # what was read without looking is not served to those who want it verified
+        self.parallel_requests = PARALLEL_REQUESTS if self._ranges.parallel else 1
+        self.latency = "remote" if self._ranges.remote else "local"
+        self.known_version = version
+        if version is None and not self.is_immutable:
+            self.refresh()
+
+    # -- versions ------------------------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> Version:
+        """What is known of the object."""
+        return self.known_version or self.refresh()
+
+    def refresh(self) -> Version:
+        """Ask the file system for the present version, past its cache of listings. Raises OSError."""
+        asked_at = time.monotonic()
+        try:
+            info = self._ranges.info(self)
+        except Exception as error:
+            raise meant_error(error, self.name) or failed_request(error, self.name) from error
+        version = version_of(info, self.name, asked_at)
+        if self.known_version is None or self.known_version.checked_at <= asked_at:  # answers may overtake each other
+            self.known_version = version
+        return version
+
+    def size(self) -> int:
+        """Return the size (bytes) of the version that is known."""
+        return self.version.size
+
+    def validator(self) -> str | None:
+        """Return the validator of the version that is known; asks for nothing. With recheck=False a size is enough."""
+        version = self.version
+        return f"size={version.size}" if version.validator is None and self.is_immutable else version.validator
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill the buffers from `offset`; return the bytes filled.
+
+        Raises OSError (ESTALE) when the object is no longer of the known version; then `validator` tells the new one.
+        """
+        version = self.version
+        destination = Destination(buffers)
+        try:
+            verified = self._ranges.read(self, version, offset, destination)
+        except ChangedError:
+            self.refresh()
+            raise stale_error(self.name, offset, self.is_immutable) from None
+        except Exception as error:
+            meant = meant_error(error, self.name)
+            if meant is None:
+                raise
+            raise meant from error
+        finally:
+            destination.detach()
+        if version.validator is not None:
+            now = self.version if verified or not self._verifies else self.refresh()
+            if now.validator != version.validator:
+                raise stale_error(self.name, offset, self.is_immutable)
+        return destination.done
+
+    def run(self, coroutine: Coroutine[Any, Any, Any], destination: Destination | None = None) -> Any:
+        """Run a coroutine on the file system's loop and return its result.
+
+        destination: what it fills; taken away when the wait ends early. Raises RuntimeError on the loop's own thread.
+        """
+        loop = self.fs.loop
+        if asyncio._get_running_loop() is loop:
+            coroutine.close()
+            raise RuntimeError(f"cannot wait for {self.name} on fsspec's own event loop: use the asynchronous methods")
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        try:
+            return future.result()
+        except BaseException:
+            if destination is not None:
+                destination.detach()
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Do nothing: the file system lives on."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_again, (self.fs, self.path, self.recheck)
+
+    def __repr__(self) -> str:
+        return f"<FsspecStore {self.name}>"
+
+
+def _open_again(fs: Any, path: str, recheck: bool | str | float) -> FsspecStore:
+    return FsspecStore(fs, path, recheck=recheck)
+
+
+def store_of_url(url: str, *, recheck: bool | str | float = "open", **storage_options: Any) -> FsspecStore:
+    """Return the store of a URL, which may be chained.
+
+    storage_options: for the file system, as `fsspec.open` takes them. Raises ImportError, with what to install, when
+    fsspec or the protocol's library is missing; else as FsspecStore.
+    """
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise ImportError(f"opening {url} needs fsspec: pip install 'pagecache-engine[fsspec]'") from error
+    try:
+        fs, path = url_to_fs(url, **storage_options)
+    except (ValueError, ImportError) as error:
+        raise type(error)(f"cannot open {url}: {error}") from error
+    return FsspecStore(fs, path, recheck=recheck)

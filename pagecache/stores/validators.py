@@ -1,0 +1,93 @@
+"""What tells one version of an object from another, and how often that is looked at."""
+
+import errno
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Names under which file systems and object stores tell them, in order of trust.
+_STRONG = ("ETag", "etag", "e_tag", "VersionId", "version_id", "version", "generation", "md5Hash", "md5", "Content-MD5",
+           "content_md5", "crc32c", "Digest", "checksum")  # fmt: skip
+_TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "modifiedTime", "created")
+_SAME_NAME = {"etag": "ETag", "e_tag": "ETag", "version_id": "VersionId", "version": "VersionId"}
+
+
+class ChangedError(Exception):
+    """The store says that the object is not of the version asked for."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What a store said about an object at one time.
+
+    size: bytes. validator: None if nothing tells versions apart. etag, last_modified: as given, for conditional requests.
+    checked_at: when, on the monotonic clock (seconds).
+    """
+
+    size: int
+    validator: str | None
+    etag: str | None
+    last_modified: str | None
+    checked_at: float
+
+    @property
+    def strong_etag(self) -> str | None:
+        """The entity tag, if it may stand in If-Match: weak ones never match there."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else None
+
+    def age_s(self) -> float:
+        """Return how long ago this was said (seconds)."""
+        return time.monotonic() - self.checked_at
+
+
+def validator_of(info: Mapping[str, Any]) -> str | None:
+    """Return what identifies the bytes: entity tag, version or checksum with the size; without those, time of the last
+    change with the size; None if neither is known, for a size alone says nothing about the bytes.
+
+    info: as `head` of an object store or `info` of an fsspec file system return it.
+    """
+    for names in (_STRONG, _TIMES):
+        found = {_SAME_NAME.get(name, name): info[name] for name in names if info.get(name)}
+        if found:
+            return " ".join(f"{name}={value}" for name, value in (found | {"size": info.get("size")}).items())
+    return None
+
+
+def version_of(info: Mapping[str, Any], name: str, checked_at: float) -> Version:
+    """Return the version that an `info` or `head` describes.
+
+    name: for messages. checked_at: taken before the store was asked.
+    Raises IsADirectoryError, and OSError (ENOTSUP) for an object without a size.
+    """
+    if info.get("type") == "directory":
+        raise IsADirectoryError(errno.EISDIR, "this is a directory, not an object", name)
+    if not isinstance(info.get("size"), int):
+        raise OSError(errno.ENOTSUP, "the store does not say how large this object is: it cannot be read in ranges", name)
+    etag = next((str(info[key]) for key in ("ETag", "etag", "e_tag") if info.get(key)), None)
+    modified = info.get("Last-Modified")
+    return Version(info["size"], validator_of(info), etag, modified and str(modified), checked_at)
+
+
+def checked_recheck(recheck: Any) -> bool | str | float:
+    """Return a `recheck` argument. Raises ValueError and TypeError for what is none."""
+    if isinstance(recheck, bool) or recheck == "open":
+        return recheck
+    if not isinstance(recheck, (int, float)):
+        raise TypeError(f"recheck must be True, False, 'open' or a number of seconds, not {recheck!r}")
+    if not recheck >= 0:
+        raise ValueError(f"recheck must not be a negative number of seconds, not {recheck!r}")
+    return float(recheck)
+
+
+def max_age_of(recheck: bool | str | float) -> float | None:
+    """Return how old what is known of the version may be when cached bytes are read (seconds); None: as old as it is."""
+    if recheck is True:
+        return 0.0
+    return None if recheck is False or isinstance(recheck, str) else recheck
+
+
+def stale_error(name: str, offset: int, immutable: bool = False) -> OSError:
+    """Return the error for bytes that are not of the version that was opened."""
+    remedy = "open it with recheck='open', as it does change" if immutable else "reopen it, or use on_change='reload'"
+    return OSError(errno.ESTALE, f"{name} was replaced (seen at offset {offset}): {remedy}")

@@ -1,0 +1,235 @@
+"""A file that looks whether its object was replaced, before reads of cached bytes too, and may go on with the new one."""
+
+import errno
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from pagecache.file import File
+from pagecache.stores.validators import Version
+
+CHANGES_MAX = 8  # replacements during one read call after which it gives up
+_Result = TypeVar("_Result")
+
+
+class VersionedFile:
+    """An open file with `recheck` or `on_change` of its own; otherwise a File.
+
+    file: open on the present version. reopen: opens the version there is then. max_age_s: what is known of the version
+    may be so old when a read begins (seconds; 0: the store is asked before each read call; None: it is not asked).
+    reloads: a replaced object is read on as a whole, with nothing cached of the old one; else reads raise ESTALE.
+
+    Each read call is served by one version from its first to its last byte. Two calls may see two versions.
+    Context: as File; asking the store waits for it.
+    """
+
+    def __init__(self, file: File, reopen: Callable[[], File], *, max_age_s: float | None = None, reloads: bool = False):
+        self._file = file
+        self._reopen = reopen
+        self._max_age_s = max_age_s
+        self._reloads = reloads
+        self._position = 0
+        self._position_lock = threading.RLock()
+        self._change_lock = threading.Lock()
+        self._checked_at = time.monotonic()
+
+    # -- versions ------------------------------------------------------------------------------------------------------
+
+    def with_one_version(self, call: Callable[[File], _Result]) -> _Result:
+        """Call with the plain File of one version; once more, from the start, with the next one if that is gone."""
+        error: OSError | None = None
+        for _ in range(CHANGES_MAX):
+            file = self._file
+            try:
+                self._check_version(file)
+                return call(file)
+            except ValueError:  # closed under this call, because another thread has moved on
+                if file is self._file:
+                    raise
+            except OSError as failed:
+                if failed.errno != errno.ESTALE or not self._reloads:
+                    raise
+                error = failed
+                self._move_on(file)
+        raise error or OSError(errno.ESTALE, f"{self.name} is being replaced again and again")
+
+    def _check_version(self, file: File) -> None:
+        """Ask the store for its version, if what is known is too old. Raises OSError (ESTALE) if it is another one."""
+        if self._max_age_s is None or file.closed:
+            return
+        store, now = file.inode.store, time.monotonic()
+        known = getattr(store, "version", None)
+        checked_at = max(known.checked_at, self._checked_at) if isinstance(known, Version) else self._checked_at
+        if self._max_age_s and now - checked_at < self._max_age_s:
+            return
+        if hasattr(store, "refresh"):
+            store.refresh()
+        file.inode.raise_if_changed(0)
+        self._checked_at = now
+
+    def _move_on(self, old: File) -> None:
+        """Open the present version, unless another thread has."""
+        with self._change_lock:
+            if self._file is old and not old.closed:
+                self._file = self._reopen()
+                self._checked_at = time.monotonic()
+                old.close()
+
+    def invalidate(self, offset: int = 0, length: int = 0) -> None:
+        """Drop the cached pages of a byte range; with no arguments read on with the present version of the object."""
+        if offset or length:
+            self._file.invalidate(offset, length)
+            return
+        with self._change_lock:
+            old, self._file = self._file, self._reopen()
+            old.close()
+
+    # -- reads -----------------------------------------------------------------------------------------------------------
+
+    def pread(self, nbytes: int, offset: int) -> bytes:
+        """As File.pread."""
+        return self.with_one_version(lambda file: file.pread(nbytes, offset))
+
+    def preadinto(self, buffer: Any, offset: int) -> int:
+        """As File.preadinto."""
+        return self.with_one_version(lambda file: file.preadinto(buffer, offset))
+
+    def pread_cached(self, nbytes: int, offset: int) -> bytes | None:
+        """As File.pread_cached; None also when the store would have to be asked for its version."""
+        file = self._file
+        is_known = self._max_age_s is None or time.monotonic() - self._checked_at < self._max_age_s
+        return file.pread_cached(nbytes, offset) if is_known or file.closed else None
+
+    def view(self, nbytes: int, offset: int) -> memoryview:
+        """As File.view."""
+        return self.with_one_version(lambda file: file.view(nbytes, offset))
+
+    def iter_views(self, nbytes: int, offset: int) -> Iterator[memoryview]:
+        """As File.iter_views, all of one version: a change half way raises OSError (ESTALE)."""
+        views = self.with_one_version(lambda file: _begun(file.iter_views(nbytes, offset)))
+        yield from views
+
+    def preadv_many(self, ranges: Sequence[tuple[int, int]], **options: Any) -> list[bytes]:
+        """As File.preadv_many."""
+        return self.with_one_version(lambda file: file.preadv_many(ranges, **options))
+
+    def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+        """As File.get_byte_ranges."""
+        return self.with_one_version(lambda file: file.get_byte_ranges(offsets, sizes))
+
+    async def pread_async(self, nbytes: int, offset: int) -> bytes:
+        """As File.pread_async; asking for the version waits in a worker, as a miss does."""
+        from pagecache.asyncio_reads import in_worker
+
+        data = self.pread_cached(nbytes, offset)
+        return data if data is not None else await in_worker(self.pread, nbytes, offset)
+
+    async def preadinto_async(self, buffer: Any, offset: int) -> int:
+        """As File.preadinto_async."""
+        from pagecache.asyncio_reads import in_worker
+
+        return await in_worker(self.preadinto, buffer, offset)
+
+    # -- reads at the position -------------------------------------------------------------------------------------------
+
+    def _at_position(self, method: str, *args: Any) -> Any:
+        def call(file: File) -> tuple[Any, int]:
+            file.seek(self._position)
+            result = getattr(file, method)(*args)
+            return result, file.tell()
+
+        with self._position_lock:
+            result, self._position = self.with_one_version(call)
+        return result
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As File.read."""
+        return self._at_position("read", size)
+
+    def readall(self) -> bytes:
+        """As File.readall."""
+        return self._at_position("readall")
+
+    def readinto(self, buffer: Any, /) -> int:
+        """As File.readinto."""
+        return self._at_position("readinto", buffer)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """As File.readline."""
+        return self._at_position("readline", size)
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        """As File.readlines."""
+        return self._at_position("readlines", hint)
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.tell()
+        return self
+
+    def __next__(self) -> bytes:
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """As File.seek."""
+        with self._position_lock:
+            self._file.seek(self._position)
+            self._position = self._file.seek(offset, whence)
+            return self._position
+
+    def tell(self) -> int:
+        """Return the position (bytes)."""
+        self._file.tell()
+        return self._position
+
+    # -- everything else is the file's of the present version ------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_file":
+            raise AttributeError(name)
+        return getattr(self._file, name)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed."""
+        return self._file.closed
+
+    def close(self) -> None:
+        """Close the file; its pages stay cached. Closing again does nothing."""
+        with self._change_lock:
+            self._file.close()
+
+    def __enter__(self) -> "VersionedFile":
+        self._file.tell()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from pagecache.reopening import reduced
+
+        on_change = "reload" if self._reloads else "error"
+        recheck = True if self._max_age_s == 0 else "open" if self._max_age_s is None else self._max_age_s
+        return reduced(self._file, self._position, {"recheck": recheck, "on_change": on_change})
+
+    def __repr__(self) -> str:
+        return f"<Versioned{repr(self._file)[1:]}"
+
+
+def _begun(views: Iterator[memoryview]) -> Iterator[memoryview]:
+    """Take the first of the views, so that an error comes now."""
+    first = next(views, None)
+    return iter(()) if first is None else _continued(first, views)
+
+
+def _continued(first: memoryview, views: Iterator[memoryview]) -> Iterator[memoryview]:
+    yield first
+    yield from views
+
+
+io.RawIOBase.register(VersionedFile)

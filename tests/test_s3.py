@@ -1,0 +1,175 @@
+"""S3 through s3fs and obstore, against a server of moto that this module starts."""
+
+import errno
+import threading
+
+import pytest
+from support import PAGE, Crew, pages_of, wait_until
+
+import pagecache
+
+pytest.importorskip("moto", reason="moto is not installed")
+server_module = pytest.importorskip("moto.moto_server.threaded_moto_server", reason="moto[server] is not installed")
+
+SIZE = 300 * PAGE + 123
+DATA = pages_of(SIZE)
+KEYS = {"key": "testing", "secret": "testing"}
+
+
+class S3:
+    """A bucket on a server that counts requests."""
+
+    def __init__(self):
+        self._server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        wait_until(lambda: self._server._server is not None, "moto's server")
+        self.endpoint = f"http://127.0.0.1:{self._server.get_host_and_port()[1]}"
+        self.requests = []
+        self._lock = threading.Lock()
+        application = self._server._server.app
+
+        def counting(environ, start_response):
+            with self._lock:
+                self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("HTTP_IF_MATCH")))
+            return application(environ, start_response)
+
+        self._server._server.app = counting
+
+    def count(self, method=None):
+        return sum(method in (None, request[0]) for request in self.requests)
+
+    def close(self):
+        self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def s3():
+    running = S3()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def cache(make_cache):
+    with pagecache.using(make_cache("8MiB")) as cache:
+        yield cache
+
+
+@pytest.fixture
+def target(s3):
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
+    fs = s3fs.S3FileSystem(endpoint_url=s3.endpoint, client_kwargs={"region_name": "eu-west-1"}, **KEYS)
+    if not fs.exists("bucket"):
+        fs.mkdir("bucket")
+    fs.pipe_file("bucket/object", DATA)
+    s3.requests.clear()
+    return fs
+
+
+class TestS3fs:
+    def test_reads_and_their_requests(self, s3, target, cache):
+        from pagecache.stores.fsspec import FsspecStore
+
+        with cache.open(FsspecStore(target, "bucket/object")) as file:
+            assert file.read() == DATA
+        assert s3.count("HEAD") == 1
+        gets = [request for request in s3.requests if request[0] == "GET"]
+        assert gets
+        assert all(if_match for _, _, if_match in gets)
+
+    @pytest.mark.parametrize("recheck", [True, False, "open", 3600])
+    @pytest.mark.parametrize("on_change", ["error", "reload"])
+    def test_replaced_object_is_an_error_or_all_new(self, s3, target, cache, recheck, on_change):
+        from pagecache.stores.fsspec import FsspecStore
+
+        target.pipe_file("bucket/object", b"\1" * SIZE)
+        cache.forget("fsspec:", whole=False)
+        with cache.open(FsspecStore(target, "bucket/object", recheck=recheck), on_change=on_change) as file:
+            file.fadvise(pagecache.FADV_RANDOM)
+            assert set(file.pread(SIZE // 2, 0)) == {1}
+            target.pipe_file("bucket/object", b"\2" * SIZE)
+            if on_change == "reload":
+                assert set(file.pread(SIZE, 0)) == {2}
+                return
+            with pytest.raises(OSError, match=r"changed|replaced") as caught:
+                file.pread(SIZE, 0)
+            assert caught.value.errno == errno.ESTALE
+
+    def test_listing_that_is_cached_does_not_hide_a_change(self, s3, target, cache):
+        target.pipe_file("bucket/object", b"\1" * SIZE)
+        target.ls("bucket", detail=True)
+        with pytest.importorskip("s3fs").S3FileSystem(
+            endpoint_url=s3.endpoint, client_kwargs={"region_name": "eu-west-1"}, skip_instance_cache=True, **KEYS
+        ).open("bucket/object", "wb") as other:
+            other.write(b"\2" * SIZE)
+        from pagecache.stores.fsspec import FsspecStore
+
+        with cache.open(FsspecStore(target, "bucket/object")) as file:
+            assert set(file.read()) == {2}
+
+    def test_chained_url(self, s3, target, cache):
+        fsspec = pytest.importorskip("fsspec")
+        pytest.importorskip("pagecache.adapters.fsspec")
+        options = {"endpoint_url": s3.endpoint, "client_kwargs": {"region_name": "eu-west-1"}, **KEYS}
+        system, path = fsspec.url_to_fs("pagecache::s3://bucket/object", s3=options)
+        assert path == "bucket/object"
+        with fsspec.open("pagecache::s3://bucket/object", s3=options) as file:
+            assert file.read() == DATA
+        before = s3.count("GET")
+        assert system.cat_ranges([path, path], [0, 100_000], [10, 100_010]) == [DATA[:10], DATA[100_000:100_010]]
+        assert system.cat_file("pagecache://bucket/object") == DATA
+        assert s3.count("GET") == before
+        assert [info["name"] for info in system.ls("bucket")] == ["bucket/object"]
+        system.pipe_file(path, b"new")
+        assert system.cat_file(path) == b"new"
+        with pytest.raises(FileNotFoundError):
+            system.cat_file("bucket/nothing")
+        system.invalidate_cache()
+
+    def test_cache_type(self, s3, target, cache):
+        pytest.importorskip("pagecache.adapters.fsspec")
+        with (
+            target.open("bucket/object", cache_type="pagecache", block_size=5 << 20) as one,
+            target.open("bucket/object", cache_type="pagecache") as other,
+        ):
+            assert one.read() == DATA
+            before = s3.count("GET")
+            assert other.read() == DATA
+            assert s3.count("GET") == before
+
+    def test_threads_that_want_one_cold_page_make_one_request(self, s3, target, cache):
+        from pagecache.stores.fsspec import FsspecStore
+
+        target.pipe_file("bucket/object", DATA[:PAGE])
+        s3.requests.clear()
+        with cache.open(FsspecStore(target, "bucket/object")) as file:
+            assert Crew(*[lambda: file.pread(PAGE, 0)] * 8).join_well() == [DATA[:PAGE]] * 8
+        assert s3.count("GET") == 1
+
+
+class TestObstore:
+    def test_reads_are_conditional_and_notice_a_change(self, s3, target, cache):
+        stores = pytest.importorskip("obstore.store", reason="obstore is not installed")
+        from pagecache.stores.obspec import ObspecStore
+
+        store = stores.S3Store(
+            "bucket",
+            endpoint=s3.endpoint,
+            access_key_id=KEYS["key"],
+            secret_access_key=KEYS["secret"],
+            region="eu-west-1",
+            client_options={"allow_http": True},
+        )
+        with cache.open(ObspecStore(store, "object")) as file:
+            assert file.read() == DATA
+            gets = [request for request in s3.requests if request[0] == "GET"]
+            assert gets
+            assert all(if_match for _, _, if_match in gets)
+        target.pipe_file("bucket/object", b"\1" * SIZE)
+        with cache.open(ObspecStore(store, "object")) as file:
+            file.fadvise(pagecache.FADV_RANDOM)
+            assert set(file.pread(SIZE // 2, 0)) == {1}
+            target.pipe_file("bucket/object", b"\2" * SIZE)
+            with pytest.raises(OSError, match=r"changed|replaced") as caught:
+                file.pread(SIZE, 0)
+            assert caught.value.errno == errno.ESTALE
