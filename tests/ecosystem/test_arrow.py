@@ -36,10 +36,13 @@ def parquet(table, tmp_path):
 
 class TestParquet:
     @pytest.mark.parametrize("pre_buffer", [False, True])
-    def test_columns_are_right_and_the_second_pass_asks_for_nothing(self, table, parquet, open_object, server, pre_buffer):
+    def test_columns_twice_and_the_second_pass_asks_for_nothing(
+        self, table, parquet, open_object, cache, server, pre_buffer
+    ):
         file = open_object("table.parquet", parquet)
         columns = ["id", "price", "name"]
         assert pq.read_table(file, columns=columns, pre_buffer=pre_buffer).equals(table.select(columns))
+        cache.check()  # waits for readahead
         assert server.counts.take()[0] > 0
         assert pq.read_table(file, columns=columns, pre_buffer=pre_buffer).equals(table.select(columns))
         assert server.counts.take() == (0, 0)

@@ -35,11 +35,12 @@ def assert_same(found, wanted):
 
 
 class TestReading:
-    def test_many_small_data_sets_twice(self, many, open_object, server):
+    def test_many_small_data_sets_twice(self, many, open_object, cache, server):
         data, wanted = many
         file = open_object("many.h5", data)
         with h5py.File(file, "r") as opened:
             assert_same(walk(opened), wanted)
+        cache.check()  # waits for readahead
         server.counts.take()
         with h5py.File(file, "r") as opened:
             assert_same(walk(opened), wanted)

@@ -59,6 +59,7 @@ class TestReading:
             with rasterio.open(tiff, opener=opener) as raster:
                 for window in wanted:
                     numpy.testing.assert_array_equal(raster.read(window=window), part_of(pixels, window))
+            opener._objects.cache.check()  # waits for readahead
         assert server.counts.take() == (0, 0)
 
     def test_nothing_is_asked_for_but_the_image(self, opener, tiff, server):
@@ -147,15 +148,66 @@ class TestContract:
             rasterio.open("images/none.tif", opener=opener)
 
 
+class TestFailures:
+    """GDAL hears of every failed read; `guard` does where GDAL ignores it."""
+
+    @pytest.fixture
+    def failing(self, cache, server):
+        class Failing(HttpStore):
+            def readv(self, offset, buffers):
+                if opener.fails:
+                    raise OSError(5, "planned")
+                return super().readv(offset, buffers)
+
+        opener = PageCacheOpener(cache, lambda path: Failing(server.url(path)))
+        opener.fails = False
+        yield opener
+        opener.close()
+
+    @pytest.fixture(params=["deflate", None])
+    def image(self, request, pixels, server, tmp_path):
+        with rasterio.open(tmp_path / "image.tif", "w", **PROFILE | {"compress": request.param}) as raster:
+            raster.write(pixels)
+        server.put("images/image.tif", (tmp_path / "image.tif").read_bytes())
+        return "images/image.tif"
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_of_tiles_are_errors_again_and_again(self, failing, image, pixels):
+        with rasterio.open(image, opener=failing) as raster:
+            numpy.testing.assert_array_equal(raster.read(1, window=Window(0, 0, 10, 10)), pixels[0, :10, :10])
+            failing.fails = True
+            for window in (Window(0, 200, SIDE, SIDE - 200), Window(0, 800, 10, 10), Window(500, 500, 10, 10)):
+                with pytest.raises(rasterio.errors.RasterioIOError):
+                    raster.read(1, window=window)
+                assert "planned" in str(failing.last_error)
+        failing.fails = False
+        with rasterio.open(image, opener=failing, sharing=False) as raster, failing.guard():
+            numpy.testing.assert_array_equal(raster.read(), pixels)
+
+    def test_of_the_index_of_tiles_are_raised_by_the_guard(self, failing, image):
+        with rasterio.open(image, opener=failing) as raster:
+            failing._objects._existing(image)[0].invalidate()
+            failing.fails = True
+            with pytest.raises(OSError, match="planned"), failing.guard():
+                raster.read(1)
+
+    def test_guards_without_failures_raise_nothing(self, failing, image, pixels):
+        with rasterio.open(image, opener=failing) as raster, failing.guard():
+            numpy.testing.assert_array_equal(raster.read(), pixels)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 class TestChanges:
-    def test_a_replaced_image_is_an_error_until_it_is_invalidated(self, opener, tiff, pixels, server, tmp_path):
+    def test_a_replaced_image_is_an_error_until_it_is_invalidated(self, cache, tiff, pixels, server, tmp_path):
+        opener = PageCacheOpener(cache, lambda path: HttpStore(server.url(path)))
         with rasterio.open(tiff, opener=opener) as raster:
             numpy.testing.assert_array_equal(raster.read(1, window=Window(0, 0, 8, 8)), pixels[0, :8, :8])
         with rasterio.open(tmp_path / "new.tif", "w", **PROFILE) as raster:
             raster.write(pixels[::-1])
         server.put(tiff, (tmp_path / "new.tif").read_bytes())
-        with rasterio.open(tiff, opener=opener) as raster, pytest.raises(rasterio.errors.RasterioIOError):
+        with rasterio.open(tiff, opener=opener) as raster, pytest.raises(OSError, match="changed"), opener.guard():
             raster.read()
         opener.invalidate()
         with rasterio.open(tiff, opener=opener) as raster:
             numpy.testing.assert_array_equal(raster.read(), pixels[::-1])
+        opener.close()
