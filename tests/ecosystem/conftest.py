@@ -1,5 +1,7 @@
 """What the tests with real libraries share: a server of real objects, and files opened on it through a cache."""
 
+import inspect
+
 import pytest
 from http_objects import HttpStore, ObjectServer
 
@@ -31,3 +33,14 @@ def open_object(server, cache):
     yield open_one
     for file in files:
         file.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Run coroutine tests (Zarr's store tests are such) on Zarr's event loop."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    zarr_sync = pytest.importorskip("zarr.core.sync")
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    zarr_sync.sync(pyfuncitem.obj(**arguments))
+    return True
