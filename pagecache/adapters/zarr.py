@@ -71,7 +71,7 @@ class PageCacheStore(WrapperStore[Store]):
         self._recheck = recheck
         self._name = name
         self._opened_s = time.monotonic()
-        self._values = _values if _values is not None else Values(cache, name)
+        self._values = _values if _values is not None else Values.of(cache, name)
         self._source = source_of(store)
 
     def _with_store(self, store: Store) -> "PageCacheStore":
@@ -145,10 +145,8 @@ class PageCacheStore(WrapperStore[Store]):
                 self._values.forget(key)
             raise
 
-    def _settle(self, key: str, old: Value | None, answer: Answer | None) -> bool:
+    def _settle(self, key: str, old: Value, answer: Answer | None) -> bool:
         """Whether a value that was due for a check is still the same; if not it is forgotten."""
-        if old is None:
-            return False
         if answer is None:
             same = old.size is None
         else:
@@ -171,14 +169,9 @@ class PageCacheStore(WrapperStore[Store]):
 
     async def _get_slow(self, key: str, byte_range: Any) -> Any:
         span_of(byte_range, 0)
-        if self._values.get(key) is not None and self._known(key) is None:
-            value = await self._check(key)
-            if value is not None:
-                data = self._cached_of(value, byte_range)
-                return data if data is not MISS else await self._read_or_load(key, value, byte_range)
-        return await self._read_or_load(key, None, byte_range)
-
-    async def _read_or_load(self, key: str, value: Value | None, byte_range: Any) -> Any:
+        value = self._values.get(key)
+        if value is not None and not self._is_fresh(value):
+            value = await self._check(key, value)
         while True:
             if value is None:
                 value, answer = await self._load(key, byte_range)
@@ -191,14 +184,12 @@ class PageCacheStore(WrapperStore[Store]):
                 return data
             value = None
 
-    async def _check(self, key: str) -> Value | None:
+    async def _check(self, key: str, old: Value) -> Value | None:
         """Compare a known value with the store. Returns it if it is the same still."""
-        old = self._values.get(key)
-        if not self._source.has_versions and old is not None:
+        if not self._source.has_versions:
             self._values.forget(key)
             return None
-        answer = await self._source.stat(key)
-        return old if self._settle(key, old, answer) else None
+        return old if self._settle(key, old, await self._source.stat(key)) else None
 
     async def _load(self, key: str, byte_range: Any) -> tuple[Value, Answer | None]:
         """Make the first request for a key, or wait for somebody else's. Returns what is known of it then."""

@@ -58,6 +58,17 @@ class Values:
         self._begin()
         weakref.finalize(self, _close_files, self._files)
 
+    @classmethod
+    def of(cls, cache: Any, name: str | None) -> "Values":
+        """Return the values of a name on a cache: the same for all who ask, as long as somebody has them."""
+        if name is None:
+            return cls(cache, None)
+        with _named_lock:
+            values = _named.get((id(cache), name))
+            if values is None:
+                values = _named[id(cache), name] = cls(cache, name)  # which keeps the cache, and so its id, alive
+            return values
+
     def _begin(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -206,3 +217,7 @@ def _drop(file: File) -> None:
 def _close_files(files: OrderedDict[str, File]) -> None:
     while files:
         files.popitem()[1].close()
+
+
+_named_lock = threading.Lock()
+_named: weakref.WeakValueDictionary[tuple[int, str], Values] = weakref.WeakValueDictionary()
