@@ -75,6 +75,19 @@ def prefetch_parquet(
     return prefetch_ranges(file, [_range_of(chunk) for chunk in chunks], hole_size=hole_size)
 
 
+def dataset_of(files: Sequence[Any]) -> Any:
+    """Return a `pyarrow.dataset.Dataset` of cached Parquet files, which reads the parts that a query needs.
+
+    files: cached `File`s of one schema, which have to stay open. Polars reads it with `polars.scan_pyarrow_dataset`.
+    """
+    import pyarrow
+    import pyarrow.dataset as ds
+
+    form = ds.ParquetFileFormat()
+    fragments = [form.make_fragment(pyarrow.PythonFile(file, mode="r")) for file in files]
+    return ds.FileSystemDataset(fragments, fragments[0].physical_schema, form)
+
+
 def _columns_of(metadata: Any, columns: Sequence[str]) -> Iterable[int]:
     """Yield the numbers of the columns with these names, or below them."""
     paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
