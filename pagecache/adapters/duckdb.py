@@ -21,7 +21,7 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
 
     cache: a `PageCache`. open_store: makes the store (or local path) of a path; raises FileNotFoundError, at the latest
     when the store is asked for its size, if there is none. protocol: what stands before `://` in names. glob: returns the
-    paths that a pattern stands for; None: a pattern is a path.
+    paths that a pattern stands for; None: patterns with `*` stand for nothing.
 
     Objects are looked up once and taken for immutable until `invalidate_cache`.
     Context: thread-safe, as DuckDB reads from many threads. A read waits for its store without the GIL and takes no lock
@@ -72,7 +72,7 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
     def glob(self, path: str, **options: Any) -> list[str]:
         """Return the paths that a pattern stands for, without those that do not exist."""
         path = self._path_of(path)
-        paths = [path] if self._glob is None else self._glob(path)
+        paths = self._glob(path) if self._glob is not None else [] if "*" in path else [path]
         return [found for found in paths if self._objects.exists(found)]
 
     def modified(self, path: str) -> datetime.datetime:

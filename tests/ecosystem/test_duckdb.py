@@ -27,7 +27,7 @@ def objects(server, tmp_path):
 @pytest.fixture
 def connection(objects, cache):
     def glob(pattern):
-        return ["data/0.parquet", "data/1.parquet"] if "*" in pattern else [pattern]
+        return ["data/0.parquet", "data/1.parquet"] if pattern == "data/*.parquet" else [pattern]
 
     with duckdb.connect() as opened:
         files = register(opened, cache, lambda path: HttpStore(objects.url(path)), glob=glob)
