@@ -22,7 +22,6 @@ from pagecache.adapters.objects import Objects
 from pagecache.file import File
 
 READ_ONLY = "rasters are read through the cache, not changed"
-PROBE = "test"  # rasterio asks every opener for the size of this, to see whether it is one
 
 
 class Resource(io.RawIOBase):
@@ -114,6 +113,11 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
         """Whether there is such an object: one that was opened, or, with siblings, any."""
         return path in self._opened or (self._siblings and self._objects.exists(path))
 
+    def _check_worth(self, path: str) -> None:
+        """Raise FileNotFoundError for what need not be looked up: rasterio asks for the size of "test", GDAL of siblings."""
+        if not self._siblings and path not in self._opened:
+            raise FileNotFoundError(2, "not opened, and siblings are not looked for", path)
+
     def isdir(self, path: str) -> bool:
         """Whether an object that was opened is below this path."""
         return any(opened.startswith(path.rstrip("/") + "/") for opened in self._opened)
@@ -125,12 +129,12 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
 
     def mtime(self, path: str) -> int:
         """Return when the object was last modified, or first seen (seconds): the same whenever it is asked."""
+        self._check_worth(path)
         return self._objects.modified_s(path)
 
     def size(self, path: str) -> int:
         """Return the size of an object (bytes). Raises FileNotFoundError, OSError."""
-        if path == PROBE and path not in self._opened:
-            raise FileNotFoundError(2, "not opened", path)
+        self._check_worth(path)
         return self._objects.size(path)
 
     def rm(self, path: str) -> None:

@@ -14,7 +14,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import WrapperStore
 
-from pagecache.adapters.zarr_source import Answer, run_blocking, source_of
+from pagecache.adapters.zarr_source import PAGE_SIZE, Answer, run_blocking, source_of
 from pagecache.adapters.zarr_values import LoadCancelled, Value, Values
 from pagecache.asyncio_reads import in_worker
 
@@ -134,8 +134,11 @@ class PageCacheStore(WrapperStore[Store]):
         file = self._values.file_of(key, value)
         if file is None:
             return MISS
+        offset, nbytes = span_of(byte_range, value.size)
+        # The first page of a file begins a stream; the first chunk of a shard does not.
+        file.is_random = offset < PAGE_SIZE and nbytes < value.size // 2
         try:
-            return file.pread(*reversed(span_of(byte_range, value.size)))
+            return file.pread(nbytes, offset)
         except ValueError:
             if file.closed:  # the key was written, or many others were opened
                 return MISS

@@ -181,7 +181,7 @@ class ObjectServer:
 class HttpStore:
     """One object of a server as a backing store. Size and ETag are asked for once, before the first byte."""
 
-    preferred_request = 1024 * 1024
+    preferred_request = 4 * 1024 * 1024
     max_request = 16 * 1024 * 1024
     parallel_requests = 8
     latency = "remote"
