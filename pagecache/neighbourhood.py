@@ -15,16 +15,19 @@ from pagecache.window import is_far
 BLOCK_PAGES = 64
 SMALL_REQUEST = 8  # whoever asks for more than this knows what there is, and gets just that
 GROWTH = 4
-BUDGET_SHARE = 16  # a block is at most a sixteenth of the cache
+BUDGET_SHARE = 64  # a block is at most so small a part of the cache
 
 
-def block_pages(mapping: AddressSpace, index: int, req: int) -> int:
+def block_pages(mapping: AddressSpace, index: int, req: int, window: int) -> int:
     """Return the size of the aligned block to read around page `index`, where `req` pages are wanted; 1 where just those
-    should be read: because they are many, the store is near, or memory is short."""
+    should be read: because they are many, the store is near, or memory is short.
+
+    window: the largest window of the open file, which is its share of the budget.
+    """
     line: Line = mapping.extra
-    if req > SMALL_REQUEST or not is_far(line.hints, line.speed) or line.is_crowded:
+    if req > SMALL_REQUEST or not is_far(line.hints, line.speed):
         return 1
-    limit = min(line.request_bytes() >> 12, mapping.segment.nr_frames // BUDGET_SHARE)
+    limit = min(line.request_bytes() >> 12, mapping.segment.nr_frames // BUDGET_SHARE, window)
     if limit < BLOCK_PAGES:
         return 1
     size = BLOCK_PAGES

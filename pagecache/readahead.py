@@ -71,7 +71,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
     sequential = previous is not None and 0 <= index - previous <= 1
     if index == 0 or req > max_pages or sequential:
         ra.start = index
-        ra.size = max(init_ra_size(req, max_pages), min(block_pages(mapping, index, req), max_pages))
+        ra.size = max(init_ra_size(req, max_pages), min(block_pages(mapping, index, req, ra.ra_pages), max_pages))
         ra.async_size = ra.size - req if ra.size > req else ra.size // 2
         if req > ra.ra_pages and mapping.extra.is_crowded:
             ra.async_size = 0  # what is asked for is more than this file's share already: nothing beyond it
@@ -79,7 +79,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
         gap = mapping.prev_gap(index - 1, max_pages)
         contiguous = index - gap - 1
         if contiguous <= req:
-            read_around(mapping, index, req, dropbehind=ra.dropbehind)
+            read_around(mapping, ra, index, req)
             do_page_cache_ra(mapping, index, req, 0, demand_end=index + req, dropbehind=ra.dropbehind)
             return
         if gap == -1:
@@ -132,12 +132,12 @@ def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: 
         nr -= piece
 
 
-def read_around(mapping: AddressSpace, index: int, req: int, *, dropbehind: bool) -> None:
+def read_around(mapping: AddressSpace, ra: FileRaState, index: int, req: int) -> None:
     """Read the neighbourhood of a miss that is no part of a stream, where the store is far; errors are only counted."""
-    size = block_pages(mapping, index, req)
+    size = block_pages(mapping, index, req, ra.ra_pages)
     if size > req:
         first, end = missing_around(mapping, index, req, size)
-        do_page_cache_ra(mapping, first, end - first, 0, demand_end=0, dropbehind=dropbehind)
+        do_page_cache_ra(mapping, first, end - first, 0, demand_end=0, dropbehind=ra.dropbehind)
 
 
 # -- issuing -----------------------------------------------------------------------------------------------------------

@@ -36,10 +36,15 @@ def chained(protocol: str) -> Any:
 def openers(url: str) -> Iterator[tuple[str, Callable[[], tuple[Callable[[], Any], Callable[[], None]]]]]:
     """Yield (name, make), where make() returns a function that opens the object, and one that ends the way."""
     for kind in FSSPEC_CACHES:
-        yield f"fsspec {kind}", lambda kind=kind: (lambda fs=http(): fs.open(url, cache_type=kind), lambda: None)
+        yield f"fsspec {kind}", lambda kind=kind: opening_with(http(), url, cache_type=kind)
     for protocol in ("blockcache", "filecache"):
-        yield f"fsspec {protocol}::", lambda protocol=protocol: (lambda fs=chained(protocol): fs.open(url), lambda: None)
+        yield f"fsspec {protocol}::", lambda protocol=protocol: opening_with(chained(protocol), url)
     yield "pagecache", lambda: opening_ours(url)
+
+
+def opening_with(files: Any, url: str, **options: Any) -> tuple[Callable[[], Any], Callable[[], None]]:
+    """Return how to open the object through a file system of fsspec, and how to end that."""
+    return lambda: files.open(url, **options), lambda: None
 
 
 def opening_ours(url: str) -> tuple[Callable[[], Any], Callable[[], None]]:
@@ -149,9 +154,10 @@ def zarr_ways(server: Any) -> Iterator[Way]:
     def slices(store: Any) -> int:
         array = zarr.open_group(store, mode="r", use_consolidated=True)["cube"]
         random = numpy.random.default_rng(5)
-        found = 0
+        found, sizes = 0, (1, 300, 300)
         for _ in range(12):
-            plane, row, column = (int(random.integers(0, side - size)) for side, size in zip(ZARR_SHAPE, (1, 300, 300)))
+            spare = [side - size for side, size in zip(ZARR_SHAPE, sizes, strict=True)]
+            plane, row, column = (int(random.integers(0, most)) for most in spare)
             found += int(array[plane, row : row + 300, column : column + 300].astype("i8").sum())
         return found
 

@@ -49,7 +49,8 @@ def table(title: str, rows: list[tuple[str, list[Any]]]) -> str:
     """Return the table of one work. The answer that most ways agree on is the right one."""
     answers = [passed[0] for _, passes in rows for passed in passes if not isinstance(passed[0], Exception)]
     right = max(answers, key=answers.count, default=None)
-    lines = [f"### {title}", "", "| | first: s | requests | MB | second: s | requests | MB | |", "|---|--:|--:|--:|--:|--:|--:|---|"]
+    lines = [f"### {title}", "", "| | first: s | requests | MB | second: s | requests | MB | |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|---|")
     for name, passes in rows:
         cells = [f"{seconds:.2f} | {requests} | {nbytes / 1e6:.1f}" for _, seconds, requests, nbytes in passes]
         said = " ".join(dict.fromkeys(verdict(answer, right) for answer, *_ in passes))

@@ -39,7 +39,7 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
         glob: Callable[[str], list[str]] | None = None,
     ):
         super().__init__()
-        self.protocol = protocol  # type: ignore[misc]
+        self.protocol = protocol
         self._objects = Objects(cache, open_store)
         self._glob = glob
 

@@ -114,7 +114,7 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
         return path in self._opened or (self._siblings and self._objects.exists(path))
 
     def _check_worth(self, path: str) -> None:
-        """Raise FileNotFoundError for what need not be looked up: rasterio asks for the size of "test", GDAL of siblings."""
+        """Raise FileNotFoundError for what need not be looked up: rasterio asks for "test", GDAL for siblings."""
         if not self._siblings and path not in self._opened:
             raise FileNotFoundError(2, "not opened, and siblings are not looked for", path)
 

@@ -254,12 +254,13 @@ class PageCacheStore(WrapperStore[Store]):
         if value is None or value.size is None:
             raise BaseExceptionGroup(f"cannot read parts of {key!r}", [FileNotFoundError(key)])
         file = self._values.file_of(key, value)
-        try:
-            if file is not None:
-                return file.preadv_many([tuple(reversed(span_of(wanted, value.size))) for wanted in byte_ranges])
-        except ValueError:
-            if not file.closed:
-                raise
+        if file is not None:
+            spans = [span_of(wanted, value.size) for wanted in byte_ranges]
+            try:
+                return file.preadv_many([(nbytes, offset) for offset, nbytes in spans])
+            except ValueError:
+                if not file.closed:
+                    raise
         return [self._get_blocking(key, wanted) for wanted in byte_ranges]
 
     # -- reading, synchronously ----------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ class StoreSource:
         """Return bytes start..end (exclusive) of a value, fewer only at its end. Raises OSError."""
         request, prototype = RangeByteRequest(start, end), default_buffer_prototype()
         if self.is_blocking:
-            value = self.store.get_sync(key, prototype=prototype, byte_range=request)  # type: ignore[attr-defined]
+            value = self.store.get_sync(key, prototype=prototype, byte_range=request)
         else:
             value = run_blocking(self.store.get(key, prototype, request), self.loop)
         if value is None:
@@ -117,7 +117,7 @@ class ObstoreSource:
 
         self.loop: asyncio.AbstractEventLoop | None = None
         self._api: Any = obstore
-        self._store = store.store  # type: ignore[attr-defined]
+        self._store = store.store
 
     @staticmethod
     def _range_of(byte_range: Any) -> dict[str, Any]:

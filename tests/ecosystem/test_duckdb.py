@@ -17,7 +17,8 @@ def objects(server, tmp_path):
     """Two Parquet files and a CSV file, made by DuckDB, on the server."""
     with duckdb.connect() as connection:
         for number in range(2):
-            query = f"SELECT range AS id, id % 7 AS kind, hash(id) AS noise FROM range({number * ROWS}, {(number + 1) * ROWS})"
+            rows = f"range({number * ROWS}, {(number + 1) * ROWS})"
+            query = f"SELECT range AS id, id % 7 AS kind, hash(id) AS noise FROM {rows}"
             connection.execute(f"COPY ({query}) TO '{tmp_path}/{number}.parquet' (ROW_GROUP_SIZE 20000)")
         connection.execute(f"COPY (SELECT range AS id, range * 2 AS twice FROM range(5000)) TO '{tmp_path}/rows.csv'")
     server.put_tree(tmp_path, "data")

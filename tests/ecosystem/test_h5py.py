@@ -101,7 +101,7 @@ class TestFailures:
         with cache.open(self.Failing(server.url("large.h5"))) as file, h5py.File(file, "r") as opened:
             file.inode.store.error = OSError(5, "planned")
             got = numpy.full(1000, -1)
-            with pytest.raises(OSError, match="planned|read"):
+            with pytest.raises(OSError, match=r"planned|read"):
                 opened["a"].read_direct(got, numpy.s_[900_000:901_000])
             file.inode.store.error = None
             numpy.testing.assert_array_equal(opened["a"][...], wanted)
@@ -116,5 +116,5 @@ class TestFailures:
                 assert (opened["a"][:10] == 1).all()
             else:
                 server.put("large.h5", path.read_bytes())
-        with opened, pytest.raises(OSError, match="changed|read"):
+        with opened, pytest.raises(OSError, match=r"changed|read"):
             opened["a"][...]

@@ -142,7 +142,7 @@ class TestContract:
             opener.rm(tiff)
 
     def test_an_object_that_does_not_exist(self, opener):
-        with pytest.raises(FileNotFoundError, match="images/none.tif"):
+        with pytest.raises(FileNotFoundError, match=r"images/none\.tif"):
             opener.open("images/none.tif")
         with pytest.raises(rasterio.errors.RasterioIOError):
             rasterio.open("images/none.tif", opener=opener)

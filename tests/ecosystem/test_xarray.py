@@ -10,8 +10,9 @@ xarray = pytest.importorskip("xarray")
 def data(seed):
     random = numpy.random.default_rng(seed)
     time, y, x = 24, 90, 180
+    temperature, mask = random.random((time, y, x), dtype="f4"), random.random((y, x)) < 0.5
     return xarray.Dataset(
-        {"t2m": (("time", "y", "x"), random.random((time, y, x), dtype="f4")), "mask": (("y", "x"), random.random((y, x)) < 0.5)},
+        {"t2m": (("time", "y", "x"), temperature), "mask": (("y", "x"), mask)},
         coords={"time": numpy.arange(time), "y": numpy.linspace(-90, 90, y), "x": numpy.linspace(0, 360, x)},
         attrs={"title": "made up"},
     )

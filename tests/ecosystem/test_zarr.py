@@ -441,13 +441,13 @@ class TestLife:
         inner = Counting(MemoryStore())
         sync(inner._store.set("k", buffer(bytes(500_000))))
         store = PageCacheStore(inner, cache)
-        loop = asyncio.new_event_loop()
+        loop, tasks = asyncio.new_event_loop(), []
         loop.run_until_complete(store.get("k", PROTOTYPE, SuffixByteRequest(1)))
         inner.entered.clear()
         inner.go_on.clear()
 
         async def begin():
-            asyncio.ensure_future(store.get("k", PROTOTYPE, RangeByteRequest(0, 10)))
+            tasks.append(asyncio.ensure_future(store.get("k", PROTOTYPE, RangeByteRequest(0, 10))))
             while not inner.entered.is_set():
                 await asyncio.sleep(0.001)
 

@@ -78,7 +78,7 @@ class TestOnMemoryStore(Contract):
         return store._store._store_dict[key]
 
     def test_store_eq(self, store, store_kwargs):
-        assert store == store  # noqa: PLR0124
+        assert store == store
         assert self.store_cls(**store_kwargs) == self.store_cls(**store_kwargs)
 
 
