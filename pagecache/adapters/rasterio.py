@@ -124,7 +124,7 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
 
     def ls(self, path: str) -> list[str]:
         """Return the names of the objects in a directory that were opened."""
-        directory = path.rstrip("/")
+        directory = "" if path == "." else path.rstrip("/")
         return sorted(posixpath.basename(opened) for opened in self._opened if posixpath.dirname(opened) == directory)
 
     def mtime(self, path: str) -> int:

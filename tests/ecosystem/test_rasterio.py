@@ -62,10 +62,12 @@ class TestReading:
             opener._objects.cache.check()  # waits for readahead
         assert server.counts.take() == (0, 0)
 
-    def test_nothing_is_asked_for_but_the_image(self, opener, tiff, server):
-        with rasterio.open(tiff, opener=opener) as raster:
+    @pytest.mark.parametrize("path", ["image.tif", "images/image.tif", "a/b/c/image.tif"])
+    def test_nothing_is_asked_for_but_the_image(self, opener, tiff, server, path):
+        server.put(path, server.get(tiff))
+        with rasterio.open(path, opener=opener) as raster:
             raster.read(1, window=Window(0, 0, 10, 10))
-        assert {path for _, path, _, _ in server.counts.log} == {tiff}
+        assert {asked for _, asked, _, _ in server.counts.log} == {path}
 
     def test_a_window_of_many_tiles_is_read_with_few_requests(self, opener, tiff, pixels, server):
         with rasterio.open(tiff, opener=opener) as raster:
