@@ -21,6 +21,7 @@ from rasterio.abc import MultiByteRangeResourceContainer
 from pagecache.adapters.objects import Objects
 from pagecache.file import File
 
+SIDE_FILES = (".aux", ".aux.xml", ".msk", ".ovr")  # what GDAL tries to open where it cannot list a directory
 READ_ONLY = "rasters are read through the cache, not changed"
 
 
@@ -105,6 +106,8 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
         """Open a path for reading. Raises OSError."""
         if mode not in ("r", "rb"):
             raise OSError(30, f"mode {mode!r}: {READ_ONLY}", path)
+        if not self._siblings and path.lower().endswith(SIDE_FILES):
+            raise FileNotFoundError(2, "siblings are not looked for", path)
         file = self._objects.open(path)
         self._opened.add(path)
         return Resource(self, file)
@@ -124,7 +127,7 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
 
     def ls(self, path: str) -> list[str]:
         """Return the names of the objects in a directory that were opened."""
-        directory = "" if path == "." else path.rstrip("/")
+        directory = path.rstrip("/")
         return sorted(posixpath.basename(opened) for opened in self._opened if posixpath.dirname(opened) == directory)
 
     def mtime(self, path: str) -> int:
