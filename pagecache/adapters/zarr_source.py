@@ -4,7 +4,7 @@ import asyncio
 import errno
 import threading
 from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,9 @@ class ObjectChangedError(OSError):
 def run_blocking(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop | None) -> Any:
     """Run a coroutine on an event loop of another thread (None, or one that stopped: Zarr's own) and wait for its result.
 
-    Raises RuntimeError in the thread of that loop, which would wait for itself; OSError when the loop stops meanwhile.
+    Raises RuntimeError in the thread of that loop, which would wait for itself. When the loop stops meanwhile, or cancels
+    the coroutine, raises asyncio.CancelledError: that is no failure of the store, and others who wait for the same bytes
+    read them themselves.
     """
     from zarr.core.sync import _get_loop
 
@@ -52,12 +54,14 @@ def run_blocking(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEven
     while True:
         try:
             return future.result(POLL_S)
+        except CancelledError:
+            raise asyncio.CancelledError("the read was cancelled by its event loop") from None
         except TimeoutError:
             if future.done():
                 raise
             if not loop.is_running():
                 future.cancel()
-                raise OSError(errno.EIO, "the event loop of the store stopped during a read") from None
+                raise asyncio.CancelledError("the event loop of the store stopped during a read") from None
 
 
 class StoreSource:
@@ -69,7 +73,8 @@ class StoreSource:
         self.store = store
         self.loop: asyncio.AbstractEventLoop | None = None  # where the store was used last
         self.is_local = isinstance(store, LocalStore | MemoryStore)
-        self.is_blocking = self.is_local and hasattr(store, "get_sync")
+        # A subclass with a `get` of its own is asked through that.
+        self.is_blocking = type(store).get in (LocalStore.get, MemoryStore.get) and hasattr(store, "get_sync")
 
     async def first(self, key: str, byte_range: Any) -> Answer | None:
         """Make the first request for a key. Returns None if there is no such key."""
@@ -87,17 +92,31 @@ class StoreSource:
 
     def first_blocking(self, key: str, byte_range: Any) -> Answer | None:
         """As `first`, in a thread without an event loop."""
-        return run_blocking(self.first(key, byte_range), self.loop)
+        if not self.is_blocking:
+            return run_blocking(self.first(key, byte_range), self.loop)
+        if byte_range is not None:
+            return self.stat_blocking(key)
+        value = self._get_local(key)
+        return None if value is None else Answer(value.as_numpy_array(), 0, len(value), None)
 
     def stat_blocking(self, key: str) -> Answer | None:
         """As `stat`, in a thread without an event loop."""
-        return run_blocking(self.stat(key), self.loop)
+        if self.is_blocking and isinstance(self.store, LocalStore):
+            path = self.store.root / key
+            return Answer(b"", 0, path.stat().st_size, None) if path.is_file() else None
+        if not self.is_blocking:
+            return run_blocking(self.stat(key), self.loop)
+        value = self._get_local(key)
+        return None if value is None else Answer(b"", 0, len(value), None)
+
+    def _get_local(self, key: str, byte_range: Any = None) -> Any:
+        return self.store.get_sync(key, prototype=default_buffer_prototype(), byte_range=byte_range)
 
     def read(self, key: str, start: int, end: int, version: str | None) -> Any:
         """Return bytes start..end (exclusive) of a value, fewer only at its end. Raises OSError."""
         request, prototype = RangeByteRequest(start, end), default_buffer_prototype()
         if self.is_blocking:
-            value = self.store.get_sync(key, prototype=prototype, byte_range=request)
+            value = self._get_local(key, request)
         else:
             value = run_blocking(self.store.get(key, prototype, request), self.loop)
         if value is None:

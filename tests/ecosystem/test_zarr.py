@@ -6,6 +6,7 @@ import threading
 
 import numpy
 import pytest
+from http_objects import ObjectServer
 from support import Crew, wait_until
 
 zarr = pytest.importorskip("zarr", minversion="3")
@@ -306,6 +307,22 @@ class TestWrites:
         assert reader.join_well() == [b"old"]
         assert get(store, "k") == b"newer"
 
+    def test_a_value_that_was_read_during_the_write_is_not_kept(self, cache):
+        class Slow(MemoryStore):
+            async def set(self, key, value):
+                readers.append(get_in_thread(store, key))
+                await super().set(key, value)
+
+        def get_in_thread(store, key):
+            return Crew(lambda: store.get_sync(key).to_bytes()).join_well()[0]
+
+        readers, inner = [], Slow()
+        inner.set_sync("k", buffer(b"old"))
+        store = PageCacheStore(inner, cache)
+        sync(store.set("k", buffer(b"newer")))
+        assert readers == [b"old"]
+        assert get(store, "k") == b"newer"
+
     def test_if_not_exists(self, cache):
         store = PageCacheStore(MemoryStore(), cache)
         assert get(store, "k") is None
@@ -407,6 +424,16 @@ class TestLife:
         server.counts.take()
         assert get(second, "k", RangeByteRequest(1000, 90_000)) == data[1000:90_000]
         assert server.counts.take() == (0, 0)
+
+    def test_stores_whose_versions_are_equal_by_chance_share_nothing(self, cache, server, rng):
+        with ObjectServer() as other:
+            for place in (server, other):
+                place.put("k", rng.randbytes(10_000))
+                place._server.objects["k"] = (place.get("k"), '"1"')
+            stores = [(place, PageCacheStore(of_obstore(place), cache)) for place in (server, other)]
+            for _ in range(2):
+                for place, store in stores:
+                    assert get(store, "k", RangeByteRequest(10, 9000)) == place.get("k")[10:9000]
 
     def test_closed_and_used_again(self, cache):
         store = PageCacheStore(MemoryStore(), cache)
