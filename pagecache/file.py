@@ -18,6 +18,8 @@ from pagecache.reopening import reduced
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
 FADV_NORMAL, FADV_RANDOM, FADV_SEQUENTIAL, FADV_WILLNEED, FADV_DONTNEED, FADV_NOREUSE = range(6)
+VIEW_BYTES_MIN = 16 * 1024  # below it a copy costs less than a view, and pins nothing
+PINNED_SHARE = 4  # buffers that others keep may pin a quarter of the cache
 
 
 def _checked_range(offset: int, length: int) -> tuple[int, int]:
@@ -306,6 +308,31 @@ class File(FileWrites):
         """Read ranges given as offsets and sizes (bytes); as `preadv_many`."""
         self._check_usable()
         return _ranges.read_many(self, list(zip(offsets, sizes, strict=True)), _ranges.HOLE_SIZE)
+
+    def read_buffer(self, size: int | None = -1, /) -> bytes | memoryview:
+        """Read up to `size` bytes (-1: to the end) from the position, as `read`, without a copy where that is possible.
+
+        Returns bytes, or a read-only memoryview of cached pages when one folio holds them all; it keeps them in memory as
+        long as it lives. Where such views pin a quarter of the cache already, the answer is a copy. Raises as `pread`.
+        """
+        self._check_usable()
+        position, size = self.tell(), -1 if size is None else operator.index(size)
+        nbytes = max(0, self.mapping.size - position) if size < 0 else size
+        buffer = self._view_cached(nbytes, position)
+        if buffer is None:
+            return self.read(size)
+        self.seek(position + len(buffer))
+        return buffer
+
+    def _view_cached(self, nbytes: int, offset: int) -> memoryview | None:
+        """Return a view of a large range that is cached, if the pages that it pins can be spared."""
+        mapping = self.mapping
+        nbytes = min(nbytes, mapping.size - offset)
+        if nbytes < VIEW_BYTES_MIN or not mapping.all_cached(offset, nbytes):
+            return None
+        if mapping.segment.counters()["nr_pinned"] * PINNED_SHARE >= mapping.segment.nr_frames:
+            return None
+        return self.view(nbytes, offset)
 
     def prefetch(self, offset: int = 0, nbytes: int = 0) -> Prefetch:
         """Bring a byte range (nbytes 0: to the end) in in the background, as much as the cache can hold.

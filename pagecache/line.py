@@ -5,6 +5,7 @@ import weakref
 from typing import Any
 
 from pagecache._core import AddressSpace, own_write_word
+from pagecache.neighbourhood import Locality
 from pagecache.stores.base import StoreHints
 from pagecache.window import StoreSpeed, is_far, request_bytes
 from pagecache.workers import Channel
@@ -26,6 +27,7 @@ class Line:
         self.speed = StoreSpeed()
         self.prefetches: weakref.WeakSet[Any] = weakref.WeakSet()  # those that are not done
         self.is_crowded = False  # whether the budget, not the store, limits windows now
+        self.locality = Locality()
         self.keeps_failed = keeps_failed
         self.sync_failed = False  # whether what is in `unsynced` may be lost below
         self._flusher = weakref.ref(flusher) if flusher is not None else None

@@ -10,6 +10,7 @@ All sizes here are pages, unless a name says bytes.
 from typing import Any
 
 from pagecache._core import AddressSpace, FileRaState, Folio
+from pagecache.neighbourhood import block_pages, missing_around, reads_around
 from pagecache.submit import ENOSPC, missing_batches, read_pages
 
 PAGE_SHIFT = 12
@@ -70,7 +71,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
     sequential = previous is not None and 0 <= index - previous <= 1
     if index == 0 or req > max_pages or sequential:
         ra.start = index
-        ra.size = init_ra_size(req, max_pages)
+        ra.size = max(init_ra_size(req, max_pages), min(block_pages(mapping, index, req, ra.ra_pages), max_pages))
         ra.async_size = ra.size - req if ra.size > req else ra.size // 2
         if req > ra.ra_pages and mapping.extra.is_crowded:
             ra.async_size = 0  # what is asked for is more than this file's share already: nothing beyond it
@@ -78,6 +79,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
         gap = mapping.prev_gap(index - 1, max_pages)
         contiguous = index - gap - 1
         if contiguous <= req:
+            read_around(mapping, ra, index, req)
             do_page_cache_ra(mapping, index, req, 0, demand_end=index + req, dropbehind=ra.dropbehind)
             return
         if gap == -1:
@@ -128,6 +130,15 @@ def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: 
         do_page_cache_ra(mapping, index, piece, 0, demand_end=demand_end, dropbehind=ra.dropbehind)
         index += piece
         nr -= piece
+
+
+def read_around(mapping: AddressSpace, ra: FileRaState, index: int, req: int) -> None:
+    """Read the neighbourhood of a miss that is no part of a stream, where the store is far and misses lie close together;
+    errors are only counted."""
+    size = block_pages(mapping, index, req, ra.ra_pages)
+    if size > req and reads_around(mapping, index):
+        first, end = missing_around(mapping, index, req, size)
+        do_page_cache_ra(mapping, first, end - first, 0, demand_end=0, dropbehind=ra.dropbehind)
 
 
 # -- issuing -----------------------------------------------------------------------------------------------------------

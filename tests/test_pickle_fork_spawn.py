@@ -18,8 +18,13 @@ METHODS = ("fork", "spawn")
 
 @pytest.fixture
 def server():
-    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    """A server; file systems that earlier tests left are gone: a forked child would wait for each one's event loop."""
+    fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
     pytest.importorskip("aiohttp", reason="aiohttp is not installed")
+    for name in ("http", "https", "s3", "memory", "file"):
+        if name in fsspec.registry:
+            fsspec.registry[name].clear_instance_cache()
+    gc.collect()
     with ObjectServer() as running:
         yield running
 

@@ -1,1 +1,1 @@
-"""Adapters to other libraries, each optional: a module here imports its own library and no other."""
+"""Adapters to other libraries, each optional: a module here imports its own library when it is used, and no other."""

@@ -1,0 +1,103 @@
+"""DuckDB: `register(connection, cache, open_store)`, then `SELECT ... FROM 'pagecache://path'`.
+
+DuckDB's own cache of external files does not cover file systems registered from Python. It opens a file several times a
+query and asks for size and time of modification at each open: here both are looked up once.
+"""
+
+import datetime
+from collections.abc import Callable
+from typing import Any
+
+import fsspec
+
+from pagecache.adapters.objects import Objects
+from pagecache.file import File
+
+PROTOCOL = "pagecache"
+
+
+class PageCacheFiles(fsspec.AbstractFileSystem):
+    """The objects of one cache, by path, as the file system that `register_filesystem` takes. It reads only.
+
+    cache: a `PageCache`. open_store: makes the store (or local path) of a path; raises FileNotFoundError, at the latest
+    when the store is asked for its size, if there is none. protocol: what stands before `://` in names. glob: returns the
+    paths that a pattern stands for; None: patterns with `*` stand for nothing.
+
+    Objects are looked up once and taken for immutable until `invalidate_cache`.
+    Context: thread-safe, as DuckDB reads from many threads. A read waits for its store without the GIL and takes no lock
+    that another thread could hold while it wants the GIL.
+    """
+
+    cachable = False
+
+    def __init__(
+        self,
+        cache: Any,
+        open_store: Callable[[str], Any],
+        *,
+        protocol: str = PROTOCOL,
+        glob: Callable[[str], list[str]] | None = None,
+    ):
+        super().__init__()
+        self.protocol = protocol
+        self._objects = Objects(cache, open_store)
+        self._glob = glob
+
+    def _path_of(self, name: str) -> str:
+        return name.removeprefix(f"{self.protocol}://")
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> File:
+        """Open an object for reading. Raises OSError."""
+        if mode not in ("rb", "r"):
+            raise OSError(30, f"mode {mode!r}: files are read through the cache, not written", path)
+        return self._objects.open(self._path_of(path))
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        """Return name, size (bytes) and type of an object. Raises FileNotFoundError."""
+        path = self._path_of(path)
+        return {"name": path, "size": self._objects.size(path), "type": "file"}
+
+    def exists(self, path: str, **options: Any) -> bool:
+        """Whether there is such an object."""
+        return self._objects.exists(self._path_of(path))
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is such an object."""
+        return self.exists(path)
+
+    def isdir(self, path: str) -> bool:
+        """Return False: objects have no directories."""
+        return False
+
+    def glob(self, path: str, **options: Any) -> list[str]:
+        """Return the paths that a pattern stands for, without those that do not exist."""
+        path = self._path_of(path)
+        paths = self._glob(path) if self._glob is not None else [] if "*" in path else [path]
+        return [found for found in paths if self._objects.exists(found)]
+
+    def modified(self, path: str) -> datetime.datetime:
+        """Return when an object was last modified, or first seen: the same whenever it is asked."""
+        seconds = self._objects.modified_s(self._path_of(path))
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+    def unstrip_protocol(self, name: str) -> str:
+        """Return a path with the protocol before it."""
+        return f"{self.protocol}://{self._path_of(name)}"
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Look an object (None: all of them) up anew when it is used next."""
+        self._objects.invalidate(None if path is None else self._path_of(path))
+
+    def close(self) -> None:
+        """Close what is kept open."""
+        self._objects.close()
+
+
+def register(connection: Any, cache: Any, open_store: Callable[[str], Any], **options: Any) -> PageCacheFiles:
+    """Let a DuckDB connection read through a cache: names that begin with `pagecache://`.
+
+    connection: of DuckDB. The others as for `PageCacheFiles`. Returns the file system.
+    """
+    files = PageCacheFiles(cache, open_store, **options)
+    connection.register_filesystem(files)
+    return files
