@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress bench build check debug annotate asan tsan stubs lint clean distclean
+.PHONY: help demo test ecosystem stress bench build check debug annotate asan tsan stubs lint clean distclean
 
 help: ## list the actions
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -32,6 +32,12 @@ demo: build ## read a real file through a cache smaller than it, and compare eve
 
 test: check $(VENV)/.test ## run all the tests, with the engine's assertions on
 	$(call in_lane,check) $(pytest) $(TESTS) $(ARGS)
+
+ecosystem: $(VENV)/.test ## install the libraries that the adapters are tested with, as far as they can be had
+	@$(python) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ecosystem"], sep="\n")' \
+	  > $(VENV)/.ecosystem.txt
+	@$(python) -m pip install -q -r $(VENV)/.ecosystem.txt || \
+	  while read -r one; do $(python) -m pip install -q "$$one" || echo "not installed: $$one"; done < $(VENV)/.ecosystem.txt
 
 stress: check $(VENV)/.test ## run all the tests for much longer
 	PAGECACHE_STRESS=1 $(call in_lane,check) $(pytest) $(TESTS) $(ARGS)
