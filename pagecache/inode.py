@@ -91,7 +91,10 @@ class Inode:
         self.hints = hints
         channel = Channel(workers.shared_pool, hints.parallel_requests)
         channel.on_idle = _weakly(self.close_retired)
-        self.mapping.extra = Line(hints, channel, self.flusher, self.keeps_failed)
+        line = Line(hints, channel, self.flusher, self.keeps_failed)
+        if self.mapping.extra is not None:
+            line.take_over(self.mapping.extra)
+        self.mapping.extra = line
         _core.set_stable_writes(self.mapping, hints.stable_writes)
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
         if self.store is not None:
@@ -224,40 +227,66 @@ class Inode:
 
         Returns the error that this met, which the mapping's record holds too. Context: waits for the store.
         """
-        line = self.mapping.extra
-        if durable and line.sync_failed:
-            self._redirty_unsynced()
-        error = writeback.filemap_write_and_wait_range(self.mapping, first, last)
-        if error is None and durable:
-            error = self._sync_store(datasync)
-        return error
+        while True:
+            line = self.mapping.extra
+            nr_failures, nr_doubts = line.nr_failures, 0
+            try:
+                if durable:
+                    nr_doubts = self._redirty_unsynced()
+                error = writeback.filemap_write_and_wait_range(self.mapping, first, last)
+                if error is None and line.nr_failures != nr_failures and line.keeps_failed:
+                    continue  # somebody else failed to write what this waited for: it is dirty again
+                if error is not None or not durable or self._sync_store(datasync, nr_doubts):
+                    return error
+            except OSError as failed:
+                _core.mapping_set_error(self.mapping, failed.errno or errno.EIO)
+                return failed
 
-    def _sync_store(self, datasync: bool) -> OSError | None:
-        """Have the store make durable what it has. What it had been given counts as not written if it fails."""
+    def _sync_store(self, datasync: bool, nr_doubts: int) -> bool:
+        """Have the store make durable what it has. What it had been given counts as not written if it fails.
+
+        Returns False if another sync failed meanwhile: a store may say so only once, and take the bytes for written.
+        Raises OSError.
+        """
         sync = getattr(self.store, "sync", None)
         if sync is None:
-            return None
+            return True
         line = self.mapping.extra
         with self._sync_lock:
+            if line.nr_doubts != nr_doubts:
+                return False
             runs = line.take_unsynced()
             try:
                 sync(datasync)
             except Exception as cause:
                 line.put_back_unsynced(runs)
-                error = writeback.write_error(self.mapping, 0, cause)
-                _core.mapping_set_error(self.mapping, error.errno or errno.EIO)
-                return error
+                raise writeback.write_error(self.mapping, 0, cause) from cause
             except BaseException:
                 line.put_back_unsynced(runs)
                 raise
-        return None
+        return True
 
-    def _redirty_unsynced(self) -> None:
-        """Make dirty again what a sync that failed left in doubt, as far as it is still cached."""
+    def _redirty_unsynced(self) -> int:
+        """Make dirty again what a sync that failed left in doubt, as far as it is still cached.
+
+        Returns how often there were doubts: as long as that stays, what is written now is not in doubt. Raises OSError.
+        """
         line = self.mapping.extra
-        line.sync_failed = False
-        for first, last in line.take_unsynced():
-            writeback.redirty_range(self.mapping, first, last)
+        nr_doubts = int(line.nr_doubts)
+        if not line.sync_failed:
+            return nr_doubts
+        with self._sync_lock:
+            if line.sync_failed:
+                runs = line.take_unsynced()
+                try:
+                    for first, last in runs:
+                        writeback.redirty_range(self.mapping, first, last)
+                except BaseException:
+                    line.put_back_unsynced(runs)
+                    raise
+                line.sync_failed = False
+                line.nr_doubts += 1
+            return int(line.nr_doubts)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
