@@ -10,7 +10,7 @@ from typing import Any
 from pagecache import _core, fill, truncate, workers, write, writeback
 from pagecache._core import AddressSpace, Segment
 from pagecache.line import Line
-from pagecache.readahead import PAGE_SHIFT
+from pagecache.readahead import PAGE_SHIFT, PAGE_SIZE
 from pagecache.stores.base import hints_of
 from pagecache.window import share_pages, wanted_pages, window_pages
 from pagecache.workers import Channel
@@ -135,7 +135,7 @@ class Inode:
     def invalidate(self, offset: int = 0, length: int = 0) -> None:
         """Drop pages of a byte range; with no range take size and version anew. Raises OSError (EBUSY)."""
         mapping = self.mapping
-        with mapping.exclusive():
+        with mapping.inode_locked(), mapping.exclusive():  # a writer may not extend what is taken anew
             last = (offset + length - 1) >> PAGE_SHIFT if length else LAST_PAGE
             truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, last)
             if offset == 0 and length == 0:
@@ -173,7 +173,22 @@ class Inode:
         on_disk = size_of(self.store)
         mapping.disk_size = on_disk
         if on_disk > mapping.size and old_size > mapping.size:
-            truncate.truncate_setsize(mapping, min(on_disk, old_size))
+            cut_at, size = mapping.size, min(on_disk, old_size)
+            truncate.truncate_setsize(mapping, size)
+            if cut_at & (PAGE_SIZE - 1):
+                self._restore_tail(cut_at, min(size, (cut_at | (PAGE_SIZE - 1)) + 1))
+
+    def _restore_tail(self, begin: int, end: int) -> None:
+        """Bring back the bytes that a cut which failed below has zeroed in the page it went through."""
+        mapping, page = self.mapping, begin >> PAGE_SHIFT
+        try:
+            truncate.invalidate_inode_pages2_range(mapping, page, page)
+        except OSError:  # it is dirty before the cut
+            tail = bytearray(end - begin)
+            got = self.store.readv(begin, [memoryview(tail)])
+            with truncate.locked(truncate.lock_cached(mapping, page)) as folio:
+                if folio is not None:
+                    folio.write(mapping, _core.copy_source(bytes(tail[:got])), 0, begin, extend=False)
 
     def punch_hole(self, file: Any, offset: int, nbytes: int) -> None:
         """Make a byte range read as zeros, in cache and store. Raises OSError; then the bytes are as before."""
@@ -330,7 +345,7 @@ class Inode:
         if self.nr_open or self.store is None:
             return
         if self.flusher is not None and not self.flusher.drop_if_done(self):
-            self.flusher.segment.wake_flusher()
+            self.flusher.keep()
             return
         self._retired.append(self.store)
         self.store = None

@@ -346,8 +346,9 @@ class Mmap:
     def __repr__(self) -> str:
         if self._area is None:
             return "<Mmap closed=True>"
+        access = ("ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "ACCESS_COPY")[self._access]
         return (
-            f"<Mmap of {self._area.file.mapping.name!r} closed=False, access=ACCESS_READ, length={self._length}, "
+            f"<Mmap of {self._area.file.mapping.name!r} closed=False, access={access}, length={self._length}, "
             f"pos={self._position}, offset={self._offset}>"
         )
 
