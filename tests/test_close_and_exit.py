@@ -123,7 +123,9 @@ class TestForgottenFiles:
         gate.go_on.set()
         wait_until(lambda: closed_inside == [0], "the store to be closed")
 
-    def test_cache_and_file_forgotten_together_lose_nothing(self, tmp_path):
+    @pytest.mark.parametrize("in_a_cycle", [False, True])
+    def test_cache_and_file_forgotten_together_lose_nothing(self, tmp_path, in_a_cycle):
+        """In a cycle the collector finds all of them at once, the flusher too, and ends weak references first."""
         path = tmp_path / "data"
         path.write_bytes(DATA)
 
@@ -131,6 +133,7 @@ class TestForgottenFiles:
             cache = pagecache.PageCache(64 * PAGE, dirty_expire_s=0.2)
             file = cache.open(path, "r+b")
             file.pwrite(b"new", 0)
+            file.cycle = file if in_a_cycle else None
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
@@ -248,7 +251,7 @@ class TestExit:
         program = f"""
             import sys, pagecache
             class Full(pagecache.MemoryStore):
-                name = "the full one"
+                name, parallel_requests = "the full one", 1
                 def writev(self, offset, buffers):
                     raise {error}
             cache = pagecache.PageCache("1MiB", dirty_expire_s=1000)

@@ -236,6 +236,7 @@ class TestShared:
             crew.threads[0].join(0.05)
             assert crew.threads[0].is_alive()
             assert mapped[0] == 1
+            assert cache.stats().pgfault < 50, "it faults again and again instead of waiting"
             gate.go_on.set()
             writer.join_well()
             crew.join_well()

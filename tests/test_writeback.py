@@ -324,6 +324,7 @@ class TestLimits:
 
     def test_all_that_is_old_is_written_in_one_round(self, make_cache):
         store = WritableStore(b"")
+        store.max_request = 64 * PAGE
         cache = make_cache("32MiB", dirty_limit="90%", dirty_background="80%", dirty_expire_s=1000)
         with cache.open(store, "r+b") as file:
             file.pwrite(bytes(3000 * PAGE), 0)

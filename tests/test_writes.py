@@ -373,7 +373,7 @@ class TestOpening:
 
     @pytest.mark.parametrize("kind", ["file", "memory", "store", "parallel"])
     def test_own_writes_never_look_like_those_of_others(self, make_cache, tmp_path, kind, seed):
-        cache = make_cache(12 * PAGE, dirty_limit=4 * PAGE, dirty_background=PAGE)
+        cache = make_cache(6 * PAGE, dirty_limit=3 * PAGE, dirty_background=PAGE)
         (tmp_path / "data").write_bytes(DATA)
         store = {"file": str(tmp_path / "data"), "memory": MemoryStore(DATA)}.get(kind) or WritableStore(DATA)
         if kind == "parallel":
@@ -395,16 +395,23 @@ class TestOpening:
             crew = Crew(lambda: write(1), lambda: write(2), lambda: look(3), lambda: look(4))
             crew.join_well()
             file.fsync()
-            cache.open(store).close()
+            cache.drop_caches()
+            assert len(reader.pread(len(DATA), 0)) == len(DATA)
+            with cache.open(store) as again:
+                assert again.inode is file.inode
 
+    @pytest.mark.parametrize("dirty", [False, True])
     @pytest.mark.parametrize("kind", ["file", "memory", "store"])
-    def test_changes_by_others_are_still_found(self, cache, tmp_path, kind):
+    def test_changes_by_others_are_still_found(self, cache, tmp_path, kind, dirty):
+        """Own writes that follow do not hide them."""
         path = tmp_path / "data"
         path.write_bytes(DATA)
         store = {"file": str(path), "memory": MemoryStore(DATA)}.get(kind) or WritableStore(DATA)
         with cache.open(store, "r+b") as file:
             file.pwrite(b"mine", 0)
             file.fsync()
+            if dirty:
+                file.pwrite(b"mine too", 0)
             if kind == "file":
                 path.write_bytes(bytes(len(DATA) + 1))
             elif kind == "memory":
@@ -412,6 +419,7 @@ class TestOpening:
             else:
                 store.data[:] = bytes(len(DATA) + 1)
                 store.nr_changes += 1
+            file.fsync()
             with pytest.raises(OSError, match="changed while it was cached") as caught:
                 file.pread(len(DATA), 5)
             assert caught.value.errno == errno.ESTALE
