@@ -16,8 +16,8 @@ from pagecache import chosen_cache, truncate, workers
 from pagecache._core import Segment
 from pagecache.file import File
 from pagecache.file_writes import DURABILITY
-from pagecache.flusher import Flusher, is_dirty
-from pagecache.inode import LAST_PAGE, Inode, Streams
+from pagecache.flusher import Flusher, held, is_dirty
+from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
 from pagecache.sizes import format_size, parse_size
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
@@ -150,12 +150,14 @@ class PageCache:
         file = File(inode, mode, durability)
         file.cache = self
         self._files.add(file)
-        if mode == "w+b":
-            try:
+        try:
+            if mode == "w+b":
                 file.truncate(0)
-            except BaseException:
-                file.close()
-                raise
+            elif mode.startswith("a"):
+                file.seek(0, os.SEEK_END)
+        except BaseException:
+            file.close()
+            raise
         return file
 
     def closes_with(self, mapped: Any) -> None:
@@ -177,8 +179,9 @@ class PageCache:
         missing = [name for name in ("key", "size", "validator", "readv", "close") if not hasattr(source, name)]
         if missing:
             raise TypeError(f"{type(source).__name__} is neither a path nor a store: it lacks {', '.join(missing)}")
-        if mode != "rb" and not hasattr(source, "writev"):
-            raise OSError(errno.EROFS, f"store {source.key!r} cannot be written: it has no writev", str(source.key))
+        if mode != "rb" and not is_writable(source):
+            reason = "it is open for reading only" if hasattr(source, "writev") else "it has no writev"
+            raise OSError(errno.EROFS, f"store {source.key!r} cannot be written: {reason}", str(source.key))
         return source
 
     def _inode_of(self, store: Any, *, writes: bool = False) -> Inode:
@@ -188,7 +191,7 @@ class PageCache:
             inode = self._inodes.get(key)
             if inode is not None and inode.mapping.key != store.key:
                 inode = None
-            if inode is not None and not inode.is_version(store):
+            if inode is not None and not self._is_shared(inode, store):
                 self._drop_inode(key, inode)
                 inode = None
             if inode is None:
@@ -199,6 +202,14 @@ class PageCache:
             self._inodes.move_to_end(key)
             inode.acquire(store, writes=writes)
             return inode
+
+    @staticmethod
+    def _is_shared(inode: Inode, store: Any) -> bool:
+        """Whether a file opened on the store shares an object's pages: they are one version, or nobody can tell, and the
+        object is in use."""
+        if inode.mapping.validator is None:
+            return inode.nr_open > 0 or is_dirty(inode)
+        return inode.is_version(store)
 
     def _make_room(self) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""
@@ -251,7 +262,9 @@ class PageCache:
     def _drop_inode(self, hashed: bytes, inode: Inode) -> None:
         """Forget an inode; its pages go with the last file that is open on it."""
         del self._inodes[hashed]
-        if inode.nr_open == 0 and not is_dirty(inode):
+        if inode.nr_open == 0:
+            if is_dirty(inode):
+                logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
             inode.mapping.size = 0
             truncate.truncate_inode_pages(inode.mapping, 0)
 
@@ -269,17 +282,9 @@ class PageCache:
         Context: waits for the stores.
         """
         self._check_usable()
-        error = self._sync_all()
+        error = self.flusher.sync_all()
         if error is not None:
             raise error
-
-    def _sync_all(self) -> OSError | None:
-        """Write back and make durable, object by object. Returns the first error."""
-        first = None
-        for inode in self.flusher.inodes():
-            error = inode.sync_pages(0, LAST_PAGE, durable=True)
-            first = first or error
-        return first
 
     def check(self) -> None:
         """Prove the engine's invariants; no other thread may be in a call. Raises AssertionError.
@@ -300,16 +305,17 @@ class PageCache:
         """
         if self._closed:
             return
+        error = None if self.segment.dead else self.flusher.sync_all()  # an interrupt leaves the cache as it was
         self._closed = True
         _caches.discard(self)
         if self.segment.dead:
             return  # in a forked child: locks may be held by threads that are not there
-        error = self._sync_all()
-        for opened in [*self._maps, *self._files]:
-            try:
-                opened.close()
-            except OSError as failed:
-                error = error or failed
+        try:
+            error = self._close_all() or error
+        except BaseException:
+            self._closed = False
+            _caches.add(self)
+            raise
         self.flusher.stop()
         lost = [inode for inode in self.flusher.inodes() if is_dirty(inode)]
         for inode in lost:
@@ -320,6 +326,18 @@ class PageCache:
             names = ", ".join(str(inode.name) for inode in lost)
             error.add_note(f"the cache was closed nevertheless; lost: what was not written of {names or 'nothing'}")
             raise error
+
+    def _close_all(self) -> OSError | None:
+        """Close maps and files, and write what was written to them meanwhile. Returns an error."""
+        error = None
+        for opened in [*self._maps, *self._files]:
+            try:
+                opened.close()
+            except OSError as failed:
+                error = error or failed
+        for inode in self.flusher.dirty_inodes():
+            error = inode.sync_pages(0, LAST_PAGE, durable=False) or error
+        return error
 
     def __enter__(self) -> "PageCache":
         self._check_usable()
@@ -382,13 +400,22 @@ def _after_fork_in_child() -> None:
 
 def _at_exit() -> None:
     """Write back what the program left dirty, and say what could not be written."""
-    for cache in list(_caches):
-        if cache.segment.dead or cache.closed:
-            continue
-        error = cache._sync_all()
-        if error is not None:
-            nbytes = cache.segment.counters()["nr_dirty"] * PAGE_SIZE
-            logger.critical("up to %d bytes that were written through %r are lost: %s", nbytes, cache, error)
+    flushers = {cache.flusher for cache in list(_caches) if not cache.closed} | held
+    for flusher in flushers:
+        if not flusher.segment.dead:
+            for inode in flusher.inodes():
+                _write_at_exit(inode)
+
+
+def _write_at_exit(inode: Inode) -> None:
+    error: BaseException | None
+    try:
+        error = inode.sync_pages(0, LAST_PAGE, durable=True)
+    except BaseException as outside:  # of a store, or a signal: the other objects have their turn
+        error = outside
+    if error is not None:
+        nbytes = inode.mapping.cachestat(0, LAST_PAGE)[1] * PAGE_SIZE
+        logger.critical("up to %d bytes that were written to %s are lost: %s", nbytes, inode.name, error)
 
 
 atexit.register(_at_exit)

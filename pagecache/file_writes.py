@@ -51,8 +51,14 @@ class FileWrites(FileCore):
 
     def _sync_pages(self, first: int, last: int, *, durable: bool, datasync: bool = False) -> None:
         """Write pages back and wait; then report what went wrong, once (K8.4). Raises OSError."""
-        error = self.inode.sync_pages(first, last, durable=durable, datasync=datasync)
-        self._raise_wb_error(error)
+        while True:
+            error = self.inode.sync_pages(first, last, durable=durable, datasync=datasync)
+            number = self._check_and_advance_wb_err()
+            if number:
+                raise error if error is not None else writeback.unseen_error(self.mapping, number)
+            if error is None:
+                return
+            # Another thread of this file has reported this failure: here it is tried again.
 
     def _raise_wb_error(self, error: OSError | None = None) -> None:
         """Raise for a write-back error that this file has not seen; `error` describes it better, if it is that one."""

@@ -137,17 +137,17 @@ def _read_store(mapping: AddressSpace, batch: FolioBatch, offset: int, expected:
                 break
             done += got
     except BaseException as error:
-        _release(buffers)
+        release(buffers)
         if batch.exported:
-            _clear_frames(error)
+            clear_frames(error)
         raise
-    _release(buffers)
+    release(buffers)
     if batch.exported:
         raise OSError(errno.EIO, "the store kept a buffer it was given to fill")
     return done
 
 
-def _clear_frames(error: BaseException | None) -> None:
+def clear_frames(error: BaseException | None) -> None:
     """Let go of what the store's functions held when they failed: slices of the buffers must not live as long as the
     exception."""
     while error is not None:
@@ -160,7 +160,7 @@ def _ask_store(mapping: AddressSpace, offset: int, pieces: list[memoryview], ask
     try:
         got = mapping.host.readv(offset, pieces)
     finally:
-        _release(pieces)
+        release(pieces)
     if isinstance(got, bool):
         raise TypeError("readv returned bool, not a number of bytes")
     try:
@@ -186,7 +186,7 @@ def _pieces(buffers: list[memoryview], start: int, nbytes: int) -> list[memoryvi
     return out
 
 
-def _release(buffers: list[memoryview]) -> None:
+def release(buffers: list[memoryview]) -> None:
     """Take the buffers away from the store, as far as that can be done: `FolioBatch.exported` tells whether it kept one."""
     for buffer in buffers:
         try:

@@ -10,7 +10,7 @@ from typing import Any
 from pagecache import _core, fill, truncate, workers, write, writeback
 from pagecache._core import AddressSpace, Segment
 from pagecache.line import Line
-from pagecache.readahead import PAGE_SHIFT
+from pagecache.readahead import PAGE_SHIFT, PAGE_SIZE
 from pagecache.stores.base import hints_of
 from pagecache.window import share_pages, wanted_pages, window_pages
 from pagecache.workers import Channel
@@ -94,7 +94,10 @@ class Inode:
         self.hints = hints
         channel = Channel(workers.shared_pool, hints.parallel_requests)
         channel.on_idle = _weakly(self.close_retired)
-        self.mapping.extra = Line(hints, channel, self.flusher, self.keeps_failed)
+        line = Line(hints, channel, self.flusher, self.keeps_failed)
+        if self.mapping.extra is not None:
+            line.take_over(self.mapping.extra)
+        self.mapping.extra = line
         _core.set_stable_writes(self.mapping, hints.stable_writes)
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
         if self.store is not None:
@@ -144,7 +147,7 @@ class Inode:
     def invalidate(self, offset: int = 0, length: int = 0) -> None:
         """Drop pages of a byte range; with no range take size and version anew. Raises OSError (EBUSY)."""
         mapping = self.mapping
-        with mapping.inode_locked(), mapping.exclusive():
+        with mapping.inode_locked(), mapping.exclusive():  # a writer may not extend what is taken anew
             last = (offset + length - 1) >> PAGE_SHIFT if length else LAST_PAGE
             truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, last)
             if offset == 0 and length == 0:
@@ -182,7 +185,22 @@ class Inode:
         on_disk = size_of(self.store)
         mapping.disk_size = on_disk
         if on_disk > mapping.size and old_size > mapping.size:
-            truncate.truncate_setsize(mapping, min(on_disk, old_size))
+            cut_at, size = mapping.size, min(on_disk, old_size)
+            truncate.truncate_setsize(mapping, size)
+            if cut_at & (PAGE_SIZE - 1):
+                self._restore_tail(cut_at, min(size, (cut_at | (PAGE_SIZE - 1)) + 1))
+
+    def _restore_tail(self, begin: int, end: int) -> None:
+        """Bring back the bytes that a cut which failed below has zeroed in the page it went through."""
+        mapping, page = self.mapping, begin >> PAGE_SHIFT
+        try:
+            truncate.invalidate_inode_pages2_range(mapping, page, page)
+        except OSError:  # it is dirty before the cut
+            tail = bytearray(end - begin)
+            got = self.store.readv(begin, [memoryview(tail)])
+            with truncate.locked(truncate.lock_cached(mapping, page)) as folio:
+                if folio is not None:
+                    folio.write(mapping, _core.copy_source(bytes(tail[:got])), 0, begin, extend=False)
 
     def punch_hole(self, file: Any, offset: int, nbytes: int) -> None:
         """Make a byte range read as zeros, in cache and store. Raises OSError; then the bytes are as before."""
@@ -236,40 +254,66 @@ class Inode:
 
         Returns the error that this met, which the mapping's record holds too. Context: waits for the store.
         """
-        line = self.mapping.extra
-        if durable and line.sync_failed:
-            self._redirty_unsynced()
-        error = writeback.filemap_write_and_wait_range(self.mapping, first, last)
-        if error is None and durable:
-            error = self._sync_store(datasync)
-        return error
+        while True:
+            line = self.mapping.extra
+            nr_failures, nr_doubts = line.nr_failures, 0
+            try:
+                if durable:
+                    nr_doubts = self._redirty_unsynced()
+                error = writeback.filemap_write_and_wait_range(self.mapping, first, last)
+                if error is None and line.nr_failures != nr_failures and line.keeps_failed:
+                    continue  # somebody else failed to write what this waited for: it is dirty again
+                if error is not None or not durable or self._sync_store(datasync, nr_doubts):
+                    return error
+            except OSError as failed:
+                _core.mapping_set_error(self.mapping, failed.errno or errno.EIO)
+                return failed
 
-    def _sync_store(self, datasync: bool) -> OSError | None:
-        """Have the store make durable what it has. What it had been given counts as not written if it fails."""
+    def _sync_store(self, datasync: bool, nr_doubts: int) -> bool:
+        """Have the store make durable what it has. What it had been given counts as not written if it fails.
+
+        Returns False if another sync failed meanwhile: a store may say so only once, and take the bytes for written.
+        Raises OSError.
+        """
         sync = getattr(self.store, "sync", None)
         if sync is None:
-            return None
+            return True
         line = self.mapping.extra
         with self._sync_lock:
+            if line.nr_doubts != nr_doubts:
+                return False
             runs = line.take_unsynced()
             try:
                 sync(datasync)
             except Exception as cause:
                 line.put_back_unsynced(runs)
-                error = writeback.write_error(self.mapping, 0, cause)
-                _core.mapping_set_error(self.mapping, error.errno or errno.EIO)
-                return error
+                raise writeback.write_error(self.mapping, 0, cause) from cause
             except BaseException:
                 line.put_back_unsynced(runs)
                 raise
-        return None
+        return True
 
-    def _redirty_unsynced(self) -> None:
-        """Make dirty again what a sync that failed left in doubt, as far as it is still cached."""
+    def _redirty_unsynced(self) -> int:
+        """Make dirty again what a sync that failed left in doubt, as far as it is still cached.
+
+        Returns how often there were doubts: as long as that stays, what is written now is not in doubt. Raises OSError.
+        """
         line = self.mapping.extra
-        line.sync_failed = False
-        for first, last in line.take_unsynced():
-            writeback.redirty_range(self.mapping, first, last)
+        nr_doubts = int(line.nr_doubts)
+        if not line.sync_failed:
+            return nr_doubts
+        with self._sync_lock:
+            if line.sync_failed:
+                runs = line.take_unsynced()
+                try:
+                    for first, last in runs:
+                        writeback.redirty_range(self.mapping, first, last)
+                except BaseException:
+                    line.put_back_unsynced(runs)
+                    raise
+                line.sync_failed = False
+                line.nr_doubts += 1
+            return int(line.nr_doubts)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -313,7 +357,7 @@ class Inode:
         if self.nr_open or self.store is None:
             return
         if self.flusher is not None and not self.flusher.drop_if_done(self):
-            self.flusher.segment.wake_flusher()
+            self.flusher.keep()
             return
         self._retired.append(self.store)
         self.known_version = getattr(self.store, "known_version", None)

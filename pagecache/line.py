@@ -29,7 +29,9 @@ class Line:
         self.is_crowded = False  # whether the budget, not the store, limits windows now
         self.locality = Locality()
         self.keeps_failed = keeps_failed
+        self.nr_failures = 0  # requests to write that failed
         self.sync_failed = False  # whether what is in `unsynced` may be lost below
+        self.nr_doubts = 0  # how often that began or ended
         self._flusher = weakref.ref(flusher) if flusher is not None else None
         self._fitted = -1  # which fit of `speed` the next two follow
         self._request_pages = 1
@@ -99,6 +101,15 @@ class Line:
             if len(self._unsynced) > UNSYNCED_MAX:
                 self._unsynced = [(min(run[0] for run in self._unsynced), max(run[1] for run in self._unsynced))]
 
+    def note_failure(self) -> None:
+        """Note that a request to write failed. Context: any thread."""
+        with self._lock:
+            self.nr_failures += 1
+
+    def take_over(self, old: "Line") -> None:
+        """Remember what another line to the object's store left undurable."""
+        self._unsynced, self.sync_failed, self.nr_failures = old.take_unsynced(), old.sync_failed, old.nr_failures
+
     def take_unsynced(self) -> list[tuple[int, int]]:
         """Return the runs of pages that were written since the last sync, and forget them."""
         with self._lock:
@@ -110,3 +121,4 @@ class Line:
         with self._lock:
             self._unsynced = runs + self._unsynced
             self.sync_failed = True
+            self.nr_doubts += 1

@@ -136,7 +136,7 @@ class MemoryMap:
             for vma in gone:
                 del self.vmas[vma.start]
                 maps_of(vma.file.mapping).discard(vma)
-                vma.unmap_object_pages(vma.pgoff, vma.pgoff + vma.nr_pages)
+                vma.unmap_object_pages(vma.pgoff, vma.pgoff + vma.nr_pages, even_cows=True)
         finally:
             self.mmap_lock.unlock_exclusive()
 

@@ -346,8 +346,9 @@ class Mmap:
     def __repr__(self) -> str:
         if self._area is None:
             return "<Mmap closed=True>"
+        access = ("ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "ACCESS_COPY")[self._access]
         return (
-            f"<Mmap of {self._area.file.mapping.name!r} closed=False, access=ACCESS_READ, length={self._length}, "
+            f"<Mmap of {self._area.file.mapping.name!r} closed=False, access={access}, length={self._length}, "
             f"pos={self._position}, offset={self._offset}>"
         )
 
@@ -407,10 +408,12 @@ class Mmap:
         return len(value)
 
     def write_byte(self, byte: int, /) -> None:
-        """Store one byte at the position and move on. Raises ValueError at the end."""
+        """Store one byte at the position and move on. Raises ValueError at the end, OverflowError for what is no byte."""
+        if not 0 <= _index(byte) <= 255:
+            raise OverflowError(f"{byte} is no byte: it must be in 0..255")
+        value = bytes([byte])
         self._writable()
         with self._lock:
-            value = self._byte(byte)
             if self._position >= self._length:
                 raise ValueError("write byte out of range")
             self._store(self._position, value)

@@ -53,7 +53,7 @@ def _truncate_edges(mapping: AddressSpace, lstart: int, lend: int, start: int, e
     last_byte = lend if lend != TO_THE_END else (_LAST_PAGE << PAGE_SHIFT) - 1
     first_edge, last_edge = lstart >> PAGE_SHIFT, last_byte >> PAGE_SHIFT
     same = False
-    with _locked(_lock_cached(mapping, first_edge)) as folio:
+    with locked(lock_cached(mapping, first_edge)) as folio:
         if folio is not None:
             after = folio.index + folio.nr_pages
             same = last_edge < after
@@ -62,7 +62,7 @@ def _truncate_edges(mapping: AddressSpace, lstart: int, lend: int, start: int, e
                 if same:
                     end = first_edge
     if not same and lend != TO_THE_END:
-        with _locked(_lock_cached(mapping, last_edge)) as folio:
+        with locked(lock_cached(mapping, last_edge)) as folio:
             if folio is not None:
                 first = folio.index
                 if not truncate_inode_partial_folio(mapping, folio, lstart, last_byte):
@@ -71,7 +71,7 @@ def _truncate_edges(mapping: AddressSpace, lstart: int, lend: int, start: int, e
 
 
 @contextlib.contextmanager
-def _locked(folio: Folio | None) -> Iterator[Folio | None]:
+def locked(folio: Folio | None) -> Iterator[Folio | None]:
     """Unlock and put a locked folio, if there is one, when the block ends."""
     try:
         yield folio
@@ -81,7 +81,7 @@ def _locked(folio: Folio | None) -> Iterator[Folio | None]:
             folio.put()
 
 
-def _lock_cached(mapping: AddressSpace, index: int) -> Folio | None:
+def lock_cached(mapping: AddressSpace, index: int) -> Folio | None:
     """Return the folio of a page, locked, or None."""
     while True:
         folio = mapping.get_folio(index)
@@ -126,13 +126,13 @@ def _split_at_cuts(mapping: AddressSpace, folio: Folio, first: int, begin: int, 
     if not folio.split((first + begin) >> PAGE_SHIFT):
         return False
     if end < length:
-        with _locked(_trylock_cached(mapping, (first + end) >> PAGE_SHIFT)) as tail:
+        with locked(trylock_cached(mapping, (first + end) >> PAGE_SHIFT)) as tail:
             if tail is not None:
                 tail.split((first + end) >> PAGE_SHIFT)
     return True
 
 
-def _trylock_cached(mapping: AddressSpace, index: int) -> Folio | None:
+def trylock_cached(mapping: AddressSpace, index: int) -> Folio | None:
     folio = mapping.get_folio(index)
     if folio is None:
         return None
@@ -214,7 +214,7 @@ def truncate_setsize(mapping: AddressSpace, size: int) -> None:
 def _zero_old_tail(mapping: AddressSpace, old_size: int) -> None:
     """Zero what lies behind the end of the file in its last page, before it becomes part of the file."""
     offset = old_size & (PAGE_SIZE - 1)
-    with _locked(_lock_cached(mapping, old_size >> PAGE_SHIFT) if offset else None) as folio:
+    with locked(lock_cached(mapping, old_size >> PAGE_SHIFT) if offset else None) as folio:
         if folio is not None and folio.uptodate:
             begin = old_size - (folio.index << PAGE_SHIFT)
             folio.zero(begin, (folio.nr_pages << PAGE_SHIFT) - begin)

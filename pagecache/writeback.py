@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pagecache import _core, workers
+from pagecache import _core, fill, workers
 from pagecache._core import AddressSpace, Folio, WritebackBatch
 
 PAGE_SHIFT = 12
@@ -35,7 +35,7 @@ WAIT_SLICE_S = 0.02
 _thread = threading.local()
 
 
-def write_error(mapping: AddressSpace, offset: int, cause: Exception) -> OSError:
+def write_error(mapping: AddressSpace, offset: int, cause: BaseException) -> OSError:
     """Return the error for a failed request: the store's errno, with the object and the offset named."""
     number = cause.errno if isinstance(cause, OSError) else None
     if not isinstance(number, int) or not 0 < number < 4096:
@@ -73,10 +73,13 @@ class WritebackControl:
 # -- one request -------------------------------------------------------------------------------------------------------
 
 
-def write_batch(mapping: AddressSpace, batch: WritebackBatch) -> OSError | None:
+def write_batch(
+    mapping: AddressSpace, batch: WritebackBatch, caught: type[BaseException] = Exception
+) -> OSError | None:
     """Write one run of folios to the store and end its write-back. Returns the error, which is noted for open files.
 
-    Context: no lock held; the run is under write-back. An exception from outside leaves the run dirty.
+    caught: what counts as a failure of the store; anything else leaves the run dirty and goes on to the caller.
+    Context: no lock held; the run is under write-back.
     """
     offset, wanted = batch.offset, batch.nbytes
     done, error = 0, None
@@ -87,12 +90,16 @@ def write_batch(mapping: AddressSpace, batch: WritebackBatch) -> OSError | None:
             raise OSError(errno.EIO, f"the store took {done} of {wanted} bytes")
     except _Stopped as stopped:
         done, error = stopped.done, write_error(mapping, offset + stopped.done, stopped.cause)
-    except Exception as cause:
+    except caught as cause:
         error = write_error(mapping, offset + done, cause)
+    except BaseException:
+        batch.end(0)  # now: whoever keeps the exception keeps the batch
+        raise
     finally:
         _thread.nr_passes -= 1
     if error is not None:
         mapping.segment.add_count("writeback_errors", 1)
+        mapping.extra.note_failure()
         _core.mapping_set_error(mapping, error.errno or errno.EIO)
     if done:
         mapping.extra.note_written(batch.start, batch.next_index - 1)
@@ -118,8 +125,27 @@ def _write_run(mapping: AddressSpace, batch: WritebackBatch) -> int:
     done = batch.write_fd(mapping.fd, aligned) if aligned else 0
     if done < 0:
         raise OSError(-done, os.strerror(-done))
+    if done < aligned:
+        done = _write_rest(mapping, batch, done, aligned)
     if done == aligned < batch.nbytes:  # the end of a file that is written past the kernel's page cache
         done += mapping.host.write_tail(batch.offset + done, batch.memory()[-1][-(batch.nbytes - done) :])
+    return done
+
+
+def _write_rest(mapping: AddressSpace, batch: WritebackBatch, done: int, nbytes: int) -> int:
+    """Write what a short write of a descriptor left out: that tells what stopped it."""
+    buffers = batch.memory()
+    done = done & ~4095 if mapping.direct else done
+    try:
+        while done < nbytes:
+            wrote = os.pwritev(mapping.fd, _pieces(buffers, done, nbytes - done), batch.offset + done)
+            if wrote == 0:
+                raise OSError(errno.EIO, "the file took no bytes")
+            done += wrote
+    except OSError as cause:
+        raise _Stopped(done, cause) from cause
+    finally:
+        fill.release(buffers)
     return done
 
 
@@ -127,19 +153,33 @@ def _write_store(mapping: AddressSpace, batch: WritebackBatch) -> int:
     """Hand the bytes to a Python store, again what it did not take."""
     buffers, done = batch.memory(), 0
     limit = max(4096, mapping.extra.hints.max_request)
-    while done < batch.nbytes:
-        pieces = _pieces(buffers, done, min(limit, batch.nbytes - done))
-        asked = sum(map(len, pieces))
-        try:
-            wrote = _checked_count(mapping.host.writev(batch.offset + done, pieces), asked)
-        except Exception as cause:
-            raise _Stopped(done, cause) from cause
-        mapping.segment.add_count("store_writes", 1)
-        mapping.segment.add_count("store_write_bytes", wrote)
-        if wrote == 0:
-            raise _Stopped(done, OSError(errno.EIO, "the store took no bytes"))
-        done += wrote
+    try:
+        while done < batch.nbytes:
+            asked = min(limit, batch.nbytes - done)
+            wrote = _offer(mapping, batch.offset + done, _pieces(buffers, done, asked), asked)
+            if wrote == 0:
+                raise OSError(errno.EIO, "the store took no bytes")
+            done += wrote
+    except Exception as cause:
+        fill.clear_frames(cause)
+        raise _Stopped(done, cause) from cause
+    except BaseException as cause:
+        fill.clear_frames(cause)
+        raise
+    finally:
+        fill.release(buffers)
     return done
+
+
+def _offer(mapping: AddressSpace, offset: int, pieces: list[memoryview], asked: int) -> int:
+    """Make one request. Returns the bytes that the store took."""
+    try:
+        wrote = _checked_count(mapping.host.writev(offset, pieces), asked)
+    finally:
+        fill.release(pieces)
+    mapping.segment.add_count("store_writes", 1)
+    mapping.segment.add_count("store_write_bytes", wrote)
+    return wrote
 
 
 def _checked_count(wrote: Any, asked: int) -> int:
@@ -254,8 +294,8 @@ def write_requests(mapping: AddressSpace, wbc: WritebackControl) -> Iterator[Cal
     """Give a function that writes a batch: in this thread, or, to a Python store that takes several requests at once,
     in another. At the end of the block all are written."""
 
-    def run_here(batch: WritebackBatch) -> None:
-        error = write_batch(mapping, batch)
+    def run_here(batch: WritebackBatch, caught: type[BaseException] = Exception) -> None:
+        error = write_batch(mapping, batch, caught)
         wbc.note(batch.nr_pages if error is None else 0, error)
 
     limit = mapping.extra.hints.parallel_requests
@@ -268,7 +308,7 @@ def write_requests(mapping: AddressSpace, wbc: WritebackControl) -> Iterator[Cal
         def task() -> None:
             try:
                 with _core.OwnWrite(mapping, False):
-                    run_here(batch)
+                    run_here(batch, BaseException)  # it is no use to this thread
                     if left_alone.is_set():
                         mapping.extra.take_version(mapping)
             finally:
@@ -347,13 +387,17 @@ def redirty_range(mapping: AddressSpace, first: int, last: int) -> None:
     """
     while first <= last:
         folios, after = _core.find_folios(mapping, first, last + 1)
-        for folio in folios:
-            with folio:
+        try:
+            for folio in folios:
                 folio.lock()
                 while folio.mapping_number == mapping.number and folio.uptodate and not folio.mark_dirty():
                     folio.unlock()
                     wait_for_dirty_room(mapping)
                     folio.lock()
+                folio.unlock()
+        finally:
+            for folio in folios:
+                folio.put()
         if after is None:
             return
         first = after
@@ -403,6 +447,8 @@ def wait_for_dirty_room(mapping: AddressSpace) -> None:
         do_writepages(mapping, wbc)
         if wbc.error is not None and wbc.nr_written == 0:
             raise wbc.error
+        if wbc.nr_written == 0 and _core.has_mark(mapping, MARK_WRITEBACK):
+            segment.wait_for_memory(WAIT_SLICE_S)  # all that is dirty was dirtied again while it is being written
         return
     if _core.has_mark(mapping, MARK_WRITEBACK) or mapping.extra.flusher is None:
         segment.wait_for_memory(WAIT_SLICE_S)

@@ -386,6 +386,10 @@ cdef class FileCore:
         if PyObject_GetBuffer_raw(data, &view, PyBUF_SIMPLE) != 0:
             PyErr_Clear()
             raise TypeError(f"a contiguous bytes-like object is needed, not {type(data).__name__}")
+        if is_cached_memory(self.seg, view.buf) and view.len > 0:
+            data = PyBytes_FromStringAndSize(<char*>view.buf, view.len)     # the write could change it half way
+            PyBuffer_Release(&view)
+            PyObject_GetBuffer_raw(data, &view, PyBUF_SIMPLE)
         try:
             nbytes = <uint64_t>view.len
             pos = self.write_all(data, <const char*>view.buf, nbytes, pos, at_end)
@@ -487,6 +491,11 @@ OFFSET_MAX = (1 << 63) - 1
 cdef extern from "Python.h":
     int PyObject_GetBuffer_raw "PyObject_GetBuffer"(object source, Py_buffer* view, int flags) noexcept
     int64_t PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
+
+
+cdef bint is_cached_memory(CSegment* seg, const void* address) noexcept nogil:
+    """Whether an address lies in the page frames: what is there is a view of something cached."""
+    return seg.frames <= <const char*>address < seg.frames + (<uint64_t>seg.nr_frames << PAGE_SHIFT)
 
 
 cdef int64_t to_signed(object value) except? -1:

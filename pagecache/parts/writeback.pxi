@@ -70,7 +70,8 @@ cdef class WritebackBatch:
         cdef uint64_t at = 0, length
         cdef uint32_t i
         cdef bint good
-        disk_size_reached(self.mapping.m, (self.start << PAGE_SHIFT) + written)
+        if written > 0:
+            disk_size_reached(self.mapping.m, (self.start << PAGE_SHIFT) + written)
         for i in range(self.nr):
             length = <uint64_t>folio_nr_pages(self.folios[i]) << PAGE_SHIFT
             at += length if length < self.nbytes - at else self.nbytes - at

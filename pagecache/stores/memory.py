@@ -26,7 +26,7 @@ class MemoryStore:
         return len(self._data)
 
     def validator(self) -> str:
-        """Return the number of changes made directly through `replace`: the cache's own writes do not count."""
+        """Return the number of changes."""
         return str(self._version)
 
     def replace(self, data: bytes | bytearray | memoryview) -> None:
@@ -53,6 +53,7 @@ class MemoryStore:
         """Write the buffers at `offset`, growing the object as needed; return the bytes written."""
         done = 0
         with self._lock:
+            self._version += 1
             for buffer in buffers:
                 at = offset + done
                 if at > len(self._data) and len(buffer):
@@ -64,6 +65,7 @@ class MemoryStore:
     def truncate(self, size: int) -> None:
         """Cut the object to `size` bytes, or extend it with zeros."""
         with self._lock:
+            self._version += 1
             if size < len(self._data):
                 del self._data[size:]
             else:
@@ -72,6 +74,7 @@ class MemoryStore:
     def punch_hole(self, offset: int, length: int) -> None:
         """Zero a range; the size stays."""
         with self._lock:
+            self._version += 1
             end = min(offset + length, len(self._data))
             if end > offset:
                 self._data[offset:end] = bytes(end - offset)
