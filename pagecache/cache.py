@@ -141,9 +141,9 @@ class PageCache:
             inode = self._inodes.get(key)
             if inode is not None and inode.mapping.key != store.key:
                 inode = None
-            if inode is not None and not inode.is_version(store):
+            if inode is not None and not inode.is_version(store) and not (is_dirty(inode) and inode.is_versionless):
                 del self._inodes[key]
-                if inode.nr_open == 0:
+                if inode.nr_open == 0 and not is_dirty(inode):
                     inode.mapping.size = 0
                     truncate.truncate_inode_pages(inode.mapping, 0)
                 inode = None

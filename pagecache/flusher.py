@@ -10,9 +10,10 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
-from pagecache import _core
+from pagecache import _core, fill
 from pagecache._core import Segment
 from pagecache.writeback import MARK_DIRTY, WAIT_SLICE_S, WritebackControl, do_writepages
 
@@ -41,6 +42,7 @@ class Flusher:
         self._thread: threading.Thread | None = None
         self._is_stopping = False
         self._at_work = threading.Lock()
+        fill.write_errors[segment] = _weakly(self.error_of_all)
 
     # -- objects -------------------------------------------------------------------------------------------------------
 
@@ -90,9 +92,11 @@ class Flusher:
             inode.close_retired()
 
     def _is_due(self, inode: Any) -> bool:
-        if time.monotonic() < inode.retry_at:
+        if self._memory_is_short():
+            return True  # whoever waits is told at once if it fails again
+        if time.monotonic() < inode.mapping.extra.retry_at:
             return False
-        if self.segment.nr_dirty_charged > self.segment.dirty_limits[1] or self._memory_is_short():
+        if self.segment.nr_dirty_charged > self.segment.dirty_limits[1]:
             return True
         return time.monotonic_ns() - _core.dirtied_when_ns(inode.mapping) >= self.expire_s * 1e9
 
@@ -106,12 +110,10 @@ class Flusher:
         started = time.monotonic()
         do_writepages(inode.mapping, wbc)
         self._note_speed(wbc.nr_written, time.monotonic() - started)
-        if wbc.error is None:
-            inode.nr_failures, inode.retry_at, inode.last_error = 0, 0.0, None
-        else:
-            inode.last_error = wbc.error
-            inode.retry_at = time.monotonic() + min(RETRY_MIN_S * 2**inode.nr_failures, RETRY_MAX_S)
-            inode.nr_failures += 1
+        if wbc.error is not None:
+            line = inode.mapping.extra
+            line.retry_at = time.monotonic() + min(RETRY_MIN_S * 2**line.nr_failures, RETRY_MAX_S)
+            line.nr_failures += 1
         return wbc.nr_written
 
     def _note_speed(self, nr_pages: int, seconds: float) -> None:
@@ -135,13 +137,18 @@ class Flusher:
         """
         error = None
         for inode in self.dirty_inodes():
-            if time.monotonic() >= inode.retry_at and self.write_some(inode):
+            if time.monotonic() >= inode.mapping.extra.retry_at and self.write_some(inode):
                 return None
-            error = error or inode.last_error
+            error = error or inode.mapping.extra.last_error
         if error is None or self.segment.counters()["nr_writeback"]:
             self.segment.wait_for_memory(WAIT_SLICE_S)
             return None
         return error
+
+    def error_of_all(self) -> OSError | None:
+        """Return the error that the last request of every dirty object met; None if one can be written, or may be."""
+        errors = [inode.mapping.extra.last_error for inode in self.dirty_inodes()]
+        return errors[0] if errors and None not in errors else None
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -153,6 +160,17 @@ class Flusher:
         """End the thread; it is not waited for, as it may be in a store that hangs."""
         self._is_stopping = True
         self.segment.wake_flusher()
+
+
+def _weakly(method: Callable[[], OSError | None]) -> Callable[[], OSError | None]:
+    """Return a function that calls a method as long as its object lives, and does not keep it alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> OSError | None:
+        alive = reference()
+        return alive() if alive is not None else None
+
+    return call
 
 
 def is_dirty(inode: Any) -> bool:

@@ -1,5 +1,6 @@
 """One object of one store, however many files are open on it: its mapping, its store, its version."""
 
+import contextlib
 import errno
 import operator
 import threading
@@ -70,9 +71,6 @@ class Inode:
         self.flusher = flusher
         self.keeps_failed = keeps_failed
         self.nr_writers = 0
-        self.nr_failures = 0  # of the flusher, one after the other
-        self.retry_at = 0.0  # when it tries again (monotonic seconds)
-        self.last_error: OSError | None = None
         self._sync_lock = threading.Lock()
         self.name = str(getattr(store, "name", store.key))
         self.mapping = AddressSpace(segment, self.name)
@@ -122,6 +120,11 @@ class Inode:
         """Whether another store of the same key has the bytes that are cached here."""
         return self.mapping.validator is not None and self.mapping.extra.is_current(self.mapping, store)
 
+    @property
+    def is_versionless(self) -> bool:
+        """Whether the store does not say which version of the object it has."""
+        return self.mapping.validator is None
+
     def raise_if_changed(self, pos: int) -> None:
         """Raise OSError (ESTALE) if the object is not the one whose bytes are cached."""
         if self.store is None:
@@ -132,7 +135,7 @@ class Inode:
     def invalidate(self, offset: int = 0, length: int = 0) -> None:
         """Drop pages of a byte range; with no range take size and version anew. Raises OSError (EBUSY)."""
         mapping = self.mapping
-        with mapping.exclusive():
+        with mapping.inode_locked(), mapping.exclusive():  # nobody writes behind the end that is taken from the store
             last = (offset + length - 1) >> PAGE_SHIFT if length else LAST_PAGE
             truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, last)
             if offset == 0 and length == 0:
@@ -152,25 +155,28 @@ class Inode:
             self._set_size_locked(size)
 
     def _set_size_locked(self, size: int) -> None:
-        mapping, old_size = self.mapping, self.mapping.size
+        mapping, old_size, tail = self.mapping, self.mapping.size, b""
         if size < old_size:
+            tail = truncate.cached_tail(mapping, size)
             truncate.truncate_setsize(mapping, size)
         try:
             self.store.truncate(size)
         except BaseException:
-            self._take_size_of_store(old_size)
+            self._take_size_of_store(old_size, tail)
             raise
         mapping.disk_size = size
         if size > old_size:
             truncate.truncate_setsize(mapping, size)
 
-    def _take_size_of_store(self, old_size: int) -> None:
-        """After a cut that failed below: what is there shows again, up to the old size."""
+    def _take_size_of_store(self, old_size: int, tail: bytes) -> None:
+        """After a cut that failed below: what is there shows again, up to the old size. tail: what the cut zeroed."""
         mapping = self.mapping
         on_disk = size_of(self.store)
         mapping.disk_size = on_disk
-        if on_disk > mapping.size and old_size > mapping.size:
-            truncate.truncate_setsize(mapping, min(on_disk, old_size))
+        size = min(on_disk, old_size)
+        if size > mapping.size:
+            truncate.restore_tail(mapping, tail[: size - mapping.size])
+            truncate.truncate_setsize(mapping, size)
 
     def punch_hole(self, file: Any, offset: int, nbytes: int) -> None:
         """Make a byte range read as zeros, in cache and store. Raises OSError; then the bytes are as before."""
@@ -197,7 +203,8 @@ class Inode:
                 if on_disk > offset:
                     punch(offset, on_disk - offset)
             except BaseException as failed:
-                truncate.invalidate_mapping_pages(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
+                with contextlib.suppress(OSError):  # a page that a map has made dirty since
+                    truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
                 if isinstance(failed, OSError) and failed.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
                     return False
                 raise

@@ -22,6 +22,7 @@ from typing import Any
 
 from pagecache import _core, workers
 from pagecache._core import AddressSpace, Folio, WritebackBatch
+from pagecache.fill import clear_frames
 
 PAGE_SHIFT = 12
 LAST_PAGE = (1 << 52) - 1
@@ -87,10 +88,16 @@ def write_batch(mapping: AddressSpace, batch: WritebackBatch) -> OSError | None:
             raise OSError(errno.EIO, f"the store took {done} of {wanted} bytes")
     except _Stopped as stopped:
         done, error = stopped.done, write_error(mapping, offset + stopped.done, stopped.cause)
+        clear_frames(stopped)  # views of the run, which must not live as long as the error
     except Exception as cause:
         error = write_error(mapping, offset + done, cause)
+        clear_frames(cause)
+    except BaseException:
+        batch.end(0)  # now: whoever keeps the exception keeps the run, and others wait for it
+        raise
     finally:
         _thread.nr_passes -= 1
+    mapping.extra.note_result(error)
     if error is not None:
         mapping.segment.add_count("writeback_errors", 1)
         _core.mapping_set_error(mapping, error.errno or errno.EIO)
@@ -115,9 +122,9 @@ def _write_run(mapping: AddressSpace, batch: WritebackBatch) -> int:
     if mapping.fd < 0:
         return _write_store(mapping, batch)
     aligned = batch.nbytes & ~4095 if mapping.direct else batch.nbytes
-    done = batch.write_fd(mapping.fd, aligned) if aligned else 0
-    if done < 0:
-        raise OSError(-done, os.strerror(-done))
+    done, number = batch.write_fd(mapping.fd, aligned) if aligned else (0, 0)
+    if number:
+        raise _Stopped(done, OSError(number, os.strerror(number)))
     if done == aligned < batch.nbytes:  # the end of a file that is written past the kernel's page cache
         done += mapping.host.write_tail(batch.offset + done, batch.memory()[-1][-(batch.nbytes - done) :])
     return done

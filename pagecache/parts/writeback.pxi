@@ -34,14 +34,16 @@ cdef class WritebackBatch:
     def write_fd(self, int fd, uint64_t nbytes):
         """Writes the first nbytes of the run to a descriptor, at their own offset.
 
-        Returns the bytes written, or a negative errno when none were. Context: releases the GIL.
+        Returns the bytes written, and the errno of what stopped it if they are fewer. Context: releases the GIL.
         """
         cdef int64_t done
+        cdef int error = 0
         if nbytes > self.nbytes:
             raise ValueError("more bytes than the run has")
         with nogil:
-            done = run_write_fd(self.seg, fd, <int64_t>(self.start << PAGE_SHIFT), self.folios, self.nr, nbytes)
-        return done
+            done = run_write_fd(self.seg, fd, <int64_t>(self.start << PAGE_SHIFT), self.folios, self.nr, nbytes,
+                                &error)
+        return done, error
 
     def memory(self):
         """Read-only memoryviews over the bytes to write, one per folio. A view that is kept keeps its folio."""
@@ -70,7 +72,8 @@ cdef class WritebackBatch:
         cdef uint64_t at = 0, length
         cdef uint32_t i
         cdef bint good
-        disk_size_reached(self.mapping.m, (self.start << PAGE_SHIFT) + written)
+        if written > 0:
+            disk_size_reached(self.mapping.m, (self.start << PAGE_SHIFT) + written)
         for i in range(self.nr):
             length = <uint64_t>folio_nr_pages(self.folios[i]) << PAGE_SHIFT
             at += length if length < self.nbytes - at else self.nbytes - at
