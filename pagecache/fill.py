@@ -57,7 +57,7 @@ def _write_error_of(segment: Segment, nr_failed: int) -> OSError | None:
 def _patience_s(segment: Segment) -> float:
     counters = segment.counters()
     pinned = counters["nr_pinned"] >= counters["nr_frames"] - counters["nr_free_pages"]
-    return PINNED_TIMEOUT_S if pinned else ALLOCATION_TIMEOUT_S
+    return PINNED_TIMEOUT_S if pinned and not counters["nr_writeback"] else ALLOCATION_TIMEOUT_S
 
 
 def cache_full(segment: Segment, write_error: OSError | None = None) -> CacheFullError:

@@ -10,7 +10,7 @@ import textwrap
 import threading
 
 import pytest
-from support import PAGE
+from support import PAGE, PATIENCE_S, Crew
 
 import pagecache
 from pagecache import CacheFullError, fill, writeback
@@ -375,6 +375,45 @@ def test_cut_that_fails_in_the_store_leaves_the_bytes_behind_it(make_cache, is_d
         assert store.tobytes() == expected
 
 
+def test_reader_waits_for_the_only_page_while_it_is_written(make_cache, monkeypatch):
+    """A Python store that writes has views of the pages; they are not those that nobody will release."""
+
+    class Slow(FailingStore):
+        def writev(self, offset, buffers):
+            entered.set()
+            assert go_on.wait(PATIENCE_S)
+            return super().writev(offset, buffers)
+
+    monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", 0.0)
+    entered, go_on = threading.Event(), threading.Event()
+    cache = make_cache(PAGE)
+    waiting = fill.Segment.wait_for_memory
+    nr_waits = []
+
+    class Watched:
+        """The segment, but that it notes who waits for memory."""
+
+        def __getattr__(self, name):
+            return getattr(cache.segment, name)
+
+        def wait_for_memory(self, timeout_s):
+            nr_waits.append(timeout_s)
+            if len(nr_waits) == 3:
+                go_on.set()
+            waiting(cache.segment, timeout_s)
+
+    with cache.open(Slow(b"\x01" * PAGE), "r+b") as slow:
+        slow.pwrite(b"x", 0)
+        crew = Crew(slow.fsync)
+        assert entered.wait(PATIENCE_S)
+        try:
+            fill.alloc_folio(Watched()).put()
+        finally:
+            go_on.set()
+        crew.join_well()
+        assert len(nr_waits) >= 3
+
+
 def test_error_that_is_kept_keeps_no_page(make_cache):
     cache = make_cache(64 * PAGE)
     store = FailingStore(b"\x07" * PAGE, fails_at=0, partly=True)
@@ -385,6 +424,33 @@ def test_error_that_is_kept_keeps_no_page(make_cache):
         assert kept.value.__cause__ is not None
         assert cache.stats().nr_pinned == 0
         file.fsync()
+
+
+def test_write_behind_the_end_is_not_lost_to_an_invalidation(make_cache):
+    """The size that the store has is taken while nobody can write behind it."""
+
+    class Watched(FailingStore):
+        def size(self):
+            if is_armed.is_set() and not crews:
+                crews.append(Crew(write))
+                has_written.wait(0.05)  # it cannot, while the size is taken
+            return super().size()
+
+    def write():
+        file.pwrite(b"kept", 5 * PAGE)
+        has_written.set()
+
+    is_armed, has_written, crews = threading.Event(), threading.Event(), []
+    store = Watched(b"\x01" * PAGE)
+    cache = make_cache(64 * PAGE)
+    with cache.open(store, "r+b") as file:
+        is_armed.set()
+        file.invalidate()
+        is_armed.clear()
+        crews[0].join_well()
+        assert file.pread(4, 5 * PAGE) == b"kept"
+        file.fsync()
+    assert store.tobytes()[5 * PAGE :] == b"kept"
 
 
 def test_interrupted_write_back_that_somebody_remembers_does_not_block_others(make_cache):

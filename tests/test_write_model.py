@@ -415,7 +415,7 @@ class OwnerOfTheEnd(Owner):
             self.data += bytes(gap) + data
 
     def check(self, _step):
-        assert self.file.pread(4 * REGION, self.first) == self.data
+        assert self.file.pread(len(self.data) + PAGE, self.first) == self.data
         assert self.file.mapping.size == self.first + len(self.data)
 
     def drop(self, step):
