@@ -10,7 +10,7 @@ import textwrap
 import threading
 
 import pytest
-from support import PAGE, PATIENCE_S, Crew
+from support import PAGE, PATIENCE_S, STRESS, Crew
 
 import pagecache
 from pagecache import CacheFullError, fill, writeback
@@ -18,6 +18,7 @@ from pagecache import CacheFullError, fill, writeback
 UNIT = 512  # writes begin and end at multiples, so that each unit of the store has the bytes of one moment
 SIZE = 24 * PAGE
 ERRORS = (errno.EIO, errno.ENOSPC)
+NR_RACES = 20_000 if STRESS else 200
 WAIT_S = 3600.0  # what would be waited for without a store that is known to fail: the watchdog ends the test before
 
 
@@ -373,6 +374,35 @@ def test_cut_that_fails_in_the_store_leaves_the_bytes_behind_it(make_cache, is_d
         assert file.pread(3 * PAGE, 0) == expected
         file.fsync()
         assert store.tobytes() == expected
+
+
+@pytest.mark.stress
+def test_page_dirtied_while_its_write_back_fails_is_counted_once(make_cache):
+    """One thread may find the folio clean just before another, which could not write it, makes it dirty."""
+    store = FailingStore(b"\x01" * SIZE, fails_at=0, for_ever=True)
+    cache = make_cache(4096 * PAGE)
+    with cache.open(store, "r+b") as file:
+        file.pread(SIZE, 0)
+
+        def sync_often():
+            for _ in range(NR_RACES):
+                with contextlib.suppress(OSError):
+                    file.fsync()
+            is_over.set()
+
+        def write_often():
+            data = b"x" * SIZE  # more than is written with the GIL held
+            while not is_over.is_set():
+                file.pwrite(data, 0)
+
+        is_over = threading.Event()
+        Crew(sync_often, write_often, write_often).join_well()
+        cache.check()
+        assert cache.stats().nr_dirty == cache.segment.nr_dirty_charged == SIZE // PAGE
+        store.is_healed = True
+        with contextlib.suppress(OSError):
+            file.fsync()
+        assert cache.stats().nr_dirty == cache.segment.nr_dirty_charged == 0
 
 
 def test_reader_waits_for_the_only_page_while_it_is_written(make_cache, monkeypatch):
