@@ -15,7 +15,7 @@ from pagecache import truncate, workers
 from pagecache._core import Segment
 from pagecache.file import File
 from pagecache.file_writes import DURABILITY
-from pagecache.flusher import Flusher, is_dirty
+from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
 from pagecache.inode import LAST_PAGE, Inode, Streams
 from pagecache.sizes import format_size, parse_size
 from pagecache.stats import Stats, read_stats
@@ -206,17 +206,9 @@ class PageCache:
         Context: waits for the stores.
         """
         self._check_usable()
-        error = self._sync_all()
+        error = self.flusher.sync_all()
         if error is not None:
             raise error
-
-    def _sync_all(self) -> OSError | None:
-        """Write back and make durable, object by object. Returns the first error."""
-        first = None
-        for inode in self.flusher.inodes():
-            error = inode.sync_pages(0, LAST_PAGE, durable=True)
-            first = first or error
-        return first
 
     def check(self) -> None:
         """Prove the engine's invariants; no other thread may be in a call. Raises AssertionError.
@@ -241,7 +233,7 @@ class PageCache:
         _caches.discard(self)
         if self.segment.dead:
             return  # in a forked child: locks may be held by threads that are not there
-        error = self._sync_all()
+        error = self.flusher.sync_all()
         for opened in [*self._maps, *self._files]:
             try:
                 opened.close()
@@ -288,19 +280,21 @@ def _after_fork_in_child() -> None:
     global _default_lock
     _default_lock = threading.Lock()
     workers.renew_after_fork()
+    forget_after_fork()
     for cache in list(_caches):
         cache.segment.mark_dead()
 
 
 def _at_exit() -> None:
     """Write back what the program left dirty, and say what could not be written."""
-    for cache in list(_caches):
-        if cache.segment.dead or cache.closed:
+    for flusher in busy_flushers():
+        if flusher.segment.dead:
             continue
-        error = cache._sync_all()
+        error = flusher.sync_all()
         if error is not None:
-            nbytes = cache.segment.counters()["nr_dirty"] * PAGE_SIZE
-            logger.critical("up to %d bytes that were written through %r are lost: %s", nbytes, cache, error)
+            size = format_size(flusher.segment.nr_frames * PAGE_SIZE)
+            nbytes = flusher.segment.counters()["nr_dirty"] * PAGE_SIZE
+            logger.critical("up to %d bytes that were written through a cache of %s are lost: %s", nbytes, size, error)
 
 
 atexit.register(_at_exit)

@@ -2,8 +2,8 @@
 
 It sleeps until more than the background amount is dirty, memory is short, or some time has passed; then it writes the
 objects that need it, a chunk of each in turn.  An object whose write-back fails is left alone for a while that doubles
-with every failure.  It keeps every object that can be written, or is dirty, alive, and closes the store of one that
-nobody has open any more when it is clean.
+with every failure.  It keeps every object that can be written, or is dirty, alive, and itself while there is one, even
+if nobody holds the cache any more; and it closes the store of one that nobody has open any more when it is clean.
 """
 
 import logging
@@ -15,7 +15,7 @@ from typing import Any
 
 from pagecache import _core, fill
 from pagecache._core import Segment
-from pagecache.writeback import MARK_DIRTY, WAIT_SLICE_S, WritebackControl, do_writepages
+from pagecache.writeback import LAST_PAGE, MARK_DIRTY, MARK_WRITEBACK, WAIT_SLICE_S, WritebackControl, do_writepages
 
 CHUNK_PAGES = 1024  # written of one object before the next has its turn
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 30.0
@@ -29,7 +29,8 @@ class Flusher:
     """Writes back the objects of one cache.
 
     expire_s: age at which dirty pages are written however few they are. interval_s: how often that is looked at.
-    The thread starts with the first object, and ends with `stop`, or when nobody holds the flusher any more.
+    The thread starts with the first object, and ends with `stop`, or when nobody holds the flusher any more and nothing
+    is left to write.
     """
 
     def __init__(self, segment: Segment, expire_s: float, interval_s: float):
@@ -50,6 +51,7 @@ class Flusher:
         """Keep an object that may become dirty."""
         with self._lock:
             self._inodes[id(inode)] = inode
+            _busy.add(self)
             if self._thread is None and not self._is_stopping:
                 self._thread = threading.Thread(
                     target=_run, args=(weakref.ref(self), self.segment), name="pagecache-flush", daemon=True
@@ -62,6 +64,8 @@ class Flusher:
             if inode.nr_writers or is_dirty(inode):
                 return False
             self._inodes.pop(id(inode), None)
+            if not self._inodes:
+                _busy.discard(self)
         return True
 
     def inodes(self) -> list[Any]:
@@ -71,7 +75,7 @@ class Flusher:
 
     def dirty_inodes(self) -> list[Any]:
         """Return the objects that have dirty pages now."""
-        return [inode for inode in self.inodes() if is_dirty(inode)]
+        return [inode for inode in self.inodes() if _core.has_mark(inode.mapping, MARK_DIRTY)]
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -159,7 +163,16 @@ class Flusher:
     def stop(self) -> None:
         """End the thread; it is not waited for, as it may be in a store that hangs."""
         self._is_stopping = True
+        _busy.discard(self)
         self.segment.wake_flusher()
+
+    def sync_all(self) -> OSError | None:
+        """Write back and make durable, object by object. Returns the first error. Context: waits for the stores."""
+        first = None
+        for inode in self.inodes():
+            error = inode.sync_pages(0, LAST_PAGE, durable=True)
+            first = first or error
+        return first
 
 
 def _weakly(method: Callable[[], OSError | None]) -> Callable[[], OSError | None]:
@@ -173,9 +186,23 @@ def _weakly(method: Callable[[], OSError | None]) -> Callable[[], OSError | None
     return call
 
 
+_busy: set[Flusher] = set()  # with objects that can be written, or are dirty: alive even if their caches are gone
+
+
+def busy_flushers() -> list[Flusher]:
+    """Return the flushers of this process that may have something to write."""
+    return list(_busy)
+
+
+def forget_after_fork() -> None:
+    """In a child: its parent writes what is dirty."""
+    _busy.clear()
+
+
 def is_dirty(inode: Any) -> bool:
-    """Whether an object has dirty pages."""
-    return _core.has_mark(inode.mapping, MARK_DIRTY)
+    """Whether an object has pages that are dirty, or under write-back: those may be dirty again."""
+    mapping = inode.mapping  # a page that goes from one state to the other meanwhile is seen at the third look
+    return any(_core.has_mark(mapping, mark) for mark in (MARK_DIRTY, MARK_WRITEBACK, MARK_DIRTY))
 
 
 def _run(reference: "weakref.ref[Flusher]", segment: Segment) -> None:
