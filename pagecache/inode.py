@@ -158,8 +158,9 @@ class Inode:
         mapping, old_size, tail = self.mapping, self.mapping.size, b""
         if size < old_size:
             tail = truncate.cached_tail(mapping, size)
-            truncate.truncate_setsize(mapping, size)
         try:
+            if size < old_size:
+                truncate.truncate_setsize(mapping, size)
             self.store.truncate(size)
         except BaseException:
             self._take_size_of_store(old_size, tail)
@@ -197,9 +198,9 @@ class Inode:
         if error is not None:
             raise error
         with mapping.exclusive(), own_write(mapping):
-            truncate.truncate_pagecache_range(mapping, offset, end - 1)
             on_disk = min(end, mapping.disk_size)
             try:
+                truncate.truncate_pagecache_range(mapping, offset, end - 1)
                 if on_disk > offset:
                     punch(offset, on_disk - offset)
             except BaseException as failed:
@@ -232,9 +233,8 @@ class Inode:
         Returns the error that this met, which the mapping's record holds too. Context: waits for the store.
         """
         line = self.mapping.extra
-        if durable and line.sync_failed:
-            self._redirty_unsynced()
-        error = writeback.filemap_write_and_wait_range(self.mapping, first, last)
+        met = self._redirty_unsynced() if durable and line.sync_failed else None
+        error = writeback.filemap_write_and_wait_range(self.mapping, first, last) or met
         if error is None and durable:
             error = self._sync_store(datasync)
         return error
@@ -259,12 +259,21 @@ class Inode:
                 raise
         return None
 
-    def _redirty_unsynced(self) -> None:
-        """Make dirty again what a sync that failed left in doubt, as far as it is still cached."""
+    def _redirty_unsynced(self) -> OSError | None:
+        """Make dirty again what a sync that failed left in doubt, as far as it is still cached. Returns the error that
+        keeps it from being dirty, and so in doubt."""
         line = self.mapping.extra
         line.sync_failed = False
-        for first, last in line.take_unsynced():
-            writeback.redirty_range(self.mapping, first, last)
+        runs = line.take_unsynced()
+        try:
+            for first, last in runs:
+                writeback.redirty_range(self.mapping, first, last)
+        except BaseException as error:
+            line.put_back_unsynced(runs)
+            if not isinstance(error, OSError):
+                raise
+            return error
+        return None
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

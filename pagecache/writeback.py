@@ -354,16 +354,25 @@ def redirty_range(mapping: AddressSpace, first: int, last: int) -> None:
     """
     while first <= last:
         folios, after = _core.find_folios(mapping, first, last + 1)
-        for folio in folios:
-            with folio:
-                folio.lock()
-                while folio.mapping_number == mapping.number and folio.uptodate and not folio.mark_dirty():
-                    folio.unlock()
+        try:
+            for folio in folios:
+                while not _redirty(mapping, folio):
                     wait_for_dirty_room(mapping)
-                    folio.lock()
+        finally:
+            for folio in folios:
+                folio.put()  # an exception keeps the list alive
         if after is None:
             return
         first = after
+
+
+def _redirty(mapping: AddressSpace, folio: Folio) -> bool:
+    """Make one folio dirty, if it is still of the mapping; False if too many are."""
+    folio.lock()
+    try:
+        return folio.mapping_number != mapping.number or not folio.uptodate or folio.mark_dirty()
+    finally:
+        folio.unlock()
 
 
 def unseen_error(mapping: AddressSpace, number: int) -> OSError:

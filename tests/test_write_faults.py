@@ -13,7 +13,7 @@ import pytest
 from support import PAGE, PATIENCE_S, STRESS, Crew
 
 import pagecache
-from pagecache import CacheFullError, fill, writeback
+from pagecache import CacheFullError, fill, truncate, writeback
 
 UNIT = 512  # writes begin and end at multiples, so that each unit of the store has the bytes of one moment
 SIZE = 24 * PAGE
@@ -442,6 +442,52 @@ def test_reader_waits_for_the_only_page_while_it_is_written(make_cache, monkeypa
             go_on.set()
         crew.join_well()
         assert len(nr_waits) >= 3
+
+
+def test_what_a_failed_sync_left_in_doubt_stays_so_until_it_is_written_again(make_cache):
+    class Recording(FailingStore):
+        def writev(self, offset, buffers):
+            done = super().writev(offset, buffers)
+            written.update(range(offset // PAGE, (offset + done) // PAGE))
+            return done
+
+    written = set()
+    store = Recording(bytes(16 * PAGE), "sync", fails_at=0)
+    cache = make_cache(64 * PAGE, dirty_limit=4 * PAGE, dirty_background=2 * PAGE)
+    with cache.open(store, "r+b") as file:
+        file.pwrite(b"x" * (16 * PAGE), 0)
+        with pytest.raises(OSError):
+            file.fsync()
+        store.kind, store.for_ever = "writev", True
+        with pytest.raises(OSError):
+            file.fsync()  # not all may be dirty at once, and what is cannot be written
+        store.is_healed = True
+        written.clear()
+        with contextlib.suppress(OSError):  # of the flusher
+            file.fsync()
+        file.fsync()
+        assert written == set(range(16))
+
+
+def test_interrupted_cut_or_hole_leaves_the_bytes(make_cache, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    store = pagecache.MemoryStore(b"\x07" * (4 * PAGE))
+    cache = make_cache(64 * PAGE)
+    with cache.open(store, "r+b") as file:
+        file.pwrite(b"x", PAGE)
+        file.pread(4 * PAGE, 0)
+        for change in (lambda: file.truncate(PAGE + 100), lambda: file.punch_hole(PAGE + 100, PAGE)):
+            with monkeypatch.context() as patch:
+                patch.setattr(truncate, "_truncate_blocking", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    change()
+            file.truncate(4 * PAGE)
+            expected = b"\x07" * PAGE + b"x" + b"\x07" * (3 * PAGE - 1)
+            assert file.pread(4 * PAGE, 0) == expected
+            file.fsync()
+            assert store.tobytes() == expected
 
 
 def test_error_that_is_kept_keeps_no_page(make_cache):
