@@ -286,6 +286,29 @@ def test_file_opened_again_has_what_could_not_be_written(make_cache, validator):
     assert store.tobytes()[:5] == b"kept\x07"
 
 
+@pytest.mark.parametrize("becomes", ["renamed", "removed", "replaced"])
+def test_end_of_a_direct_file_is_written_whatever_became_of_its_name(make_cache, tmp_path, becomes):
+    path, other = tmp_path / "data", tmp_path / "other"
+    other.write_bytes(b"other")
+    cache = make_cache(64 * PAGE)
+    try:
+        file = cache.open(path, "x+b", direct=True)
+    except OSError as error:
+        pytest.skip(f"no direct access here: {error}")
+    with file, open(path, "rb") as same:
+        file.pwrite(b"x" * (PAGE + 100), 0)
+        if becomes == "renamed":
+            path.rename(tmp_path / "elsewhere")
+        elif becomes == "removed":
+            path.unlink()
+        else:
+            other.replace(path)
+        file.fsync()
+        assert same.read() == b"x" * (PAGE + 100)
+    if becomes == "replaced":
+        assert path.read_bytes() == b"other"
+
+
 def test_request_that_ends_early_reports_what_ended_it(tmp_path):
     """A file system that takes some bytes and then refuses says why only when asked for more."""
     script = """
