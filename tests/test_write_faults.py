@@ -229,7 +229,7 @@ def test_nth_and_all_later_writes_fail_until_the_store_heals(frames, number):
 @pytest.mark.parametrize("kind", ["sync", "truncate", "punch_hole", "readv"])
 def test_nth_call_of_another_kind_fails(frames, kind, for_ever):
     for n in range(nr_calls(frames, kind) + 1):
-        for number in ERRORS:
+        for number in ERRORS[: 1 if kind == "readv" else 2]:
             work = run_workload(frames, kind, fails_at=n, number=number, for_ever=for_ever)
             if kind == "sync" and work.store.nr_failed:
                 assert work.told[work.second] == 1, f"sync {n}"

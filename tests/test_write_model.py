@@ -328,7 +328,7 @@ class WriteModel(RuleBasedStateMachine):
 class TestWriteModel(WriteModel.TestCase):
     """The model as a test."""
 
-    settings = settings() if STRESS else settings(max_examples=120, stateful_step_count=40)
+    settings = settings() if STRESS else settings(max_examples=80, stateful_step_count=40)
 
 
 # -- threads -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import fsx
 
-NR_OPERATIONS = 1_000_000 if os.environ.get("PAGECACHE_STRESS") == "1" else 2500
+NR_OPERATIONS = 1_000_000 if os.environ.get("PAGECACHE_STRESS") == "1" else 1500
 
 
 @pytest.mark.stress
