@@ -51,7 +51,8 @@ class Flusher:
         """Keep an object that may become dirty."""
         with self._lock:
             self._inodes[id(inode)] = inode
-            _busy.add(self)
+            if not self._is_stopping:
+                _busy.add(self)
             if self._thread is None and not self._is_stopping:
                 self._thread = threading.Thread(
                     target=_run, args=(weakref.ref(self), self.segment), name="pagecache-flush", daemon=True
@@ -196,6 +197,8 @@ def busy_flushers() -> list[Flusher]:
 
 def forget_after_fork() -> None:
     """In a child: its parent writes what is dirty."""
+    for flusher in list(_busy):
+        flusher.segment.mark_dead()
     _busy.clear()
 
 

@@ -107,6 +107,27 @@ def test_exit_of_the_interpreter_writes_back(tmp_path, holds):
     assert path.read_bytes() == bytes(4000) + b"written" + bytes(PAGE - 4007)
 
 
+def test_child_leaves_what_nobody_holds_to_its_parent(tmp_path):
+    script = """
+        import gc, os, sys, pagecache
+        def leave(path):
+            pagecache.PageCache(64 * 4096).open(path, "r+b").pwrite(b"written", 0)
+        leave(sys.argv[1])
+        gc.collect()
+        child = os.fork()
+        if child:
+            assert os.waitpid(child, 0)[1] == 0
+            with open(sys.argv[1], "rb") as file:
+                assert file.read(7) == bytes(7)
+        else:
+            gc.collect()
+    """
+    path = tmp_path / "data"
+    path.write_bytes(bytes(PAGE))
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(path)], check=True, timeout=60)
+    assert path.read_bytes() == b"written" + bytes(PAGE - 7)
+
+
 def test_exit_says_what_could_not_be_written(tmp_path):
     script = """
         import errno, pagecache
