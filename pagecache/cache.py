@@ -16,7 +16,7 @@ from pagecache import chosen_cache, truncate, workers
 from pagecache._core import Segment
 from pagecache.file import File
 from pagecache.file_writes import DURABILITY
-from pagecache.flusher import Flusher, held, is_dirty
+from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
 from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
 from pagecache.sizes import format_size, parse_size
 from pagecache.stats import Stats, read_stats
@@ -394,14 +394,14 @@ def _after_fork_in_child() -> None:
     _default_lock = threading.Lock()
     workers.renew_after_fork()
     chosen_cache.renew_after_fork()
+    forget_after_fork()
     for cache in list(_caches):
         cache.segment.mark_dead()
 
 
 def _at_exit() -> None:
     """Write back what the program left dirty, and say what could not be written."""
-    flushers = {cache.flusher for cache in list(_caches) if not cache.closed} | held
-    for flusher in flushers:
+    for flusher in busy_flushers():
         if not flusher.segment.dead:
             for inode in flusher.inodes():
                 _write_at_exit(inode)

@@ -8,12 +8,17 @@ import errno
 import operator
 import time
 import traceback
+import weakref
+from collections.abc import Callable
 
 from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Segment
 
 ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that others hold for a moment
 SEQ_STEP = 2  # what a removal adds to a folio's sequence counter
 PINNED_TIMEOUT_S = 0.2  # the same when views and maps hold all there is
+
+write_errors: weakref.WeakKeyDictionary[Segment, Callable[[], OSError | None]] = weakref.WeakKeyDictionary()
+"""For segments with a flusher: returns the error that keeps all that is dirty from being written, if there is one."""
 
 
 def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio:
@@ -25,7 +30,7 @@ def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio
     folio = segment.alloc_folio(order)
     if folio is not None:
         return folio
-    started = time.monotonic()
+    started, nr_failed = time.monotonic(), segment.counters()["writeback_errors"]
     while wait and time.monotonic() - started < _patience_s(segment):
         if segment.nr_dirty_charged:
             segment.wake_flusher()
@@ -33,22 +38,36 @@ def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio
         folio = segment.alloc_folio(order)
         if folio is not None:
             return folio
+        error = _write_error_of(segment, nr_failed)
+        if error is not None:
+            raise cache_full(segment, error) from error
     raise cache_full(segment)
+
+
+def _write_error_of(segment: Segment, nr_failed: int) -> OSError | None:
+    """Return the error without which memory could be had: all that is cached is dirty, or pinned, and none of what is
+    dirty can be written, as was tried again after nr_failed requests had failed."""
+    counters = segment.counters()
+    held = counters["nr_dirty"] + counters["nr_pinned"]
+    if counters["writeback_errors"] == nr_failed or counters["nr_writeback"] or held < counters["nr_file_pages"]:
+        return None
+    return write_errors.get(segment, lambda: None)()
 
 
 def _patience_s(segment: Segment) -> float:
     counters = segment.counters()
     pinned = counters["nr_pinned"] >= counters["nr_frames"] - counters["nr_free_pages"]
-    return PINNED_TIMEOUT_S if pinned else ALLOCATION_TIMEOUT_S
+    return PINNED_TIMEOUT_S if pinned and not counters["nr_writeback"] else ALLOCATION_TIMEOUT_S
 
 
-def cache_full(segment: Segment) -> CacheFullError:
-    """Return the error that says what holds the frames."""
+def cache_full(segment: Segment, write_error: OSError | None = None) -> CacheFullError:
+    """Return the error that says what holds the frames, and why it is not written if it is dirty."""
     counters = segment.counters()
     held = {name: counters[name] for name in ("nr_pinned", "nr_dirty", "nr_writeback", "nr_frames")}
     return CacheFullError(
         f"no page frame can be freed: of {held['nr_frames']} pages {held['nr_pinned']} are pinned by views, "
-        f"{held['nr_dirty']} dirty, {held['nr_writeback']} under write-back; release views or enlarge the cache",
+        f"{held['nr_dirty']} dirty, {held['nr_writeback']} under write-back; "
+        f"{write_error.strerror if write_error else 'release views or enlarge the cache'}",
         **held,
     )
 
@@ -148,8 +167,8 @@ def _read_store(mapping: AddressSpace, batch: FolioBatch, offset: int, expected:
 
 
 def clear_frames(error: BaseException | None) -> None:
-    """Let go of what the store's functions held when they failed: slices of the buffers must not live as long as the
-    exception."""
+    """Let go of what the functions of an exception's traceback held when they failed: slices of buffers must not live as
+    long as it does."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

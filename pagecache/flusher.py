@@ -2,22 +2,28 @@
 
 It sleeps until more than the background amount is dirty, memory is short, or some time has passed; then it writes the
 objects that need it, a chunk of each in turn.  An object whose write-back fails is left alone for a while that doubles
-with every failure.  It keeps every object that can be written, or is dirty, alive, and closes the store of one that
-nobody has open any more when it is clean.
+with every failure.  It keeps every object that can be written, or is dirty, alive, and itself while there is one, even
+if nobody holds the cache any more; and it closes the store of one that nobody has open any more when it is clean.
 """
 
 import logging
-import sys
 import threading
 import time
-import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
-from pagecache import _core
+from pagecache import _core, fill
 from pagecache._core import Segment
 from pagecache.line import OWN_WRITES_MASK
-from pagecache.writeback import LAST_PAGE, MARK_DIRTY, WAIT_SLICE_S, WritebackControl, do_writepages
+from pagecache.writeback import (
+    LAST_PAGE,
+    MARK_DIRTY,
+    MARK_WRITEBACK,
+    WAIT_SLICE_S,
+    WritebackControl,
+    do_writepages,
+)
 
 CHUNK_PAGES = 1024  # written of one object before the next has its turn
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 30.0
@@ -25,15 +31,14 @@ FIRST_PAGES_PER_S = 65536.0  # before anything was measured
 SPEED_WEIGHT = 0.3
 
 logger = logging.getLogger("pagecache")
-held: set["Flusher"] = set()  # those with something to write that nobody else may hold
 
 
 class Flusher:
     """Writes back the objects of one cache.
 
     expire_s: age at which dirty pages are written however few they are. interval_s: how often that is looked at.
-    The thread starts with the first object, and ends with `stop`, or when nobody holds the flusher any more. A flusher
-    that was told to `keep` what a forgotten file left dirty is held until that is written.
+    The thread starts with the first object, and ends with `stop`, or when nobody holds the flusher any more and nothing
+    is left to write.
     """
 
     def __init__(self, segment: Segment, expire_s: float, interval_s: float):
@@ -44,9 +49,9 @@ class Flusher:
         self._inodes: dict[int, Any] = {}
         self._lock = threading.RLock()  # a collected file may drop its object anywhere
         self._thread: threading.Thread | None = None
-        self._reference: weakref.ref[Flusher] = weakref.ref(self)
         self._is_stopping = False
         self._at_work = threading.Lock()
+        fill.write_errors[segment] = _weakly(self.error_of_all)
 
     # -- objects -------------------------------------------------------------------------------------------------------
 
@@ -54,29 +59,13 @@ class Flusher:
         """Keep an object that may become dirty."""
         with self._lock:
             self._inodes[id(inode)] = inode
-            if self._thread is None:
-                self._start()
-
-    def _start(self) -> None:
-        if not self._is_stopping:
-            self._reference = weakref.ref(self)
-            arguments = (self._reference, self.segment)
-            self._thread = threading.Thread(target=_run, args=arguments, name="pagecache-flush", daemon=True)
-            self._thread.start()
-
-    def keep(self) -> None:
-        """See to it that what is dirty is written even if nobody holds cache and files any more.
-
-        Context: any thread, the collector's too: it has ended weak references before, so that a thread that has one
-        does not know the flusher any more.
-        """
-        with self._lock:
-            if self._is_stopping or sys.is_finalizing():  # then no thread can be started any more
-                return
-            held.add(self)
-            if self._reference() is None:
-                self._start()
-        self.segment.wake_flusher()
+            if not self._is_stopping:
+                _busy.add(self)
+            if self._thread is None and not self._is_stopping:
+                self._thread = threading.Thread(
+                    target=_run, args=(weakref.ref(self), self.segment), name="pagecache-flush", daemon=True
+                )
+                self._thread.start()
 
     def drop_if_done(self, inode: Any) -> bool:
         """Let go of an object that nobody can write to any more and that is clean. Returns whether that is so."""
@@ -84,6 +73,8 @@ class Flusher:
             if inode.nr_writers or is_dirty(inode) or is_being_written(inode):
                 return False
             self._inodes.pop(id(inode), None)
+            if not self._inodes:
+                _busy.discard(self)
         return True
 
     def inodes(self) -> list[Any]:
@@ -93,7 +84,7 @@ class Flusher:
 
     def dirty_inodes(self) -> list[Any]:
         """Return the objects that have dirty pages now."""
-        return [inode for inode in self.inodes() if is_dirty(inode)]
+        return [inode for inode in self.inodes() if _core.has_mark(inode.mapping, MARK_DIRTY)]
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -113,15 +104,14 @@ class Flusher:
             progress = progress and self.segment.nr_dirty_charged > self.segment.dirty_limits[1]
         for inode in [inode for inode in self.inodes() if not inode.nr_open]:
             inode.close_retired()
-        with self._lock:
-            if not self.dirty_inodes():
-                held.discard(self)
 
     def _pages_due(self, inode: Any) -> int:
         """Return how many pages of an object to write now: a chunk while there is too much, all that is too old."""
-        if time.monotonic() < inode.retry_at:
+        if self._memory_is_short():
+            return CHUNK_PAGES  # whoever waits is told at once if it fails again
+        if time.monotonic() < inode.mapping.extra.retry_at:
             return 0
-        if self.segment.nr_dirty_charged > self.segment.dirty_limits[1] or self._memory_is_short():
+        if self.segment.nr_dirty_charged > self.segment.dirty_limits[1]:
             return CHUNK_PAGES
         is_old = time.monotonic_ns() - _core.dirtied_when_ns(inode.mapping) >= self.expire_s * 1e9
         return LAST_PAGE if is_old else 0
@@ -136,12 +126,10 @@ class Flusher:
         started = time.monotonic()
         do_writepages(inode.mapping, wbc)
         self._note_speed(wbc.nr_written, time.monotonic() - started)
-        if wbc.error is None:
-            inode.nr_failures, inode.retry_at, inode.last_error = 0, 0.0, None
-        else:
-            inode.last_error = wbc.error
-            inode.retry_at = time.monotonic() + min(RETRY_MIN_S * 2**inode.nr_failures, RETRY_MAX_S)
-            inode.nr_failures += 1
+        if wbc.error is not None:
+            line = inode.mapping.extra
+            line.retry_at = time.monotonic() + min(RETRY_MIN_S * 2**line.nr_retries, RETRY_MAX_S)
+            line.nr_retries += 1
         return wbc.nr_written
 
     def _note_speed(self, nr_pages: int, seconds: float) -> None:
@@ -165,13 +153,18 @@ class Flusher:
         """
         error = None
         for inode in self.dirty_inodes():
-            if time.monotonic() >= inode.retry_at and self.write_some(inode):
+            if time.monotonic() >= inode.mapping.extra.retry_at and self.write_some(inode):
                 return None
-            error = error or inode.last_error
+            error = error or inode.mapping.extra.last_error
         if error is None or self.segment.counters()["nr_writeback"]:
             self.segment.wait_for_memory(WAIT_SLICE_S)
             return None
         return error
+
+    def error_of_all(self) -> OSError | None:
+        """Return the error that the last request of every dirty object met; None if one can be written, or may be."""
+        errors = [inode.mapping.extra.last_error for inode in self.dirty_inodes()]
+        return errors[0] if errors and None not in errors else None
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -191,24 +184,44 @@ class Flusher:
         if self.segment.dead:
             return
         self.segment.wake_flusher()  # the thread sees that nobody is left
-        for inode in self.dirty_inodes() if not self._is_stopping else ():
-            nbytes = sum(self.segment.counters()[name] for name in ("nr_dirty", "nr_writeback")) * 4096
-            warnings.warn(
-                f"a cache was dropped, not closed, with up to {nbytes} bytes that could not be written to {inode.name}",
-                ResourceWarning,
-                stacklevel=2,
-            )
 
     def stop(self) -> None:
         """End the thread; it is not waited for, as it may be in a store that hangs."""
         self._is_stopping = True
-        held.discard(self)
+        _busy.discard(self)
         self.segment.wake_flusher()
 
 
+def _weakly(method: Callable[[], OSError | None]) -> Callable[[], OSError | None]:
+    """Return a function that calls a method as long as its object lives, and does not keep it alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> OSError | None:
+        alive = reference()
+        return alive() if alive is not None else None
+
+    return call
+
+
+_busy: set[Flusher] = set()  # with objects that can be written, or are dirty: alive even if their caches are gone
+
+
+def busy_flushers() -> list[Flusher]:
+    """Return the flushers of this process that may have something to write."""
+    return list(_busy)
+
+
+def forget_after_fork() -> None:
+    """In a child: its parent writes what is dirty."""
+    for flusher in list(_busy):
+        flusher.segment.mark_dead()
+    _busy.clear()
+
+
 def is_dirty(inode: Any) -> bool:
-    """Whether an object has dirty pages."""
-    return _core.has_mark(inode.mapping, MARK_DIRTY)
+    """Whether an object has pages that are dirty, or under write-back: those may be dirty again."""
+    mapping = inode.mapping  # a page that goes from one state to the other meanwhile is seen at the third look
+    return any(_core.has_mark(mapping, mark) for mark in (MARK_DIRTY, MARK_WRITEBACK, MARK_DIRTY))
 
 
 def is_being_written(inode: Any) -> bool:

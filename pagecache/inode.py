@@ -1,5 +1,6 @@
 """One object of one store, however many files are open on it: its mapping, its store, its version."""
 
+import contextlib
 import errno
 import operator
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 from pagecache import _core, fill, truncate, workers, write, writeback
 from pagecache._core import AddressSpace, Segment
 from pagecache.line import Line
-from pagecache.readahead import PAGE_SHIFT, PAGE_SIZE
+from pagecache.readahead import PAGE_SHIFT
 from pagecache.stores.base import hints_of
 from pagecache.window import share_pages, wanted_pages, window_pages
 from pagecache.workers import Channel
@@ -70,9 +71,6 @@ class Inode:
         self.flusher = flusher
         self.keeps_failed = keeps_failed
         self.nr_writers = 0
-        self.nr_failures = 0  # of the flusher, one after the other
-        self.retry_at = 0.0  # when it tries again (monotonic seconds)
-        self.last_error: OSError | None = None
         self._sync_lock = threading.Lock()
         self._window_of: Any = None  # what `_window_pages` was made of
         self._window_pages = 1
@@ -167,40 +165,29 @@ class Inode:
             self._set_size_locked(size)
 
     def _set_size_locked(self, size: int) -> None:
-        mapping, old_size = self.mapping, self.mapping.size
+        mapping, old_size, tail = self.mapping, self.mapping.size, b""
         if size < old_size:
-            truncate.truncate_setsize(mapping, size)
+            tail = truncate.cached_tail(mapping, size)
         try:
+            if size < old_size:
+                truncate.truncate_setsize(mapping, size)
             self.store.truncate(size)
         except BaseException:
-            self._take_size_of_store(old_size)
+            self._take_size_of_store(old_size, tail)
             raise
         mapping.disk_size = size
         if size > old_size:
             truncate.truncate_setsize(mapping, size)
 
-    def _take_size_of_store(self, old_size: int) -> None:
-        """After a cut that failed below: what is there shows again, up to the old size."""
+    def _take_size_of_store(self, old_size: int, tail: bytes) -> None:
+        """After a cut that failed below: what is there shows again, up to the old size. tail: what the cut zeroed."""
         mapping = self.mapping
         on_disk = size_of(self.store)
         mapping.disk_size = on_disk
-        if on_disk > mapping.size and old_size > mapping.size:
-            cut_at, size = mapping.size, min(on_disk, old_size)
+        size = min(on_disk, old_size)
+        if size > mapping.size:
+            truncate.restore_tail(mapping, tail[: size - mapping.size])
             truncate.truncate_setsize(mapping, size)
-            if cut_at & (PAGE_SIZE - 1):
-                self._restore_tail(cut_at, min(size, (cut_at | (PAGE_SIZE - 1)) + 1))
-
-    def _restore_tail(self, begin: int, end: int) -> None:
-        """Bring back the bytes that a cut which failed below has zeroed in the page it went through."""
-        mapping, page = self.mapping, begin >> PAGE_SHIFT
-        try:
-            truncate.invalidate_inode_pages2_range(mapping, page, page)
-        except OSError:  # it is dirty before the cut
-            tail = bytearray(end - begin)
-            got = self.store.readv(begin, [memoryview(tail)])
-            with truncate.locked(truncate.lock_cached(mapping, page)) as folio:
-                if folio is not None:
-                    folio.write(mapping, _core.copy_source(bytes(tail[:got])), 0, begin, extend=False)
 
     def punch_hole(self, file: Any, offset: int, nbytes: int) -> None:
         """Make a byte range read as zeros, in cache and store. Raises OSError; then the bytes are as before."""
@@ -221,13 +208,14 @@ class Inode:
         if error is not None:
             raise error
         with mapping.exclusive(), own_write(mapping):
-            truncate.truncate_pagecache_range(mapping, offset, end - 1)
             on_disk = min(end, mapping.disk_size)
             try:
+                truncate.truncate_pagecache_range(mapping, offset, end - 1)
                 if on_disk > offset:
                     punch(offset, on_disk - offset)
             except BaseException as failed:
-                truncate.invalidate_mapping_pages(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
+                with contextlib.suppress(OSError):  # a page that a map has made dirty since
+                    truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
                 if isinstance(failed, OSError) and failed.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
                     return False
                 raise
@@ -357,7 +345,7 @@ class Inode:
         if self.nr_open or self.store is None:
             return
         if self.flusher is not None and not self.flusher.drop_if_done(self):
-            self.flusher.keep()
+            self.flusher.segment.wake_flusher()
             return
         self._retired.append(self.store)
         self.known_version = getattr(self.store, "known_version", None)

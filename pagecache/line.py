@@ -32,6 +32,9 @@ class Line:
         self.nr_failures = 0  # requests to write that failed
         self.sync_failed = False  # whether what is in `unsynced` may be lost below
         self.nr_doubts = 0  # how often that began or ended
+        self.last_error: OSError | None = None  # of the last request that wrote, None if that went well
+        self.nr_retries = 0  # of the flusher, that failed one after the other
+        self.retry_at = 0.0  # when the flusher tries again (monotonic seconds)
         self._flusher = weakref.ref(flusher) if flusher is not None else None
         self._fitted = -1  # which fit of `speed` the next two follow
         self._request_pages = 1
@@ -93,6 +96,12 @@ class Line:
                 mapping.validator = None
 
     # -- durability ----------------------------------------------------------------------------------------------------
+
+    def note_result(self, error: OSError | None) -> None:
+        """Note how a request that wrote ended, whoever made it: a store that takes bytes again is healed."""
+        self.last_error = error
+        if error is None:
+            self.nr_retries, self.retry_at = 0, 0.0
 
     def note_written(self, first: int, last: int) -> None:
         """Note that pages first..last went to the store, where they may not be durable yet. Context: any thread."""

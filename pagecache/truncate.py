@@ -220,6 +220,35 @@ def _zero_old_tail(mapping: AddressSpace, old_size: int) -> None:
             folio.zero(begin, (folio.nr_pages << PAGE_SHIFT) - begin)
 
 
+def cached_tail(mapping: AddressSpace, size: int) -> bytes:
+    """Return what the cached folio over a cut at `size` holds behind it, which the cut will zero; b"" if there is none.
+
+    Context: waits for the folio's write-back.
+    """
+    with locked(lock_cached(mapping, size >> PAGE_SHIFT) if size & (PAGE_SIZE - 1) else None) as folio:
+        if folio is None or not folio.uptodate:
+            return b""
+        folio.wait_writeback()
+        return folio.tobytes()[size - (folio.index << PAGE_SHIFT) :]
+
+
+def restore_tail(mapping: AddressSpace, tail: bytes) -> None:
+    """Put back what a cut at i_size has zeroed; i_size grows over it. A clean folio is read again instead.
+
+    Context: as `truncate_setsize`.
+    """
+    size, done = mapping.size, 0
+    source = _core.copy_source(tail)
+    while size & (PAGE_SIZE - 1) and done < len(tail):
+        with locked(lock_cached(mapping, (size + done) >> PAGE_SHIFT)) as folio:
+            if folio is None:
+                return
+            if not folio.dirty:
+                truncate_folio(mapping, folio)
+                return
+            done += folio.write(mapping, source, done, size + done)
+
+
 def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
     """Remove what is behind the new size: unmap, truncate, and unmap again what was copied on write in between."""
     hole = -(-size >> PAGE_SHIFT)

@@ -22,6 +22,7 @@ from typing import Any
 
 from pagecache import _core, fill, workers
 from pagecache._core import AddressSpace, Folio, WritebackBatch
+from pagecache.fill import clear_frames
 
 PAGE_SHIFT = 12
 LAST_PAGE = (1 << 52) - 1
@@ -90,13 +91,16 @@ def write_batch(
             raise OSError(errno.EIO, f"the store took {done} of {wanted} bytes")
     except _Stopped as stopped:
         done, error = stopped.done, write_error(mapping, offset + stopped.done, stopped.cause)
+        clear_frames(stopped)  # views of the run, which must not live as long as the error
     except caught as cause:
         error = write_error(mapping, offset + done, cause)
+        clear_frames(cause)
     except BaseException:
-        batch.end(0)  # now: whoever keeps the exception keeps the batch
+        batch.end(0)  # now: whoever keeps the exception keeps the run, and others wait for it
         raise
     finally:
         _thread.nr_passes -= 1
+    mapping.extra.note_result(error)
     if error is not None:
         mapping.segment.add_count("writeback_errors", 1)
         mapping.extra.note_failure()
@@ -122,30 +126,11 @@ def _write_run(mapping: AddressSpace, batch: WritebackBatch) -> int:
     if mapping.fd < 0:
         return _write_store(mapping, batch)
     aligned = batch.nbytes & ~4095 if mapping.direct else batch.nbytes
-    done = batch.write_fd(mapping.fd, aligned) if aligned else 0
-    if done < 0:
-        raise OSError(-done, os.strerror(-done))
-    if done < aligned:
-        done = _write_rest(mapping, batch, done, aligned)
+    done, number = batch.write_fd(mapping.fd, aligned) if aligned else (0, 0)
+    if number:
+        raise _Stopped(done, OSError(number, os.strerror(number)))
     if done == aligned < batch.nbytes:  # the end of a file that is written past the kernel's page cache
         done += mapping.host.write_tail(batch.offset + done, batch.memory()[-1][-(batch.nbytes - done) :])
-    return done
-
-
-def _write_rest(mapping: AddressSpace, batch: WritebackBatch, done: int, nbytes: int) -> int:
-    """Write what a short write of a descriptor left out: that tells what stopped it."""
-    buffers = batch.memory()
-    done = done & ~4095 if mapping.direct else done
-    try:
-        while done < nbytes:
-            wrote = os.pwritev(mapping.fd, _pieces(buffers, done, nbytes - done), batch.offset + done)
-            if wrote == 0:
-                raise OSError(errno.EIO, "the file took no bytes")
-            done += wrote
-    except OSError as cause:
-        raise _Stopped(done, cause) from cause
-    finally:
-        fill.release(buffers)
     return done
 
 
@@ -389,18 +374,23 @@ def redirty_range(mapping: AddressSpace, first: int, last: int) -> None:
         folios, after = _core.find_folios(mapping, first, last + 1)
         try:
             for folio in folios:
-                folio.lock()
-                while folio.mapping_number == mapping.number and folio.uptodate and not folio.mark_dirty():
-                    folio.unlock()
+                while not _redirty(mapping, folio):
                     wait_for_dirty_room(mapping)
-                    folio.lock()
-                folio.unlock()
         finally:
             for folio in folios:
-                folio.put()
+                folio.put()  # an exception keeps the list alive
         if after is None:
             return
         first = after
+
+
+def _redirty(mapping: AddressSpace, folio: Folio) -> bool:
+    """Make one folio dirty, if it is still of the mapping; False if too many are."""
+    folio.lock()
+    try:
+        return folio.mapping_number != mapping.number or not folio.uptodate or folio.mark_dirty()
+    finally:
+        folio.unlock()
 
 
 def unseen_error(mapping: AddressSpace, number: int) -> OSError:

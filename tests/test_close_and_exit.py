@@ -15,6 +15,7 @@ from test_signals import interrupted
 from write_steps import Fault, Gate, WritableStore, dirty_pages, fill_dirty
 
 import pagecache
+from pagecache.flusher import busy_flushers
 
 DATA = pages_of(8 * PAGE)
 EIO = OSError(errno.EIO, "broken")
@@ -140,7 +141,7 @@ class TestForgottenFiles:
             forget()
             gc.collect()
         wait_until(lambda: path.read_bytes()[:3] == b"new", "somebody to write what was forgotten")
-        wait_until(lambda: not pagecache.flusher.held, "the flusher to be let go")
+        wait_until(lambda: not any(each.dirty_inodes() for each in busy_flushers()), "the flusher to be let go")
 
 
 class TestClosingACache:

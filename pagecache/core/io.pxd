@@ -113,9 +113,9 @@ cdef inline int64_t run_read_fd(Segment* seg, int fd, bint direct, int64_t offse
 
 
 cdef inline int64_t run_write_fd(Segment* seg, int fd, int64_t offset, Folio** folios, uint32_t nr,
-                                 uint64_t nbytes) noexcept nogil:
+                                 uint64_t nbytes, int* error) noexcept nogil:
     """Writes the first nbytes of a run of at most BATCH_PAGES folios at an offset; short writes are continued.
-    Returns the bytes written, fewer with the errno (negative) of what stopped it in place of none at all."""
+    Returns the bytes written; error: the errno of what stopped it, if they are fewer."""
     cdef iovec[512] pieces
     cdef iovec* vector = pieces
     cdef int nr_pieces = run_vector(seg, folios, nr, nbytes, pieces)
@@ -125,7 +125,8 @@ cdef inline int64_t run_write_fd(Segment* seg, int fd, int64_t offset, Folio** f
         wrote = write_vector(fd, vector, nr_pieces, offset + <int64_t>done)
         count(seg, STORE_WRITES, 1)
         if wrote <= 0:
-            return <int64_t>done if done > 0 else wrote if wrote < 0 else -EIO
+            error[0] = <int>-wrote if wrote < 0 else EIO
+            break
         count(seg, STORE_WRITE_BYTES, wrote)
         done += <uint64_t>wrote
         vector_advance(&vector, &nr_pieces, <uint64_t>wrote)

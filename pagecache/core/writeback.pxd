@@ -65,15 +65,16 @@ cdef inline bint folio_mark_dirty(Segment* seg, Folio* folio) noexcept nogil:
         return False
     store_relaxed_u64(&folio.dirtied_at_ns, <uint64_t>monotonic_ns())
     before = or_acq_rel_u32(&folio.state, FOLIO_DIRTY)
-    if before & FOLIO_WRITEBACK:
+    if before & (FOLIO_WRITEBACK | FOLIO_DIRTY):        # or its write-back failed meanwhile: charged already
         dirty_uncharge(seg, nr)
     if before & FOLIO_READAHEAD:
         folio_clear(folio, FOLIO_READAHEAD)
     spin_lock(&mapping.pages.lock)
     mapping_mark_dirty(seg, mapping, folio)
     spin_unlock(&mapping.pages.lock)
-    count(seg, NR_DIRTY, nr)
-    count(seg, NR_DIRTIED, nr)
+    if not before & FOLIO_DIRTY:
+        count(seg, NR_DIRTY, nr)
+        count(seg, NR_DIRTIED, nr)
     return True
 
 

@@ -34,14 +34,16 @@ cdef class WritebackBatch:
     def write_fd(self, int fd, uint64_t nbytes):
         """Writes the first nbytes of the run to a descriptor, at their own offset.
 
-        Returns the bytes written, or a negative errno when none were. Context: releases the GIL.
+        Returns the bytes written, and the errno of what stopped it if they are fewer. Context: releases the GIL.
         """
         cdef int64_t done
+        cdef int error = 0
         if nbytes > self.nbytes:
             raise ValueError("more bytes than the run has")
         with nogil:
-            done = run_write_fd(self.seg, fd, <int64_t>(self.start << PAGE_SHIFT), self.folios, self.nr, nbytes)
-        return done
+            done = run_write_fd(self.seg, fd, <int64_t>(self.start << PAGE_SHIFT), self.folios, self.nr, nbytes,
+                                &error)
+        return done, error
 
     def memory(self):
         """Read-only memoryviews over the bytes to write, one per folio. A view that is kept keeps its folio."""

@@ -1,5 +1,6 @@
 """Local files: the engine reads the descriptor itself, without the GIL, straight into frames."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -127,12 +128,18 @@ class FileStore:
         """Write the end of a file that is open past the kernel's page cache: it is no whole page. Returns the bytes."""
         with self._sync_lock:
             if self._tail_fd < 0:
-                self._tail_fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-                if not os.path.samestat(os.fstat(self._tail_fd), os.fstat(self.fd)):
-                    os.close(self._tail_fd)
-                    self._tail_fd = -1
-                    raise OSError(errno.ESTALE, "the file was replaced by another of its name", self.path)
+                self._tail_fd = self._open_again()
         return os.pwrite(self._tail_fd, data, offset)
+
+    def _open_again(self) -> int:
+        """Open the file without O_DIRECT: itself, whatever became of its name; by name where there is no /proc."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        if os.path.samestat(os.fstat(fd), os.fstat(self.fd)):
+            return fd
+        os.close(fd)
+        raise OSError(errno.ESTALE, "the file was replaced by another of its name", self.path)
 
     def punch_hole(self, offset: int, length: int) -> None:
         """Give up the blocks of a range, which reads as zeros then; the size stays. Raises OSError (EOPNOTSUPP where the
