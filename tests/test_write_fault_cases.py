@@ -215,6 +215,28 @@ def test_interrupted_cut_or_hole_leaves_the_bytes(make_cache, monkeypatch):
             assert store.tobytes() == expected
 
 
+def test_hole_that_can_be_made_nowhere_loses_nothing_dirty(make_cache):
+    """The dirty pages of the range cannot be written first, and the hole would fail too."""
+
+    class Both(FailingStore):
+        def punch_hole(self, offset, length):
+            raise OSError(errno.EIO, "no holes today")
+
+    store = Both(b"\x07" * (4 * PAGE), fails_at=0, for_ever=True)
+    cache = make_cache(64 * PAGE)
+    with cache.open(store, "r+b") as file:
+        file.pwrite(b"x" * (2 * PAGE), PAGE // 2)
+        expected = file.pread(4 * PAGE, 0)
+        with pytest.raises(OSError):
+            file.punch_hole(100, 3 * PAGE)
+        assert file.pread(4 * PAGE, 0) == expected
+        store.is_healed = True
+        with contextlib.suppress(OSError):
+            file.fsync()
+        file.fsync()
+        assert store.tobytes() == expected
+
+
 def test_error_that_is_kept_keeps_no_page(make_cache):
     cache = make_cache(64 * PAGE)
     store = FailingStore(b"\x07" * PAGE, fails_at=0, partly=True)
