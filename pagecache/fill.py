@@ -30,8 +30,13 @@ def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio
     folio = segment.alloc_folio(order)
     if folio is not None:
         return folio
-    started, nr_failed = time.monotonic(), segment.counters()["writeback_errors"]
-    while wait and time.monotonic() - started < _patience_s(segment):
+    started = pinned_since = time.monotonic()
+    nr_failed = segment.counters()["writeback_errors"]
+    while wait and time.monotonic() - started < ALLOCATION_TIMEOUT_S:
+        if not _is_pinned(segment):
+            pinned_since = time.monotonic()
+        elif time.monotonic() - pinned_since >= PINNED_TIMEOUT_S:
+            break
         if segment.nr_dirty_charged:
             segment.wake_flusher()
         segment.wait_for_memory(0.005)
@@ -54,10 +59,10 @@ def _write_error_of(segment: Segment, nr_failed: int) -> OSError | None:
     return write_errors.get(segment, lambda: None)()
 
 
-def _patience_s(segment: Segment) -> float:
+def _is_pinned(segment: Segment) -> bool:
+    """Whether views and maps hold all that is in use; write-back has views for a while, and others take turns."""
     counters = segment.counters()
-    pinned = counters["nr_pinned"] >= counters["nr_frames"] - counters["nr_free_pages"]
-    return PINNED_TIMEOUT_S if pinned and not counters["nr_writeback"] else ALLOCATION_TIMEOUT_S
+    return 0 < counters["nr_frames"] - counters["nr_free_pages"] <= counters["nr_pinned"] and not counters["nr_writeback"]
 
 
 def cache_full(segment: Segment, write_error: OSError | None = None) -> CacheFullError:

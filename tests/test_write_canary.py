@@ -54,7 +54,7 @@ class Guarded(pagecache.MemoryStore):
 @pytest.fixture
 def haunt(make_cache, frames, monkeypatch):
     """A cache, and a function that fills all its frames with the canary and frees them again."""
-    monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", 0.001)
+    monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", 0.05)
     cache = make_cache(frames * PAGE)
     canary = cache.open(Store(bytes([CANARY]) * (PAGE * max(frames, NR_PAGES)), key="canary"))
 

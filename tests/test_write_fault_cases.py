@@ -215,6 +215,48 @@ def test_interrupted_cut_or_hole_leaves_the_bytes(make_cache, monkeypatch):
             assert store.tobytes() == expected
 
 
+def test_allocation_does_not_give_up_because_all_is_free_for_a_moment(make_cache, monkeypatch):
+    """Threads that take turns at the only frame may find it gone again and again; nobody holds it for long."""
+    monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", 0.0)
+    cache = make_cache(PAGE)
+
+    class Unlucky:
+        """The segment, but that somebody else is faster five times."""
+
+        nr_lost = 0
+
+        def __getattr__(self, name):
+            return getattr(cache.segment, name)
+
+        def alloc_folio(self, order):
+            self.nr_lost += 1
+            return cache.segment.alloc_folio(order) if self.nr_lost > 5 else None
+
+    fill.alloc_folio(Unlucky()).put()
+
+
+def test_hole_that_can_be_made_nowhere_loses_nothing_dirty(make_cache):
+    """The dirty pages of the range cannot be written first, and the hole would fail too."""
+
+    class Both(FailingStore):
+        def punch_hole(self, offset, length):
+            raise OSError(errno.EIO, "no holes today")
+
+    store = Both(b"\x07" * (4 * PAGE), fails_at=0, for_ever=True)
+    cache = make_cache(64 * PAGE)
+    with cache.open(store, "r+b") as file:
+        file.pwrite(b"x" * (2 * PAGE), PAGE // 2)
+        expected = file.pread(4 * PAGE, 0)
+        with pytest.raises(OSError):
+            file.punch_hole(100, 3 * PAGE)
+        assert file.pread(4 * PAGE, 0) == expected
+        store.is_healed = True
+        with contextlib.suppress(OSError):
+            file.fsync()
+        file.fsync()
+        assert store.tobytes() == expected
+
+
 def test_error_that_is_kept_keeps_no_page(make_cache):
     cache = make_cache(64 * PAGE)
     store = FailingStore(b"\x07" * PAGE, fails_at=0, partly=True)

@@ -448,4 +448,4 @@ def test_threads_that_own_their_bytes(make_cache, tmp_path, frames, kind, nr_thr
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch):
     """Do not wait for what will not come."""
-    monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", 0.001)
+    monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", 0.05)
