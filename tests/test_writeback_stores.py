@@ -101,7 +101,7 @@ class TestOddStores:
     @PARALLEL
     def test_one_that_uses_the_cache_from_writev(self, make_cache, store, requests):
         """It writes another file of the same cache, and reads the very object."""
-        cache = make_cache(64 * PAGE, dirty_limit=16 * PAGE, dirty_background=8 * PAGE)
+        cache = make_cache(64 * PAGE, dirty_limit=48 * PAGE, dirty_background=8 * PAGE)
         store.parallel_requests = requests
         with cache.open(store, "r+b") as file, cache.open(WritableStore(b"", key="journal"), "ab") as journal:
 
