@@ -15,6 +15,8 @@ READS_MIN = 8
 ROUND_NS = 4_000_000  # short enough that some rounds are not disturbed
 THREADS_FACTOR = 4  # threads that take turns with a GIL need longer than its switch interval
 CALIBRATION_NS = 1_000_000
+CALIBRATIONS = 3
+OBJECTS = 15  # looked at to see whether a peer copies
 
 Clock = Callable[[], int]
 
@@ -71,7 +73,7 @@ def reads_of_a_round(loop: Loop, offsets: Sequence[int]) -> int:
     """Return how many reads make a round long enough to time and short enough to repeat."""
     count = READS_MIN
     while True:
-        taken_ns = elapsed_ns([loop], [offsets[:count]])
+        taken_ns = min(elapsed_ns([loop], [offsets[:count]]) for _ in range(CALIBRATIONS))
         if taken_ns >= CALIBRATION_NS or count >= len(offsets):
             return max(READS_MIN, min(len(offsets), count * ROUND_NS // max(taken_ns, 1)))
         count = min(4 * count, len(offsets))
@@ -82,7 +84,7 @@ def read_ns(loops: Sequence[Loop], offsets: Sequence[Sequence[int]], count: int,
     if len(loops) > 1:
         count = min(OFFSETS_MAX, count * THREADS_FACTOR)
     first = round_number * 7919 % (OFFSETS_MAX - count + 1)
-    some = [each[first : first + count] for each in offsets[: len(loops)]]
+    some = [each[first : first + count] for each in offsets]
     return elapsed_ns(loops, some) / (count * len(loops))
 
 
@@ -95,19 +97,23 @@ def rotated(things: Sequence, by: int) -> Iterator:
 def measure_size(peers: Sequence[Peer], nbytes: int, thread_counts: Sequence[int], rounds: int, times: Times) -> None:
     """Time all peers reading `nbytes`; add what was found to `times`."""
     nr_readers = max(thread_counts)
-    offsets = [random_offsets(nbytes, peers[0].data.nbytes, seed) for seed in range(1, nr_readers + 1)]
+    offsets = {  # other ones for each number of threads: what one has read is in the processor's caches for the next
+        nr_threads: [random_offsets(nbytes, peers[0].data.nbytes, 100 * nr_threads + slot) for slot in range(nr_threads)]
+        for nr_threads in thread_counts
+    }
+    some = offsets[thread_counts[0]][0]
     loops: dict[str, list[Loop]] = {}
     counts: dict[str, int] = {}
     for peer in peers:
         readers: list[Reader] = [compiled(peer, nbytes) for _ in range(nr_readers)]
         loops[peer.name] = [reader.loop for reader in readers]
-        counts[peer.name] = reads_of_a_round(readers[0].loop, offsets[0])
-        if hands_out_stored_objects(readers[0].read):
+        counts[peer.name] = reads_of_a_round(readers[0].loop, some)
+        if hands_out_stored_objects(readers[0].read, some[:OBJECTS]):
             times.uncopied.add((peer.name, nbytes))
     for number in range(rounds):
         for peer in rotated(peers, number * 5):
             for nr_threads in rotated(thread_counts, number):
-                ns = read_ns(loops[peer.name][:nr_threads], offsets, counts[peer.name], number)
+                ns = read_ns(loops[peer.name][:nr_threads], offsets[nr_threads], counts[peer.name], number)
                 times.ns.setdefault(Cell(peer.name, nbytes, nr_threads), []).append(ns)
 
 
