@@ -1,7 +1,7 @@
 /* What the anchors share: threads that start together and repeat a lookup without the GIL.
 
-An anchor is a shared library of its own. It defines ANCHOR_FILL, ANCHOR_LOOKUP and, if it can pin what it found, ANCHOR_PIN,
-and includes this file, which makes of them
+An anchor is a shared library of its own. It defines ANCHOR_FILL, ANCHOR_LOOKUP and, if it can pin what it found,
+ANCHOR_PIN, and includes this file, which makes of them
 
     void *anchor_open(nr_pages, order)   fills it with nr_pages entries, in the order given
     int anchor_pins(void)                whether it can look up, pin and unpin

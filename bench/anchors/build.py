@@ -1,6 +1,7 @@
 """Compiles the anchors whose libraries are installed: `python -P -m anchors.build`."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parents[1] / "build/anchors"
 FLAGS = ("-O3", "-DNDEBUG", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra")
+
+COMPLAINT = re.compile("error: |cannot find ")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def compiled(source: Source, path: Path) -> str:
     if ran.returncode == 0:
         return ""
     remedy = f"apt install {source.package}: " if source.package else ""
-    return remedy + next((line for line in ran.stderr.splitlines() if "error" in line), ran.stderr.strip()[:200])
+    return remedy + next((line for line in ran.stderr.splitlines() if COMPLAINT.search(line)), ran.stderr.strip()[:200])
 
 
 def main() -> int:
