@@ -17,7 +17,7 @@ ROUNDS_MIN = 7
 NR_PAGES = 65_536
 THREADS = (1, 2)
 ROUND_NS = 2_000_000  # threads that have met at the start both still run when such a round ends, as a rule
-OPERATIONS_MIN = 4096
+OPERATIONS_MIN = NR_PAGES  # a whole pass: a part of the pages would fit into nearer caches
 CALIBRATIONS = 3
 COPY = "copy of 64 bytes"
 

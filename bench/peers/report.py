@@ -110,7 +110,8 @@ Python {platform.python_version()}, {libraries(runs)}. {missing(runs)}
 ## Against the best of the caches
 
 Nanoseconds are medians. Copies are compared with copies; what a cache answers by handing out a stored object uncopied,
-with `view`. A ratio of each run is one of medians.
+with `view` (which copies where the bytes lie in several folios). The cache with the best round is taken. A ratio of each
+run is one of medians.
 
 {goal_table(runs)}
 
