@@ -27,6 +27,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m anchors", description=__doc__)
     parser.add_argument("--rounds", type=int, default=61, help=f"interleaved rounds, at least {ROUNDS_MIN}")
     parser.add_argument("--keep", type=Path, help="a file that keeps the runs; the page then shows all runs in it")
+    parser.add_argument("--no-run", action="store_true", help="measure nothing: show the runs that --keep names")
     parser.add_argument("--write", action="store_true", help="write docs/anchors.md")
     return parser.parse_args(argv)
 
@@ -85,10 +86,10 @@ def main(argv: list[str] | None = None) -> int:
     found = arguments(argv)
     kept = json.loads(found.keep.read_text()) if found.keep and found.keep.exists() else []
     built = build()
-    run = measure(anchors(built.paths, NR_PAGES), max(found.rounds, ROUNDS_MIN))
-    kept.append(saved(run))
-    if found.keep:
-        found.keep.write_text(json.dumps(kept))
+    if not found.no_run:
+        kept.append(saved(measure(anchors(built.paths, NR_PAGES), max(found.rounds, ROUNDS_MIN))))
+        if found.keep:
+            found.keep.write_text(json.dumps(kept))
     text = page([loaded(each) for each in kept], built.missing, NR_PAGES)
     print(text)
     if found.write:
