@@ -90,7 +90,8 @@ def goal_row(runs: Sequence[Rounds], ours: Cell, theirs: Cell, goal: float) -> s
     cpu = ratio(runs, ours, theirs, cpu=True)
     each = ", ".join(f"{ratio([run], ours, theirs):.2f}" for run in runs)
     pages = "one hot page" if ours.hot else "random pages"
-    return row(f"{ours.operation}, {pages}", theirs.name, (best, median, cpu), each, f"<= {goal}", max(best, median, cpu) <= goal)
+    figures = (best, median, cpu)
+    return row(f"{ours.operation}, {pages}", theirs.name, figures, each, f"<= {goal}", max(figures) <= goal)
 
 
 def speedup_row(runs: Sequence[Rounds], operation: str, hot: bool) -> str:
@@ -126,8 +127,8 @@ apt install liburcu-dev libjudy-dev libtbb-dev librocksdb-dev
 {nr_pages:,} entries; C loops without the GIL over shuffled indices, or over one. All anchors lie in one process and take
 turns in every round; runs at different times: {len(runs)}, rounds in all: {rounds}. The {os.cpu_count()} processors were
 shared with other work. A goal against others is met if all three ratios meet it, one of two threads if the best round does,
-for two threads need both processors. Processor time does not count the time of other programs; it shows what threads do to each
-other's cache lines as far as they ran at the same time.
+for two threads need both processors. Processor time does not count the time of other programs; it shows what threads do
+to each other's cache lines as far as they ran at the same time.
 {"Missing:" + absent if absent else "No anchor is missing."}
 
 ## Goals

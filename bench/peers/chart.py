@@ -7,11 +7,11 @@ from .runs import Runs
 from .timing import Cell
 
 COLOURS = {"ours": "#c0392b", "system": "#7f8c8d", "cache": "#2980b9"}
-PNG_DPI = 90
+PNG_DPI = 80
 
 
 def draw(runs: Runs, svg: Path, png: Path) -> None:
-    """Draw medians on logarithmic scales into both files.
+    """Draw best rounds, which other programs disturbed least, on logarithmic scales into both files.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -42,21 +42,21 @@ def draw(runs: Runs, svg: Path, png: Path) -> None:
 def draw_size(panel, runs: Runs, nbytes: int) -> None:
     """Draw one panel, the fastest peer on top."""
     cells = [Cell(name, nbytes, 1) for name in runs.names]
-    cells = sorted((cell for cell in cells if runs.rounds(cell)), key=runs.median)
+    cells = sorted((cell for cell in cells if runs.rounds(cell)), key=runs.best)
     for place, cell in enumerate(cells):
         uncopied = runs.uncopied(cell.peer, nbytes)
         colour = COLOURS[runs.last.kinds[cell.peer]]
-        panel.barh(place, runs.median(cell), color="white" if uncopied else colour, edgecolor=colour,
+        panel.barh(place, runs.best(cell), color="white" if uncopied else colour, edgecolor=colour,
                    hatch="////" if uncopied else "", height=0.75)  # fmt: skip
-        panel.text(runs.median(cell) * 1.06, place, f"{runs.median(cell):,.0f}", va="center", fontsize=7)
+        panel.text(runs.best(cell) * 1.06, place, f"{runs.best(cell):,.0f}", va="center", fontsize=7)
         threads = Cell(cell.peer, nbytes, 2)
         if runs.rounds(threads):
-            panel.plot(runs.median(threads), place, "o", color="black", markersize=3)
+            panel.plot(runs.best(threads), place, "o", color="black", markersize=3)
     panel.set_yticks(range(len(cells)), [cell.peer for cell in cells])
     panel.invert_yaxis()
     panel.set_xscale("log")
     panel.set_xlim(right=panel.get_xlim()[1] * 2)
-    panel.set_title(f"{size_name(nbytes)}: ns a read, median; dot: 2 threads")
+    panel.set_title(f"{size_name(nbytes)}: ns a read, best round; dot: 2 threads")
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="x", alpha=0.3)
     panel.set_axisbelow(True)
