@@ -2,11 +2,13 @@
 
 A run builds a mapping of single-page folios in random frames, starts its threads together and has each repeat one
 operation over shuffled page indices, or always over the same page. `measure` returns nanoseconds an operation: elapsed
-time over the operations of all threads, so that perfect scaling halves it for two threads.
+time over the operations of all threads, so that perfect scaling halves it for two threads. `Pages` does the same round by
+round, for those who time something else in between.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
+from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 from pagecache.core.atomic cimport add_acq_rel_u32, cpu_relax, load_acquire_u32, pc_u32, store_relaxed_u32
 from pagecache.core.buddy cimport buddy_init
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
@@ -66,6 +68,7 @@ ctypedef struct Worker:
     uint32_t slot                   # 0, 1 ...
     int64_t start_ns
     int64_t end_ns
+    int64_t cpu_ns                  # of this thread
     uint64_t sum                    # of what was found: keeps the compiler from leaving the work out
     int error
 
@@ -92,7 +95,7 @@ cdef int insert_evict(Bench* bench, uint64_t index) noexcept nogil:
     return error
 
 
-cdef void work(Worker* worker) noexcept nogil:
+cdef void work(Worker* worker, uint64_t nr_operations) noexcept nogil:
     """Repeats the operation."""
     cdef Bench* bench = worker.bench
     cdef Segment* seg = &bench.seg
@@ -105,28 +108,28 @@ cdef void work(Worker* worker) noexcept nogil:
     cdef Folio* folio
     cdef char[64] target
     if bench.operation == RADIX_WALK:
-        for i in range(first, first + bench.nr_operations):
+        for i in range(first, first + nr_operations):
             sum += radix_load(bench.radix, indices[i & mask])
     elif bench.operation == LOOKUP:
-        for i in range(first, first + bench.nr_operations):
+        for i in range(first, first + nr_operations):
             sum += entry_frame(xa_load(&seg.mappings[bench.number].pages, &seg.pool, indices[i & mask]))
     elif bench.operation == LOOKUP_PIN:
-        for i in range(first, first + bench.nr_operations):
+        for i in range(first, first + nr_operations):
             folio = filemap_get_entry(seg, bench.number, indices[i & mask], &entry)
             sum += entry
             folio_put(seg, folio)
     elif bench.operation == COPY:
-        for i in range(first, first + bench.nr_operations):
+        for i in range(first, first + nr_operations):
             offset = <uint64_t>indices[i & mask] << PAGE_SHIFT
             sum += read_cached(seg, bench.number, offset, COPY_BYTES, target, NO_PAGE)
-        worker.error = sum != bench.nr_operations * COPY_BYTES
+        worker.error = sum != nr_operations * COPY_BYTES
     elif bench.operation == INSERT_EVICT:
-        for i in range(first, first + bench.nr_operations):
+        for i in range(first, first + nr_operations):
             if insert_evict(bench, unused + indices[i & mask]) != 0:
                 worker.error = 1
                 break
     else:
-        for i in range(first, first + bench.nr_operations):
+        for i in range(first, first + nr_operations):
             entry = xa_load(&seg.mappings[bench.number].pages, &seg.pool, indices[i & mask])
             folio = &seg.folios[entry_frame(entry)]
             while not folio_trylock(folio):
@@ -136,15 +139,26 @@ cdef void work(Worker* worker) noexcept nogil:
     worker.sum = sum
 
 
+cdef int64_t thread_cpu_ns() noexcept nogil:
+    """Processor time of this thread."""
+    cdef timespec now
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
 cdef void* run(void* argument) noexcept nogil:
-    """A thread: waits until all are there, then works."""
+    """A thread: visits every page, which is not timed, waits until all are there, then works."""
     cdef Worker* worker = <Worker*>argument
+    cdef int64_t cpu_ns
+    work(worker, worker.bench.nr_pages)
     add_acq_rel_u32(&worker.bench.nr_ready, 1)
     while load_acquire_u32(&worker.bench.nr_ready) < worker.bench.nr_threads:
         cpu_relax()
+    cpu_ns = thread_cpu_ns()
     worker.start_ns = monotonic_ns()
-    work(worker)
+    work(worker, worker.bench.nr_operations)
     worker.end_ns = monotonic_ns()
+    worker.cpu_ns = thread_cpu_ns() - cpu_ns
     return NULL
 
 
@@ -171,8 +185,8 @@ cdef int fill(Bench* bench) noexcept nogil:
     return 0
 
 
-cdef int64_t timed(Bench* bench) except -1:
-    """Runs the threads; returns nanoseconds from the first start to the last end."""
+cdef int64_t timed(Bench* bench, int64_t* cpu_ns) except -1:
+    """Runs the threads; returns nanoseconds from the first start to the last end, and their processor time."""
     cdef Worker[8] workers
     cdef pc_thread[8] threads
     cdef uint32_t i
@@ -190,69 +204,93 @@ cdef int64_t timed(Bench* bench) except -1:
         for i in range(bench.nr_threads):
             thread_join(&threads[i])
     start_ns, end_ns = workers[0].start_ns, workers[0].end_ns
+    cpu_ns[0] = 0
     for i in range(bench.nr_threads):
         if workers[i].error:
             raise RuntimeError("an operation failed, or a thread did not start")
         start_ns = min(start_ns, workers[i].start_ns)
         end_ns = max(end_ns, workers[i].end_ns)
+        cpu_ns[0] += workers[i].cpu_ns
     return end_ns - start_ns
+
+
+cdef class Pages:
+    """A mapping of single-page folios in random frames, and a bare radix tree of as many entries.
+
+    Arguments:
+        nr_pages: pages of the mapping; a power of two from 64 to 262,144.
+    Raises:
+        ValueError: an argument is out of range.
+        MemoryError: there is no room for the pages.
+    """
+    cdef Bench bench
+    cdef readonly list order            # all page indices, shuffled otherwise than they were added
+
+    def __cinit__(self, nr_pages: int = 65536) -> None:
+        cdef uint32_t i
+        if nr_pages & (nr_pages - 1) or not 64 <= nr_pages <= 262144:
+            raise ValueError(f"nr_pages is {nr_pages}; it must be a power of two from 64 to 262144")
+        self.bench.nr_pages = nr_pages
+        if segment_create(&self.bench.seg, self.bench.nr_pages + SPARE_FRAMES, 4, True, -1, 0) != 0:
+            raise MemoryError("no room for the segment")
+        self.bench.indices = <uint32_t*>malloc(self.bench.nr_pages * sizeof(uint32_t))
+        self.bench.radix = <uint32_t*>calloc((65 + nr_pages // 64) * 64, sizeof(uint32_t))
+        if self.bench.indices == NULL or self.bench.radix == NULL:
+            raise MemoryError("no room for the indices")
+        for i, index in enumerate(random.Random(1).sample(range(nr_pages), nr_pages)):
+            self.bench.indices[i] = index
+        buddy_init(&self.bench.seg)
+        self.bench.number = mapping_alloc(&self.bench.seg)
+        if fill(&self.bench) != 0:
+            raise MemoryError("no room for the pages")
+        self.order = random.Random(2).sample(range(nr_pages), nr_pages)
+
+    def __dealloc__(self) -> None:
+        free(self.bench.indices)
+        free(self.bench.radix)
+        if self.bench.seg.base != NULL:
+            memory_unmap(self.bench.seg.base, self.bench.seg.total_bytes)
+
+    def run(self, operation: str, nr_threads: int, hot: bool, nr_operations: int) -> tuple[float, float]:
+        """Time one round of one of OPERATIONS.
+
+        Arguments:
+            operation: its name.
+            nr_threads: how many threads do it at once, up to 8.
+            hot: always on the same page, instead of shuffled ones.
+            nr_operations: how many of them one thread does.
+        Returns:
+            Nanoseconds of an operation: elapsed time, and processor time, over the operations of all threads.
+        Raises:
+            ValueError: an argument is out of range.
+            RuntimeError: an operation failed.
+        """
+        cdef uint32_t i
+        cdef int64_t elapsed_ns, cpu_ns = 0
+        if not 1 <= nr_threads <= THREADS_MAX:
+            raise ValueError(f"nr_threads is {nr_threads}; it must be 1 to {THREADS_MAX}")
+        self.bench.operation = OPERATIONS[operation]
+        self.bench.nr_threads = nr_threads
+        self.bench.nr_operations = nr_operations
+        for i in range(self.bench.nr_pages):
+            self.bench.indices[i] = 0 if hot else self.order[i]
+        elapsed_ns = timed(&self.bench, &cpu_ns)
+        return elapsed_ns / (nr_operations * nr_threads), cpu_ns / (nr_operations * nr_threads)
 
 
 def measure(operation: str, nr_threads: int = 1, hot: bool = False, nr_operations: int = 10_000_000,
             nr_pages: int = 65536, rounds: int = 7) -> list[float]:
-    """Time one of OPERATIONS.
+    """Time one of OPERATIONS on new pages.
 
     Arguments:
-        operation: its name.
-        nr_threads: how many threads do it at once, up to 8.
-        hot: always on the same page, instead of shuffled ones.
-        nr_operations: how many of them one thread does in a round.
-        nr_pages: pages of the mapping; a power of two, at most 262,144.
+        operation, nr_threads, hot, nr_operations: as for `Pages.run`.
+        nr_pages: as for `Pages`.
         rounds: how often it is repeated.
     Returns:
         Nanoseconds of an operation, of every round.
-    Raises:
-        ValueError: an argument is out of range.
-        MemoryError: there is no room for the pages.
-        RuntimeError: an operation failed.
     """
-    cdef Bench bench
-    cdef uint32_t i
-    cdef int64_t elapsed_ns
-    if not 1 <= nr_threads <= THREADS_MAX:
-        raise ValueError(f"nr_threads is {nr_threads}; it must be 1 to {THREADS_MAX}")
-    if nr_pages & (nr_pages - 1) or not 64 <= nr_pages <= 262144:
-        raise ValueError(f"nr_pages is {nr_pages}; it must be a power of two from 64 to 262144")
-    memset(&bench, 0, sizeof(Bench))
-    bench.operation = OPERATIONS[operation]
-    bench.nr_threads = nr_threads
-    bench.nr_pages = nr_pages
-    bench.nr_operations = nr_operations
-    if segment_create(&bench.seg, bench.nr_pages + SPARE_FRAMES, 4, True, -1, 0) != 0:
-        raise MemoryError("no room for the segment")
-    try:
-        bench.indices = <uint32_t*>malloc(bench.nr_pages * sizeof(uint32_t))
-        bench.radix = <uint32_t*>calloc((65 + nr_pages // 64) * 64, sizeof(uint32_t))
-        if bench.indices == NULL or bench.radix == NULL:
-            raise MemoryError("no room for the indices")
-        for i, index in enumerate(random.Random(1).sample(range(nr_pages), nr_pages)):
-            bench.indices[i] = index
-        buddy_init(&bench.seg)
-        bench.number = mapping_alloc(&bench.seg)
-        if fill(&bench) != 0:
-            raise MemoryError("no room for the pages")
-        order = [0] * nr_pages if hot else random.Random(2).sample(range(nr_pages), nr_pages)
-        for i, index in enumerate(order):
-            bench.indices[i] = index
-        found = []
-        for _ in range(rounds):
-            elapsed_ns = timed(&bench)
-            found.append(elapsed_ns / (nr_operations * nr_threads))
-        return found
-    finally:
-        free(bench.indices)
-        free(bench.radix)
-        memory_unmap(bench.seg.base, bench.seg.total_bytes)
+    pages = Pages(nr_pages)
+    return [pages.run(operation, nr_threads, hot, nr_operations)[0] for _ in range(rounds)]
 
 
 futex_setup()
