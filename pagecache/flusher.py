@@ -153,10 +153,10 @@ class Flusher:
         """
         error = None
         for inode in self.dirty_inodes():
-            if time.monotonic() >= inode.mapping.extra.retry_at and self.write_some(inode):
+            if self.write_some(inode):  # tried now, however lately it failed: a store that is healed helps at once
                 return None
             error = error or inode.mapping.extra.last_error
-        if error is None or self.segment.counters()["nr_writeback"]:
+        if error is None or self.segment.counters()["nr_writeback"] or self.error_of_all() is None:
             self.segment.wait_for_memory(WAIT_SLICE_S)
             return None
         return error

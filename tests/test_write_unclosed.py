@@ -137,5 +137,5 @@ def test_exit_says_what_could_not_be_written(tmp_path):
         pagecache.PageCache(64 * 4096).open(Full(bytes(100)), "r+b").pwrite(b"x", 0)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
-    assert "4096 bytes that were written through a cache of 256.0 KiB are lost" in done.stderr
+    assert "4096 bytes that were written to memory:1 are lost" in done.stderr
     assert "no space" in done.stderr
