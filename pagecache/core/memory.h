@@ -80,7 +80,7 @@ static inline void memory_advise_nodump(void *base, size_t bytes) {
  * is not 64-byte aligned (the payload of a bytes object rarely is) and when both addresses agree in their low twelve
  * bits; vectors in descending order have neither problem. */
 #if defined(__x86_64__)
-static int pc_have_avx2 = -1;
+static int pc_have_avx2 = -1;      /* unknown; several threads may find out at the same time */
 
 __attribute__((target("avx2")))
 static void copy_page_avx2(char *target, const char *source, size_t nbytes) {
@@ -103,10 +103,27 @@ static void copy_page_avx2(char *target, const char *source, size_t nbytes) {
 
 static inline void copy_page(char *target, const char *source, size_t nbytes) {
 #if defined(__x86_64__)
-    if (__builtin_expect(pc_have_avx2 < 0, 0)) pc_have_avx2 = __builtin_cpu_supports("avx2") != 0;
-    if (nbytes >= 64 && pc_have_avx2) { copy_page_avx2(target, source, nbytes); return; }
+    int have_avx2 = __atomic_load_n(&pc_have_avx2, __ATOMIC_RELAXED);
+    if (__builtin_expect(have_avx2 < 0, 0)) {
+        have_avx2 = __builtin_cpu_supports("avx2") != 0;
+        __atomic_store_n(&pc_have_avx2, have_avx2, __ATOMIC_RELAXED);
+    }
+    if (nbytes >= 64 && have_avx2) { copy_page_avx2(target, source, nbytes); return; }
 #endif
     memcpy(target, source, nbytes);
+}
+
+/* Copies between a frame and private memory while, by design, somebody may be changing the frame's bytes or reading them:
+ * a reader with a reference sees old bytes, new ones, or some of each, as with read(2). Where ThreadSanitizer looks, the
+ * frame is accessed by relaxed atomic operations, which is what this means in C; elsewhere it is memmove. Everything else
+ * that touches a frame does so by plain accesses, so a use of a frame that is filled or reused is still reported. */
+static inline void copy_shared(char *target, const char *source, size_t nbytes) {
+#if defined(__SANITIZE_THREAD__)
+    for (size_t i = 0; i < nbytes; i++)
+        __atomic_store_n(target + i, __atomic_load_n(source + i, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+#else
+    memmove(target, source, nbytes);
+#endif
 }
 
 /* Asks for every cache line of [address, address + nbytes), in the order in which copy_page wants them. */

@@ -8,3 +8,4 @@ cdef extern from "core/memory.h" nogil:
     void memory_advise_nodump(void* base, size_t bytes) noexcept
     void copy_page(char* target, const char* source, size_t nbytes) noexcept
     void prefetch_range(const char* address, size_t nbytes) noexcept
+    void copy_shared(char* target, const char* source, size_t nbytes) noexcept
