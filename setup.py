@@ -47,6 +47,7 @@ MODES = {  # mode: (compiler flags, linker flags)
 }
 
 WITH_ENGINE_THREADS = ("check", "asan", "tsan")  # the lanes in which the tests drive the engine from C threads
+EXTRA_FLAGS = {"_engine_threads": ["-DPAGECACHE_RACE_POINTS=1"]}
 
 EVERY_MODE = [
     "-pthread",
@@ -89,7 +90,7 @@ def extensions() -> list[Extension]:
             [source],
             include_dirs=["pagecache"],
             depends=engine_files(),
-            extra_compile_args=EVERY_MODE + compiler_flags,
+            extra_compile_args=EVERY_MODE + compiler_flags + EXTRA_FLAGS.get(name, []),
             extra_link_args=["-pthread", *linker_flags],
         )
         for name, source in sources.items()

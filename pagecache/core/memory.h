@@ -40,6 +40,16 @@ static inline void *memory_map(size_t bytes, size_t alignment, int fd) {
     return base;
 }
 
+/* Free frames, so that AddressSanitizer sees whoever uses one. Optimistic readers may: what they copy they throw away. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define memory_poison(address, bytes) __asan_poison_memory_region((address), (bytes))
+#define memory_unpoison(address, bytes) __asan_unpoison_memory_region((address), (bytes))
+#else
+#define memory_poison(address, bytes) ((void)(address), (void)(bytes))
+#define memory_unpoison(address, bytes) ((void)(address), (void)(bytes))
+#endif
+
 static inline int memory_unmap(void *base, size_t bytes) { return munmap(base, bytes); }
 
 /* A nameless shared memory file of `bytes`, sealed against shrinking. Returns the descriptor or -errno. */
@@ -101,6 +111,13 @@ static void copy_page_avx2(char *target, const char *source, size_t nbytes) {
 }
 #endif
 
+#if defined(__SANITIZE_ADDRESS__)
+__attribute__((no_sanitize("address")))
+static void copy_page(char *target, const char *source, size_t nbytes) {
+    volatile char *to = target;     /* volatile: no call of memcpy, which is watched as well */
+    for (size_t i = 0; i < nbytes; i++) to[i] = ((const volatile char *)source)[i];
+}
+#else
 static inline void copy_page(char *target, const char *source, size_t nbytes) {
 #if defined(__x86_64__)
     int have_avx2 = __atomic_load_n(&pc_have_avx2, __ATOMIC_RELAXED);
@@ -112,6 +129,7 @@ static inline void copy_page(char *target, const char *source, size_t nbytes) {
 #endif
     memcpy(target, source, nbytes);
 }
+#endif
 
 /* Copies between a frame and private memory while, by design, somebody may be changing the frame's bytes or reading them:
  * a reader with a reference sees old bytes, new ones, or some of each, as with read(2). Where ThreadSanitizer looks, the

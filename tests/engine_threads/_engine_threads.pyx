@@ -42,11 +42,14 @@ OPERATIONS = ("read", "read_pinned", "read_ahead", "write", "write_back", "sync"
 
 
 cdef void step(Worker* worker) noexcept nogil:
-    """One operation, chosen at random."""
-    cdef uint32_t m = random_below(worker, NR_FILES)
-    cdef uint32_t page = random_below(worker, NR_PAGES)
+    """One operation, chosen at random; on few pages only what brings them in, reads them and evicts them, so that the
+    same frames come back for the same pages all the time."""
+    cdef uint32_t m = random_below(worker, NR_FILES) if worker.work.span == NR_PAGES else 0
+    cdef uint32_t page = random_below(worker, worker.work.span)
     cdef uint32_t choice = random_below(worker, 100)
     cdef int what
+    if worker.work.span < NR_PAGES and choice >= 60:
+        choice = 93
     if choice < 50:
         what = 0
         read_page(worker, m, page)
@@ -147,7 +150,8 @@ cdef int finish(Work* work) except -1:
     return 0
 
 
-def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed: int, faults: bool) -> dict:
+def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed: int, faults: bool,
+        span: int = NR_PAGES) -> dict:
     """Let threads work on files that start with the first version of every page.
 
     Arguments:
@@ -157,6 +161,7 @@ def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed:
         nr_steps: operations of one thread.
         seed: of the choices; not of the schedule.
         faults: whether some write-back fails.
+        span: pages that are used; fewer than all: only reads and evictions.
     Returns:
         How often each operation was done.
     Raises:
@@ -172,9 +177,10 @@ def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed:
     memset(&kswapd, 0, sizeof(kswapd))
     if work == NULL or workers == NULL:
         raise MemoryError
-    assert 1 <= nr_threads <= THREADS_MAX and len(descriptors) == NR_FILES
+    assert 1 <= nr_threads <= THREADS_MAX and 1 <= span <= NR_PAGES and len(descriptors) == NR_FILES
     prepare(work, descriptors, nr_frames)
     work.nr_threads = nr_threads
+    work.span = span
     for i in range(work.nr_threads):
         workers[i].work = work
         workers[i].random = <uint64_t>seed * 1000 + i + 1

@@ -77,7 +77,7 @@ cdef void fill_page(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
     cdef Work* work = worker.work
     cdef File* file = &work.files[m]
     cdef Mapping* mapping = &work.seg.mappings[file.number]
-    cdef uint32_t order = random_below(worker, 4) if random_below(worker, 2) else 0
+    cdef uint32_t order = random_below(worker, 4) if random_below(worker, 2) and work.span == NR_PAGES else 0
     cdef uint64_t index = page & ~((<uint32_t>1 << order) - 1)
     cdef uint64_t on_disk, wanted
     cdef Folio* folio
