@@ -90,6 +90,7 @@ static inline void memory_advise_nodump(void *base, size_t bytes) {
  * is not 64-byte aligned (the payload of a bytes object rarely is) and when both addresses agree in their low twelve
  * bits; vectors in descending order have neither problem. */
 #if defined(__x86_64__)
+#if !defined(__SANITIZE_ADDRESS__)
 static int pc_have_avx2 = -1;      /* unknown; several threads may find out at the same time */
 
 __attribute__((target("avx2")))
@@ -109,6 +110,7 @@ static void copy_page_avx2(char *target, const char *source, size_t nbytes) {
         _mm256_storeu_si256((__m256i *)(target + 32), high);
     }
 }
+#endif
 #endif
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -137,8 +139,13 @@ static inline void copy_page(char *target, const char *source, size_t nbytes) {
  * that touches a frame does so by plain accesses, so a use of a frame that is filled or reused is still reported. */
 static inline void copy_shared(char *target, const char *source, size_t nbytes) {
 #if defined(__SANITIZE_THREAD__)
-    for (size_t i = 0; i < nbytes; i++)
-        __atomic_store_n(target + i, __atomic_load_n(source + i, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+    size_t at = 0;
+    if ((((uintptr_t)target | (uintptr_t)source) & 7) == 0)
+        for (; at + 8 <= nbytes; at += 8)
+            __atomic_store_n((uint64_t *)(target + at),
+                             __atomic_load_n((const uint64_t *)(source + at), __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+    for (; at < nbytes; at++)
+        __atomic_store_n(target + at, __atomic_load_n(source + at, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
 #else
     memmove(target, source, nbytes);
 #endif

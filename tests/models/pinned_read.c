@@ -15,29 +15,31 @@ static int try_get(void) {
 }
 
 /* mirrors lookup.pxd: folio_is */
-static int is_page(void) {
+static int is_page(uint32_t page) {
 #ifdef BUG_NO_VALIDATION
+    (void)page;
     return 1;
 #elif defined(BUG_INDEX_FIRST)
     uint32_t index = load_relaxed_u32(&folio.index);
-    return load_acquire_u32(&folio.mapping) == NUMBER && index == PAGE;
+    return load_acquire_u32(&folio.mapping) == NUMBER && index == page;
 #else
     if (load_acquire_u32(&folio.mapping) != NUMBER) return 0;
-    return load_relaxed_u32(&folio.index) == PAGE;
+    return load_relaxed_u32(&folio.index) == page;
 #endif
 }
 
 /* mirrors lookup.pxd: filemap_get_entry, and a reader that waits for the page to be uptodate */
-static void *reader(void *unused) {
-    (void)unused;
-    if (!try_get()) return NULL;
-    if (is_page()) {
+static void read_page(uint32_t page, uint32_t good) {
+    if (!try_get()) return;
+    if (is_page(page)) {
         assume(load_acquire_u32(&folio.state) & UPTODATE);
-        assert(bytes == GOOD);
+        assert(bytes == good);
     }
     sub_acq_rel_u32(&folio.refcount, 1);        /* the page cache holds one, so this is not the last */
-    return NULL;
 }
+
+static void *reader(void *unused) { (void)unused; read_page(PAGE, GOOD); return NULL; }
+static void *other_reader(void *unused) { (void)unused; read_page(OTHER_PAGE, OTHER_BYTES); return NULL; }
 
 /* mirrors mapping.pxd: filemap_remove_clean, mapping_insert; folio.pxd: folio_alloc_nowait, folio_end_read */
 static void *evictor(void *unused) {
@@ -64,15 +66,6 @@ static void *evictor(void *unused) {
 #else
     xor_acq_rel_u32(&folio.state, LOCKED | UPTODATE);
 #endif
-    return NULL;
-}
-
-/* The same reader for the other page: what it sees was published. */
-static void *other_reader(void *unused) {
-    (void)unused;
-    if (load_acquire_u32(&folio.mapping) == NUMBER && load_relaxed_u32(&folio.index) == OTHER_PAGE
-            && load_acquire_u32(&folio.state) & UPTODATE && !(load_acquire_u32(&folio.state) & LOCKED))
-        assert(bytes == OTHER_BYTES);
     return NULL;
 }
 
