@@ -11,7 +11,7 @@
 
 A lane is the directory build/lib-MODE: the compiled module and links to the Python sources, so that lanes never meet
 and edited Python files need no build. PYTHONPATH chooses one. With PAGECACHE_BENCH=1 a lane also gets `_microbench`,
-the benchmarks' own extension. Makefile has a target for each of these.
+the benchmarks' own extension; the lanes check, asan and tsan get `_engine_threads`, the tests' own. Makefile has a target for each of these.
 """
 
 import fcntl
@@ -46,6 +46,9 @@ MODES = {  # mode: (compiler flags, linker flags)
     "annotate": (UNCHECKED, []),
 }
 
+WITH_ENGINE_THREADS = ("check", "asan", "tsan")  # the lanes in which the tests drive the engine from C threads
+EXTRA_FLAGS = {"_engine_threads": ["-DPAGECACHE_RACE_POINTS=1"]}
+
 EVERY_MODE = [
     "-pthread",
     "-fno-strict-aliasing",
@@ -79,13 +82,15 @@ def extensions() -> list[Extension]:
     sources = {"pagecache._core": "pagecache/_core.pyx"}
     if os.environ.get("PAGECACHE_BENCH") == "1":
         sources["_microbench"] = "bench/_microbench.pyx"
+    if MODE in WITH_ENGINE_THREADS:
+        sources["_engine_threads"] = "tests/engine_threads/_engine_threads.pyx"
     return [
         Extension(
             name,
             [source],
             include_dirs=["pagecache"],
             depends=engine_files(),
-            extra_compile_args=EVERY_MODE + compiler_flags,
+            extra_compile_args=EVERY_MODE + compiler_flags + EXTRA_FLAGS.get(name, []),
             extra_link_args=["-pthread", *linker_flags],
         )
         for name, source in sources.items()
@@ -94,7 +99,7 @@ def extensions() -> list[Extension]:
 
 def engine_files() -> list[str]:
     """Return the files that the extensions are made of besides their .pyx: a touched one rebuilds them."""
-    patterns = ["pagecache/*.pxd", "pagecache/core/*.pxd", "pagecache/core/*.h", "pagecache/parts/*.pxi"]
+    patterns = ["tests/engine_threads/*.pxi", "pagecache/*.pxd", "pagecache/core/*.pxd", "pagecache/core/*.h", "pagecache/parts/*.pxi"]
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 

@@ -37,6 +37,11 @@ cdef extern from "core/atomic.h" nogil:
     bint cas_acq_rel_u64(pc_u64* a, uint64_t* expected, uint64_t desired) noexcept
     bint cas_relaxed_u64(pc_u64* a, uint64_t* expected, uint64_t desired) noexcept
 
+    uint32_t hint_u32(const uint32_t* a) noexcept
+    uint64_t hint_u64(const uint64_t* a) noexcept
+    void set_hint_u32(uint32_t* a, uint32_t v) noexcept
+    void set_hint_u64(uint64_t* a, uint64_t v) noexcept
+
     void fence_acquire() noexcept
     void fence_release() noexcept
     void fence_seq_cst() noexcept

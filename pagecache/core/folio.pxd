@@ -29,20 +29,22 @@ References
 
 Sequence counter
     reader     s = seq (acquire, even); validate; copy; acquire fence; seq still s, else the copy is thrown away.
-    remover    seq += 2 (release) after `mapping` is cleared, before the frame can be reused.
+    remover    seq += 2 (release) after `mapping` is cleared, before the frame can be reused; the allocation that reuses
+               it has a release fence before anything is stored in it.
     writer     seq += 1 (odd), release fence, store data, seq += 1 (release); under the folio lock, so one at a time.
 """
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from pagecache.core.atomic cimport (add_acq_rel_u32, and_acq_rel_u32, cas_acq_rel_u32, fence_release, fence_seq_cst,
-                                    load_acquire_u32, load_relaxed_u32, load_relaxed_u64, or_acq_rel_u32,
-                                    or_relaxed_u32, store_relaxed_u32, store_relaxed_u64, store_release_u32,
-                                    sub_acq_rel_u32, xor_acq_rel_u32)
+from pagecache.core.atomic cimport (add_acq_rel_u32, and_acq_rel_u32, cas_acq_rel_u32, cas_relaxed_u32,
+                                    exchange_acq_rel_u32, fence_release, fence_seq_cst, load_acquire_u32,
+                                    load_relaxed_u32, load_relaxed_u64, or_acq_rel_u32, store_relaxed_u32,
+                                    store_relaxed_u64, store_release_u32, sub_acq_rel_u32, xor_acq_rel_u32)
 from pagecache.core.buddy cimport FOLIO_FREE, FOLIO_ORDER_SHIFT, buddy_alloc, buddy_free, memory_event
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL, PAGE_SHIFT
 from pagecache.core.futex cimport futex_wait, futex_wake
 from pagecache.core.lock cimport WAIT_SLICE_NS, WAKE_ALL
+from pagecache.core.memory cimport memory_poison, memory_unpoison
 from pagecache.core.segment cimport Folio, Mapping, Segment, frame_address, folio_number
 
 cdef enum FolioFlag:
@@ -114,18 +116,21 @@ cdef inline char* folio_address(Segment* seg, Folio* folio) noexcept nogil:
 
 
 cdef inline void folio_mark_accessed(Folio* folio) noexcept nogil:
-    """Notes an access: first REFERENCED, then ACCESSED; a folio with both is not written."""
-    cdef uint32_t state = load_relaxed_u32(&folio.state)
-    if (state & (FOLIO_REFERENCED | FOLIO_ACCESSED | FOLIO_UNUSED)) == (FOLIO_REFERENCED | FOLIO_ACCESSED):
-        return
-    if state & FOLIO_DROPBEHIND:
-        return
-    if state & FOLIO_UNUSED:
-        and_acq_rel_u32(&folio.state, ~<uint32_t>FOLIO_UNUSED)
-    if not state & FOLIO_REFERENCED:
-        or_relaxed_u32(&folio.state, FOLIO_REFERENCED)
-    elif not state & FOLIO_ACTIVE:
-        or_relaxed_u32(&folio.state, FOLIO_ACCESSED)
+    """Notes an access: first REFERENCED, then ACCESSED; a folio with both is not written. A reader without a reference
+    may come when the folio is free again: by compare-and-swap, so that a free descriptor is never written."""
+    cdef uint32_t state = load_relaxed_u32(&folio.state), noted
+    while True:
+        if (state & (FOLIO_REFERENCED | FOLIO_ACCESSED | FOLIO_UNUSED)) == (FOLIO_REFERENCED | FOLIO_ACCESSED):
+            return
+        if state & FOLIO_DROPBEHIND or not state & FOLIO_ALLOCATED:
+            return
+        noted = state & ~<uint32_t>FOLIO_UNUSED
+        if not state & FOLIO_REFERENCED:
+            noted |= FOLIO_REFERENCED
+        elif not state & FOLIO_ACTIVE:
+            noted |= FOLIO_ACCESSED
+        if noted == state or cas_relaxed_u32(&folio.state, &state, noted):
+            return
 
 
 # -- allocation and references ---------------------------------------------------------------------------------------
@@ -139,6 +144,8 @@ cdef inline Folio* folio_alloc_nowait(Segment* seg, uint32_t order) noexcept nog
     folio = &seg.folios[frame]
     pc_assert(load_relaxed_u32(&folio.refcount) == 0)
     pc_assert(load_relaxed_u32(&folio.mapping) == 0)
+    fence_release()                 # who copies bytes that are stored from now on also sees the seq of the last removal
+    memory_unpoison(folio_address(seg, folio), <size_t>1 << (order + PAGE_SHIFT))
     folio.lru_prev = NIL
     folio.lru_next = NIL
     folio.policy_data = 0
@@ -177,7 +184,10 @@ cdef inline void folio_release_frames(Segment* seg, Folio* folio) noexcept nogil
     pc_assert(load_relaxed_u32(&folio.refcount) == 0)
     pc_assert(load_relaxed_u32(&folio.mapping) == 0)
     pc_assert(not (load_relaxed_u32(&folio.state) & (FOLIO_LRU | FOLIO_LOCKED | FOLIO_WRITEBACK | FOLIO_FREE)))
-    store_release_u32(&folio.state, 0)
+    if seg.poisons:
+        memory_poison(folio_address(seg, folio), <size_t>1 << (order + PAGE_SHIFT))
+    if exchange_acq_rel_u32(&folio.state, 0) & FOLIO_WAITERS:      # they need no reference, so they may still be there
+        futex_wake(&folio.state, WAKE_ALL)
     buddy_free(seg, folio_number(seg, folio), order)
 
 

@@ -19,9 +19,23 @@ static inline int64_t read_vector(int fd, struct iovec *vector, int nr, int64_t 
         if (errno != EINTR) return -errno;
     }
 }
+/* Bytes may change while they are written (they are then dirty again), so ThreadSanitizer sees atomic loads of them
+ * instead of the reads of a system call. */
+#if defined(__SANITIZE_THREAD__)
+#include <sys/syscall.h>
+static inline ssize_t write_shared(int fd, const struct iovec *vector, int nr, int64_t offset) {
+    for (int i = 0; i < nr; i++)
+        for (size_t at = 0; at < vector[i].iov_len; at += 8)
+            (void)__atomic_load_n((const char *)vector[i].iov_base + at, __ATOMIC_RELAXED);
+    return syscall(SYS_pwritev, fd, vector, nr, (long)offset, 0L);
+}
+#else
+#define write_shared pwritev
+#endif
+
 static inline int64_t write_vector(int fd, struct iovec *vector, int nr, int64_t offset) {
     for (;;) {
-        ssize_t r = pwritev(fd, vector, nr, (off_t)offset);
+        ssize_t r = write_shared(fd, vector, nr, (off_t)offset);
         if (r >= 0) return r;
         if (errno != EINTR) return -errno;
     }

@@ -175,6 +175,14 @@ cdef inline IoRequest* io_pop(IoQueue* queue, IoList* items) noexcept nogil:
     return request
 
 
+cdef inline bint io_is_empty(IoQueue* queue, IoList* items) noexcept nogil:
+    cdef bint empty
+    spin_lock(&queue.lock)
+    empty = items.first == NULL
+    spin_unlock(&queue.lock)
+    return empty
+
+
 cdef inline void* io_thread_main(void* argument) noexcept nogil:
     """One of the threads: takes requests until the queue ends and is empty."""
     cdef IoQueue* queue = <IoQueue*>argument
@@ -218,7 +226,7 @@ cdef inline void* io_ring_main(void* argument) noexcept nogil:
                 break
             queue.nr_ring_inflight += 1
             io_ring_submit(queue, request)
-        if load_acquire_u32(&queue.ending) and queue.nr_ring_inflight == 0 and queue.direct.first == NULL:
+        if load_acquire_u32(&queue.ending) and queue.nr_ring_inflight == 0 and io_is_empty(queue, &queue.direct):
             return NULL
         ring_submit_and_wait(&queue.ring)
         while ring_take(&queue.ring, &data, &result):

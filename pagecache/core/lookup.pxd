@@ -2,13 +2,16 @@
 
 Optimistic read, folio by folio
     1. entry = walk of the index                            (no lock; the entry gives the data's address: prefetch it)
-    2. s = seq (acquire, even), state (acquire), mapping, index
+    2. s = seq (acquire, even), mapping (acquire), index, then state (acquire), in this order
        uptodate, no readahead marker, order of the entry, this mapping, this index: else the slow path
     3. copy
     4. acquire fence, seq still s: the bytes were this page's all the time; else again
 No reference is taken and nothing is written if the folio is known to be in use, so threads that read the same page do
 not disturb each other.  A removed folio's frame cannot be reused before its seq has changed, so step 4 catches every
-reuse; an unlucky walk through a reused node can only end in a descriptor that fails step 2.
+reuse; an unlucky walk through a reused node can only end in a descriptor that fails step 2.  The order in step 2
+matters when the same frame comes back for the same page: a mapping that is seen set again, after a seq that says it was
+cleared, makes the load of state see the new folio, which is not uptodate before its bytes are there.  A state loaded
+before could be the old folio's, as it outlives its mapping.
 
 The pinned variant takes a reference between 1 and 2 (increment unless zero), so that long copies may take their time.
 A lookup that finds nothing without the lock looks again under xa_lock before it is believed.
@@ -28,7 +31,7 @@ from pagecache.core.folio cimport (FOLIO_DROPBEHIND, FOLIO_ORDER_MASK, FOLIO_REA
 from pagecache.core.lock cimport spin_lock, spin_unlock
 from pagecache.core.lru cimport folio_put
 from pagecache.core.mapping cimport entry_frame, entry_order
-from pagecache.core.memory cimport copy_page, copy_page_ahead, prefetch_range
+from pagecache.core.memory cimport copy_page, copy_page_ahead, copy_shared, prefetch_range
 from pagecache.core.segment cimport (OPTIMISTIC_RETRIES, READAHEAD_HITS, Folio, Mapping, Segment, count,
                                      frame_address)
 from pagecache.core.xa_node cimport XA_RETRY_ENTRY, xa_entry, xa_is_pointer
@@ -47,8 +50,11 @@ cdef inline void folio_used(Segment* seg, Folio* folio) noexcept nogil:
 
 cdef inline bint folio_is(Folio* folio, uint32_t number, uint64_t index) noexcept nogil:
     """Whether the folio caches page `index` of the mapping. Certain only while a reference or the lock is held."""
-    cdef uint64_t first = folio_index(folio)
-    return folio_mapping(folio) == number and first <= index < first + folio_nr_pages(folio)
+    cdef uint64_t first
+    if folio_mapping(folio) != number:      # before the index: a new folio has its former one until it is added
+        return False
+    first = folio_index(folio)
+    return first <= index < first + folio_nr_pages(folio)
 
 
 cdef inline Folio* filemap_get_locked(Segment* seg, uint32_t number, uint64_t index, xa_entry* entry) noexcept nogil:
@@ -110,7 +116,7 @@ cdef inline uint64_t read_chunk_pinned(Segment* seg, uint32_t number, uint64_t p
             or folio_index(folio) != first):
         folio_put(seg, folio)
         return 0
-    memcpy(target, frame_address(seg, frame) + offset, nbytes)
+    copy_shared(target, frame_address(seg, frame) + offset, nbytes)
     if last_index < first or last_index - first >= (<uint64_t>1 << order):
         folio_used(seg, folio)
     folio_put(seg, folio)
@@ -153,8 +159,10 @@ cdef inline uint64_t read_chunk(Segment* seg, uint32_t number, uint64_t pos, uin
         return read_chunk_pinned(seg, number, pos, nbytes, target, last_index)
     folio = &seg.folios[frame]
     seq = load_acquire_u32(&folio.seq)
+    if seq & 1 or folio_mapping(folio) != number or folio_index(folio) != first:
+        return 0
     state = load_acquire_u32(&folio.state)
-    if seq & 1 or not folio_readable(state, order) or folio_mapping(folio) != number or folio_index(folio) != first:
+    if not folio_readable(state, order):
         return 0
     if ahead != NULL:
         copy_page_ahead(target, source, nbytes, ahead)
@@ -179,8 +187,8 @@ cdef inline uint64_t folio_hint(Segment* seg, uint32_t number, uint64_t pos) noe
         return 0
     folio = &seg.folios[entry_frame(entry)]
     seq = load_acquire_u32(&folio.seq)
-    if (seq & 1 or not folio_readable(load_acquire_u32(&folio.state), entry_order(entry))
-            or not folio_is(folio, number, index)):
+    if (seq & 1 or not folio_is(folio, number, index)
+            or not folio_readable(load_acquire_u32(&folio.state), entry_order(entry))):
         return 0
     return <uint64_t>entry_frame(entry) << 32 | seq
 

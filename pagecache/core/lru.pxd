@@ -5,7 +5,7 @@ lru_lock.  New folios enter at the head of the inactive list; scans take from th
 list": whoever clears it, under the lock, owns the folio's move.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from pagecache.core.atomic cimport add_relaxed_u64, load_relaxed_u32, sub_acq_rel_u32
+from pagecache.core.atomic cimport add_relaxed_u64, hint_u64, load_relaxed_u32, set_hint_u64, sub_acq_rel_u32
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_LRU, FOLIO_UNEVICTABLE, folio_clear, folio_nr_pages,
@@ -42,7 +42,7 @@ cdef inline void lru_link(Segment* seg, Folio* folio, bint at_tail) noexcept nog
         else:
             head.last = number
         head.first = number
-    head.nr_pages += folio_nr_pages(folio)
+    set_hint_u64(&head.nr_pages, head.nr_pages + folio_nr_pages(folio))
     folio_set(folio, FOLIO_LRU)
 
 
@@ -62,7 +62,7 @@ cdef inline void lru_unlink(Segment* seg, Folio* folio) noexcept nogil:
         head.last = folio.lru_prev
     folio.lru_prev = NIL
     folio.lru_next = NIL
-    head.nr_pages -= folio_nr_pages(folio)
+    set_hint_u64(&head.nr_pages, head.nr_pages - folio_nr_pages(folio))
     folio_clear(folio, FOLIO_LRU)
 
 

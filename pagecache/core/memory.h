@@ -40,6 +40,16 @@ static inline void *memory_map(size_t bytes, size_t alignment, int fd) {
     return base;
 }
 
+/* Free frames, so that AddressSanitizer sees whoever uses one. Optimistic readers may: what they copy they throw away. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define memory_poison(address, bytes) __asan_poison_memory_region((address), (bytes))
+#define memory_unpoison(address, bytes) __asan_unpoison_memory_region((address), (bytes))
+#else
+#define memory_poison(address, bytes) ((void)(address), (void)(bytes))
+#define memory_unpoison(address, bytes) ((void)(address), (void)(bytes))
+#endif
+
 static inline int memory_unmap(void *base, size_t bytes) { return munmap(base, bytes); }
 
 /* A nameless shared memory file of `bytes`, sealed against shrinking. Returns the descriptor or -errno. */
@@ -80,7 +90,8 @@ static inline void memory_advise_nodump(void *base, size_t bytes) {
  * is not 64-byte aligned (the payload of a bytes object rarely is) and when both addresses agree in their low twelve
  * bits; vectors in descending order have neither problem. */
 #if defined(__x86_64__)
-static int pc_have_avx2 = -1;
+#if !defined(__SANITIZE_ADDRESS__)
+static int pc_have_avx2 = -1;      /* unknown; several threads may find out at the same time */
 
 __attribute__((target("avx2")))
 static void copy_page_avx2(char *target, const char *source, size_t nbytes) {
@@ -100,10 +111,49 @@ static void copy_page_avx2(char *target, const char *source, size_t nbytes) {
     }
 }
 #endif
+#endif
 
-/* The same, while the lines of `next`, where the following piece of a long copy lies, are asked for: the processor's
- * own prefetching ends with each page. */
+#if defined(__SANITIZE_ADDRESS__)
+__attribute__((no_sanitize("address")))
+static void copy_page(char *target, const char *source, size_t nbytes) {
+    volatile char *to = target;     /* volatile: no call of memcpy, which is watched as well */
+    for (size_t i = 0; i < nbytes; i++) to[i] = ((const volatile char *)source)[i];
+}
+#else
+static inline void copy_page(char *target, const char *source, size_t nbytes) {
 #if defined(__x86_64__)
+    int have_avx2 = __atomic_load_n(&pc_have_avx2, __ATOMIC_RELAXED);
+    if (__builtin_expect(have_avx2 < 0, 0)) {
+        have_avx2 = __builtin_cpu_supports("avx2") != 0;
+        __atomic_store_n(&pc_have_avx2, have_avx2, __ATOMIC_RELAXED);
+    }
+    if (nbytes >= 64 && have_avx2) { copy_page_avx2(target, source, nbytes); return; }
+#endif
+    memcpy(target, source, nbytes);
+}
+#endif
+
+/* Copies between a frame and private memory while, by design, somebody may be changing the frame's bytes or reading them:
+ * a reader with a reference sees old bytes, new ones, or some of each, as with read(2). Where ThreadSanitizer looks, the
+ * frame is accessed by relaxed atomic operations, which is what this means in C; elsewhere it is memmove. Everything else
+ * that touches a frame does so by plain accesses, so a use of a frame that is filled or reused is still reported. */
+static inline void copy_shared(char *target, const char *source, size_t nbytes) {
+#if defined(__SANITIZE_THREAD__)
+    size_t at = 0;
+    if ((((uintptr_t)target | (uintptr_t)source) & 7) == 0)
+        for (; at + 8 <= nbytes; at += 8)
+            __atomic_store_n((uint64_t *)(target + at),
+                             __atomic_load_n((const uint64_t *)(source + at), __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+    for (; at < nbytes; at++)
+        __atomic_store_n(target + at, __atomic_load_n(source + at, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+#else
+    memmove(target, source, nbytes);
+#endif
+}
+
+/* As copy_page, while the lines of `next`, where the following piece of a long copy lies, are asked for: the processor's
+ * own prefetching ends with each page. */
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
 __attribute__((target("avx2")))
 static void copy_page_ahead_avx2(char *target, const char *source, size_t nbytes, const char *next) {
     size_t at = nbytes;
@@ -119,21 +169,15 @@ static void copy_page_ahead_avx2(char *target, const char *source, size_t nbytes
 }
 #endif
 
-static inline void copy_page(char *target, const char *source, size_t nbytes) {
-#if defined(__x86_64__)
-    if (__builtin_expect(pc_have_avx2 < 0, 0)) pc_have_avx2 = __builtin_cpu_supports("avx2") != 0;
-    if (nbytes >= 64 && pc_have_avx2) { copy_page_avx2(target, source, nbytes); return; }
-#endif
-    memcpy(target, source, nbytes);
-}
-
 static inline void copy_page_ahead(char *target, const char *source, size_t nbytes, const char *next) {
-#if defined(__x86_64__)
-    if (__builtin_expect(pc_have_avx2 < 0, 0)) pc_have_avx2 = __builtin_cpu_supports("avx2") != 0;
-    if (pc_have_avx2) { copy_page_ahead_avx2(target, source, nbytes, next); return; }
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+    if (__atomic_load_n(&pc_have_avx2, __ATOMIC_RELAXED) > 0) {
+        copy_page_ahead_avx2(target, source, nbytes, next);
+        return;
+    }
 #endif
     __builtin_prefetch(next, 0, 3);
-    memcpy(target, source, nbytes);
+    copy_page(target, source, nbytes);
 }
 
 /* Asks for every cache line of [address, address + nbytes), in the order in which copy_page wants them. */

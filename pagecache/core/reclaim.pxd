@@ -12,8 +12,8 @@ starts when fewer than `watermark_low` frames are free and stops at `watermark_h
 from libc.errno cimport EBUSY
 from libc.math cimport sqrt
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from pagecache.core.atomic cimport (add_acq_rel_u32, cas_acq_rel_u32, load_acquire_u32, load_relaxed_u32,
-                                    load_relaxed_u64, store_release_u32)
+from pagecache.core.atomic cimport (add_acq_rel_u32, cas_acq_rel_u32, hint_u64, load_acquire_u32,
+                                    load_relaxed_u32, load_relaxed_u64, store_release_u32)
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport DEF_PRIORITY, NIL, SWAP_CLUSTER_MAX
 from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_LOCKED, FOLIO_LRU, FOLIO_READAHEAD,
@@ -142,8 +142,8 @@ cdef inline uint32_t shrink_active(Segment* seg, uint32_t nr_to_scan) noexcept n
 
 
 cdef inline bint inactive_is_low(Segment* seg) noexcept nogil:
-    cdef uint64_t inactive = seg.header.lru[<int>LRU_INACTIVE].nr_pages
-    cdef uint64_t active = seg.header.lru[<int>LRU_ACTIVE].nr_pages
+    cdef uint64_t inactive = hint_u64(&seg.header.lru[<int>LRU_INACTIVE].nr_pages)
+    cdef uint64_t active = hint_u64(&seg.header.lru[<int>LRU_ACTIVE].nr_pages)
     cdef uint64_t gib = (inactive + active) >> 18
     cdef uint64_t ratio = <uint64_t>sqrt(10.0 * <double>gib) if gib else 1
     return inactive * ratio < active
@@ -161,7 +161,7 @@ cdef inline bint may_deactivate(Segment* seg) noexcept nogil:
 
 
 cdef inline uint32_t scan_target(Segment* seg, int which, int priority) noexcept nogil:
-    cdef uint64_t pages = seg.header.lru[which].nr_pages >> priority
+    cdef uint64_t pages = hint_u64(&seg.header.lru[which].nr_pages) >> priority
     return <uint32_t>pages if pages < 0x7FFFFFFF else 0x7FFFFFFF
 
 

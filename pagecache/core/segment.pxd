@@ -26,7 +26,7 @@ from pagecache.core.atomic cimport (pc_u32, pc_u64, store_release_u32, add_relax
                                     load_relaxed_u64, store_relaxed_u64)
 from pagecache.core.config cimport (FRAME_ALIGNMENT, MAX_FRAMES, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE, STAT_SHARDS)
 from pagecache.core.lock cimport RwSem, SpinLock
-from pagecache.core.memory cimport memory_advise_huge, memory_advise_nodump, memory_map, memory_unmap
+from pagecache.core.memory cimport memory_advise_huge, memory_advise_nodump, memory_map, memory_poison, memory_unmap
 from pagecache.core.thread cimport thread_slot
 from pagecache.core.xa_node cimport XaNode, XaPool, XaPoolHeader, XArray, xa_pool_init
 
@@ -181,6 +181,7 @@ ctypedef struct Segment:
     char* frames
     uint32_t nr_frames
     bint dead                       # set in the child of a fork: nothing here may be used
+    bint poisons                    # free frames are poisoned (AddressSanitizer): nobody uses them at another address
     uint64_t total_bytes
 
 
@@ -225,6 +226,7 @@ cdef inline void segment_view(Segment* seg, char* base, const Header* layout) no
     seg.nr_frames = layout.nr_frames
     seg.total_bytes = layout.total_bytes
     seg.dead = False
+    seg.poisons = False
 
 
 cdef inline uint64_t header_layout_sum(const Header* header) noexcept nogil:
@@ -279,6 +281,9 @@ cdef inline int segment_create(Segment* seg, uint32_t nr_frames, uint32_t nr_map
     (<Header*>base)[0] = layout
     segment_init_header(<Header*>base)
     segment_view(seg, base, &layout)
+    seg.poisons = has_data and fd < 0
+    if seg.poisons:
+        memory_poison(seg.frames, <size_t>nr_frames << PAGE_SHIFT)
     if has_data:
         memory_advise_nodump(seg.frames, <size_t>nr_frames << PAGE_SHIFT)
         if <uint64_t>nr_frames << PAGE_SHIFT >= FRAME_ALIGNMENT:

@@ -11,8 +11,8 @@ ours, to the same file, is taken for ours.
               another has begun meanwhile, and then it starts over, as what it took may be old.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from pagecache.core.atomic cimport (add_acq_rel_u32, cas_acq_rel_u32, load_acquire_u32, load_relaxed_u64,
-                                    store_relaxed_u64)
+from pagecache.core.atomic cimport (add_acq_rel_u32, cas_acq_rel_u32, load_acquire_u32, load_acquire_u64,
+                                    store_release_u64)
 from pagecache.core.check cimport pc_assert
 from pagecache.core.io cimport file_stamp
 from pagecache.core.segment cimport Mapping
@@ -27,8 +27,8 @@ cdef inline int stamp_take(Mapping* mapping, int fd) noexcept nogil:
     cdef int64_t mtime_ns = 0, size = 0
     cdef int r = file_stamp(fd, &mtime_ns, &size)
     if r == 0:
-        store_relaxed_u64(&mapping.stamp_mtime_ns, <uint64_t>mtime_ns)
-        store_relaxed_u64(&mapping.stamp_size, <uint64_t>size)
+        store_release_u64(&mapping.stamp_mtime_ns, <uint64_t>mtime_ns)
+        store_release_u64(&mapping.stamp_size, <uint64_t>size)
     add_acq_rel_u32(&mapping.stamp_seq, 1)
     return r
 
@@ -48,8 +48,8 @@ cdef inline bint stamp_is_current(Mapping* mapping, int fd) noexcept nogil:
             return True
         if file_stamp(fd, &mtime_ns, &size) != 0:
             return False
-        if (<uint64_t>mtime_ns == load_relaxed_u64(&mapping.stamp_mtime_ns)
-                and <uint64_t>size == load_relaxed_u64(&mapping.stamp_size)):
+        if (<uint64_t>mtime_ns == load_acquire_u64(&mapping.stamp_mtime_ns)
+                and <uint64_t>size == load_acquire_u64(&mapping.stamp_size)):
             return True
         if load_acquire_u32(&mapping.own_writes) == own and load_acquire_u32(&mapping.stamp_seq) == seq:
             return False

@@ -11,7 +11,7 @@ Shadows cost index nodes.  Nodes that hold nothing else are kept on a list, olde
 holds more nodes than `max_nodes` allows (so index and descriptors together stay within 1.8 % of the cached bytes).
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from pagecache.core.atomic cimport add_relaxed_u64, load_relaxed_u64
+from pagecache.core.atomic cimport add_relaxed_u64, hint_u32, hint_u64, load_relaxed_u64
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport FOLIO_ACTIVE, FOLIO_WORKINGSET, folio_nr_pages, folio_set, folio_test
 from pagecache.core.lock cimport spin_lock, spin_trylock, spin_unlock
@@ -32,7 +32,7 @@ cdef inline uint32_t shadow_distance(Segment* seg, xa_entry shadow) noexcept nog
 
 
 cdef inline bint shadow_is_recent(Segment* seg, xa_entry shadow) noexcept nogil:
-    return shadow_distance(seg, shadow) <= seg.header.lru[<int>LRU_ACTIVE].nr_pages
+    return shadow_distance(seg, shadow) <= hint_u64(&seg.header.lru[<int>LRU_ACTIVE].nr_pages)
 
 
 cdef inline void workingset_age(Segment* seg, uint32_t nr_pages) noexcept nogil:
@@ -110,6 +110,6 @@ cdef inline bint shadow_node_reclaim(Segment* seg) noexcept nogil:
 
 cdef inline void shadow_nodes_trim(Segment* seg) noexcept nogil:
     """Brings the number of nodes under the limit, as far as shadows allow. No lock is held."""
-    while seg.pool.header.nr_used > seg.header.max_nodes:
+    while hint_u32(&seg.pool.header.nr_used) > seg.header.max_nodes:
         if not shadow_node_reclaim(seg):
             return

@@ -23,7 +23,8 @@ validates what it got (a folio knows its mapping and index) or looks again under
 entries in their slots until they are reused.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from pagecache.core.atomic cimport pc_u32, pc_u64, fence_release, load_relaxed_u32, store_relaxed_u32, store_release_u32
+from pagecache.core.atomic cimport (pc_u32, pc_u64, fence_release, load_relaxed_u32, set_hint_u32,
+                                    store_relaxed_u32, store_release_u32)
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL
 from pagecache.core.lock cimport SpinLock, spin_lock, spin_unlock
@@ -166,7 +167,7 @@ cdef inline uint32_t xa_node_alloc(XaPool* pool, uint32_t shift, uint32_t owner)
         number = header.nr_touched
         header.nr_touched += 1
     if number != NIL:
-        header.nr_used += 1
+        set_hint_u32(&header.nr_used, header.nr_used + 1)
     spin_unlock(&header.lock)
     if number == NIL:
         return NIL
@@ -198,7 +199,7 @@ cdef inline void xa_node_free(XaPool* pool, uint32_t number) noexcept nogil:
     spin_lock(&pool.header.lock)
     node.list_next = pool.header.free_head
     pool.header.free_head = number
-    pool.header.nr_used -= 1
+    set_hint_u32(&pool.header.nr_used, pool.header.nr_used - 1)
     spin_unlock(&pool.header.lock)
 
 
@@ -215,7 +216,7 @@ cdef inline void xa_shadow_list_add(XaPool* pool, uint32_t number) noexcept nogi
     else:
         header.shadow_head = number
     header.shadow_tail = number
-    header.nr_shadow_nodes += 1
+    set_hint_u32(&header.nr_shadow_nodes, header.nr_shadow_nodes + 1)
     spin_unlock(&header.lock)
 
 
@@ -232,5 +233,5 @@ cdef inline void xa_shadow_list_del(XaPool* pool, uint32_t number) noexcept nogi
         pool.nodes[node.list_next].list_prev = node.list_prev
     else:
         header.shadow_tail = node.list_prev
-    header.nr_shadow_nodes -= 1
+    set_hint_u32(&header.nr_shadow_nodes, header.nr_shadow_nodes - 1)
     spin_unlock(&header.lock)

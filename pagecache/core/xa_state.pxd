@@ -24,7 +24,7 @@ which the lock holder has anyway.
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport (load_acquire_u32, load_acquire_u64, load_relaxed_u32, load_relaxed_u64,
-                                    store_release_u32, store_release_u64)
+                                    set_hint_u32, store_release_u32, store_release_u64)
 from pagecache.core.config cimport NIL
 from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_MAX_MARKS, XA_RETRY_ENTRY,
                                      XA_ZERO_ENTRY, XaNode, XaPool, XArray, head_entry, head_generation, head_shift,
@@ -408,7 +408,7 @@ cdef inline void xas_set_mark(XaState* xas, uint32_t mark) noexcept nogil:
         node.marks[mark] |= <uint64_t>1 << offset
         offset = node.offset
         number = node.parent
-    xas.xa.flags |= 1 << mark
+    set_hint_u32(&xas.xa.flags, xas.xa.flags | <uint32_t>1 << mark)
 
 
 cdef inline void xas_clear_mark_at(XaState* xas, uint32_t number, uint32_t offset, uint32_t mark) noexcept nogil:
@@ -423,7 +423,7 @@ cdef inline void xas_clear_mark_at(XaState* xas, uint32_t number, uint32_t offse
             return
         offset = node.offset
         number = node.parent
-    xas.xa.flags &= ~(<uint32_t>1 << mark)
+    set_hint_u32(&xas.xa.flags, xas.xa.flags & ~(<uint32_t>1 << mark))
 
 
 cdef inline void xas_clear_mark(XaState* xas, uint32_t mark) noexcept nogil:
@@ -492,7 +492,7 @@ cdef inline void xas_store_head(XaState* xas, xa_entry entry) noexcept nogil:
     """Replaces the whole array by one entry at index 0, or by nothing."""
     cdef xa_entry old = head_entry(load_relaxed_u64(&xas.xa.head))
     if entry == 0:
-        xas.xa.flags &= ~<uint32_t>((1 << XA_MAX_MARKS) - 1)
+        set_hint_u32(&xas.xa.flags, xas.xa.flags & ~<uint32_t>((1 << XA_MAX_MARKS) - 1))
     xas_set_head(xas, entry, 0)
     if xa_is_node(old):
         xas_free_subtree(xas, xa_to_node(old))

@@ -4,7 +4,7 @@ Operations that store take a cursor, which names the place and carries the updat
 Reserved slots count as occupied for them and are skipped by searches.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagecache.core.atomic cimport ctz64, load_acquire_u32, load_acquire_u64
+from pagecache.core.atomic cimport ctz64, hint_u32, load_acquire_u32, load_acquire_u64
 from pagecache.core.xa_find cimport xas_continue, xas_entry_last, xas_search
 from pagecache.core.xa_multi cimport xas_get_order
 from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_RETRY_ENTRY, XaNode,
@@ -61,8 +61,8 @@ cdef inline bint xa_empty(XArray* xa) noexcept nogil:
 # -- under the lock --------------------------------------------------------------------------------------------------
 
 cdef inline bint xa_marked(XArray* xa, uint32_t mark) noexcept nogil:
-    """Whether any entry of the array carries the mark."""
-    return (xa.flags >> mark) & 1
+    """Whether any entry of the array carries the mark; a hint without the lock."""
+    return (hint_u32(&xa.flags) >> mark) & 1
 
 
 cdef inline uint32_t xa_get_order(XArray* xa, XaPool* pool, uint64_t index) noexcept nogil:

@@ -301,7 +301,7 @@ cdef class FileCore:
         if source == NULL:
             return None
         result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>nbytes)
-        memcpy(PyBytes_AS_STRING(result), source, nbytes)
+        copy_page(PyBytes_AS_STRING(result), source, nbytes)
         if not hint_holds(self.seg, hint) or load_acquire_u64(&self.m.size) < pos + nbytes:
             return None
         self.position = <int64_t>(pos + nbytes)

@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport close as posix_close
 
 from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, cas_acq_rel_u32, ctz32, ctz64,
-                                    exchange_acq_rel_u32, fence_acquire, load_acquire_u32, load_acquire_u64,
+                                    exchange_acq_rel_u32, fence_acquire, hint_u32, hint_u64, load_acquire_u32, load_acquire_u64,
                                     load_relaxed_u32, load_relaxed_u64, pc_u32, pc_u64, prefetch_read,
                                     store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64,
                                     sub_acq_rel_u32)
@@ -41,7 +41,8 @@ from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru
 from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_frame, entry_order, filemap_remove_clean,
                                      filemap_remove_folio, filemap_replace_folio, filemap_zero_unshared,
                                      mapping_add_folio, mapping_alloc, mapping_free, mapping_remove)
-from pagecache.core.memory cimport memory_file, memory_unmap, memory_advise_huge, copy_page, prefetch_range
+from pagecache.core.memory cimport (copy_page, copy_shared, memory_advise_huge, memory_file, memory_unmap,
+                                    memory_unpoison, prefetch_range)
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)
 from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_INACTIVE,

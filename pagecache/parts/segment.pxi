@@ -105,6 +105,7 @@ cdef class Segment:
                     kswapd_end(&self.seg)
                     thread_join(&self.kswapd)
         if self.mapped:
+            memory_unpoison(self.seg.base, self.seg.total_bytes)
             memory_unmap(self.seg.base, self.seg.total_bytes)
         if self.fd >= 0:
             posix_close(self.fd)
@@ -162,9 +163,9 @@ cdef class Segment:
         cdef int number
         out = {name: counted(&self.seg, number) for number, name in enumerate(_COUNTER_NAMES)}
         cdef Header* header = self.seg.header
-        out["nr_inactive_file"] = header.lru[<int>LRU_INACTIVE].nr_pages
-        out["nr_active_file"] = header.lru[<int>LRU_ACTIVE].nr_pages
-        out["nr_unevictable"] = header.lru[<int>LRU_UNEVICTABLE].nr_pages
+        out["nr_inactive_file"] = hint_u64(&header.lru[<int>LRU_INACTIVE].nr_pages)
+        out["nr_active_file"] = hint_u64(&header.lru[<int>LRU_ACTIVE].nr_pages)
+        out["nr_unevictable"] = hint_u64(&header.lru[<int>LRU_UNEVICTABLE].nr_pages)
         out["nr_free_pages"] = load_relaxed_u32(&header.nr_free)
         out["nr_frames"] = header.nr_frames
         out["nr_dirty_charged"] = dirty_charged(&self.seg)
@@ -172,8 +173,8 @@ cdef class Segment:
         out["nr_dirty_background_threshold"] = header.dirty_background
         out["nr_mappings"] = header.nr_mappings_used
         out["nr_waiting_for_memory"] = load_relaxed_u32(&header.nr_waiting_for_memory)
-        out["nr_nodes"] = header.pool.nr_used
-        out["workingset_nodes"] = header.pool.nr_shadow_nodes
+        out["nr_nodes"] = hint_u32(&header.pool.nr_used)
+        out["workingset_nodes"] = hint_u32(&header.pool.nr_shadow_nodes)
         out["nonresident_age"] = load_relaxed_u64(&header.nonresident_age)
         return out
 
@@ -187,7 +188,7 @@ cdef class Segment:
         return {
             "header": (sizeof(Header), 1, sizeof(Header)),
             "mappings": (sizeof(CMapping), header.nr_mappings, header.nr_mappings_used * sizeof(CMapping)),
-            "nodes": (320, header.nr_nodes, header.pool.nr_used * 320),
+            "nodes": (320, header.nr_nodes, hint_u32(&header.pool.nr_used) * 320),
             "folios": (sizeof(CFolio), header.nr_frames, header.nr_frames * sizeof(CFolio)),
             "frames": (PAGE_SIZE, header.nr_frames, (header.nr_frames - load_relaxed_u32(&header.nr_free)) * PAGE_SIZE),
         }

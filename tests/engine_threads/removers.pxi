@@ -1,0 +1,115 @@
+from libc.stdint cimport int64_t
+from posix.unistd cimport ftruncate
+from pagecache.core.folio cimport FOLIO_DIRTY
+from pagecache.core.lookup cimport folio_is
+from pagecache.core.lru cimport folio_free_last
+from pagecache.core.mapping cimport entry_frame, filemap_remove_clean, filemap_zero_unshared
+from pagecache.core.folio cimport folio_try_get
+from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.split cimport folio_split
+from pagecache.core.xa_find cimport xas_find
+from pagecache.core.xa_node cimport xa_is_value
+from pagecache.core.xa_state cimport XaState, xas_init
+
+cdef extern from "sched.h" nogil:
+    int sched_yield()
+
+
+cdef Folio* next_folio(Work* work, uint32_t m, uint64_t start) noexcept nogil:
+    """The first cached folio at or behind a page, referenced, or NULL."""
+    cdef Mapping* mapping = &work.seg.mappings[work.files[m].number]
+    cdef Folio* folio = NULL
+    cdef XaState xas
+    cdef xa_entry entry
+    spin_lock(&mapping.pages.lock)
+    xas_init(&xas, &mapping.pages, &work.seg.pool, start, 0)
+    entry = xas_find(&xas, NR_PAGES - 1)
+    while entry != 0 and xa_is_value(entry):
+        entry = xas_find(&xas, NR_PAGES - 1)
+    if entry != 0:
+        folio = &work.seg.folios[entry_frame(entry)]
+        if not folio_try_get(folio):
+            work_failed(work, FOREIGN_BYTES, start, entry, 0, 0)
+            folio = NULL
+    spin_unlock(&mapping.pages.lock)
+    return folio
+
+
+cdef void remove_from(Worker* worker, uint32_t m, uint64_t start) noexcept nogil:
+    """Removes all folios from a page on; what reaches over the edge is split there. invalidate_lock is held."""
+    cdef Work* work = worker.work
+    cdef uint32_t number = work.files[m].number, seq
+    cdef Folio* folio = next_folio(work, m, start)
+    while folio != NULL:
+        folio_lock_uninterruptible(folio)
+        seq = load_acquire_u32(&folio.seq)
+        while folio_mapping(folio) == number and folio_wait_slice(folio, FOLIO_WRITEBACK, seq) != 0:
+            pass
+        if folio_mapping(folio) == number:
+            if folio_index(folio) >= start:
+                filemap_remove_folio(&work.seg, folio)
+            elif (filemap_zero_unshared(&work.seg, folio, (start - folio_index(folio)) << PAGE_SHIFT, PAGE_SIZE) != 0
+                  or folio_split(&work.seg, folio, start) != 0):
+                sched_yield()               # somebody reads it
+        folio_unlock(&work.seg, folio)
+        folio_put(&work.seg, folio)
+        folio = next_folio(work, m, start)
+
+
+cdef void truncate(Worker* worker, uint32_t m, uint32_t nr_pages) noexcept nogil:
+    """Cuts the file; every other time it grows again, by zeros."""
+    cdef Work* work = worker.work
+    cdef File* file = &work.files[m]
+    cdef Mapping* mapping = &work.seg.mappings[file.number]
+    cdef uint32_t page
+    lock_exclusive(&mapping.inode_lock)
+    lock_exclusive(&mapping.invalidate_lock)
+    add_acq_rel_u32(&file.cuts, 1)
+    own_write_begin(mapping)
+    if <uint64_t>nr_pages << PAGE_SHIFT < load_acquire_u64(&mapping.size):
+        for page in range(nr_pages, NR_PAGES):
+            store_release_u32(&file.done[page], 0)
+        store_release_u64(&mapping.size, <uint64_t>nr_pages << PAGE_SHIFT)
+        remove_from(worker, m, nr_pages)
+    if random_below(worker, 2):
+        nr_pages = NR_PAGES
+    if ftruncate(file.fd, <int64_t>nr_pages << PAGE_SHIFT) == 0:
+        file_resize(work, m, nr_pages)
+    own_write_end(mapping, file.fd)
+    add_acq_rel_u32(&file.cuts, 1)
+    rwsem_unlock_write(&mapping.invalidate_lock)
+    rwsem_unlock_write(&mapping.inode_lock)
+
+
+cdef void evict(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
+    """Evicts the folio of a page if it is clean and nobody holds it."""
+    cdef Work* work = worker.work
+    cdef uint32_t number = work.files[m].number
+    cdef xa_entry entry = 0
+    cdef Folio* folio = filemap_get_entry(&work.seg, number, page, &entry)
+    if folio == NULL:
+        return
+    if folio_trylock(folio):
+        if (folio_mapping(folio) == number
+                and filemap_remove_clean(&work.seg, folio, 1, random_below(worker, 2) != 0) == 0):
+            folio_clear(folio, FOLIO_LOCKED)
+            folio_free_last(&work.seg, folio)
+            return
+        folio_unlock(&work.seg, folio)
+    folio_put(&work.seg, folio)
+
+
+cdef void split(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
+    """Splits the folio of a page if nobody else holds it."""
+    cdef Work* work = worker.work
+    cdef uint32_t number = work.files[m].number
+    cdef xa_entry entry = 0
+    cdef Folio* folio = filemap_get_entry(&work.seg, number, page, &entry)
+    if folio == NULL:
+        return
+    if folio_trylock(folio):
+        if (folio_is(folio, number, page) and folio_test(folio, FOLIO_UPTODATE)
+                and not folio_test(folio, FOLIO_WRITEBACK)):
+            folio_split(&work.seg, folio, page)
+        folio_unlock(&work.seg, folio)
+    folio_put(&work.seg, folio)
