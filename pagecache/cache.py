@@ -232,9 +232,19 @@ class PageCache:
         if self.segment.dead:
             raise RuntimeError("this cache belongs to the parent process: open a new one after fork()")
 
-    def stats(self) -> Stats:
-        """Return the cache's counters and gauges."""
-        return read_stats(self.segment)
+    def stats(self, *, per_file: bool = False) -> Stats:
+        """Return the cache's counters and gauges.
+
+        per_file: `files` of the answer tells them for each object that is open or cached, which walks their pages.
+        """
+        stats = read_stats(self.segment)
+        if per_file:
+            self._check_usable()
+            with self._lock:
+                inodes = list(self._all_inodes)
+            files = [inode.stats() for inode in inodes]
+            stats.__dict__["files"] = sorted(files, key=lambda file: (-file.store_read_bytes, file.name))
+        return stats
 
     def forget(self, key: str, *, whole: bool = True) -> None:
         """Let objects be opened as new the next time, with nothing cached; files that are open keep what they have.
