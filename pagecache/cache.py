@@ -338,6 +338,11 @@ class PageCache:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _repr_html_(self) -> str | None:
+        if self._closed or self.segment.dead:
+            return None
+        return self.stats(per_file=True)._repr_html_()
+
     def __repr__(self) -> str:
         return f"<PageCache {format_size(self.size)}{', closed' if self._closed else ''}>"
 

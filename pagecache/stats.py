@@ -9,6 +9,7 @@ from pagecache._core import AddressSpace, Segment
 from pagecache.sizes import format_size
 
 PAGE_SIZE = 4096
+FILES_SHOWN = 20  # rows of a table
 
 _SHOWN = (
     "hits", "misses", "hit_ratio", "resident_bytes", "budget_bytes", "overhead_bytes", "nr_dirty", "nr_pinned",
@@ -21,9 +22,9 @@ _SHOWN = (
 class FileStats:
     """One picture of what is counted for one object, whichever files read it.
 
-    Names that end in _bytes are bytes, `readahead_...` are pages of 4096 bytes, the others are counts. Counters begin when
-    the object is first opened. Reads that miss nothing are not counted here: keeping count of them by object would be the
-    only thing that a hit writes.
+    Names that end in _bytes are bytes, `readahead_...` are pages of 4096 bytes, the others are counts. Counting begins when
+    the object is first opened, and ends when the cache forgets it. Hits are not counted here, so that they cost nothing
+    more.
     """
 
     name: str
@@ -90,10 +91,11 @@ def _files_html(files: Sequence[FileStats]) -> str:
         return ""
     names = [field.name for field in dataclasses.fields(FileStats)]
     rows = ["".join(f"<th>{name}</th>" for name in names)]
-    for file in files:
+    for file in files[:FILES_SHOWN]:
         values = [f"{value:,}" if isinstance(value, int) else html.escape(value) for value in dataclasses.astuple(file)]
         rows.append("".join(f"<td>{value}</td>" for value in values))
-    return "<table><caption>files</caption>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+    caption = "files" if len(files) <= FILES_SHOWN else f"{FILES_SHOWN} of {len(files):,} files"
+    return f"<table><caption>{caption}</caption>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 
 def read_file_stats(mapping: AddressSpace, name: str, nr_open: int) -> FileStats:

@@ -1,5 +1,7 @@
 """What is counted by object: misses, requests, bytes and readahead, and that it agrees with the cache's own counters."""
 
+import os
+
 import pytest
 from support import PAGE, BlockingStore, Crew, Store, pages_of, wait_until
 
@@ -191,6 +193,36 @@ class TestShown:
         assert "&lt;b&gt;" in shown
         assert "<b>" not in shown
         assert "<caption>files" not in cache.stats()._repr_html_()
+
+    def test_a_cache_shows_its_files_but_not_thousands(self, make_cache):
+        cache = make_cache("1MiB")
+        assert "files" not in cache._repr_html_()
+        files = [cache.open(Store(b"x", key=f"object-{number}")) for number in range(25)]
+        assert "<caption>20 of 25 files</caption>" in cache._repr_html_()
+        assert cache._repr_html_().count("object-") == 20
+        for file in files:
+            file.close()
+
+    def test_a_closed_cache_shows_no_table(self):
+        cache = pagecache.PageCache("1MiB")
+        cache.close()
+        assert cache._repr_html_() is None
+
+    def test_in_a_child_of_fork(self, make_cache):
+        cache = make_cache("1MiB")
+        with cache.open(Store(b"x")):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if cache._repr_html_() is None and self.refuses(cache) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def refuses(self, cache):
+        """Return whether a cache of the parent says that it is one."""
+        try:
+            cache.stats(per_file=True)
+        except RuntimeError:
+            return True
+        return False
 
     def test_as_dict(self, make_cache):
         with make_cache("1MiB").open(Store(b"abc")) as file:
