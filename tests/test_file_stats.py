@@ -111,9 +111,10 @@ class TestReadahead:
             for index in range(1, 64, 2):
                 file.pread(1, index * PAGE)
             file.fadvise(pagecache.FADV_NORMAL)
-            file.pread(64 * PAGE, 0)
-            settle(cache)
-            assert file.stats().readahead_pages <= 32
+            for index in range(64):
+                file.pread(PAGE, index * PAGE)
+                settle(cache)
+            assert 0 < file.stats().readahead_pages == cache.stats().readahead_pages <= 32
 
 
 class TestSums:

@@ -8,6 +8,8 @@
 Numbers are read when they are scraped; reads and writes pay nothing for it.
 """
 
+# mypy: disable-error-code=import-not-found
+
 from collections.abc import Iterator
 from typing import Any
 
