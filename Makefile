@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test ecosystem stress bench build check debug annotate asan tsan stubs lint clean distclean
+.PHONY: help demo test ecosystem docs stress bench peers anchors build check debug annotate asan tsan stubs lint clean distclean
 
 help: ## list the actions
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -39,12 +39,23 @@ ecosystem: $(VENV)/.test ## install the libraries that the adapters are tested w
 	@$(python) -m pip install -q -r $(VENV)/.ecosystem.txt || \
 	  while read -r one; do $(python) -m pip install -q "$$one" || echo "not installed: $$one"; done < $(VENV)/.ecosystem.txt
 
+docs: $(VENV)/.docs ## build the documentation site into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(python) -P -m mkdocs build --strict
+
 stress: check $(VENV)/.test ## run all the tests for much longer
 	PAGECACHE_STRESS=1 $(call in_lane,check) $(pytest) $(TESTS) $(ARGS)
 
 bench: $(VENV)/.bench ## run all the benchmarks and write bench/results/
 	PAGECACHE_BENCH=1 $(call build,release)
 	PYTHONPATH=build/lib-release:bench PYTHONSAFEPATH=1 $(python) bench/run.py $(ARGS)
+
+peers: $(VENV)/.bench ## compare cached reads with other ways of caching; writes docs/peers.md
+	PAGECACHE_BENCH=1 $(call build,release)
+	PYTHONPATH=build/lib-release:bench PYTHONSAFEPATH=1 $(python) -m peers $(ARGS)
+
+anchors: $(VENV)/.bench ## compare the engine's lookups with other libraries' in C; writes docs/anchors.md
+	PAGECACHE_BENCH=1 $(call build,release)
+	PYTHONPATH=build/lib-release:bench PYTHONSAFEPATH=1 $(python) -m anchors $(ARGS)
 
 build: $(VENV)/.build ## build the release into build/lib-release
 	@$(call build,release)
@@ -114,6 +125,9 @@ $(VENV)/.build: $(VENV)/.made pyproject.toml
 
 $(VENV)/.test: $(VENV)/.build
 	$(call install,test)
+
+$(VENV)/.docs: $(VENV)/.build
+	$(call install,docs)
 
 $(VENV)/.bench: $(VENV)/.build
 	$(call install,bench)

@@ -25,7 +25,7 @@ from pagecache.file import (
     CacheStat,
     File,
 )
-from pagecache.stats import Stats
+from pagecache.stats import FileStats, Stats
 from pagecache.stores import BackingStore, FileStore, FsspecStore, MemoryStore, ObspecStore
 from pagecache.versioned_file import VersionedFile
 
@@ -33,6 +33,6 @@ __version__ = "0.1.0"
 __all__ = [
     "ACCESS_COPY", "ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "BackingStore", "CacheFullError", "CacheStat",
     "FADV_DONTNEED", "FADV_NOREUSE", "FADV_NORMAL", "FADV_RANDOM", "FADV_SEQUENTIAL", "FADV_WILLNEED", "File",
-    "FileStore", "FsspecStore", "MemoryStore", "ObspecStore", "PageCache", "Stats", "VersionedFile", "XArray",
+    "FileStats", "FileStore", "FsspecStore", "MemoryStore", "ObspecStore", "PageCache", "Stats", "VersionedFile", "XArray",
     "default_cache", "filemap", "mm", "readahead", "stores", "truncate", "using", "writeback",
 ]  # fmt: skip

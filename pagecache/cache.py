@@ -243,9 +243,19 @@ class PageCache:
         if self.segment.dead:
             raise RuntimeError("this cache belongs to the parent process: open a new one after fork()")
 
-    def stats(self) -> Stats:
-        """Return the cache's counters and gauges."""
-        return read_stats(self.segment)
+    def stats(self, *, per_file: bool = False) -> Stats:
+        """Return the cache's counters and gauges.
+
+        per_file: `files` of the answer tells them for each object that is open or cached, which walks their pages.
+        """
+        stats = read_stats(self.segment)
+        if per_file:
+            self._check_usable()
+            with self._lock:
+                inodes = list(self._all_inodes)
+            files = [inode.stats() for inode in inodes]
+            stats.__dict__["files"] = sorted(files, key=lambda file: (-file.store_read_bytes, file.name))
+        return stats
 
     def forget(self, key: str, *, whole: bool = True) -> None:
         """Let objects be opened as new the next time, with nothing cached; files that are open keep what they have.
@@ -345,6 +355,11 @@ class PageCache:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _repr_html_(self) -> str | None:
+        if self._closed or self.segment.dead:
+            return None
+        return self.stats(per_file=True)._repr_html_()
 
     def __repr__(self) -> str:
         return f"<PageCache {format_size(self.size)}{', closed' if self._closed else ''}>"

@@ -15,6 +15,7 @@ from pagecache.inode import Inode
 from pagecache.prefetch import Prefetch
 from pagecache.readahead import PAGE_SHIFT, PAGE_SIZE
 from pagecache.reopening import reduced
+from pagecache.stats import FileStats
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
 FADV_NORMAL, FADV_RANDOM, FADV_SEQUENTIAL, FADV_WILLNEED, FADV_DONTNEED, FADV_NOREUSE = range(6)
@@ -125,8 +126,11 @@ class File(FileWrites):
             return None
         folio.mark_accessed()
         self.ra.prev_pos = pos + nbytes
-        self.mapping.segment.add_count("hits" if is_hit else "misses", 1)
-        self.mapping.segment.add_count("bytes_asked", nbytes)
+        if is_hit:
+            self.mapping.segment.add_count("hits", 1)
+            self.mapping.segment.add_count("bytes_asked", nbytes)
+        else:
+            self.mapping.count_miss(nbytes)
         view = self._view_folio(folio, pos, nbytes)
         folio.put()
         return view
@@ -408,6 +412,14 @@ class File(FileWrites):
         offset, length = _checked_range(offset, length)
         last = (offset + length - 1) >> PAGE_SHIFT if length else (1 << 52) - 1
         return CacheStat(*self.mapping.cachestat(offset >> PAGE_SHIFT, last))
+
+    def stats(self) -> FileStats:
+        """Return what was counted for the object of this file, by whichever file: misses, requests, bytes, readahead.
+
+        Context: walks the cached pages.
+        """
+        self._check_usable()
+        return self.inode.stats()
 
     def mincore(self, offset: int = 0, length: int = 0) -> bytes:
         """Return one byte per page of a byte range (length 0: to the end): 1 if the page is cached and uptodate.

@@ -162,8 +162,7 @@ def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
             batch.release()
     done = max(0, min(done, mapping.size - pos))
     ra.prev_pos = pos + done
-    mapping.segment.add_count("bytes_asked", max(0, done - had))
-    mapping.segment.add_count("misses", 1)
+    mapping.count_miss(max(0, done - had))
     return done
 
 

@@ -193,8 +193,7 @@ def _ask_store(mapping: AddressSpace, offset: int, pieces: list[memoryview], ask
         raise TypeError(f"readv returned {type(got).__name__}, not a number of bytes") from None
     if not 0 <= got <= asked:
         raise OSError(errno.EIO, f"the store returned {got} bytes where {asked} were asked for")
-    mapping.segment.add_count("store_reads", 1)
-    mapping.segment.add_count("store_read_bytes", got)
+    mapping.count_store_read(got)
     return got
 
 

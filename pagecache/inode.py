@@ -12,6 +12,7 @@ from pagecache import _core, fill, truncate, workers, write, writeback
 from pagecache._core import AddressSpace, Segment
 from pagecache.line import Line
 from pagecache.readahead import PAGE_SHIFT
+from pagecache.stats import FileStats, read_file_stats
 from pagecache.stores.base import hints_of
 from pagecache.window import share_pages, wanted_pages, window_pages
 from pagecache.workers import Channel
@@ -125,6 +126,10 @@ class Inode:
     def writable(self) -> bool:
         """Whether the store can be changed."""
         return is_writable(self.store)
+
+    def stats(self) -> FileStats:
+        """Return what was counted for this object. Context: walks its pages."""
+        return read_file_stats(self.mapping, self.name, self.nr_open)
 
     # -- versions ------------------------------------------------------------------------------------------------------
 

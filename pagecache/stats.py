@@ -1,9 +1,15 @@
 """Numbers of a cache, under the kernel's names."""
 
+import dataclasses
+import html
+from collections.abc import Sequence
 from typing import Any
 
-from pagecache._core import Segment
+from pagecache._core import AddressSpace, Segment
 from pagecache.sizes import format_size
+
+PAGE_SIZE = 4096
+FILES_SHOWN = 20  # rows of a table
 
 _SHOWN = (
     "hits", "misses", "hit_ratio", "resident_bytes", "budget_bytes", "overhead_bytes", "nr_dirty", "nr_pinned",
@@ -12,11 +18,39 @@ _SHOWN = (
 )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class FileStats:
+    """One picture of what is counted for one object, whichever files read it.
+
+    Names that end in _bytes are bytes, `readahead_...` are pages of 4096 bytes, the others are counts. Counting begins when
+    the object is first opened, and ends when the cache forgets it. Hits are not counted here, so that they cost nothing
+    more.
+    """
+
+    name: str
+    size_bytes: int
+    resident_bytes: int
+    nr_open: int
+    misses: int  # reads that waited for the store, or for another read of it, or that started to read ahead
+    missed_bytes: int  # what those returned after they had missed
+    store_reads: int  # requests
+    store_read_bytes: int
+    readahead_pages: int  # brought in before anybody asked for them; of those:
+    readahead_hits: int  # used since
+    readahead_wasted: int  # left the cache unused
+    readahead_waiting: int  # cached, and not used yet
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers by name."""
+        return dataclasses.asdict(self)
+
+
 class Stats:
     """One picture of a cache's counters, as attributes.
 
     Page counts are pages of 4096 bytes, names that end in _bytes are bytes; `pg...` and `workingset_...` have the
     meaning of the kernel's vmstat names. Counters only grow; compare two pictures for what happened in between.
+    `files`, if it was asked for, is a list of FileStats, those that cost the store most first.
     """
 
     def __init__(self, values: dict[str, Any]):
@@ -48,7 +82,36 @@ class Stats:
 
     def _repr_html_(self) -> str:
         cells = "".join(f"<tr><th style='text-align:left'>{n}</th><td>{v}</td></tr>" for n, v in self._shown())
-        return f"<table><caption>pagecache</caption>{cells}</table>"
+        return f"<table><caption>pagecache</caption>{cells}</table>" + _files_html(self.__dict__.get("files", ()))
+
+
+def _files_html(files: Sequence[FileStats]) -> str:
+    """Return a table of the objects of a cache, or nothing if there are none."""
+    if not files:
+        return ""
+    names = [field.name for field in dataclasses.fields(FileStats)]
+    rows = ["".join(f"<th>{name}</th>" for name in names)]
+    for file in files[:FILES_SHOWN]:
+        values = [f"{value:,}" if isinstance(value, int) else html.escape(value) for value in dataclasses.astuple(file)]
+        rows.append("".join(f"<td>{value}</td>" for value in values))
+    caption = "files" if len(files) <= FILES_SHOWN else f"{FILES_SHOWN} of {len(files):,} files"
+    return f"<table><caption>{caption}</caption>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
+def read_file_stats(mapping: AddressSpace, name: str, nr_open: int) -> FileStats:
+    """Return a picture of what is counted for one object. Context: walks its index."""
+    counters = mapping.counters()
+    waiting = mapping.nr_unused()
+    used = counters["readahead_pages"] - counters["readahead_wasted"] - waiting
+    return FileStats(
+        name=name,
+        size_bytes=mapping.size,
+        resident_bytes=mapping.nrpages * PAGE_SIZE,
+        nr_open=nr_open,
+        readahead_hits=max(0, used),  # the three are not read at one moment
+        readahead_waiting=waiting,
+        **counters,
+    )
 
 
 def read_stats(segment: Segment) -> Stats:
@@ -61,7 +124,7 @@ def read_stats(segment: Segment) -> Stats:
     values["hit_ratio"] = values["hits"] / reads if reads else 0.0
     values["nr_mapped"] = values["nr_pinned"]
     sizes = segment.sizes()
-    values["budget_bytes"] = segment.nr_frames * 4096
-    values["resident_bytes"] = values["nr_file_pages"] * 4096
+    values["budget_bytes"] = segment.nr_frames * PAGE_SIZE
+    values["resident_bytes"] = values["nr_file_pages"] * PAGE_SIZE
     values["overhead_bytes"] = sum(sizes[name][2] for name in ("header", "mappings", "nodes", "folios"))
     return Stats(values)

@@ -14,6 +14,7 @@ import pagecache
 
 VERBS = {
     "demo": "read a real file through a cache smaller than it and compare every byte with plain reads",
+    "stat": "read a file or URL once through a cache and say what that cost, and what is cached then",
 }
 
 EXIT_USAGE = 2
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(f"pagecache {arguments.verb}: {error}", file=sys.stderr)
         return EXIT_USAGE
 

@@ -112,15 +112,15 @@ def timing_lines(timing: "Timing") -> list[str]:
     ]
 
 
-def residency_lines(resident: bytes, encoding: str | None) -> list[str]:
-    """Return the picture of which pages were resident after the last pass, under a line that explains it."""
+def residency_lines(resident: bytes, encoding: str | None, when: str = "after the last pass") -> list[str]:
+    """Return the picture of which pages were resident at some time, under a line that explains it."""
     columns = max(8, min(PICTURE_COLUMNS_MAX, shutil.get_terminal_size().columns - 2))
     nr_cells_max = columns * PICTURE_ROWS_MAX
     shares = residency.cell_shares(resident, nr_cells_max)
     pages = residency.cell_pages(len(resident), nr_cells_max)
     held = resident_pages(resident)
     return [
-        f"Resident after the last pass: {held:,} of {len(resident):,} pages ({held / len(resident):.0%});"
+        f"Resident {when}: {held:,} of {len(resident):,} pages ({held / len(resident):.0%});"
         f" a cell is {pages:,} page{'s' if pages > 1 else ''}, in the order of the file",
         *residency.picture(shares, columns, encoding),
     ]

@@ -8,9 +8,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 from pagecache.core.atomic cimport load_acquire_u64
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
-from pagecache.core.folio cimport folio_address, folio_nr_pages
-from pagecache.core.segment cimport (STORE_READ_BYTES, STORE_READS, STORE_WRITE_BYTES, STORE_WRITES, Folio, Mapping,
-                                     Segment, count)
+from pagecache.core.folio cimport folio_address, folio_mapping, folio_nr_pages
+from pagecache.core.segment cimport (STORE_WRITE_BYTES, STORE_WRITES, Folio, Mapping, Segment, count,
+                                     count_store_read)
 
 cdef extern from "core/io.h" nogil:
     cdef struct iovec:
@@ -106,8 +106,7 @@ cdef inline int64_t run_read_fd(Segment* seg, int fd, bint direct, int64_t offse
         vector_advance(&vector, &nr_pieces, <uint64_t>got)
     if done > nbytes:
         done = nbytes
-    count(seg, STORE_READS, 1)
-    count(seg, STORE_READ_BYTES, <int64_t>done)
+    count_store_read(seg, &seg.mappings[folio_mapping(folios[0])], done)
     run_zero_tail(seg, folios, nr, done)
     return <int64_t>done
 

@@ -29,7 +29,7 @@ from pagecache.core.lru cimport folio_put
 from pagecache.core.mapping cimport filemap_remove_folio
 from pagecache.core.ring cimport (RING_WAKE_DATA, pc_ring, ring_arm_wake, ring_close, ring_read, ring_register,
                                   ring_setup, ring_submit_and_wait, ring_take, ring_wake)
-from pagecache.core.segment cimport (READAHEAD_ERRORS, STORE_READ_BYTES, STORE_READS, Folio, Segment, count)
+from pagecache.core.segment cimport (READAHEAD_ERRORS, Folio, Segment, count, count_store_read)
 from pagecache.core.stamp cimport stamp_is_current
 from pagecache.core.thread cimport pc_thread, thread_join, thread_start
 
@@ -108,8 +108,7 @@ cdef inline void io_complete(IoQueue* queue, IoRequest* request, int error) noex
     cdef uint32_t i
     if error == 0 and not stamp_is_current(&seg.mappings[request.mapping], request.fd):
         error = -ESTALE
-    count(seg, STORE_READS, 1)
-    count(seg, STORE_READ_BYTES, <int64_t>request.done)
+    count_store_read(seg, &seg.mappings[request.mapping], request.done)
     if error == 0:
         run_zero_tail(seg, request.folios, request.nr, request.nbytes)
     else:

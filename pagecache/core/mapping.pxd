@@ -14,8 +14,8 @@ folio.mapping therefore pins membership.  Removal stores the shadow or NULL firs
 from libc.errno cimport EBUSY, EEXIST, ENFILE, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
-from pagecache.core.atomic cimport (ctz32, load_acquire_u32, load_relaxed_u32, load_relaxed_u64, or_relaxed_u32,
-                                    store_relaxed_u32, store_relaxed_u64, store_release_u32)
+from pagecache.core.atomic cimport (add_relaxed_u64, ctz32, load_acquire_u32, load_relaxed_u32, load_relaxed_u64,
+                                    or_relaxed_u32, store_relaxed_u32, store_relaxed_u64, store_release_u32)
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL, PAGE_SHIFT
 from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_LOCKED, FOLIO_LRU,
@@ -57,6 +57,16 @@ cdef inline uint32_t entry_frame(xa_entry entry) noexcept nogil:
 
 # -- life of a mapping -----------------------------------------------------------------------------------------------
 
+cdef inline void mapping_forget_counts(Mapping* mapping) noexcept nogil:
+    """Counts from zero again. Nobody else knows the mapping yet."""
+    store_relaxed_u64(&mapping.nr_misses, 0)
+    store_relaxed_u64(&mapping.missed_bytes, 0)
+    store_relaxed_u64(&mapping.store_reads, 0)
+    store_relaxed_u64(&mapping.store_read_bytes, 0)
+    store_relaxed_u64(&mapping.readahead_pages, 0)
+    store_relaxed_u64(&mapping.readahead_wasted, 0)
+
+
 cdef inline uint32_t mapping_alloc(Segment* seg) noexcept nogil:
     """Takes an unused mapping: empty index, size 0. Returns its number, or 0 when all are taken."""
     cdef uint32_t number
@@ -81,6 +91,7 @@ cdef inline uint32_t mapping_alloc(Segment* seg) noexcept nogil:
     store_relaxed_u32(&mapping.wb_err, 0)
     store_relaxed_u64(&mapping.disk_size, ALL_ON_DISK)
     mapping.writeback_index = 0
+    mapping_forget_counts(mapping)
     store_release_u32(&mapping.in_use, 1)
     return number
 
@@ -206,6 +217,7 @@ cdef inline void mapping_unaccount(Segment* seg, Mapping* mapping, Folio* folio)
         dirty_uncharge(seg, <uint32_t>nr)
     if folio_test_clear(folio, FOLIO_UNUSED):
         count(seg, READAHEAD_WASTED, nr)
+        add_relaxed_u64(&mapping.readahead_wasted, <uint64_t>nr)
 
 
 cdef inline void mapping_remove(Segment* seg, Folio* folio, xa_entry shadow) noexcept nogil:

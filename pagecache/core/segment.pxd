@@ -133,6 +133,12 @@ ctypedef struct Mapping:
     pc_u64 stamp_size
     pc_u64 disk_size                # bytes the store has of the object; ALL_ON_DISK: as many as i_size
     pc_u64 dirtied_when_ns          # when the mapping, clean before, became dirty
+    pc_u64 nr_misses                # reads that were not served from the cache alone, since the mapping was taken
+    pc_u64 missed_bytes             # what those were given after they had missed
+    pc_u64 store_reads              # requests
+    pc_u64 store_read_bytes
+    pc_u64 readahead_pages          # brought in before they were asked for
+    pc_u64 readahead_wasted         # of those: left the cache before anybody used them
 
 ctypedef struct Header:
     uint32_t magic
@@ -351,6 +357,14 @@ cdef inline void count(Segment* seg, Counter which, int64_t by) noexcept nogil:
         store_relaxed_u64(cell, load_relaxed_u64(cell) + <uint64_t>by)
     else:
         add_relaxed_u64(&seg.header.shards[0].counts[<int>which], <uint64_t>by)
+
+
+cdef inline void count_store_read(Segment* seg, Mapping* mapping, uint64_t nbytes) noexcept nogil:
+    """Counts a request to the store of a mapping and what it brought."""
+    count(seg, STORE_READS, 1)
+    count(seg, STORE_READ_BYTES, <int64_t>nbytes)
+    add_relaxed_u64(&mapping.store_reads, 1)
+    add_relaxed_u64(&mapping.store_read_bytes, nbytes)
 
 
 cdef inline int64_t counted(Segment* seg, int which) noexcept nogil:

@@ -148,11 +148,13 @@ cdef class FolioBatch:
                 flags |= FOLIO_READAHEAD
             if index >= demand_end:
                 flags |= FOLIO_UNUSED
-                count(self.seg, READAHEAD_PAGES, <int64_t>1 << k)
             r = mapping_add_folio(self.seg, self.mapping.number, folio, index, flags, False)
             if r != 0:
                 folio_put(self.seg, folio)
                 return r
+            if flags & FOLIO_UNUSED:
+                count(self.seg, READAHEAD_PAGES, <int64_t>1 << k)
+                add_relaxed_u64(&self.mapping.m.readahead_pages, <uint64_t>1 << k)
             self.folios[self.nr] = folio
             self.nr += 1
             self.next_index = index + (<uint64_t>1 << k)

@@ -406,6 +406,44 @@ cdef class AddressSpace:
             spin_unlock(&self.m.pages.lock)
         return cached, dirty, writeback, evicted, recent
 
+    def count_miss(self, uint64_t nbytes):
+        """Counts a read that was not served from the cache alone, and what it was given after it had missed."""
+        count(self.seg, MISSES, 1)
+        count(self.seg, BYTES_ASKED, <int64_t>nbytes)
+        add_relaxed_u64(&self.m.nr_misses, 1)
+        add_relaxed_u64(&self.m.missed_bytes, nbytes)
+
+    def count_store_read(self, uint64_t nbytes):
+        """Counts a request to a store that the engine does not read itself, and what it brought."""
+        count_store_read(self.seg, self.m, nbytes)
+
+    def counters(self):
+        """What was counted for this object alone, as a dict. Hits are not: nothing of a hit is kept by object."""
+        return {
+            "misses": load_relaxed_u64(&self.m.nr_misses),
+            "missed_bytes": load_relaxed_u64(&self.m.missed_bytes),
+            "store_reads": load_relaxed_u64(&self.m.store_reads),
+            "store_read_bytes": load_relaxed_u64(&self.m.store_read_bytes),
+            "readahead_pages": load_relaxed_u64(&self.m.readahead_pages),
+            "readahead_wasted": load_relaxed_u64(&self.m.readahead_wasted),
+        }
+
+    def nr_unused(self):
+        """Cached pages that were read ahead and that nobody has asked for yet. Context: walks the index."""
+        cdef CXaState xas
+        cdef xa_entry entry
+        cdef uint64_t nr = 0
+        with nogil:
+            spin_lock(&self.m.pages.lock)
+            xas_init(&xas, &self.m.pages, &self.seg.pool, 0, 0)
+            entry = xas_find(&xas, <uint64_t>-1)
+            while entry != 0:
+                if xa_is_pointer(entry) and folio_test(&self.seg.folios[entry_frame(entry)], FOLIO_UNUSED):
+                    nr += <uint64_t>1 << entry_order(entry)
+                entry = xas_find(&xas, <uint64_t>-1)
+            spin_unlock(&self.m.pages.lock)
+        return nr
+
     def mincore(self, uint64_t first, uint64_t nr_pages):
         """One byte per page: 1 if it is cached and uptodate."""
         cdef bytes out = PyBytes_FromStringAndSize(NULL, nr_pages)

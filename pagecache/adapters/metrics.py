@@ -1,0 +1,74 @@
+"""What metrics libraries are told of caches: names, meanings, and how each number is read.
+
+Everything is read from `PageCache.stats` when the library asks: nothing is added to reads and writes.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pagecache.cache import PageCache, default_cache
+from pagecache.stats import PAGE_SIZE, Stats
+
+Caches = PageCache | Mapping[str, PageCache] | None
+
+
+class Metric(NamedTuple):
+    """One number. name: without prefix and suffix. unit: as UCUM writes it. is_counter: whether it only grows."""
+
+    name: str
+    text: str
+    unit: str
+    is_counter: bool
+    read: Callable[[Stats], float]
+
+
+def _of(name: str, factor: int = 1) -> Callable[[Stats], float]:
+    return lambda stats: getattr(stats, name) * factor
+
+
+METRICS = (
+    Metric("hits", "Reads served from the cache alone.", "{read}", True, _of("hits")),
+    Metric("misses", "Reads that waited for a store, or started to read ahead.", "{read}", True, _of("misses")),
+    Metric("asked_bytes", "Bytes that reads returned.", "By", True, _of("bytes_asked")),
+    Metric("fill_requests", "Requests to stores for reading.", "{request}", True, _of("store_reads")),
+    Metric("fill_bytes", "Bytes that stores brought.", "By", True, _of("store_read_bytes")),
+    Metric("readahead_pages", "Pages brought in before they were asked for.", "{page}", True, _of("readahead_pages")),
+    Metric("readahead_hits", "Of those, pages that were used.", "{page}", True, _of("readahead_hits")),
+    Metric("readahead_wasted", "Of those, pages that left the cache unused.", "{page}", True, _of("readahead_wasted")),
+    Metric("readahead_errors", "Requests that failed before anybody needed them.", "{request}", True,
+           _of("readahead_errors")),
+    Metric("major_faults", "Faults of maps that had to wait for a store.", "{fault}", True, _of("pgmajfault")),
+    Metric("evicted_pages", "Pages evicted to make room.", "{page}", True, _of("evictions")),
+    Metric("refaults", "Pages that were needed again after their eviction.", "{page}", True,
+           _of("workingset_refault_file")),
+    Metric("written_bytes", "Bytes written back to stores.", "By", True, _of("store_write_bytes")),
+    Metric("writeback_errors", "Requests for writing that failed.", "{request}", True, _of("writeback_errors")),
+    Metric("dirty_bytes", "Bytes that are not in their store yet.", "By", False, _of("nr_dirty", PAGE_SIZE)),
+    Metric("pinned_bytes", "Bytes that views and maps hold.", "By", False, _of("nr_pinned", PAGE_SIZE)),
+    Metric("resident_bytes", "Bytes of cached pages.", "By", False, _of("resident_bytes")),
+    Metric("budget_bytes", "Bytes that the cache may hold.", "By", False, _of("budget_bytes")),
+    Metric("overhead_bytes", "Bytes of descriptors and index.", "By", False, _of("overhead_bytes")),
+)  # fmt: skip
+
+
+class WatchedCaches:
+    """The caches that are reported, by name. They are not kept alive, and closed ones are passed over.
+
+    caches: one cache, called "default"; several by name; None: the process's default cache as it is when it is asked for.
+    """
+
+    def __init__(self, caches: Caches = None):
+        if caches is None:
+            self._references: dict[str, Callable[[], Any]] = {"default": default_cache}
+        elif isinstance(caches, Mapping):
+            self._references = {str(name): weakref.ref(cache) for name, cache in caches.items()}
+        else:
+            self._references = {"default": weakref.ref(caches)}
+
+    def stats(self) -> Iterator[tuple[str, Stats]]:
+        """Iterate over the names and present numbers of the caches that are open."""
+        for name, reference in self._references.items():
+            cache = reference()
+            if cache is not None and not cache.closed and not cache.segment.dead:
+                yield name, cache.stats()
