@@ -3,7 +3,6 @@
 import os
 
 import pytest
-
 from support import STRESS
 
 engine_threads = pytest.importorskip("_engine_threads", reason="built only in the lanes check, asan and tsan")

@@ -58,7 +58,8 @@ cdef uint32_t random_below(Worker* worker, uint32_t limit) noexcept nogil:
     return <uint32_t>((worker.random >> 33) % limit)
 
 
-cdef void work_failed(Work* work, uint32_t what, uint64_t where, uint64_t found, uint64_t low, uint64_t high) noexcept nogil:
+cdef void work_failed(Work* work, uint32_t what, uint64_t where, uint64_t found, uint64_t low,
+                      uint64_t high) noexcept nogil:
     """Notes the first failure."""
     cdef uint32_t none = 0
     if cas_acq_rel_u32(&work.failure, &none, what):

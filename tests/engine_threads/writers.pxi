@@ -9,7 +9,8 @@ from pagecache.core.io cimport run_write_fd
 from pagecache.core.mapping cimport MARK_DIRTY, MARK_TOWRITE, MARK_WRITEBACK
 from pagecache.core.stamp cimport own_write_begin, own_write_end
 from pagecache.core.write cimport size_extend, write_cached
-from pagecache.core.writeback cimport (disk_size_reached, folio_drop_behind, folio_end_writeback, folio_mark_dirty, folio_redirty,
+from pagecache.core.writeback cimport (disk_size_reached, folio_drop_behind, folio_end_writeback, folio_mark_dirty,
+                                       folio_redirty,
                                        folio_wants_writeback, next_marked, tag_for_writeback, writeback_collect)
 
 cdef enum:
