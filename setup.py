@@ -11,8 +11,8 @@
 
 A lane is the directory build/lib-MODE: the compiled module and links to the Python sources, so that lanes never meet
 and edited Python files need no build. PYTHONPATH chooses one. With PAGECACHE_BENCH=1 a lane also gets `_microbench`,
-the benchmarks' own extension; the lanes check, asan and tsan get `_engine_threads`, the tests' own. Makefile has a
-target for each of these.
+the benchmarks' own extension; the lanes check, asan and tsan get `_engine_threads`, the tests' own. Makefile has a target
+for each of these.
 """
 
 import fcntl
@@ -100,8 +100,8 @@ def extensions() -> list[Extension]:
 
 def engine_files() -> list[str]:
     """Return the files that the extensions are made of besides their .pyx: a touched one rebuilds them."""
-    patterns = ["pagecache/*.pxd", "pagecache/core/*.pxd", "pagecache/core/*.h", "pagecache/parts/*.pxi"]
-    patterns.append("tests/engine_threads/*.pxi")
+    engine = ["pagecache/*.pxd", "pagecache/core/*.pxd", "pagecache/core/*.h", "pagecache/parts/*.pxi"]
+    patterns = [*engine, "tests/engine_threads/*.pxi"]
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 

@@ -144,6 +144,7 @@ class TestChild:
         assert file.pread(len(DATA), 0) == DATA
 
     @pytest.mark.stress
+    @pytest.mark.skipif("libtsan" in os.environ.get("LD_PRELOAD", ""), reason="ThreadSanitizer ends a child with threads")
     def test_of_a_busy_cache_never_hangs(self, opened, seed):
         cache, file = opened
         with Readers(file, seed):

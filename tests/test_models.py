@@ -20,6 +20,7 @@ SPIN_MODELS = sorted(MODELS.glob("*.pml"))
 VARIANTS = {"optimistic_read": ["-DNEW_PAGE=OTHER_PAGE"]}  # flags beside which a model must hold too
 GENMC = os.environ.get("PAGECACHE_GENMC") or shutil.which("genmc")
 TIMEOUT_S = 110
+MIRRORED = r"\b(?:folio|filemap|mapping|rwsem|dirty|errseq|stamp|own|read)_[a-z_]+"
 
 needs_genmc = pytest.mark.skipif(GENMC is None, reason="needs genmc (on PATH, or named by PAGECACHE_GENMC)")
 needs_spin = pytest.mark.skipif(not (shutil.which("spin") and shutil.which("cc")), reason="needs spin and a C compiler")
@@ -71,8 +72,7 @@ def test_what_a_model_mirrors_is_there(model):
     for group in groups:
         for name, functions in re.findall(r"([a-z_]+\.pxd): ([^;.]+)", group):
             engine = (ROOT / "pagecache" / "core" / name).read_text()
-            prefixes = "folio|filemap|mapping|rwsem|dirty|errseq|stamp|own|read|file"
-            for function in re.findall(rf"\b(?:{prefixes})_[a-z_]+", functions):
+            for function in re.findall(MIRRORED, functions):
                 assert re.search(rf"^cdef inline .*\b{function}\(", engine, re.MULTILINE), f"{name} has no {function}"
     for bug in bugs(model):
         assert text.count(bug) > 1, f"{bug} is named and not in the model"

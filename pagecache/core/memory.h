@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include "core/atomic.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -86,6 +87,16 @@ static inline void memory_advise_nodump(void *base, size_t bytes) {
 #endif
 }
 
+#if defined(PAGECACHE_RACE_POINTS)
+/* In pieces, so that a thread may be held up in the middle of a copy (see atomic.h). */
+static inline void copy_held_up(char *target, const char *source, size_t nbytes) {
+    for (size_t at = 0; at < nbytes; at += 512) {
+        memcpy(target + at, source + at, nbytes - at < 512 ? nbytes - at : 512);
+        pc_race_point();
+    }
+}
+#endif
+
 /* Copies up to two pages out of a frame. glibc's memcpy turns to `rep movsb` here, which is slow when the destination
  * is not 64-byte aligned (the payload of a bytes object rarely is) and when both addresses agree in their low twelve
  * bits; vectors in descending order have neither problem. */
@@ -119,6 +130,8 @@ static void copy_page(char *target, const char *source, size_t nbytes) {
     volatile char *to = target;     /* volatile: no call of memcpy, which is watched as well */
     for (size_t i = 0; i < nbytes; i++) to[i] = ((const volatile char *)source)[i];
 }
+#elif defined(PAGECACHE_RACE_POINTS)
+static inline void copy_page(char *target, const char *source, size_t nbytes) { copy_held_up(target, source, nbytes); }
 #else
 static inline void copy_page(char *target, const char *source, size_t nbytes) {
 #if defined(__x86_64__)
@@ -146,6 +159,8 @@ static inline void copy_shared(char *target, const char *source, size_t nbytes) 
                              __atomic_load_n((const uint64_t *)(source + at), __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     for (; at < nbytes; at++)
         __atomic_store_n(target + at, __atomic_load_n(source + at, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+#elif defined(PAGECACHE_RACE_POINTS)
+    copy_held_up(target, source, nbytes);
 #else
     memmove(target, source, nbytes);
 #endif

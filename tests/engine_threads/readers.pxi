@@ -152,8 +152,8 @@ cdef void read_pinned(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
                 work_failed(work, FOREIGN_BYTES, page, first, file.number, folio_mapping(folio))
         else:
             for i in range(2):
-                copy_shared(<char*>worker.buffer, folio_address(&work.seg, folio) + ((page - first) << PAGE_SHIFT),
-                            PAGE_SIZE)
+                copy_shared(<char*>worker.buffer,
+                            folio_address(&work.seg, folio) + ((page - first) << PAGE_SHIFT), PAGE_SIZE)
                 if not words_good(work, m, worker.buffer, <uint64_t>page * PAGE_WORDS, PAGE_WORDS, 0,
                                   load_acquire_u32(&file.begun[page]), False):
                     break

