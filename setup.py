@@ -83,7 +83,8 @@ def extensions() -> list[Extension]:
         Extension(
             name,
             [source],
-            include_dirs=["pagecache"],
+            include_dirs=["pagecache", "pagecache/include"],
+            define_macros=[("PAGECACHE_BUILDS_TABLE", None)],  # what other modules look for, this one has
             depends=engine_files(),
             extra_compile_args=EVERY_MODE + compiler_flags,
             extra_link_args=["-pthread", *linker_flags],
@@ -94,8 +95,8 @@ def extensions() -> list[Extension]:
 
 def engine_files() -> list[str]:
     """Return the files that the extensions are made of besides their .pyx: a touched one rebuilds them."""
-    patterns = ["pagecache/*.pxd", "pagecache/core/*.pxd", "pagecache/core/*.h", "pagecache/parts/*.pxi"]
-    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+    patterns = ["*.pxd", "core/*.pxd", "core/*.h", "include/*.h", "parts/*.pxi"]
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "pagecache").glob(pattern))
 
 
 def record(stamp: Path, settings: list) -> Path:

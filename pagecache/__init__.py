@@ -24,6 +24,7 @@ from pagecache.file import (
     CacheStat,
     File,
 )
+from pagecache.headers import get_include
 from pagecache.stats import Stats
 from pagecache.stores import BackingStore, FileStore, MemoryStore
 
@@ -31,6 +32,6 @@ __version__ = "0.1.0"
 __all__ = [
     "ACCESS_COPY", "ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "BackingStore", "CacheFullError", "CacheStat",
     "FADV_DONTNEED", "FADV_NOREUSE", "FADV_NORMAL", "FADV_RANDOM", "FADV_SEQUENTIAL", "FADV_WILLNEED", "File",
-    "FileStore", "MemoryStore", "PageCache", "Stats", "XArray", "default_cache", "filemap", "mm", "readahead",
-    "stores", "truncate", "writeback",
+    "FileStore", "MemoryStore", "PageCache", "Stats", "XArray", "default_cache", "filemap", "get_include", "mm",
+    "readahead", "stores", "truncate", "writeback",
 ]  # fmt: skip

@@ -45,7 +45,9 @@ from pagecache.core.memory cimport memory_file, memory_unmap, memory_advise_huge
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)
 from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_INACTIVE,
-                                     LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, NR_COUNTERS, NR_PINNED, READAHEAD_PAGES,
+                                     LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, MISSES, NR_COUNTERS, NR_DIRTY, NR_FILE_PAGES,
+                                     NR_PINNED, NR_WRITEBACK, READAHEAD_PAGES, STORE_READ_BYTES, STORE_READS,
+                                     STORE_WRITE_BYTES, STORE_WRITES,
                                      header_set_dirty_limits, Folio as CFolio, Mapping as CMapping, Segment as
                                      CSegment, Header, count, counted, folio_number, frame_address, segment_attach,
                                      segment_create, segment_layout)
