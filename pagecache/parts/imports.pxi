@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport close as posix_close
 
 from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, cas_acq_rel_u32, ctz32, ctz64,
-                                    exchange_acq_rel_u32, fence_acquire, load_acquire_u32, load_acquire_u64,
+                                    exchange_acq_rel_u32, exchange_acq_rel_u64, fence_acquire, fence_seq_cst, load_acquire_u32, load_acquire_u64,
                                     load_relaxed_u32, load_relaxed_u64, pc_u32, pc_u64, prefetch_read,
                                     store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64,
                                     sub_acq_rel_u32)

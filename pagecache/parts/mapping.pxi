@@ -360,8 +360,9 @@ cdef class AddressSpace:
     cdef object log_failure(self, CFolio* folio, error):
         """Notes errno and message, not the exception: that belongs to one thread, and keeps alive what its frames
         hold."""
-        if len(self.failures) >= 4096:
-            self.failures.pop(next(iter(self.failures)))
+        with cython.critical_section(self):
+            if len(self.failures) >= 4096:
+                self.failures.pop(next(iter(self.failures)))
         self.failures[(folio_number(self.seg, folio), load_acquire_u32(&folio.seq))] = (
             _errno.EIO if error.errno is None else error.errno, error.strerror or str(error))
         return None
