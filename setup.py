@@ -7,6 +7,7 @@
     debug     -O1 -g with assertions and the lines of the .pyx files, for a debugger
     asan      the assertions under AddressSanitizer and UndefinedBehaviorSanitizer
     tsan      the assertions under ThreadSanitizer
+    portable  as check, without anything that only Linux or x86 has (tests/portable.h)
     annotate  as release, and Cython's HTML report in build/cython-annotate
 
 A lane is the directory build/lib-MODE: the compiled module and links to the Python sources, so that lanes never meet
@@ -33,6 +34,7 @@ CHECKS = ["-DPAGECACHE_CHECKS=1", "-UNDEBUG"]
 TRACEABLE = ["-O1", "-g", "-fno-omit-frame-pointer"]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 THREAD = ["-fsanitize=thread"]
+POSIX_ONLY = ["-include", "tests/portable.h"]
 FENCED = ["-Wno-tsan"]  # ThreadSanitizer knows no fences; the engine does without what depends on them there
 
 UNCHECKED = ["-O3", "-g0", "-DNDEBUG", "-Wno-unused-but-set-variable"]  # some variables are set for an assertion only
@@ -43,6 +45,7 @@ MODES = {  # mode: (compiler flags, linker flags)
     "debug": ([*TRACEABLE, *CHECKS], []),
     "asan": ([*TRACEABLE, *CHECKS, *ADDRESS], ADDRESS),
     "tsan": ([*TRACEABLE, *CHECKS, *THREAD, *FENCED], THREAD),
+    "portable": (["-O2", *CHECKS, *POSIX_ONLY], []),
     "annotate": (UNCHECKED, []),
 }
 

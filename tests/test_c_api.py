@@ -330,6 +330,7 @@ class TestRefused:
         monkeypatch.setattr(_core, "_C_API", new(ctypes.addressof(table), CAPSULE, None))
         load("c_api_probe", built_probe)
 
+    @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
     def test_in_the_child_of_a_fork(self, probe, held, make_cache):
         with make_cache(16 * PAGE).open(Store(pages_of(4 * PAGE))) as file:
             read_all(file)
