@@ -7,6 +7,7 @@
     debug     -O1 -g with assertions and the lines of the .pyx files, for a debugger
     asan      the assertions under AddressSanitizer and UndefinedBehaviorSanitizer
     tsan      the assertions under ThreadSanitizer
+    portable  as check, without anything that only Linux or x86 has (tests/portable.h)
     annotate  as release, and Cython's HTML report in build/cython-annotate
 
 A lane is the directory build/lib-MODE: the compiled module and links to the Python sources, so that lanes never meet
@@ -34,6 +35,7 @@ CHECKS = ["-DPAGECACHE_CHECKS=1", "-UNDEBUG"]
 TRACEABLE = ["-O1", "-g", "-fno-omit-frame-pointer"]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 THREAD = ["-fsanitize=thread"]
+POSIX_ONLY = ["-include", "tests/portable.h"]
 FENCED = ["-Wno-tsan"]  # ThreadSanitizer knows no fences; the engine does without what depends on them there
 
 UNCHECKED = ["-O3", "-g0", "-DNDEBUG", "-Wno-unused-but-set-variable"]  # some variables are set for an assertion only
@@ -44,6 +46,7 @@ MODES = {  # mode: (compiler flags, linker flags)
     "debug": ([*TRACEABLE, *CHECKS], []),
     "asan": ([*TRACEABLE, *CHECKS, *ADDRESS], ADDRESS),
     "tsan": ([*TRACEABLE, *CHECKS, *THREAD, *FENCED], THREAD),
+    "portable": (["-O2", *CHECKS, *POSIX_ONLY], []),
     "annotate": (UNCHECKED, []),
 }
 
@@ -89,7 +92,8 @@ def extensions() -> list[Extension]:
         Extension(
             name,
             [source],
-            include_dirs=["pagecache"],
+            include_dirs=["pagecache", "pagecache/include"],
+            define_macros=[("PAGECACHE_BUILDS_TABLE", None)],  # what other modules look for, this one has
             depends=engine_files(),
             extra_compile_args=EVERY_MODE + compiler_flags + EXTRA_FLAGS.get(name, []),
             extra_link_args=["-pthread", *linker_flags],
@@ -100,9 +104,10 @@ def extensions() -> list[Extension]:
 
 def engine_files() -> list[str]:
     """Return the files that the extensions are made of besides their .pyx: a touched one rebuilds them."""
-    engine = ["pagecache/*.pxd", "pagecache/core/*.pxd", "pagecache/core/*.h", "pagecache/parts/*.pxi"]
-    patterns = [*engine, "tests/engine_threads/*.pxi"]
-    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+    patterns = ["*.pxd", "core/*.pxd", "core/*.h", "include/*.h", "parts/*.pxi"]
+    found = [path for pattern in patterns for path in (ROOT / "pagecache").glob(pattern)]
+    found += (ROOT / "tests" / "engine_threads").glob("*.pxi")
+    return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
 def record(stamp: Path, settings: list) -> Path:

@@ -20,5 +20,6 @@ include "parts/places.pxi"      # Places: how many requests of a store run at on
 include "parts/xa_entry.pxi"    # XArray on its own: objects as entries
 include "parts/xarray.pxi"      # XArray: a sparse array with marks and multi-index entries
 include "parts/xa_cursor.pxi"   # its cursor
+include "parts/c_api.pxi"       # the table of functions for other extension modules
 
 futex_setup()

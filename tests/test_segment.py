@@ -1,6 +1,7 @@
 """The segment: one region mapped at two addresses, what `attach` refuses, and the sizes of its arrays."""
 
 import contextlib
+import errno
 import os
 import struct
 
@@ -17,10 +18,20 @@ LAYOUT_BYTES = 64  # fixed fields at the start of the header
 EINVAL = 22
 
 
+def shared_segment(nr_frames, nr_mappings=16, data=True):
+    """A segment in a memory file, where the system has such files."""
+    try:
+        return Segment(nr_frames, nr_mappings=nr_mappings, data=data, shared=True)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        pytest.skip("needs memory files (memfd_create)")
+
+
 @pytest.fixture
 def shared(frames):
     """A shared segment, and a second view of it."""
-    segment = Segment(frames, nr_mappings=16, shared=True)
+    segment = shared_segment(frames)
     yield segment, Segment.attach(segment.fd)
     segment.check()
 
@@ -92,7 +103,7 @@ class TestTwoViews:
 
     def test_two_caches_on_one_segment_read_right_and_evict_each_other(self, data_file):
         path, data = data_file(64 * PAGE + 100)
-        segment = Segment(32, nr_mappings=16, shared=True)
+        segment = shared_segment(32)
         with checked_cache(32, segment=segment) as one, checked_cache(32, segment=Segment.attach(segment.fd)) as two:
             with one.open(path) as mine, two.open(path) as theirs:
                 for pos in range(0, len(data), 3000):
@@ -145,7 +156,7 @@ class TestAdoptedMapping:
 @pytest.fixture(scope="module")
 def segment():
     """A shared segment that nobody uses."""
-    return Segment(64, nr_mappings=16, shared=True)
+    return shared_segment(64)
 
 
 @contextlib.contextmanager
@@ -239,7 +250,7 @@ class TestSizes:
     @given(nr_frames=st.integers(1, 5000), nr_mappings=st.integers(2, 1000), data=st.booleans())
     @few(40)
     def test_arrays_follow_each_other_and_fill_the_region(self, nr_frames, nr_mappings, data):
-        segment = Segment(nr_frames, nr_mappings=nr_mappings, data=data, shared=True)
+        segment = shared_segment(nr_frames, nr_mappings, data)
         sizes = segment.sizes()
         assert sizes["folios"][0] == 64
         assert sizes["folios"][1] == sizes["frames"][1] == nr_frames

@@ -30,6 +30,7 @@ cdef class FolioBatch:
 
     *New* batches hold locked folios that were just added to a mapping and wait for their data; a batch that is dropped
     before `end_read` removes them again.  *Found* batches hold references for copying, locking or removing.
+    Context: for one thread at a time; the memory it lends to a store may be released by any.
     """
     cdef AddressSpace mapping
     cdef CSegment* seg
@@ -37,17 +38,15 @@ cdef class FolioBatch:
     cdef uint32_t nr
     cdef pc_u32 nr_exports                  # of the memory it waits for, to stores
     cdef bint is_new
-    cdef bint is_held                       # its folios are out of the mapping, but a store may still write to them
+    cdef pc_u32 is_held                     # its folios are out of the mapping, but a store may still write to them
     cdef readonly uint64_t start            # index of the first page
     cdef readonly uint64_t next_index       # index behind the last page
 
     def __dealloc__(self):
         if self.mapping is None or self.seg.dead:
             return
-        if self.is_held:
-            self.end_hold()
-        else:
-            self.drop()
+        self.end_hold()
+        self.drop()
 
     def __len__(self):
         return self.nr
@@ -60,7 +59,7 @@ cdef class FolioBatch:
     cdef void drop(self) noexcept:
         if self.is_new:
             self.abandon()
-        elif not self.is_held:
+        elif load_acquire_u32(&self.is_held) == 0:
             self.put_all()
 
     cdef void put_all(self) noexcept:
@@ -84,16 +83,22 @@ cdef class FolioBatch:
             self.hold()
 
     cdef void hold(self) noexcept:
-        """Pins the folios, so that their frames are not reused while somebody may write to them."""
+        """Pins the folios, so that their frames are not reused while somebody may write to them. The last export may
+        end at any moment, in another thread: either it finds the hold, or this finds that there is no export."""
         cdef uint32_t i
-        self.is_held = True
         for i in range(self.nr):
             add_acq_rel_u32(&self.folios[i].nr_pins, 1)
             count(self.seg, NR_PINNED, folio_nr_pages(self.folios[i]))
+        store_release_u32(&self.is_held, 1)
+        fence_seq_cst()
+        if load_acquire_u32(&self.nr_exports) == 0:
+            self.end_hold()
 
     cdef void end_hold(self) noexcept:
+        """Ends the hold if there is one, once, whoever comes."""
         cdef uint32_t i
-        self.is_held = False
+        if exchange_acq_rel_u32(&self.is_held, 0) == 0:
+            return
         for i in range(self.nr):
             sub_acq_rel_u32(&self.folios[i].nr_pins, 1)
             count(self.seg, NR_PINNED, -<int64_t>folio_nr_pages(self.folios[i]))
@@ -410,7 +415,8 @@ cdef class FillBuffer:
         add_acq_rel_u32(&self.batch.nr_exports, 1)
 
     def __releasebuffer__(self, Py_buffer* buffer):
-        if sub_acq_rel_u32(&self.batch.nr_exports, 1) == 1 and self.batch.is_held and not self.batch.seg.dead:
+        if sub_acq_rel_u32(&self.batch.nr_exports, 1) == 1 and not self.batch.seg.dead:
+            fence_seq_cst()
             self.batch.end_hold()
 
 
@@ -421,7 +427,7 @@ cdef FolioBatch batch_object(AddressSpace mapping, uint64_t start, bint is_new):
     batch.nr = 0
     store_relaxed_u32(&batch.nr_exports, 0)
     batch.is_new = is_new
-    batch.is_held = False
+    store_relaxed_u32(&batch.is_held, 0)
     batch.start = start
     batch.next_index = start
     return batch

@@ -77,8 +77,10 @@ cdef class FileCore:
 
     def _detach(self):
         """Marks the file closed. Returns whether it was open."""
-        cdef bint was = self.is_open
-        self.is_open = False
+        cdef bint was
+        with cython.critical_section(self):     # one of those who close it at once gives it up
+            was = self.is_open
+            self.is_open = False
         return was
 
     @property

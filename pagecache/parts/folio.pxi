@@ -7,6 +7,7 @@ cdef class Folio:
     Objects come from an AddressSpace's lookups or from `Segment.alloc_folio`; the reference is dropped with the
     object or by `put`, and so is a lock that was taken through it.  A folio that was
     removed from its mapping keeps its contents as long as it is referenced.
+    Context: for one thread at a time, which may be another one than the one that got it.
     """
     cdef Segment segment
     cdef CFolio* folio
@@ -25,10 +26,14 @@ cdef class Folio:
 
     def put(self):
         """Drops the reference now, and the lock if it is held; the object is unusable afterwards."""
-        cdef CFolio* folio = self.alive()
-        self.folio = NULL
-        if self.is_lock_holder:
+        cdef CFolio* folio
+        cdef bint is_lock_holder
+        with cython.critical_section(self):     # a reference is dropped once
+            folio = self.alive()
+            is_lock_holder = self.is_lock_holder
+            self.folio = NULL
             self.is_lock_holder = False
+        if is_lock_holder:
             folio_unlock(&self.segment.seg, folio)
         folio_put(&self.segment.seg, folio)
 

@@ -360,8 +360,9 @@ cdef class AddressSpace:
     cdef object log_failure(self, CFolio* folio, error):
         """Notes errno and message, not the exception: that belongs to one thread, and keeps alive what its frames
         hold."""
-        if len(self.failures) >= 4096:
-            self.failures.pop(next(iter(self.failures)))
+        with cython.critical_section(self):
+            if len(self.failures) >= 4096:
+                self.failures.pop(next(iter(self.failures)))
         self.failures[(folio_number(self.seg, folio), load_acquire_u32(&folio.seq))] = (
             _errno.EIO if error.errno is None else error.errno, error.strerror or str(error))
         return None
@@ -457,16 +458,7 @@ cdef class AddressSpace:
 
     def all_cached(self, uint64_t pos, uint64_t nbytes):
         """Whether all pages of a byte range are cached and readable as they are."""
-        cdef uint64_t index = pos >> PAGE_SHIFT
-        cdef uint64_t end = (pos + nbytes + PAGE_SIZE - 1) >> PAGE_SHIFT
-        cdef xa_entry entry
-        while index < end:
-            entry = xa_load(&self.m.pages, &self.seg.pool, index)
-            if not xa_is_pointer(entry) or not folio_readable(
-                    folio_state(&self.seg.folios[entry_frame(entry)]), entry_order(entry)):
-                return False
-            index = (index & ~((<uint64_t>1 << entry_order(entry)) - 1)) + (<uint64_t>1 << entry_order(entry))
-        return True
+        return bool(range_is_cached(self.seg, self.m, pos, nbytes))
 
     def folios(self):
         """(index, order, uptodate) of every cached folio, ascending."""
@@ -536,6 +528,20 @@ cdef class LockGuard:
                 rwsem_unlock_write(self.sem)
             else:
                 rwsem_unlock_read(self.sem)
+
+
+cdef bint range_is_cached(CSegment* seg, CMapping* m, uint64_t pos, uint64_t nbytes) noexcept nogil:
+    """Whether all pages of a byte range are cached and readable as they are."""
+    cdef uint64_t index = pos >> PAGE_SHIFT
+    cdef uint64_t end = (pos + nbytes + PAGE_SIZE - 1) >> PAGE_SHIFT
+    cdef xa_entry entry
+    while index < end:
+        entry = xa_load(&m.pages, &seg.pool, index)
+        if not xa_is_pointer(entry) or not folio_readable(
+                folio_state(&seg.folios[entry_frame(entry)]), entry_order(entry)):
+            return False
+        index = (index & ~((<uint64_t>1 << entry_order(entry)) - 1)) + (<uint64_t>1 << entry_order(entry))
+    return True
 
 
 cdef int sem_lock_read(RwSem* sem) except -1:

@@ -30,7 +30,7 @@ cdef class PageTable:
 
     cdef CFolio* translate(self, uint64_t position, uint32_t* seq) noexcept nogil:
         """The folio of a page if its translation still holds. The caller copies and looks at seq again."""
-        cdef uint64_t entry = load_relaxed_u64(&self.entries[position])
+        cdef uint64_t entry = load_acquire_u64(&self.entries[position])
         cdef CFolio* folio
         if not entry & PTE_PRESENT:
             return NULL
@@ -49,7 +49,7 @@ cdef class PageTable:
         if not self.first_index <= index < self.first_index + self.nr_pages:
             raise ValueError("page outside the table")
         folio_set(raw, FOLIO_MAPPED)
-        store_relaxed_u64(&self.entries[index - self.first_index],
+        store_release_u64(&self.entries[index - self.first_index],
                           <uint64_t>folio_number(self.seg, raw) << 32 | seq | PTE_PRESENT)
 
     def present(self, uint64_t index):
@@ -65,8 +65,7 @@ cdef class PageTable:
         start = start - self.first_index if start > self.first_index else 0
         end = end - self.first_index if end > self.first_index else 0
         for position in range(start, end if end < self.nr_pages else self.nr_pages):
-            n += load_relaxed_u64(&self.entries[position]) & PTE_PRESENT
-            store_relaxed_u64(&self.entries[position], 0)
+            n += exchange_acq_rel_u64(&self.entries[position], 0) & PTE_PRESENT
         return n
 
     def read_into(self, CopyTarget target, uint64_t done, uint64_t pos, uint64_t nbytes):
@@ -148,7 +147,7 @@ cdef class PageTable:
             if folio_trylock(folio):
                 if folio_is(folio, self.mapping.number, index) and folio_writable_now(self.mapping.m, folio):
                     wrote = folio_write(self.seg, self.mapping.m, folio, pos, source + stored, piece, False)
-                    store_relaxed_u64(&self.entries[index - self.first_index],
+                    store_release_u64(&self.entries[index - self.first_index],
                                       <uint64_t>folio_number(self.seg, folio) << 32
                                       | load_acquire_u32(&folio.seq) | PTE_PRESENT)
                 folio_unlock(self.seg, folio)

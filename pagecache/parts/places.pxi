@@ -44,9 +44,12 @@ cdef class Places:
 
     def give(self):
         """Gives a place back."""
-        if load_relaxed_u32(&self.nr_taken) == 0:
-            raise RuntimeError("no place is taken")
-        self.give_one()
+        cdef uint32_t taken = load_relaxed_u32(&self.nr_taken)
+        while taken != 0:
+            if cas_acq_rel_u32(&self.nr_taken, &taken, taken - 1):
+                futex_wake(&self.nr_taken, WAKE_ALL)
+                return
+        raise RuntimeError("no place is taken")
 
     def urgent(self):
         """`with places.urgent():` holds a place for the calling thread, which waits for one before all others.

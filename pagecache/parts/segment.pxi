@@ -48,6 +48,7 @@ cdef class Segment:
     cdef pc_thread kswapd
     cdef IoQueue queue
     cdef readonly int fd
+    cdef bint begun
     cdef bint mapped
     cdef bint owner
     cdef object __weakref__
@@ -62,8 +63,10 @@ cdef class Segment:
         cdef Header layout
         cdef int r
         cdef uint64_t total
-        if self.mapped:
-            raise RuntimeError("a segment is initialised once")
+        with cython.critical_section(self):
+            if self.begun:
+                raise RuntimeError("a segment is initialised once")
+            self.begun = True
         if not 1 <= nr_frames <= MAX_FRAMES:
             raise ValueError(f"nr_frames must be in 1..{MAX_FRAMES}, not {nr_frames}")
         if not 2 <= nr_mappings <= 1 << 24:
@@ -115,8 +118,9 @@ cdef class Segment:
 
         Context: a thread of the engine that never takes the GIL; it ends with the segment.
         """
-        if self.seg.header.watermark_low > 0 and self.owner and not self.kswapd.started:
-            thread_start(&self.kswapd, kswapd_main, &self.seg)
+        with cython.critical_section(self):
+            if self.seg.header.watermark_low > 0 and self.owner and not self.kswapd.started:
+                thread_start(&self.kswapd, kswapd_main, &self.seg)
 
     def start_io(self, *, bint ring=True, bint register_frames=False):
         """Prepares background reads; call once, before the first.
@@ -125,8 +129,9 @@ cdef class Segment:
         Returns the backend that O_DIRECT files get, "io_uring" or "threads".
         Context: threads of the engine that never take the GIL; they end with the segment.
         """
-        if self.queue.seg == NULL:
-            io_queue_init(&self.queue, &self.seg, ring, register_frames)
+        with cython.critical_section(self):
+            if self.queue.seg == NULL:
+                io_queue_init(&self.queue, &self.seg, ring, register_frames)
         return "io_uring" if self.queue.backend == IO_RING else "threads"
 
     @property
