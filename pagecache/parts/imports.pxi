@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as posix_close
 
+from pagecache.core.admit cimport policy_init
 from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, cas_acq_rel_u32, ctz32, ctz64,
                                     exchange_acq_rel_u32, fence_acquire, load_acquire_u32, load_acquire_u64,
                                     load_relaxed_u32, load_relaxed_u64, pc_u32, pc_u64, prefetch_read,
@@ -44,9 +45,11 @@ from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_fra
 from pagecache.core.memory cimport memory_file, memory_unmap, memory_advise_huge, copy_page, prefetch_range
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)
-from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_INACTIVE,
-                                     LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, NR_COUNTERS, NR_PINNED, READAHEAD_PAGES,
-                                     header_set_dirty_limits, Folio as CFolio, Mapping as CMapping, Segment as
+from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE,
+                                     LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, NR_COUNTERS, NR_PINNED, NR_PROBES,
+                                     POLICY_ADAPTIVE, READAHEAD_PAGES,
+                                     header_set_dirty_limits, Adaptive as CAdaptive,
+                                     Folio as CFolio, Mapping as CMapping, Segment as
                                      CSegment, Header, count, counted, folio_number, frame_address, segment_attach,
                                      segment_create, segment_layout)
 from pagecache.core.split cimport folio_split
