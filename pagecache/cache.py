@@ -43,7 +43,9 @@ class PageCache:
     io: "auto" and "io_uring" read O_DIRECT files through io_uring where the system allows it, else by threads, as
     "threads" always does; `io_backend` tells which it is. register_frames: register the frames with io_uring (they are
     then pinned in memory).
-    Raises ValueError when the budget is smaller than one page, or io is none of these.
+    policy: who leaves when the budget is spent: "adaptive" follows whatever suits the workload; "kernel", "s3fifo", "sieve",
+    "lirs" are fixed (docs/eviction.md).
+    Raises ValueError when the budget is smaller than one page, or io or policy is none of these.
     """
 
     def __init__(
@@ -57,12 +59,13 @@ class PageCache:
         on_write_error: str = "retry",
         io: str = "auto",
         register_frames: bool = False,
+        policy: str = "adaptive",
         segment: Segment | None = None,
     ):
         nbytes = parse_size(size)
         if nbytes < PAGE_SIZE:
             raise ValueError(f"a budget of {nbytes} bytes holds no page; give {PAGE_SIZE} bytes or more")
-        self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1)
+        self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1, policy=policy)
         if io not in ("auto", "io_uring", "threads"):
             raise ValueError(f"io must be 'auto', 'io_uring' or 'threads', not {io!r}")
         if on_write_error not in ("retry", "drop"):

@@ -14,6 +14,7 @@ import pagecache
 
 VERBS = {
     "demo": "read a real file through a cache smaller than it and compare every byte with plain reads",
+    "trace": "run an access trace through the engine and print what each eviction policy misses",
 }
 
 EXIT_USAGE = 2

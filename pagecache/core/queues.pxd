@@ -39,6 +39,11 @@ cdef inline bint main_has_room(Segment* seg) noexcept nogil:
     return seg.header.lru[<int>LRU_ACTIVE].nr_pages + small_pages(seg) < seg.header.policy_pages
 
 
+cdef inline bint main_is_over(Segment* seg) noexcept nogil:
+    """Whether the main queue has more than its share of a full cache; what a batch has freed already does not count."""
+    return seg.header.lru[<int>LRU_ACTIVE].nr_pages + small_pages(seg) > seg.header.policy_pages
+
+
 cdef inline bint main_rotate_used(Segment* seg) noexcept nogil:
     """Sends the main tail round if it was used. Returns whether it was."""
     cdef Folio* tail = list_tail(seg, <int>LRU_ACTIVE)
@@ -78,8 +83,7 @@ cdef inline void main_trim(Segment* seg) noexcept nogil:
     """Brings the main queue back to its share."""
     cdef int step
     for step in range(TRIM_STEPS):
-        if (list_tail(seg, <int>LRU_ACTIVE) == NULL or seg.header.lru[<int>LRU_ACTIVE].nr_pages + small_pages(seg)
-                <= seg.header.policy_pages):
+        if list_tail(seg, <int>LRU_ACTIVE) == NULL or not main_is_over(seg):
             return
         if not main_rotate_used(seg):
             main_drop_tail(seg)
@@ -182,7 +186,7 @@ cdef inline Folio* queues_pick(Segment* seg, Scan* scan) noexcept nogil:
     while victim == NULL and scan.budget > 0:
         small = list_tail(seg, <int>LRU_INACTIVE)
         main = list_tail(seg, <int>LRU_ACTIVE)
-        if small != NULL and (main == NULL or seg.header.lru[<int>LRU_INACTIVE].nr_pages >= small_pages(seg)):
+        if small != NULL and (main == NULL or not main_is_over(seg)):
             scan_look(scan, small)
             victim = small_pick(seg, small)
         elif main != NULL:
