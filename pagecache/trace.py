@@ -98,7 +98,7 @@ def _from_npy(path: Path, data: bytes) -> array:
     length = int.from_bytes(data[8:start], "little")
     try:
         header = ast.literal_eval(data[start : start + length].decode("latin-1"))
-        kind, shape = header["descr"], header["shape"]
+        kind, shape = header["descr"], tuple(header["shape"])
     except (SyntaxError, ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: the header of the array cannot be read") from None
     if not isinstance(kind, str) or kind[1:] not in _TYPECODES or len(shape) != 1:
@@ -118,8 +118,8 @@ def _from_npy(path: Path, data: bytes) -> array:
 def run_policy(pages: array, policy: str, nr_frames: int, *, check: bool = False) -> float:
     """Run a trace through an engine of its own, which has descriptors, lists and shadows but no frames.
 
-    pages: as `read_trace` returns them. policy: one of POLICIES. nr_frames: pages the cache holds. check: prove the engine's
-    invariants afterwards. Returns the miss ratio, 0 for no accesses. Context: releases the GIL.
+    pages: as `read_trace` returns them. policy: one of POLICIES. nr_frames: pages the cache holds. check: prove the
+    engine's invariants afterwards. Returns the miss ratio, 0 for no accesses. Context: releases the GIL.
     """
     segment = Segment(nr_frames, nr_mappings=2, data=False, policy=policy)
     mapping = AddressSpace(segment)

@@ -1,6 +1,5 @@
 """Eviction policies: exact victims beside a model, what each must withstand, and the engine's invariants for all."""
 
-import random
 from array import array
 
 import pytest
@@ -44,7 +43,7 @@ def mixed_trace(rng, nr, nr_pages):
     """Return accesses that are skewed, loop, scan and repeat, one after the other."""
     pages = []
     while len(pages) < nr:
-        kind, length = rng.choice("skewed loop scan again".split()), rng.randint(1, nr // 5)
+        kind, length = rng.choice(["skewed", "loop", "scan", "again"]), rng.randint(1, nr // 5)
         start = rng.randrange(nr_pages)
         if kind == "skewed":
             pages += [int(rng.paretovariate(0.8)) % nr_pages for _ in range(length)]
@@ -271,14 +270,14 @@ class TestAdaptive:
         engine = Engine(500, "adaptive")
         engine.run([*range(800)] * 20)
         engine.run([step // 40 + int(rng.expovariate(1 / 120)) for step in range(150_000)])
-        (share, _), nr_switches, _ = engine.segment.adapted
+        (_share, _), nr_switches, _ = engine.segment.adapted
         assert nr_switches >= 1
         missed = engine.run([100_000 + page for page in [*range(800)] * 60])
         assert sum(missed[800 * 50 :]) <= 800 * 10 * 0.55
 
     def test_large_folios_are_sampled_as_folios(self):
         engine = Engine(4096, "adaptive")
-        for turn in range(4):
+        for _turn in range(4):
             for index in range(0, 64 * 150, 64):
                 folio = engine.mapping.get_folio(index)
                 if folio is None:

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(outcome, indent=2))
         return 0
     lines = [f"{arguments.path}: {len(pages):,} accesses to {nr_distinct:,} distinct pages", ""]
-    lines += table(runs, sizes, policies) + [""] + chart(runs, sys.stdout.encoding)
+    lines += [*table(runs, sizes, policies), "", *chart(runs, sys.stdout.encoding)]
     print("\n".join(lines))
     return 0
 

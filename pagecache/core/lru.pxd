@@ -12,7 +12,8 @@ from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_LRU, FOLIO_U
                                    folio_release_frames, folio_set, folio_test, folio_test_clear)
 from pagecache.core.buddy cimport memory_event
 from pagecache.core.lock cimport spin_lock, spin_unlock
-from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE, LRU_UNEVICTABLE, Folio, LruHead, Segment, folio_number)
+from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE, LRU_UNEVICTABLE, Folio, LruHead, Segment,
+                                     folio_number)
 
 
 cdef inline int folio_lru_list(const Folio* folio) noexcept nogil:

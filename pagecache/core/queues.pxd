@@ -17,7 +17,8 @@ Time is counted in admissions, since hits cannot be seen: it orders uses as fine
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.adaptive cimport adaptive_admitted
-from pagecache.core.folio cimport FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_UNUSED, folio_clear, folio_nr_pages, folio_set, folio_test
+from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_UNUSED, folio_clear, folio_nr_pages, folio_set,
+                                   folio_test)
 from pagecache.core.ghost cimport ghost_slot, ghost_take
 from pagecache.core.lru cimport lru_link, lru_unlink
 from pagecache.core.policy cimport (POLICY_FRESH, STAMP_MASK, Scan, folio_must_stay, folio_rotate, folio_set_uses,

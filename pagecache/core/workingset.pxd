@@ -15,8 +15,8 @@ from pagecache.core.atomic cimport add_relaxed_u64, load_relaxed_u64
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport FOLIO_ACTIVE, FOLIO_WORKINGSET, folio_nr_pages, folio_set, folio_test
 from pagecache.core.lock cimport spin_lock, spin_trylock, spin_unlock
-from pagecache.core.segment cimport (LRU_ACTIVE, POLICY_KERNEL, WORKINGSET_ACTIVATE, WORKINGSET_NODERECLAIM, WORKINGSET_REFAULT,
-                                     WORKINGSET_RESTORE, Folio, Mapping, Segment, count)
+from pagecache.core.segment cimport (LRU_ACTIVE, POLICY_KERNEL, WORKINGSET_ACTIVATE, WORKINGSET_NODERECLAIM,
+                                     WORKINGSET_REFAULT, WORKINGSET_RESTORE, Folio, Mapping, Segment, count)
 from pagecache.core.xa_node cimport (XaNode, XaPool, XaPoolHeader, XArray, xa_entry, xa_mk_value, xa_shadow_list_add,
                                      xa_shadow_list_del, xa_to_value)
 from pagecache.core.xa_state cimport XaState, xas_init, xas_store
