@@ -18,7 +18,7 @@ class Ghosts:
     def __init__(self, capacity):
         self.capacity = capacity
         self.words = [[] for _ in range(capacity)]
-        self.length = max(1, capacity // 8)
+        self.length = max(1, capacity // 4)
 
     def word(self, key):
         return self.words[key * self.capacity >> 32]

@@ -235,6 +235,16 @@ class TestReadahead:
         assert stats.readahead_wasted <= 60
 
 
+    @pytest.mark.parametrize("policy", POLICIES)
+    @pytest.mark.parametrize("nr_frames", [2, 3, 64])
+    def test_a_long_read_takes_few_requests_in_a_small_cache(self, policy, nr_frames, make_cache):
+        """What is being read is locked: its room comes from what was kept, not one page at a time."""
+        cache = make_cache(nr_frames * PAGE, policy=policy)
+        with cache.open(pagecache.MemoryStore(bytes(300 * PAGE))) as file:
+            assert len(file.readall()) == len(file.pread(300 * PAGE, 0)) == 300 * PAGE
+            assert cache.stats().store_reads <= 2 * 300 / nr_frames * 4 + 20
+
+
 class TestAdaptive:
     def test_a_scan_leaves_the_working_set(self):
         engine = Engine(2000, "adaptive")

@@ -6,13 +6,13 @@ A hash of mapping and index leads to one 64-bit word; four entries of 16 bits li
 
 The words of the cache lie in the descriptors (`Folio.ghosts`), so the memory costs nothing and is bounded by the layout;
 probes have words of their own.  A word that is full forgets its oldest entry.  One lookup in 250 finds an entry that
-is another folio's, which costs no more than one wrong guess.  An epoch is an eighth of the capacity, in admissions.
+is another folio's, which costs no more than one wrong guess.  An epoch is a quarter of the capacity, in admissions.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     EPOCHS = 63
-    EPOCHS_OF_CAPACITY = 8
+    EPOCHS_OF_CAPACITY = 4          # so that the clock of epochs goes round no sooner than in 15 capacities
     GHOST_TAG_MASK = 1023
 
 

@@ -35,9 +35,12 @@ cdef enum:
     POLICY_USES_MASK = 3
     USES_MAX = 2
 
-ctypedef struct Scan:               # one turn under lru_lock
-    int budget                      # folios it may still look at
+ctypedef struct Scan:               # one round of reclaim
+    int budget                      # folios this turn under lru_lock may still look at
     uint64_t nr_pages               # looked at
+    uint64_t nr_stuck_small         # of those, met in each list, and had to stay
+    uint64_t nr_stuck_main
+    uint64_t nr_stuck_ahead
 
 
 cdef inline uint32_t folio_stamp(const Folio* folio) noexcept nogil:

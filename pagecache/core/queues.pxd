@@ -17,8 +17,8 @@ Time is counted in admissions, since hits cannot be seen: it orders uses as fine
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.adaptive cimport adaptive_admitted
-from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_UNUSED, folio_clear, folio_nr_pages, folio_set,
-                                   folio_test)
+from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_UNUSED, FOLIO_WORKINGSET, folio_clear,
+                                   folio_nr_pages, folio_set, folio_test)
 from pagecache.core.ghost cimport ghost_slot, ghost_take
 from pagecache.core.lru cimport lru_link, lru_unlink
 from pagecache.core.policy cimport (POLICY_FRESH, STAMP_MASK, Scan, folio_must_stay, folio_rotate, folio_set_uses,
@@ -108,6 +108,8 @@ cdef inline void queues_admit(Segment* seg, Folio* folio, uint32_t key) noexcept
     known = ghost_take(&seg.folios[ghost_slot(key, seg.nr_frames)].ghosts, key, clock, seg.nr_frames, &stamp)
     if known:
         known = <uint64_t>(clock - stamp) * 100 <= <uint64_t>seg.header.policy_pages * seg.header.rules.memory_percent
+        if known:
+            folio_set(folio, FOLIO_WORKINGSET)
     policy_stamp(seg, folio, POLICY_FRESH)
     if seg.header.rules.by_recency and main_has_room(seg) and not folio_test(folio, FOLIO_UNUSED):
         folio_set(folio, FOLIO_ACTIVE)
@@ -121,37 +123,49 @@ cdef inline void queues_admit(Segment* seg, Folio* folio, uint32_t key) noexcept
         lru_link(seg, folio, False)
 
 
-cdef inline Folio* ahead_pick(Segment* seg, Scan* scan) noexcept nogil:
-    """Lets readahead that was asked for enter the queues; a victim if some waited too long or is too much, else NULL."""
+cdef inline bint ahead_is_due(Segment* seg, Folio* tail) noexcept nogil:
+    """Whether readahead has waited too long, or is too much."""
+    cdef uint32_t age = (seg.header.policy_clock - folio_stamp(tail)) & STAMP_MASK
+    return age > seg.header.policy_pages // 2 or (
+        seg.header.lru[<int>LRU_AHEAD].nr_pages > seg.header.policy_pages // 4)
+
+
+cdef inline void ahead_enter(Segment* seg, Folio* folio) noexcept nogil:
+    """Readahead that was asked for enters the queues as if it was new."""
+    lru_unlink(seg, folio)
+    folio_clear(folio, FOLIO_AHEAD)
+    if seg.header.rules.by_recency and main_has_room(seg):
+        folio_set(folio, FOLIO_ACTIVE)
+    lru_link(seg, folio, False)
+
+
+cdef inline Folio* ahead_pick(Segment* seg, Scan* scan, bint is_last) noexcept nogil:
+    """Lets readahead that was asked for enter the queues. Returns a victim if some is due (or there is nothing else:
+    is_last), else NULL."""
     cdef Folio* folio = list_tail(seg, <int>LRU_AHEAD)
-    cdef uint32_t age
-    while folio != NULL and scan.budget > 0:
-        if folio_test(folio, FOLIO_UNUSED):
-            age = (seg.header.policy_clock - folio_stamp(folio)) & STAMP_MASK
-            if age <= seg.header.policy_pages // 2 and (
-                    seg.header.lru[<int>LRU_AHEAD].nr_pages <= seg.header.policy_pages // 4):
+    while folio != NULL and scan.budget > 0 and scan.nr_stuck_ahead < seg.header.lru[<int>LRU_AHEAD].nr_pages:
+        if folio_test(folio, FOLIO_UNUSED) or is_last:
+            if not is_last and not ahead_is_due(seg, folio):
                 return NULL
             scan_look(scan, folio)
             if not folio_must_stay(folio):
                 return victim_take(seg, folio)
+            scan.nr_stuck_ahead += folio_nr_pages(folio)
             folio_rotate(seg, folio)
         else:
             scan_look(scan, folio)
-            lru_unlink(seg, folio)
-            folio_clear(folio, FOLIO_AHEAD)
-            if seg.header.rules.by_recency and main_has_room(seg):
-                folio_set(folio, FOLIO_ACTIVE)
-            lru_link(seg, folio, False)
+            ahead_enter(seg, folio)
         folio = list_tail(seg, <int>LRU_AHEAD)
     return NULL
 
 
-cdef inline Folio* small_pick(Segment* seg, Folio* tail) noexcept nogil:
+cdef inline Folio* small_pick(Segment* seg, Scan* scan, Folio* tail) noexcept nogil:
     """Takes the tail of the small queue as a victim, or moves it on and returns NULL."""
     cdef bint enters
     if folio_uses(tail) == 0:
         if not folio_must_stay(tail):
             return victim_take(seg, tail)
+        scan.nr_stuck_small += folio_nr_pages(tail)
         folio_rotate(seg, tail)
         return NULL
     enters = main_admits(seg, folio_stamp(tail))
@@ -166,13 +180,14 @@ cdef inline Folio* small_pick(Segment* seg, Folio* tail) noexcept nogil:
     return NULL
 
 
-cdef inline Folio* main_pick(Segment* seg, Folio* tail) noexcept nogil:
-    """The same for the main queue."""
+cdef inline Folio* main_pick(Segment* seg, Scan* scan, Folio* tail, bint is_last) noexcept nogil:
+    """The same for the main queue. is_last: the small queue has nothing that may leave."""
     if main_rotate_used(seg):
         return NULL
     if folio_must_stay(tail):
+        scan.nr_stuck_main += folio_nr_pages(tail)
         folio_rotate(seg, tail)
-    elif seg.header.rules.by_recency:
+    elif seg.header.rules.by_recency and not is_last:
         main_drop_tail(seg)
     else:
         return victim_take(seg, tail)
@@ -180,31 +195,18 @@ cdef inline Folio* main_pick(Segment* seg, Folio* tail) noexcept nogil:
 
 
 cdef inline Folio* queues_pick(Segment* seg, Scan* scan) noexcept nogil:
-    """A victim, off its list and referenced, or NULL when the budget is spent or the lists are empty. lru_lock is held."""
-    cdef Folio* victim = ahead_pick(seg, scan)
-    cdef Folio* small
-    cdef Folio* main
+    """A victim, off its list and referenced, or NULL when the budget is spent or nothing may leave. lru_lock is held."""
+    cdef Folio* victim = ahead_pick(seg, scan, False)
+    cdef bint in_small, in_main
     while victim == NULL and scan.budget > 0:
-        small = list_tail(seg, <int>LRU_INACTIVE)
-        main = list_tail(seg, <int>LRU_ACTIVE)
-        if small != NULL and (main == NULL or not main_is_over(seg)):
-            scan_look(scan, small)
-            victim = small_pick(seg, small)
-        elif main != NULL:
-            scan_look(scan, main)
-            victim = main_pick(seg, main)
+        in_small = scan.nr_stuck_small < seg.header.lru[<int>LRU_INACTIVE].nr_pages
+        in_main = scan.nr_stuck_main < seg.header.lru[<int>LRU_ACTIVE].nr_pages
+        if in_small and not (in_main and main_is_over(seg)):
+            scan_look(scan, list_tail(seg, <int>LRU_INACTIVE))
+            victim = small_pick(seg, scan, list_tail(seg, <int>LRU_INACTIVE))
+        elif in_main:
+            scan_look(scan, list_tail(seg, <int>LRU_ACTIVE))
+            victim = main_pick(seg, scan, list_tail(seg, <int>LRU_ACTIVE), not in_small and not main_is_over(seg))
         else:
-            return ahead_last(seg, scan)
+            return ahead_pick(seg, scan, True)
     return victim
-
-
-cdef inline Folio* ahead_last(Segment* seg, Scan* scan) noexcept nogil:
-    """Readahead when there is nothing else, asked for or not."""
-    cdef Folio* folio = list_tail(seg, <int>LRU_AHEAD)
-    while folio != NULL and scan.budget > 0:
-        scan_look(scan, folio)
-        if not folio_must_stay(folio):
-            return victim_take(seg, folio)
-        folio_rotate(seg, folio)
-        folio = list_tail(seg, <int>LRU_AHEAD)
-    return NULL

@@ -102,6 +102,9 @@ cdef inline uint32_t policy_round(Segment* seg, uint32_t nr_wanted, bint backgro
     cdef uint64_t nr_left = policy_begin(seg)
     cdef uint32_t freed = 0
     scan.nr_pages = 0
+    scan.nr_stuck_small = 0
+    scan.nr_stuck_main = 0
+    scan.nr_stuck_ahead = 0
     while freed < nr_wanted and nr_left > 0:
         scan.budget = TURN_FOLIOS if nr_left > TURN_FOLIOS else <int>nr_left
         nr_left -= scan.budget
