@@ -217,6 +217,7 @@ class TestReadahead:
                     hot_file.pread(1, index * PAGE)
             for start in range(0, 19_000, 100):
                 stream_file.fadvise(pagecache.FADV_WILLNEED, start * PAGE, 30 * PAGE)
+                stream_file.inode.wait_idle(10.0)
             return hot_file.cachestat().nr_cache
 
     @pytest.mark.parametrize("policy", ["s3fifo", "lirs", "adaptive"])

@@ -64,7 +64,7 @@ cdef enum FolioFlag:
     FOLIO_ALLOCATED = 1 << 15
     FOLIO_UNUSED = 1 << 16          # brought in by readahead and not yet asked for
     FOLIO_MAPPED = 1 << 17          # a page table may translate to it
-    FOLIO_AHEAD = 1 << 18           # on the list of readahead nobody has asked for (lru_lock)
+    FOLIO_AHEAD = 1 << 18           # on the list of what nobody has used yet (lru_lock)
 
 cdef enum:
     FOLIO_ORDER_MASK = 0xF0000000

@@ -10,14 +10,16 @@ queue at once.  The main queue is a clock: what was used since it last passed th
                      shorter time between two uses stays, as in LIRS.  Who falls out goes to the small queue.
                      In a loop longer than the cache the main queue keeps what it has.
 
-Readahead waits on a list of its own until it is asked for; then it enters as if it was new.  What waited for half a
-cacheful of admissions, or what a quarter of the cache has no room for, leaves before anything else.
+What is brought in before it is used, by readahead or by a read of many pages, waits on a list of its own until somebody
+uses it; then it enters as if it was new.  What waited for a
+cacheful of admissions, or what is more than nine sixteenths of the cache, leaves before anything else.
 
 Time is counted in admissions, since hits cannot be seen: it orders uses as finely as decisions need.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.adaptive cimport adaptive_admitted
-from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_UNUSED, FOLIO_WORKINGSET, folio_clear,
+from pagecache.core.config cimport NIL
+from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_REFERENCED, FOLIO_WORKINGSET, folio_clear,
                                    folio_nr_pages, folio_set, folio_test)
 from pagecache.core.ghost cimport ghost_slot, ghost_take
 from pagecache.core.lru cimport lru_link, lru_unlink
@@ -29,6 +31,7 @@ from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE, PGACTI
 cdef enum:
     TAIL_STEPS = 8                  # used folios at the main tail that one comparison sends round
     TRIM_STEPS = 32
+    SWEEP_STEPS = 64
 
 
 cdef inline uint64_t small_pages(Segment* seg) noexcept nogil:
@@ -98,6 +101,21 @@ cdef inline void main_enter(Segment* seg, Folio* folio) noexcept nogil:
         main_trim(seg)
 
 
+cdef inline uint32_t folio_age(Segment* seg, const Folio* folio) noexcept nogil:
+    """Pages admitted since the folio was."""
+    return (seg.header.policy_clock - folio_stamp(folio)) & STAMP_MASK
+
+
+cdef inline bint folio_is_waiting(Segment* seg, const Folio* folio) noexcept nogil:
+    """Whether a folio was brought in and nobody has used it yet. A large one gets a quarter of a capacity of admissions
+    for its other pages to be used."""
+    if not folio.policy_data & POLICY_FRESH:
+        return False
+    if not folio_test(folio, FOLIO_REFERENCED):
+        return True
+    return folio_nr_pages(folio) > 1 and folio_age(seg, folio) < seg.header.policy_pages // 4
+
+
 cdef inline void queues_admit(Segment* seg, Folio* folio, uint32_t key) noexcept nogil:
     """Links a folio that enters the page cache. lru_lock is held."""
     cdef uint32_t stamp = 0, clock = seg.header.policy_clock + folio_nr_pages(folio)
@@ -111,27 +129,47 @@ cdef inline void queues_admit(Segment* seg, Folio* folio, uint32_t key) noexcept
         if known:
             folio_set(folio, FOLIO_WORKINGSET)
     policy_stamp(seg, folio, POLICY_FRESH)
-    if seg.header.rules.by_recency and main_has_room(seg) and not folio_test(folio, FOLIO_UNUSED):
+    if seg.header.rules.by_recency and main_has_room(seg) and not folio_is_waiting(seg, folio):
         folio_set(folio, FOLIO_ACTIVE)
         lru_link(seg, folio, False)
     elif known and main_admits(seg, stamp):
         count(seg, WORKINGSET_ACTIVATE, folio_nr_pages(folio))
         main_enter(seg, folio)
     else:
-        if folio_test(folio, FOLIO_UNUSED):
+        if folio_is_waiting(seg, folio):
             folio_set(folio, FOLIO_AHEAD)
         lru_link(seg, folio, False)
 
 
-cdef inline bint ahead_is_due(Segment* seg, Folio* tail) noexcept nogil:
-    """Whether readahead has waited too long, or is too much."""
-    cdef uint32_t age = (seg.header.policy_clock - folio_stamp(tail)) & STAMP_MASK
-    return age > seg.header.policy_pages // 2 or (
-        seg.header.lru[<int>LRU_AHEAD].nr_pages > seg.header.policy_pages // 4)
+cdef inline bint ahead_is_too_much(Segment* seg) noexcept nogil:
+    return seg.header.lru[<int>LRU_AHEAD].nr_pages > (<uint64_t>seg.header.policy_pages * 9) // 16
+
+
+cdef inline bint ahead_is_due(Segment* seg, Scan* scan, Folio* tail) noexcept nogil:
+    """Whether what waits at the tail has waited too long, or all of it is too much, even without what was used already."""
+    if folio_age(seg, tail) > seg.header.policy_pages:
+        return True
+    if ahead_is_too_much(seg):
+        ahead_sweep(seg, scan, tail)
+    return ahead_is_too_much(seg)
+
+
+cdef inline void ahead_sweep(Segment* seg, Scan* scan, Folio* folio) noexcept nogil:
+    """Lets what was used enter the queues though something before it still waits."""
+    cdef uint32_t number = folio.lru_prev
+    cdef int step
+    for step in range(SWEEP_STEPS):
+        if number == NIL or scan.budget <= 0:
+            return
+        folio = &seg.folios[number]
+        number = folio.lru_prev
+        scan_look(scan, folio)
+        if not folio_is_waiting(seg, folio):
+            ahead_enter(seg, folio)
 
 
 cdef inline void ahead_enter(Segment* seg, Folio* folio) noexcept nogil:
-    """Readahead that was asked for enters the queues as if it was new."""
+    """Readahead that was used enters the queues as if it was new."""
     lru_unlink(seg, folio)
     folio_clear(folio, FOLIO_AHEAD)
     if seg.header.rules.by_recency and main_has_room(seg):
@@ -144,8 +182,8 @@ cdef inline Folio* ahead_pick(Segment* seg, Scan* scan, bint is_last) noexcept n
     is_last), else NULL."""
     cdef Folio* folio = list_tail(seg, <int>LRU_AHEAD)
     while folio != NULL and scan.budget > 0 and scan.nr_stuck_ahead < seg.header.lru[<int>LRU_AHEAD].nr_pages:
-        if folio_test(folio, FOLIO_UNUSED) or is_last:
-            if not is_last and not ahead_is_due(seg, folio):
+        if folio_is_waiting(seg, folio) or is_last:
+            if not is_last and not ahead_is_due(seg, scan, folio):
                 return NULL
             scan_look(scan, folio)
             if not folio_must_stay(folio):

@@ -49,7 +49,7 @@ cdef enum LruList:
     LRU_INACTIVE = 0
     LRU_ACTIVE = 1
     LRU_UNEVICTABLE = 2
-    LRU_AHEAD = 3                   # readahead that nobody has asked for when it was last looked at
+    LRU_AHEAD = 3                   # brought in, and not used when last looked at
     NR_LRU_LISTS = 4
 
 cdef enum PolicyNumber:             # Header.policy
