@@ -25,8 +25,8 @@ NR_CALLS = 500
 TIMEOUT_S = 110
 NR_PAGES = 64
 PAGE = 4096
-TOLERANCE = 0.03  # of the recorded count
-SLACK = 4  # instructions: what the alignment of a copy may change
+TOLERANCE = 0.01  # of the recorded count
+SLACK = 8  # instructions: what addresses and the alignment of a copy may change
 
 
 def key():

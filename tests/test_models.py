@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODELS = Path(__file__).parent / "models"
+MODELS = ROOT / "docs" / "models"
 C_MODELS = sorted(MODELS.glob("*.c"))
 SPIN_MODELS = sorted(MODELS.glob("*.pml"))
 VARIANTS = {"optimistic_read": ["-DNEW_PAGE=OTHER_PAGE"]}  # flags beside which a model must hold too

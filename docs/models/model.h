@@ -1,7 +1,7 @@
 /* What the models share: the engine's own atomic operations, threads, and the part of a descriptor that matters.
  *
  * A model is a transcription of one protocol, with two or three threads that each do one or two operations. GenMC explores
- * every execution that the C11 memory model (RC11) allows. `genmc -- -Ipagecache tests/models/NAME.c` must find nothing;
+ * every execution that the C11 memory model (RC11) allows. `genmc -- -Ipagecache docs/models/NAME.c` must find nothing;
  * with a -DBUG_... that the model lists it must find the planted bug. A comment `mirrors FILE: function` names what a
  * function transcribes; tests/test_models.py checks that it exists. */
 #include <assert.h>
