@@ -88,6 +88,7 @@ class PageCache:
         self.recorder: Recorder | None = None
         self._closed = False
         _caches.add(self)
+        _segments.add(self.segment)
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
@@ -405,6 +406,7 @@ def _store_of_url(url: str, mode: str, recheck: Any, storage_options: dict[str, 
 
 
 _caches: weakref.WeakSet[PageCache] = weakref.WeakSet()
+_segments: weakref.WeakSet[Segment] = weakref.WeakSet()
 _default_lock = threading.Lock()
 _default: PageCache | None = None
 
@@ -439,8 +441,8 @@ def _after_fork_in_child() -> None:
     workers.renew_after_fork()
     chosen_cache.renew_after_fork()
     forget_after_fork()
-    for cache in list(_caches):
-        cache.segment.mark_dead()
+    for segment in list(_segments):  # those of closed caches, too: something may still hold them
+        segment.mark_dead()
 
 
 def _at_exit() -> None:

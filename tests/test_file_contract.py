@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from support import PAGE, checked_cache, few
 
+import pagecache
+
 NBYTES = 150_007
 
 
@@ -163,12 +165,13 @@ class TestRawIOBase:
             assert one.read(10) == other.pread(10, 1000)
             assert other.tell() == 0
 
-    def test_cannot_be_copied_or_pickled(self, lines):
+    @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda file: pickle.loads(pickle.dumps(file))])
+    def test_a_copy_is_another_file_at_the_same_position(self, lines, make_cache, way):
         file, data = lines
-        for way in (copy.copy, copy.deepcopy, pickle.dumps):
-            with pytest.raises(TypeError):
-                way(file)
-        assert file.read(10) == data[:10]
+        file.seek(100)
+        with pagecache.using(make_cache("1MiB")), way(file) as again:
+            assert again.read(10) == data[100:110]
+        assert file.read(10) == data[100:110]
 
 
 class TestLayersOnTop:

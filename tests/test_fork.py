@@ -1,5 +1,6 @@
 """fork(): a child that inherits a cache gets a clear error from it, never a hang; the parent does not notice."""
 
+import gc
 import os
 import random
 import signal
@@ -216,6 +217,19 @@ class TestChild:
 
             assert in_child(use_default) == CHILD_IS_WELL
             assert pagecache.default_cache() is inherited
+
+
+def test_child_lets_go_of_what_the_parent_had_closed():
+    """A closed cache that something still holds has threads in the parent, which a child must not wait for."""
+    held = [pagecache.PageCache("64MiB")]
+    held[0].open(Store(DATA)).close()
+    held[0].close()
+
+    def let_go():
+        held.clear()
+        gc.collect()
+
+    assert in_child(let_go) == CHILD_IS_WELL
 
 
 def test_parent_goes_on_undisturbed(opened, seed):

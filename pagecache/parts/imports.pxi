@@ -6,7 +6,7 @@ from cpython.object cimport PyObject
 from libc.errno cimport (EAGAIN, EBUSY, EEXIST, EINTR, EINVAL, EIO, ENODATA, ENOENT, ENOMEM, ENOSPC, ESTALE, errno)
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from posix.unistd cimport close as posix_close
+from posix.unistd cimport close as posix_close, getpid
 
 from pagecache.core.admit cimport policy_init
 from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, add_relaxed_u64, cas_acq_rel_u32, ctz32,

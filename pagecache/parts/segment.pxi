@@ -53,10 +53,12 @@ cdef class Segment:
     cdef bint begun
     cdef bint mapped
     cdef bint owner
+    cdef int maker_pid                      # the process whose threads serve it
     cdef object __weakref__
 
     def __cinit__(self):
         self.fd = -1
+        self.maker_pid = getpid()
         self.mapped = False
         self.owner = False
         self.kswapd.started = False
@@ -106,7 +108,7 @@ cdef class Segment:
         return self
 
     def __dealloc__(self):
-        if not self.seg.dead:
+        if not self.seg.dead and self.maker_pid == getpid():    # a forked child has no thread of its parent's to wait for
             with nogil:
                 io_queue_end(&self.queue)
                 if self.kswapd.started:
