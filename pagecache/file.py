@@ -258,6 +258,9 @@ class File(FileWrites):
         """Pickle how to open the file again, its mode and position; never contents. Raises ValueError when closed."""
         return reduced(self, self.tell(), {})
 
+    def __copy__(self) -> "File":
+        raise TypeError("a file cannot be copied, as both would close one store: open it again")
+
     def __enter__(self) -> "File":
         self._check_open()
         return self
