@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test ecosystem docs stress bench peers anchors build check debug annotate asan tsan stubs lint clean distclean
+.PHONY: help demo test ecosystem docs stress bench peers anchors build check debug portable annotate asan tsan stubs lint clean distclean
 
 help: ## list the actions
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -66,6 +66,10 @@ check: $(VENV)/.build ## build with assertions into build/lib-check
 debug: $(VENV)/.build ## build for a debugger into build/lib-debug
 	@$(call build,debug)
 
+portable: $(VENV)/.test ## run the tests without anything that only Linux or x86 has
+	@$(call build,portable)
+	$(call in_lane,portable) $(pytest) $(TESTS) $(ARGS)
+
 annotate: $(VENV)/.build ## write Cython's report on Python calls to build/cython-annotate
 	@$(call build,annotate)
 	@find build/cython-annotate -name '*.html'
@@ -77,9 +81,10 @@ asan: $(VENV)/.test ## run the tests under AddressSanitizer and UndefinedBehavio
 
 tsan: $(VENV)/.test ## run the tests with threads under ThreadSanitizer
 	@$(call build,tsan)
+	rm -f build/tsan.*
 	LD_PRELOAD=$(call libraries,libtsan.so) PYTHONMALLOC=malloc \
-	TSAN_OPTIONS="exitcode=66 halt_on_error=0 history_size=4" PAGECACHE_TEST_SECONDS=1200 \
-	$(call in_lane,tsan) $(pytest) $(TESTS) -m stress $(ARGS)
+	TSAN_OPTIONS="exitcode=66 halt_on_error=0 history_size=4 log_path=$(CURDIR)/build/tsan suppressions=$(CURDIR)/tests/tsan.supp" \
+	PAGECACHE_TEST_SECONDS=1200 $(call in_lane,tsan) $(pytest) $(TESTS) -m stress $(ARGS) || { cat build/tsan.*; exit 1; }
 
 stubs: check $(VENV)/.test ## compare _core.pyi with the module
 	$(call in_lane,check) $(pytest) tests/test_stubs.py
