@@ -156,7 +156,7 @@ def _read_store(mapping: AddressSpace, batch: FolioBatch, offset: int, expected:
     try:
         while done < expected:
             asked = min(limit, expected - done)
-            got = _ask_store(mapping, offset + done, _pieces(buffers, done, asked), asked)
+            got = _ask_store(mapping, offset + done, pieces(buffers, done, asked), asked)
             if got == 0:
                 break
             done += got
@@ -197,7 +197,7 @@ def _ask_store(mapping: AddressSpace, offset: int, pieces: list[memoryview], ask
     return got
 
 
-def _pieces(buffers: list[memoryview], start: int, nbytes: int) -> list[memoryview]:
+def pieces(buffers: list[memoryview], start: int, nbytes: int) -> list[memoryview]:
     """Return views of bytes [start, start + nbytes) of the buffers taken as one."""
     out = []
     for buffer in buffers:

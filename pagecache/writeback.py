@@ -141,7 +141,7 @@ def _write_store(mapping: AddressSpace, batch: WritebackBatch) -> int:
     try:
         while done < batch.nbytes:
             asked = min(limit, batch.nbytes - done)
-            wrote = _offer(mapping, batch.offset + done, _pieces(buffers, done, asked), asked)
+            wrote = _offer(mapping, batch.offset + done, fill.pieces(buffers, done, asked), asked)
             if wrote == 0:
                 raise OSError(errno.EIO, "the store took no bytes")
             done += wrote
@@ -178,20 +178,6 @@ def _checked_count(wrote: Any, asked: int) -> int:
     if not 0 <= wrote <= asked:
         raise OSError(errno.EIO, f"the store claims to have taken {wrote} bytes of {asked}")
     return wrote
-
-
-def _pieces(buffers: list[memoryview], start: int, nbytes: int) -> list[memoryview]:
-    """Return views of bytes [start, start + nbytes) of the buffers taken as one."""
-    out = []
-    for buffer in buffers:
-        piece = buffer[start : start + nbytes]
-        if len(piece):
-            out.append(piece)
-        start = max(0, start - len(buffer))
-        nbytes -= len(piece)
-        if nbytes == 0:
-            break
-    return out
 
 
 # -- one pass ----------------------------------------------------------------------------------------------------------
