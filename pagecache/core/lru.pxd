@@ -1,23 +1,26 @@
-"""The two lists of the eviction policy, and the last reference of a folio.
+"""The lists of the eviction policy, and the last reference of a folio.
 
-Active and inactive list (and one for what must not be evicted), linked through the descriptors by number, guarded by
-lru_lock.  New folios enter at the head of the inactive list; scans take from the tails.  The flag LRU says "on a
-list": whoever clears it, under the lock, owns the folio's move.
+Active and inactive list (one for readahead nobody has asked for, one for what must not be evicted), linked through the
+descriptors by number, guarded by lru_lock.  New folios enter at the heads; scans take from the tails.  The flag LRU says
+"on a list": whoever clears it, under the lock, owns the folio's move.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport add_relaxed_u64, hint_u64, load_relaxed_u32, set_hint_u64, sub_acq_rel_u32
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL
-from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_LRU, FOLIO_UNEVICTABLE, folio_clear, folio_nr_pages,
+from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_LRU, FOLIO_UNEVICTABLE, folio_clear, folio_nr_pages,
                                    folio_release_frames, folio_set, folio_test, folio_test_clear)
 from pagecache.core.buddy cimport memory_event
 from pagecache.core.lock cimport spin_lock, spin_unlock
-from pagecache.core.segment cimport (LRU_ACTIVE, LRU_INACTIVE, LRU_UNEVICTABLE, Folio, LruHead, Segment, folio_number)
+from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE, LRU_UNEVICTABLE, Folio, LruHead, Segment,
+                                     folio_number)
 
 
 cdef inline int folio_lru_list(const Folio* folio) noexcept nogil:
     if folio_test(folio, FOLIO_UNEVICTABLE):
         return <int>LRU_UNEVICTABLE
+    if folio_test(folio, FOLIO_AHEAD):
+        return <int>LRU_AHEAD
     return <int>LRU_ACTIVE if folio_test(folio, FOLIO_ACTIVE) else <int>LRU_INACTIVE
 
 
@@ -43,6 +46,7 @@ cdef inline void lru_link(Segment* seg, Folio* folio, bint at_tail) noexcept nog
             head.last = number
         head.first = number
     set_hint_u64(&head.nr_pages, head.nr_pages + folio_nr_pages(folio))
+    seg.header.nr_listed += 1
     folio_set(folio, FOLIO_LRU)
 
 
@@ -60,26 +64,13 @@ cdef inline void lru_unlink(Segment* seg, Folio* folio) noexcept nogil:
     else:
         pc_assert(head.last == folio_number(seg, folio))
         head.last = folio.lru_prev
+    if seg.header.sieve_hand == folio_number(seg, folio):
+        seg.header.sieve_hand = folio.lru_prev
     folio.lru_prev = NIL
     folio.lru_next = NIL
+    seg.header.nr_listed -= 1
     set_hint_u64(&head.nr_pages, head.nr_pages - folio_nr_pages(folio))
     folio_clear(folio, FOLIO_LRU)
-
-
-cdef inline void lru_add(Segment* seg, Folio* folio) noexcept nogil:
-    """Puts a folio that entered the page cache on its list."""
-    spin_lock(&seg.header.lru_lock)
-    lru_link(seg, folio, False)
-    spin_unlock(&seg.header.lru_lock)
-
-
-cdef inline void lru_add_many(Segment* seg, Folio** folios, uint32_t nr) noexcept nogil:
-    """The same for a batch, in order, under one lock."""
-    cdef uint32_t i
-    spin_lock(&seg.header.lru_lock)
-    for i in range(nr):
-        lru_link(seg, folios[i], False)
-    spin_unlock(&seg.header.lru_lock)
 
 
 cdef inline void lru_move(Segment* seg, Folio* folio, bint active, bint at_tail) noexcept nogil:
@@ -90,7 +81,7 @@ cdef inline void lru_move(Segment* seg, Folio* folio, bint active, bint at_tail)
         if active:
             folio_set(folio, FOLIO_ACTIVE)
         else:
-            folio_clear(folio, FOLIO_ACTIVE)
+            folio_clear(folio, FOLIO_ACTIVE | FOLIO_AHEAD)
         lru_link(seg, folio, at_tail)
     spin_unlock(&seg.header.lru_lock)
 
