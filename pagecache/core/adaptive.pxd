@@ -14,7 +14,7 @@ A change moves nothing at once: the queues drift to their new shares.
 All of it under lru_lock.  A turn looks at 1,024 descriptors at most.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagecache.core.folio cimport folio_index, folio_mapping
+from pagecache.core.folio cimport FOLIO_LRU, folio_index, folio_mapping, folio_test
 from pagecache.core.ghost cimport folio_hash
 from pagecache.core.policy cimport folio_collect
 from pagecache.core.probe cimport probe_feed, probe_init
@@ -123,7 +123,8 @@ cdef inline void adaptive_feed(Segment* seg, uint32_t key) noexcept nogil:
 
 
 cdef inline void adaptive_collect(Segment* seg) noexcept nogil:
-    """Feeds the probes with the watched folios that were used since the last time; forgets those that are gone."""
+    """Feeds the probes with the watched folios that were used since the last time; forgets those that are gone. One that
+    is on no list may be on its way into or out of a mapping: its policy_data is not the policy's."""
     cdef Adaptive* adaptive = seg.adaptive
     cdef uint32_t i = 0, key
     cdef Folio* folio
@@ -134,7 +135,7 @@ cdef inline void adaptive_collect(Segment* seg) noexcept nogil:
             adaptive.nr_samples -= 1
             adaptive.samples[i] = adaptive.samples[adaptive.nr_samples]
             continue
-        if folio_collect(folio):
+        if folio_test(folio, FOLIO_LRU) and folio_collect(folio):
             adaptive_feed(seg, key)
         i += 1
 

@@ -10,9 +10,12 @@ removing, freeing, locks, shadows and counters are not theirs.
     evicted the victim is gone from the cache (reclaim.pxd)    lru_lock               leave a ghost
     hit     there is none: readers set REFERENCED, then ACCESSED, and write nothing once both are set
 
-A policy owns in a descriptor: `policy_data` and `ghosts` (lru_lock), the flags ACTIVE and AHEAD (lru_lock; they name the
-list, so only a folio that is on none may change them), and it may clear REFERENCED and ACCESSED.  Everything else it only
-reads.  It must not take a lock, wait, or look at more folios in one `pick` than the budget it is given.
+A policy owns in a descriptor: `policy_data` and `ghosts` (lru_lock), the flags ACTIVE and AHEAD (lru_lock; they name
+the list, so `lru_transfer` changes them with the place), and it may clear REFERENCED and ACCESSED.  Everything else it
+only reads.
+It holds no reference to what it looks at: the last one may be gone, and whoever dropped it about to wait for lru_lock. So
+it moves folios with `lru_transfer`, and takes off a list only what `folio_try_get` gave it (victim_take).
+It must not take a lock, wait, or look at more folios in one `pick` than the budget it is given.
 It must not offer a folio that `folio_must_stay`: locked, dirty, under write-back, held by somebody, or gone from the cache.
 Sizes are pages: a folio of 2**order pages counts as so many and moves as one.
 
@@ -22,10 +25,10 @@ Sizes are pages: a folio of 2**order pages counts as so many and moves as one.
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport load_acquire_u32, load_relaxed_u32
 from pagecache.core.config cimport NIL
-from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_DIRTY, FOLIO_LOCKED, FOLIO_READAHEAD, FOLIO_REFERENCED,
-                                   FOLIO_UNEVICTABLE, FOLIO_WRITEBACK, folio_clear, folio_mapping, folio_nr_pages,
-                                   folio_set, folio_state, folio_try_get)
-from pagecache.core.lru cimport lru_link, lru_unlink
+from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_DIRTY, FOLIO_LOCKED,
+                                   FOLIO_READAHEAD, FOLIO_REFERENCED, FOLIO_UNEVICTABLE, FOLIO_WRITEBACK, folio_clear,
+                                   folio_mapping, folio_nr_pages, folio_set, folio_state, folio_try_get)
+from pagecache.core.lru cimport lru_transfer, lru_unlink
 from pagecache.core.segment cimport LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE, Folio, Segment
 
 cdef enum:
@@ -108,8 +111,7 @@ cdef inline void scan_look(Scan* scan, Folio* folio) noexcept nogil:
 
 cdef inline void folio_rotate(Segment* seg, Folio* folio) noexcept nogil:
     """Moves a folio to the head of its list."""
-    lru_unlink(seg, folio)
-    lru_link(seg, folio, False)
+    lru_transfer(seg, folio, folio_state(folio) & <uint32_t>(FOLIO_ACTIVE | FOLIO_AHEAD), False)
 
 
 cdef inline Folio* victim_take(Segment* seg, Folio* folio) noexcept nogil:

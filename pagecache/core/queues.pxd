@@ -19,10 +19,10 @@ Time is counted in admissions, since hits cannot be seen: it orders uses as fine
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.adaptive cimport adaptive_admitted
 from pagecache.core.config cimport NIL
-from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_REFERENCED, FOLIO_WORKINGSET, folio_clear,
+from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_REFERENCED, FOLIO_WORKINGSET,
                                    folio_nr_pages, folio_set, folio_test)
 from pagecache.core.ghost cimport ghost_slot, ghost_take
-from pagecache.core.lru cimport lru_link, lru_unlink
+from pagecache.core.lru cimport lru_link, lru_transfer
 from pagecache.core.policy cimport (POLICY_FRESH, STAMP_MASK, Scan, folio_must_stay, folio_rotate, folio_set_uses,
                                     folio_stamp, folio_uses, list_tail, policy_stamp, scan_look, stamp_before, victim_take)
 from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE, PGACTIVATE, PGDEACTIVATE, POLICY_ADAPTIVE,
@@ -76,29 +76,21 @@ cdef inline bint main_admits(Segment* seg, uint32_t stamp) noexcept nogil:
 cdef inline void main_drop_tail(Segment* seg) noexcept nogil:
     """Moves the main tail to the small queue."""
     cdef Folio* tail = list_tail(seg, <int>LRU_ACTIVE)
-    lru_unlink(seg, tail)
-    folio_clear(tail, FOLIO_ACTIVE)
     folio_set_uses(tail, 0)
-    lru_link(seg, tail, False)
+    lru_transfer(seg, tail, 0, False)
     count(seg, PGDEACTIVATE, folio_nr_pages(tail))
 
 
 cdef inline void main_trim(Segment* seg) noexcept nogil:
-    """Brings the main queue back to its share."""
+    """Brings the main queue back to its share, if it has one."""
     cdef int step
+    if not seg.header.rules.by_recency:
+        return
     for step in range(TRIM_STEPS):
         if list_tail(seg, <int>LRU_ACTIVE) == NULL or not main_is_over(seg):
             return
         if not main_rotate_used(seg):
             main_drop_tail(seg)
-
-
-cdef inline void main_enter(Segment* seg, Folio* folio) noexcept nogil:
-    """Links a folio that is on no list at the head of the main queue."""
-    folio_set(folio, FOLIO_ACTIVE)
-    lru_link(seg, folio, False)
-    if seg.header.rules.by_recency:
-        main_trim(seg)
 
 
 cdef inline uint32_t folio_age(Segment* seg, const Folio* folio) noexcept nogil:
@@ -134,7 +126,9 @@ cdef inline void queues_admit(Segment* seg, Folio* folio, uint32_t key) noexcept
         lru_link(seg, folio, False)
     elif known and main_admits(seg, stamp):
         count(seg, WORKINGSET_ACTIVATE, folio_nr_pages(folio))
-        main_enter(seg, folio)
+        folio_set(folio, FOLIO_ACTIVE)
+        lru_link(seg, folio, False)
+        main_trim(seg)
     else:
         if folio_is_waiting(seg, folio):
             folio_set(folio, FOLIO_AHEAD)
@@ -170,11 +164,8 @@ cdef inline void ahead_sweep(Segment* seg, Scan* scan, Folio* folio) noexcept no
 
 cdef inline void ahead_enter(Segment* seg, Folio* folio) noexcept nogil:
     """Readahead that was used enters the queues as if it was new."""
-    lru_unlink(seg, folio)
-    folio_clear(folio, FOLIO_AHEAD)
-    if seg.header.rules.by_recency and main_has_room(seg):
-        folio_set(folio, FOLIO_ACTIVE)
-    lru_link(seg, folio, False)
+    cdef bint active = seg.header.rules.by_recency and main_has_room(seg)
+    lru_transfer(seg, folio, <uint32_t>FOLIO_ACTIVE if active else 0, False)
 
 
 cdef inline Folio* ahead_pick(Segment* seg, Scan* scan, bint is_last) noexcept nogil:
@@ -213,8 +204,8 @@ cdef inline Folio* small_pick(Segment* seg, Scan* scan, Folio* tail) noexcept no
         folio_rotate(seg, tail)
         return NULL
     count(seg, PGACTIVATE, folio_nr_pages(tail))
-    lru_unlink(seg, tail)
-    main_enter(seg, tail)
+    lru_transfer(seg, tail, FOLIO_ACTIVE, False)
+    main_trim(seg)
     return NULL
 
 
