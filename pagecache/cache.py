@@ -18,6 +18,7 @@ from pagecache.file import File
 from pagecache.file_writes import DURABILITY
 from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
 from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
+from pagecache.recorder import RecordedFile, Recorder
 from pagecache.sizes import format_size, parse_size
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
@@ -46,7 +47,9 @@ class PageCache:
     io: "auto" and "io_uring" read O_DIRECT files through io_uring where the system allows it, else by threads, as
     "threads" always does; `io_backend` tells which it is. register_frames: register the frames with io_uring (they are
     then pinned in memory).
-    Raises ValueError when the budget is smaller than one page, or io is none of these.
+    policy: who leaves when the budget is spent: "adaptive" follows whatever suits the workload; "kernel", "s3fifo",
+    "sieve", "lirs" are fixed (docs/eviction.md).
+    Raises ValueError when the budget is smaller than one page, or io or policy is none of these.
     """
 
     def __init__(
@@ -60,12 +63,13 @@ class PageCache:
         on_write_error: str = "retry",
         io: str = "auto",
         register_frames: bool = False,
+        policy: str = "adaptive",
         segment: Segment | None = None,
     ):
         nbytes = parse_size(size)
         if nbytes < PAGE_SIZE:
             raise ValueError(f"a budget of {nbytes} bytes holds no page; give {PAGE_SIZE} bytes or more")
-        self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1)
+        self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1, policy=policy)
         if io not in ("auto", "io_uring", "threads"):
             raise ValueError(f"io must be 'auto', 'io_uring' or 'threads', not {io!r}")
         if on_write_error not in ("retry", "drop"):
@@ -81,6 +85,7 @@ class PageCache:
         self._all_inodes: weakref.WeakSet[Inode] = weakref.WeakSet()
         self._streams = Streams()
         self._maps: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.recorder: Recorder | None = None
         self._closed = False
         _caches.add(self)
         _segments.add(self.segment)
@@ -148,7 +153,7 @@ class PageCache:
         except BaseException:
             store.close()
             raise
-        file = File(inode, mode, durability)
+        file = (File if self.recorder is None else RecordedFile)(inode, mode, durability)
         file.cache = self
         self._files.add(file)
         try:
@@ -278,6 +283,30 @@ class PageCache:
                 logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
             inode.mapping.size = 0
             truncate.truncate_inode_pages(inode.mapping, 0)
+
+    def record(self, path: str | os.PathLike[str]) -> Recorder:
+        """Record which pages are used from now on, until the returned Recorder is stopped, which writes a trace for
+        `pagecache trace` (.npz, .npy or .txt). `with cache.record(path): ...` stops by itself.
+
+        Raises ValueError for another kind of file, or when the cache is recorded already. Costs nothing when it is not.
+        """
+        self._check_usable()
+        recorder = Recorder(self, os.fspath(path))
+        with self._lock:
+            if self.recorder is not None:
+                raise ValueError(f"this cache is recorded already, into {self.recorder.path}")
+            self.recorder = recorder
+            for file in list(self._files):
+                file.__class__ = RecordedFile
+        return recorder
+
+    def end_recording(self, recorder: Recorder) -> None:
+        """Forget a recorder that stops."""
+        with self._lock:
+            if self.recorder is recorder:
+                self.recorder = None
+                for file in list(self._files):
+                    file.__class__ = File
 
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""
