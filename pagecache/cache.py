@@ -5,15 +5,13 @@ import copy
 import errno
 import logging
 import os
-import threading
-import weakref
 from collections import OrderedDict
 from typing import Any
 
 import mmh3
 
 from pagecache import chosen_cache, truncate, workers
-from pagecache._core import Segment
+from pagecache._core import Mutex, Segment
 from pagecache.file import File
 from pagecache.file_writes import DURABILITY
 from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
@@ -24,6 +22,7 @@ from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
 from pagecache.stores.validators import checked_recheck, max_age_of
 from pagecache.versioned_file import VersionedFile
+from pagecache.weak_members import WeakMembers
 
 PAGE_SIZE = 4096
 MODES = ("rb", "r+b", "w+b", "x+b", "ab", "a+b")
@@ -79,12 +78,12 @@ class PageCache:
         self.flusher = Flusher(self.segment, dirty_expire_s, min(DIRTY_INTERVAL_S, max(dirty_expire_s / 2, 0.01)))
         self.io_backend = self.segment.start_io(ring=io != "threads", register_frames=register_frames)
         self.segment.start_kswapd()
-        self._lock = threading.RLock()
+        self._lock = Mutex()
         self._inodes: OrderedDict[bytes, Inode] = OrderedDict()
-        self._files: weakref.WeakSet[File] = weakref.WeakSet()
-        self._all_inodes: weakref.WeakSet[Inode] = weakref.WeakSet()
+        self._files: WeakMembers[File] = WeakMembers()
+        self._all_inodes: WeakMembers[Inode] = WeakMembers()
         self._streams = Streams()
-        self._maps: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._maps: WeakMembers[Any] = WeakMembers()
         self.recorder: Recorder | None = None
         self._closed = False
         _caches.add(self)
@@ -193,7 +192,7 @@ class PageCache:
     def _inode_of(self, store: Any, *, writes: bool = False) -> Inode:
         """Return the shared inode of a store's key and version, counted as open once more."""
         key = mmh3.hash_bytes(str(store.key))
-        with self._lock:
+        with self._lock.held():
             inode = self._inodes.get(key)
             if inode is not None and inode.mapping.key != store.key:
                 inode = None
@@ -257,7 +256,7 @@ class PageCache:
         stats = read_stats(self.segment)
         if per_file:
             self._check_usable()
-            with self._lock:
+            with self._lock.held():
                 inodes = list(self._all_inodes)
             files = [inode.stats() for inode in inodes]
             stats.__dict__["files"] = sorted(files, key=lambda file: (-file.store_read_bytes, file.name))
@@ -269,7 +268,7 @@ class PageCache:
         key: of a store, or what the keys of stores begin with. whole: only if it ends there or before a "/".
         """
         self._check_usable()
-        with self._lock:
+        with self._lock.held():
             for hashed, inode in list(self._inodes.items()):
                 known = str(inode.mapping.key)
                 if known.startswith(key) and (not whole or known[len(key) :][:1] in ("", "/", "#")):
@@ -311,7 +310,7 @@ class PageCache:
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""
         self._check_usable()
-        with self._lock:
+        with self._lock.held():
             inodes = list(self._inodes.values())
         return sum(truncate.invalidate_mapping_pages(inode.mapping, 0, LAST_PAGE) for inode in inodes)
 
@@ -360,7 +359,7 @@ class PageCache:
         lost = [inode for inode in self.flusher.inodes() if is_dirty(inode)]
         for inode in lost:
             inode.discard()
-        with self._lock:
+        with self._lock.held():
             self._inodes.clear()
         if error is not None:
             names = ", ".join(str(inode.name) for inode in lost)
@@ -405,9 +404,9 @@ def _store_of_url(url: str, mode: str, recheck: Any, storage_options: dict[str, 
     return store_of_url(url, recheck="open" if recheck is None else recheck, **storage_options)
 
 
-_caches: weakref.WeakSet[PageCache] = weakref.WeakSet()
-_segments: weakref.WeakSet[Segment] = weakref.WeakSet()
-_default_lock = threading.Lock()
+_caches: WeakMembers[PageCache] = WeakMembers()
+_segments: WeakMembers[Segment] = WeakMembers()
+_default_lock = Mutex()
 _default: PageCache | None = None
 
 
@@ -421,7 +420,7 @@ def default_cache(size: int | str | None = None) -> PageCache:
     chosen: PageCache | None = chosen_cache.chosen_cache()
     if chosen is not None:
         return chosen
-    with _default_lock:
+    with _default_lock.held():
         if _default is None or _default.closed or _default.segment.dead:
             _default = PageCache(os.environ.get("PAGECACHE_SIZE") or size or "25%")
         return _default
@@ -437,7 +436,7 @@ def forget_everywhere(key: str, *, whole: bool = True) -> None:
 def _after_fork_in_child() -> None:
     """A child has none of the parent's threads, and perhaps its locks: every inherited cache is unusable in it."""
     global _default_lock
-    _default_lock = threading.Lock()
+    _default_lock = Mutex()
     workers.renew_after_fork()
     chosen_cache.renew_after_fork()
     forget_after_fork()

@@ -13,8 +13,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from pagecache import _core, fill
-from pagecache._core import Segment
+from pagecache import _core, fill, workers
+from pagecache._core import Mutex, MutexGuard, Segment
 from pagecache.line import OWN_WRITES_MASK
 from pagecache.writeback import (
     LAST_PAGE,
@@ -47,29 +47,26 @@ class Flusher:
         self.interval_s = interval_s
         self.pages_per_s = FIRST_PAGES_PER_S
         self._inodes: dict[int, Any] = {}
-        self._lock = threading.RLock()  # a collected file may drop its object anywhere
+        self._lock = Mutex()  # a collected file may drop its object anywhere
         self._thread: threading.Thread | None = None
         self._is_stopping = False
-        self._at_work = threading.Lock()
+        self._at_work = Mutex()
         fill.write_errors[segment] = _weakly(self.error_of_all)
 
     # -- objects -------------------------------------------------------------------------------------------------------
 
     def add(self, inode: Any) -> None:
         """Keep an object that may become dirty."""
-        with self._lock:
+        with self._lock.held():
             self._inodes[id(inode)] = inode
             if not self._is_stopping:
                 _busy.add(self)
             if self._thread is None and not self._is_stopping:
-                self._thread = threading.Thread(
-                    target=_run, args=(weakref.ref(self), self.segment), name="pagecache-flush", daemon=True
-                )
-                self._thread.start()
+                self._thread = workers.start_thread("pagecache-flush", _run, weakref.ref(self), self.segment)
 
     def drop_if_done(self, inode: Any) -> bool:
         """Let go of an object that nobody can write to any more and that is clean. Returns whether that is so."""
-        with self._lock:
+        with self._lock.held():
             if inode.nr_writers or is_dirty(inode) or is_being_written(inode):
                 return False
             self._inodes.pop(id(inode), None)
@@ -79,7 +76,7 @@ class Flusher:
 
     def inodes(self) -> list[Any]:
         """Return the objects that can be written, or are dirty."""
-        with self._lock:
+        with self._lock.held():
             return list(self._inodes.values())
 
     def dirty_inodes(self) -> list[Any]:
@@ -90,7 +87,7 @@ class Flusher:
 
     def flush(self) -> None:
         """Write what has to be written now: old pages, and more than those while too much is dirty."""
-        with self._at_work:
+        with self._at_work.held():
             self._flush()
 
     def _flush(self) -> None:
@@ -176,9 +173,9 @@ class Flusher:
             first = first or error
         return first
 
-    def at_rest(self) -> threading.Lock:
-        """Return a lock: while it is held, the thread writes nothing."""
-        return self._at_work
+    def at_rest(self) -> MutexGuard:
+        """`with flusher.at_rest():` the thread writes nothing."""
+        return self._at_work.held()
 
     def __del__(self) -> None:
         if self.segment.dead:

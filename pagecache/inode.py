@@ -3,13 +3,12 @@
 import contextlib
 import errno
 import operator
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from pagecache import _core, fill, truncate, workers, write, writeback
-from pagecache._core import AddressSpace, Segment
+from pagecache._core import AddressSpace, Mutex, Segment
 from pagecache.line import Line
 from pagecache.readahead import PAGE_SHIFT
 from pagecache.stats import FileStats, read_file_stats
@@ -72,14 +71,14 @@ class Inode:
         self.flusher = flusher
         self.keeps_failed = keeps_failed
         self.nr_writers = 0
-        self._sync_lock = threading.Lock()
+        self._sync_lock = Mutex()
         self._window_of: Any = None  # what `_window_pages` was made of
         self._window_pages = 1
         self.name = str(getattr(store, "name", store.key))
         self.mapping = AddressSpace(segment, self.name)
         self.mapping.key = store.key
         self.nr_open = 0
-        self._lock = threading.RLock()  # a collected file may release the object anywhere
+        self._lock = Mutex()  # a collected file may release the object anywhere
         self._retired: list[Any] = []
         self.store: Any = None
         self.known_version: Any = None  # what the last store knew of the object when it was given up
@@ -272,7 +271,7 @@ class Inode:
         if sync is None:
             return True
         line = self.mapping.extra
-        with self._sync_lock:
+        with self._sync_lock.held():
             if line.nr_doubts != nr_doubts:
                 return False
             runs = line.take_unsynced()
@@ -295,7 +294,7 @@ class Inode:
         nr_doubts = int(line.nr_doubts)
         if not line.sync_failed:
             return nr_doubts
-        with self._sync_lock:
+        with self._sync_lock.held():
             if line.sync_failed:
                 runs = line.take_unsynced()
                 try:
@@ -317,7 +316,7 @@ class Inode:
 
         The store is put to use if there is none, or none that can be written; otherwise it is closed.
         """
-        with self._lock:
+        with self._lock.held():
             surplus = store if store is not self.store else None
             if surplus is not None and (self.store is None or (is_writable(store) and not self.writable)):
                 self._use(store)
@@ -340,7 +339,7 @@ class Inode:
         """Count one open file less; the last one gives up the store, as soon as nothing is dirty."""
         if self.mapping.segment.dead:
             return  # in a forked child: the lock may be held by a thread that is not there
-        with self._lock:
+        with self._lock.held():
             self.nr_open -= 1
             self.nr_writers -= writes
         self.close_retired()
@@ -371,11 +370,11 @@ class Inode:
     def close_retired(self) -> None:
         """Close stores that are not used any more, unless a read or a write may still be in them: then it is tried again
         later."""
-        with self._lock:
+        with self._lock.held():
             self._retire_idle()
         if not self._retired:
             return
-        with self.mapping.exclusive(wait=False) as held, self._lock:
+        with self.mapping.exclusive(wait=False) as held, self._lock.held():
             if not held or (self.store is None and not self._nobody_reads()):
                 return
             if self.store is None:

@@ -1,12 +1,12 @@
 """What reading and writing one object needs to know: its store's hints, its speed, its channel, what is not durable yet."""
 
-import threading
 import weakref
 from typing import Any
 
-from pagecache._core import AddressSpace, own_write_word
+from pagecache._core import AddressSpace, Mutex, own_write_word
 from pagecache.neighbourhood import Locality
 from pagecache.stores.base import StoreHints
+from pagecache.weak_members import WeakMembers
 from pagecache.window import StoreSpeed, is_far, request_bytes
 from pagecache.workers import Channel
 
@@ -25,7 +25,7 @@ class Line:
         self.hints = hints
         self.channel = channel
         self.speed = StoreSpeed()
-        self.prefetches: weakref.WeakSet[Any] = weakref.WeakSet()  # those that are not done
+        self.prefetches: WeakMembers[Any] = WeakMembers()  # those that are not done
         self.is_crowded = False  # whether the budget, not the store, limits windows now
         self.locality = Locality()
         self.keeps_failed = keeps_failed
@@ -39,7 +39,7 @@ class Line:
         self._fitted = -1  # which fit of `speed` the next two follow
         self._request_pages = 1
         self._is_far = False
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._unsynced: list[tuple[int, int]] = []
 
     @property
@@ -80,7 +80,7 @@ class Line:
             word = own_write_word(mapping)
             if word & OWN_WRITES_MASK:
                 return True
-            with self._lock:
+            with self._lock.held():
                 is_same = bool(store.validator() == mapping.validator)
             if is_same or own_write_word(mapping) == word:
                 return is_same
@@ -89,7 +89,7 @@ class Line:
         """Take the version of a Python store's object, which the cache has just changed, for that of the cached bytes."""
         if mapping.fd >= 0 or mapping.host is None or mapping.validator is None:
             return
-        with self._lock:  # asked and set in one, so that the latest answer stays
+        with self._lock.held():  # asked and set in one, so that the latest answer stays
             try:
                 mapping.validator = mapping.host.validator()
             except OSError:
@@ -105,14 +105,14 @@ class Line:
 
     def note_written(self, first: int, last: int) -> None:
         """Note that pages first..last went to the store, where they may not be durable yet. Context: any thread."""
-        with self._lock:
+        with self._lock.held():
             self._unsynced.append((first, last))
             if len(self._unsynced) > UNSYNCED_MAX:
                 self._unsynced = [(min(run[0] for run in self._unsynced), max(run[1] for run in self._unsynced))]
 
     def note_failure(self) -> None:
         """Note that a request to write failed. Context: any thread."""
-        with self._lock:
+        with self._lock.held():
             self.nr_failures += 1
 
     def take_over(self, old: "Line") -> None:
@@ -121,13 +121,13 @@ class Line:
 
     def take_unsynced(self) -> list[tuple[int, int]]:
         """Return the runs of pages that were written since the last sync, and forget them."""
-        with self._lock:
+        with self._lock.held():
             runs, self._unsynced = self._unsynced, []
         return runs
 
     def put_back_unsynced(self, runs: list[tuple[int, int]]) -> None:
         """Note again what a sync that failed did not make durable."""
-        with self._lock:
+        with self._lock.held():
             self._unsynced = runs + self._unsynced
             self.sync_failed = True
             self.nr_doubts += 1

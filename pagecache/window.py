@@ -16,8 +16,8 @@ A window is also bounded by its share of the budget: all streams together may ho
 so a thousand open files do not each hold one.
 """
 
-import threading
 
+from pagecache._core import Mutex
 from pagecache.stores.base import StoreHints
 
 PAGE_SIZE = 4096
@@ -36,7 +36,7 @@ class StoreSpeed:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._fastest: dict[int, tuple[int, float, int]] = {}  # power of two: (bytes, seconds, observations since)
         self.latency_s = 0.0
         self.bandwidth_bytes_s = 0.0
@@ -47,7 +47,7 @@ class StoreSpeed:
         if nbytes <= 0:
             return
         power = nbytes.bit_length()
-        with self._lock:
+        with self._lock.held():
             best_bytes, best_seconds, age = self._fastest.get(power, (nbytes, seconds, 0))
             if seconds <= best_seconds or age >= KEEP_FASTEST:
                 self._fastest[power] = (nbytes, seconds, 0)

@@ -1,9 +1,9 @@
 """Files that a file system keeps open for calls that name a path and not a file."""
 
-import threading
 from collections import OrderedDict
 from typing import Any
 
+from pagecache._core import Mutex
 from pagecache.stores.validators import Version
 
 HANDLES_MAX = 512
@@ -15,11 +15,11 @@ class Handles:
     def __init__(self, limit: int = HANDLES_MAX):
         self._limit = limit
         self._files: OrderedDict[str, Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     def get(self, path: str, cache: Any) -> Any:
         """Return the open file of a path in a cache, or None."""
-        with self._lock:
+        with self._lock.held():
             file = self._files.get(path)
             if file is None or file.closed or file.cache is not cache:
                 return None
@@ -29,7 +29,7 @@ class Handles:
     def put(self, path: str, file: Any) -> Any:
         """Keep a file, unless another thread was faster; returns the one that is kept."""
         closing = []
-        with self._lock:
+        with self._lock.held():
             kept = self._files.get(path)
             if kept is not None and not kept.closed and kept.cache is file.cache:
                 closing.append(file)
@@ -47,14 +47,14 @@ class Handles:
 
     def drop(self, path: str, file: Any) -> None:
         """Close a file, and keep it no longer."""
-        with self._lock:
+        with self._lock.held():
             if self._files.get(path) is file:
                 del self._files[path]
         file.close()
 
     def forget(self, path: str | None) -> None:
         """Close the files of a path and of all below it, or all."""
-        with self._lock:
+        with self._lock.held():
             paths = [known for known in self._files if path is None or known == path or known.startswith(f"{path}/")]
             files = [self._files.pop(known) for known in paths]
         for file in files:
@@ -68,7 +68,7 @@ class Handles:
         """Return what is known of an object that is open here, if that is as recent as `recheck` wants it."""
         if recheck is True or isinstance(recheck, str):
             return None
-        with self._lock:
+        with self._lock.held():
             file = self._files.get(path)
         store = None if file is None or file.closed else file.inode.store
         version: Version | None = getattr(store, "known_version", None)
