@@ -253,7 +253,7 @@ def checked_cache(frames, **options):
 
 
 def nr_descriptors():
-    """Count the open descriptors of this process, without garbage and without sockets, which libraries close at any time."""
+    """Count the open descriptors of this process: no garbage, and no sockets, which libraries close at any time."""
     gc.collect()
     targets = []
     for number in os.listdir("/proc/self/fd"):
