@@ -105,6 +105,18 @@ def describe(file: Any) -> dict[str, Any]:
     }
 
 
+def source_lines(found: dict[str, Any]) -> list[str]:
+    """Return where the bytes came from, if that was not the origin alone."""
+    lines = []
+    for source, text, unit in (("peer", "peers", "hits"), ("second_level", "second", "hits"), ("origin", "origin", "requests")):
+        number, nbytes = found[f"{source}_{unit}"], found[f"{source}_bytes"]
+        failures = found.get(f"{source}_failures", 0)
+        if number or failures:
+            failed = f", {failures:,} failed" if failures else ""
+            lines.append(f"  {text:8} {number:,} requests, {format_size(nbytes)}{failed}")
+    return lines if len(lines) > 1 or "origin" not in "".join(lines) else []
+
+
 def as_text(found: dict[str, Any], resident: bytes, encoding: str | None) -> list[str]:
     """Return what was found as lines of text for a stream of an encoding."""
     requests, fetched, read = found["store_reads"], found["store_read_bytes"], found["read_bytes"]
@@ -121,6 +133,7 @@ def as_text(found: dict[str, Any], resident: bytes, encoding: str | None) -> lis
         f"read       {format_size(read)} by {found['reads']:,} reads in {seconds:.3f} s{speed}",
         f"requests   {requests:,}{mean}",
         f"fetched    {format_size(fetched)}{share}",
+        *source_lines(found),
         f"misses     {found['misses']:,} reads waited",
         f"readahead  {found['readahead_pages']:,} pages: {found['readahead_hits']:,} used, "
         f"{found['readahead_wasted']:,} wasted, {found['readahead_waiting']:,} not used yet",

@@ -60,7 +60,8 @@ class PeerStore:
 
     def validator(self) -> str | None:
         """Return the origin's validator."""
-        return self.origin.validator()  # type: ignore[no-any-return]
+        validator: str | None = self.origin.validator()
+        return validator
 
     def __getattr__(self, name: str) -> Any:
         if name in ("version", "refresh", "recheck", "is_immutable", "known_version"):
