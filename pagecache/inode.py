@@ -10,6 +10,7 @@ from typing import Any
 
 from pagecache import _core, fill, truncate, workers, write, writeback
 from pagecache._core import AddressSpace, Segment
+from pagecache.copies import replicate_of
 from pagecache.line import Line
 from pagecache.readahead import PAGE_SHIFT
 from pagecache.sources import SourceTotals, add_counts, counts_of
@@ -106,6 +107,7 @@ class Inode:
         channel = Channel(workers.shared_pool, hints.parallel_requests)
         channel.on_idle = _weakly(self.close_retired)
         line = Line(hints, channel, self.flusher, self.keeps_failed)
+        line.replicate = replicate_of(store)
         if self.mapping.extra is not None:
             line.take_over(self.mapping.extra)
         self.mapping.extra = line

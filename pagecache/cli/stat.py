@@ -108,13 +108,14 @@ def describe(file: Any) -> dict[str, Any]:
 def source_lines(found: dict[str, Any]) -> list[str]:
     """Return where the bytes came from, if that was not the origin alone."""
     lines = []
-    for source, text, unit in (("peer", "peers", "hits"), ("second_level", "second", "hits"), ("origin", "origin", "requests")):
-        number, nbytes = found[f"{source}_{unit}"], found[f"{source}_bytes"]
-        failures = found.get(f"{source}_failures", 0)
-        if number or failures:
-            failed = f", {failures:,} failed" if failures else ""
-            lines.append(f"  {text:8} {number:,} requests, {format_size(nbytes)}{failed}")
-    return lines if len(lines) > 1 or "origin" not in "".join(lines) else []
+    for source, text in (("peer", "peers"), ("second_level", "second level")):
+        hits, failures = found[f"{source}_hits"], found[f"{source}_failures"]
+        if hits or failures:
+            failed = f", {failures:,} more failed" if failures else ""
+            lines.append(f"  {text:14}{hits:,} requests, {format_size(found[f'{source}_bytes'])}{failed}")
+    if lines:
+        lines.append(f"  {'origin':14}{found['origin_requests']:,} requests, {format_size(found['origin_bytes'])}")
+    return lines
 
 
 def as_text(found: dict[str, Any], resident: bytes, encoding: str | None) -> list[str]:

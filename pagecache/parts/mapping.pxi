@@ -58,6 +58,7 @@ cdef class AddressSpace:
         cdef CFolio* folio
         cdef CSegment* seg = self.seg
         cdef uint32_t nr_inflight
+        cdef uint64_t start = 0  # what is before it has been dropped: shadows are not walked again for each folio
         with nogil:
             while True:
                 nr_inflight = load_acquire_u32(&self.m.nr_inflight)
@@ -66,10 +67,11 @@ cdef class AddressSpace:
                 futex_wait(&self.m.nr_inflight, nr_inflight, WAIT_SLICE_NS)
             while True:
                 spin_lock(&self.m.pages.lock)
-                xas_init(&xas, &self.m.pages, &seg.pool, 0, 0)
+                xas_init(&xas, &self.m.pages, &seg.pool, start, 0)
                 entry = xas_find(&xas, <uint64_t>-1)
                 while entry != 0 and not xa_is_pointer(entry):
                     entry = xas_find(&xas, <uint64_t>-1)
+                start = xas.index
                 folio = NULL
                 if entry != 0:
                     folio = &seg.folios[entry_frame(entry)]
