@@ -80,28 +80,28 @@ def measure(name: str, server: ObjectServer, options: argparse.Namespace, digest
 
     url, row = server.url("object"), {}
     is_group = name in ("pagecache peers", "peers, again")
-    with LocalCluster(n_workers=options.workers, threads_per_worker=1, dashboard_address=":0") as cluster:
-        with Client(cluster) as client:
-            if is_group:
-                client.register_plugin(PageCachePlugin(options.cache, replicate=options.replicate))
-            elif name == "pagecache alone":
-                client.run(set_size, options.cache)
-            if name == "peers, again":
-                client.run(WAYS[name], url, nbytes)
-            server.forget()
-            started = time.perf_counter()
-            results = client.run(WAYS[name], url, nbytes)
-            row["seconds"] = time.perf_counter() - started
-            for worker, (found, _, _) in results.items():
-                assert found == digest, f"{worker} read wrong bytes"
-            row |= {
-                "origin_ratio": server.bytes_sent() / nbytes,
-                "origin_requests": server.count(),
-                "longest_read_s": max(longest for _, _, longest in results.values()),
-            }
-            if is_group:
-                total = cluster_stats(client)["total"]
-                row |= {name: total[name] for name in ("peer_bytes", "peer_failures", "evicted_pages")}
+    cluster = LocalCluster(n_workers=options.workers, threads_per_worker=1, dashboard_address=":0")
+    with cluster, Client(cluster) as client:
+        if is_group:
+            client.register_plugin(PageCachePlugin(options.cache, replicate=options.replicate))
+        elif name == "pagecache alone":
+            client.run(set_size, options.cache)
+        if name == "peers, again":
+            client.run(WAYS[name], url, nbytes)
+        server.forget()
+        started = time.perf_counter()
+        results = client.run(WAYS[name], url, nbytes)
+        row["seconds"] = time.perf_counter() - started
+        for worker, (found, _, _) in results.items():
+            assert found == digest, f"{worker} read wrong bytes"
+        row |= {
+            "origin_ratio": server.bytes_sent() / nbytes,
+            "origin_requests": server.count(),
+            "longest_read_s": max(longest for _, _, longest in results.values()),
+        }
+        if is_group:
+            total = cluster_stats(client)["total"]
+            row |= {name: total[name] for name in ("peer_bytes", "peer_failures", "evicted_pages")}
     return row
 
 

@@ -145,7 +145,7 @@ class MembersPlugin(SchedulerPlugin):
         self._epoch = 0
         self._scheduler: Any = None
 
-    def start(self, scheduler: Any) -> None:
+    def start(self, scheduler: Any) -> None:  # type: ignore[override]
         """Begin to listen to workers."""
         self._scheduler = scheduler
         self._epoch = time.time_ns()  # later than that of a scheduler before this one

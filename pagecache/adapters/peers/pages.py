@@ -35,22 +35,38 @@ def cached_pieces(file: Any, offset: int, nbytes: int) -> list[memoryview] | Non
 def read_pieces(file: Any, offset: int, nbytes: int) -> Views:
     """Return the bytes of a range, read as far as they are not cached; what another thread reads is waited for.
 
-    Raises RefusedError. Context: may sleep in the store.
+    Raises RefusedError. Context: may sleep in the store; does not wait for memory: it may be held by readers that wait for
+    a peer, whose memory is held by readers that wait for this one.
     """
     try:
-        if nbytes * PINNED_SHARE <= file.mapping.segment.nr_frames << PAGE_SHIFT:
-            for _ in range(TRIES):
-                _read_missing(file.mapping, offset >> PAGE_SHIFT, (offset + nbytes - 1) >> PAGE_SHIFT)
-                pieces = cached_pieces(file, offset, nbytes)
-                if pieces is not None:
-                    return pieces
-        return [file.pread(nbytes, offset)]
+        share = max(1, file.mapping.segment.nr_frames // PINNED_SHARE) << PAGE_SHIFT
+        if nbytes <= share:
+            return _read_views(file, offset, nbytes)
+        copies = []
+        while nbytes:
+            step = min(nbytes, share - offset % share)
+            views = _read_views(file, offset, step)
+            copies.append(b"".join(views))
+            for view in views:
+                view.release()
+            offset, nbytes = offset + step, nbytes - step
+        return copies
     except CacheFullError:
         raise RefusedError(protocol.BUSY) from None
     except OSError as error:
         raise RefusedError(protocol.STALE if error.errno == errno.ESTALE else protocol.FAILED) from None
     except ValueError:  # closed meanwhile
         raise RefusedError(protocol.UNKNOWN) from None
+
+
+def _read_views(file: Any, offset: int, nbytes: int) -> list[memoryview]:
+    """Return views of a range, read as far as it is not cached. Raises RefusedError if there is no memory; OSError."""
+    for _ in range(TRIES):
+        _read_missing(file.mapping, offset >> PAGE_SHIFT, (offset + nbytes - 1) >> PAGE_SHIFT)
+        pieces = cached_pieces(file, offset, nbytes)
+        if pieces is not None:
+            return pieces
+    raise RefusedError(protocol.BUSY)
 
 
 def _read_missing(mapping: Any, first: int, last: int) -> None:

@@ -43,8 +43,8 @@ class PeerStore:
         self.key = str(origin.key)
         self.name = str(getattr(origin, "name", origin.key))
         hints = hints_of(origin)
-        self.preferred_request = hints.preferred_request
         self.max_request = min(hints.max_request, group.request_bytes)
+        self.preferred_request = min(hints.preferred_request, self.max_request)
         self.parallel_requests = max(PARALLEL_REQUESTS, hints.parallel_requests) if hints.parallel_requests > 1 else 1
         self.readahead_requests = min(READAHEAD_REQUESTS, self.parallel_requests)
         self._digest: tuple[str | None, bytes] = (None, b"")
