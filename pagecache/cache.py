@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import mmh3
@@ -18,6 +19,7 @@ from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirt
 from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
 from pagecache.recorder import RecordedFile, Recorder
 from pagecache.sizes import format_size, parse_size
+from pagecache.sources import SourceTotals
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
 from pagecache.stores.validators import checked_recheck, max_age_of
@@ -83,6 +85,8 @@ class PageCache:
         self._files: WeakMembers[File] = WeakMembers()
         self._all_inodes: WeakMembers[Inode] = WeakMembers()
         self._streams = Streams()
+        self._totals = SourceTotals()
+        self._wrap_store: Callable[[Any], Any] | None = None
         self._maps: WeakMembers[Any] = WeakMembers()
         self.recorder: Recorder | None = None
         self._closed = False
@@ -128,6 +132,8 @@ class PageCache:
         if on_change not in ("error", "reload"):
             raise ValueError(f"on_change must be 'error' or 'reload', not {on_change!r}")
         store = self._store_of(source, mode, direct, recheck, storage_options)
+        if mode == "rb" and self._wrap_store is not None:
+            store = self._wrap_store(store)
         if recheck is None:
             recheck = getattr(store, "recheck", "open")
         max_age_s = max_age_of(checked_recheck(recheck))
@@ -165,6 +171,13 @@ class PageCache:
             raise
         return file
 
+    def through(self, wrap: Callable[[Any], Any] | None) -> None:
+        """Have a function called with each store that is opened for reading from now on; it returns the one that serves.
+
+        wrap: returns the store that it is given, or another one over it with the same key; None: no function any more.
+        """
+        self._wrap_store = wrap
+
     def closes_with(self, mapped: Any) -> None:
         """Close a map, which may outlive its file, when the cache is closed."""
         self._maps.add(mapped)
@@ -201,7 +214,7 @@ class PageCache:
                 inode = None
             if inode is None:
                 self._make_room()
-                inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed)
+                inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
                 self._inodes[key] = inode
                 self._all_inodes.add(inode)
             self._inodes.move_to_end(key)
@@ -253,7 +266,10 @@ class PageCache:
 
         per_file: `files` of the answer tells them for each object that is open or cached, which walks their pages.
         """
-        stats = read_stats(self.segment)
+        with self._totals.lock.held():
+            stores = [store for inode in list(self._all_inodes) for store in list(inode.counted)]
+            counts = self._totals.total(stores)
+        stats = read_stats(self.segment, counts)
         if per_file:
             self._check_usable()
             with self._lock.held():
@@ -291,7 +307,7 @@ class PageCache:
         """
         self._check_usable()
         recorder = Recorder(self, os.fspath(path))
-        with self._lock:
+        with self._lock.held():
             if self.recorder is not None:
                 raise ValueError(f"this cache is recorded already, into {self.recorder.path}")
             self.recorder = recorder
@@ -301,7 +317,7 @@ class PageCache:
 
     def end_recording(self, recorder: Recorder) -> None:
         """Forget a recorder that stops."""
-        with self._lock:
+        with self._lock.held():
             if self.recorder is recorder:
                 self.recorder = None
                 for file in list(self._files):
