@@ -128,19 +128,21 @@ class PageCache:
             recheck = getattr(store, "recheck", "open")
         max_age_s = max_age_of(checked_recheck(recheck))
         if max_age_s is None and on_change == "error":
-            return self._open_store(store, mode, durability)
-        file = self._open_store(store, mode, durability)
+            return self.open_store(store, mode, durability)
+        file = self.open_store(store, mode, durability)
 
         def reopen() -> File:
             again = copy.copy(store)
             if getattr(again, "is_immutable", False):
                 self.forget(again.key)  # what is cached would be taken for good
-            return self._open_store(again, file.mode if file.mode == "rb" else "r+b", durability)
+            return self.open_store(again, file.mode if file.mode == "rb" else "r+b", durability)
 
         return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")
 
-    def _open_store(self, store: Any, mode: str, durability: str) -> File:
-        """Open a file on a store, which is closed if that fails."""
+    def open_store(
+        self, store: Any, mode: str, durability: str = "write-back", file_type: type[File] = File
+    ) -> Any:
+        """Open a file of a type of one's own on a store, which is closed if that fails; for adapters."""
         try:
             if getattr(store, "is_immutable", False) and not self._knows(store.key):
                 store.validator()  # asks the store, which is better done without the cache's lock
@@ -148,7 +150,20 @@ class PageCache:
         except BaseException:
             store.close()
             raise
-        file = File(inode, mode, durability)
+        return self._file_on(inode, mode, durability, file_type)
+
+    def open_shared(self, inode: Inode, store: Any, mode: str, file_type: type[File] = File) -> Any:
+        """Open a file on an inode that is open, whatever the object's version is now; for adapters that see to that.
+
+        store: another one of the object, or None.
+        """
+        with self._lock:
+            inode.acquire(store, writes=mode != "rb")
+        return self._file_on(inode, mode, "write-back", file_type)
+
+    def _file_on(self, inode: Inode, mode: str, durability: str, file_type: type[File]) -> File:
+        """Return a file on an inode that counts it as open."""
+        file = file_type(inode, mode, durability)
         file.cache = self
         self._files.add(file)
         try:
