@@ -25,6 +25,7 @@ from pagecache.adapters.sqlite.errors import io_error
 from pagecache.adapters.sqlite.locks import NONE, RESERVED, SHARED, Holder, ObjectLock
 from pagecache.file import File
 from pagecache.inode import Inode
+from pagecache.writeback import WritebackControl
 
 COUNTERS = 24  # offset of the change counter and its neighbours (bytes)
 COUNTERS_SIZE = 16
@@ -53,10 +54,9 @@ class CachedFile(File):
             raise io_error(apsw.SQLITE_IOERR_WRITE, error) from error
 
     def _throttle(self, nbytes: int) -> None:
-        try:
-            super()._throttle(nbytes)
-        except OSError as error:
-            raise io_error(apsw.SQLITE_IOERR_WRITE, error) from error
+        """Write back what is dirty: whoever holds a database's lock must not sleep meanwhile. The sync that follows tells
+        of failures."""
+        writeback.do_writepages(self.mapping, WritebackControl(range_cyclic=True))
 
     @property
     def has_dirty_pages(self) -> bool:
