@@ -13,6 +13,7 @@ Write-back  Pages that a transaction writes are dirty in the cache, and go to th
 
 import contextlib
 import ctypes
+import errno
 import threading
 import weakref
 from typing import Any
@@ -22,7 +23,7 @@ import apsw
 from pagecache import _core, writeback
 from pagecache.adapters.sqlite import locks
 from pagecache.adapters.sqlite.errors import io_error
-from pagecache.adapters.sqlite.locks import NONE, RESERVED, SHARED, Holder, ObjectLock
+from pagecache.adapters.sqlite.locks import NONE, SHARED, Holder, ObjectLock
 from pagecache.file import File
 from pagecache.inode import Inode
 from pagecache.writeback import WritebackControl
@@ -67,7 +68,18 @@ class CachedFile(File):
     def write_back(self) -> None:
         """Bring everything to the store. Raises OSError."""
         if self.has_dirty_pages:
-            self.flush()
+            self._bring_to_store(durable=False)
+
+    def _bring_to_store(self, *, durable: bool) -> None:
+        """Write everything back. A failure in the background that was made good since is none: what could not be written
+        stays dirty, so a pass without an error leaves nothing out. Raises OSError."""
+        if not self.inode.keeps_failed:
+            self._sync_pages(0, writeback.LAST_PAGE, durable=durable, datasync=True)
+            return
+        error = self.inode.sync_pages(0, writeback.LAST_PAGE, durable=durable, datasync=True)
+        self._check_and_advance_wb_err()
+        if error is not None:
+            raise error
 
     def write_back_or_discard(self) -> None:
         """Bring everything to the store, or give it up: afterwards nothing is dirty."""
@@ -81,7 +93,8 @@ class CachedFile(File):
     def sync(self) -> None:
         """Make everything durable. Raises apsw.Error."""
         try:
-            self.fdatasync()
+            self._check_usable()
+            self._bring_to_store(durable=True)
         except OSError as error:
             raise io_error(apsw.SQLITE_IOERR_FSYNC, error) from error
 
@@ -125,6 +138,8 @@ class Database:
 
         Context: lock.mutex held; may wait for the store.
         """
+        if self.inode.store is None:
+            raise OSError(errno.EBADF, f"cannot use {self.name}: the cache is closed")
         if self.nr_locked == 0:
             counters = self._present_counters()
             is_current = self.inode.mapping.extra.is_current(self.inode.mapping)
@@ -207,8 +222,6 @@ class DatabaseFile:
                     self._begin_use()
         except OSError as error:
             raise io_error(apsw.SQLITE_IOERR_LOCK, error) from error
-        if level == RESERVED:
-            self._file._check_and_advance_wb_err()  # failures of others before this transaction are none of its own
 
     def _begin_use(self) -> None:
         """Context: lock.mutex held."""
@@ -254,7 +267,8 @@ class DatabaseFile:
             if self._database.log is not None:
                 self._write_back(self._database.log)
         elif operation == apsw.SQLITE_FCNTL_HAS_MOVED:
-            is_moved = self._database.place.is_moved(self._database.name, self._file.inode.store)
+            store = self._file.inode.store
+            is_moved = store is not None and self._database.place.is_moved(self._database.name, store)
             ctypes.c_int.from_address(pointer).value = is_moved
         elif operation == apsw.SQLITE_FCNTL_LOCKSTATE:
             ctypes.c_int.from_address(pointer).value = self._holder.level
