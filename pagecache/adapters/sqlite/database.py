@@ -14,6 +14,7 @@ Write-back  Pages that a transaction writes are dirty in the cache, and go to th
 import contextlib
 import ctypes
 import errno
+import os
 import threading
 import weakref
 from typing import Any
@@ -123,29 +124,27 @@ class Database:
         self.lock = lock
         self.nr_open = 0
         self.nr_locked = 0  # connections that hold a lock
+        self._counters = _counters.get(inode)
         self.log: CachedFile | None = None  # the write-ahead log, while one is open
 
     def _present_counters(self) -> bytes:
         """Return the counters that are in the store, b"" where its version tells every change."""
-        if self.inode.mapping.fd < 0:
-            return b""
-        counters = bytearray(COUNTERS_SIZE)
-        got = self.inode.store.readv(COUNTERS, [memoryview(counters)])
-        return bytes(counters[:got])
+        fd = self.inode.mapping.fd
+        return os.pread(fd, COUNTERS_SIZE, COUNTERS) if fd >= 0 else b""
 
     def begin_use(self) -> None:
         """Make sure that no cached page is older than the lock that was just taken. Raises OSError.
 
         Context: lock.mutex held; may wait for the store.
         """
-        if self.inode.store is None:
+        inode = self.inode
+        if inode.store is None:
             raise OSError(errno.EBADF, f"cannot use {self.name}: the cache is closed")
         if self.nr_locked == 0:
             counters = self._present_counters()
-            is_current = self.inode.mapping.extra.is_current(self.inode.mapping)
-            if not is_current or _counters.get(self.inode) != counters:
-                self.inode.invalidate()
-                _counters[self.inode] = counters
+            if counters != self._counters or not inode.mapping.extra.is_current(inode.mapping):
+                inode.invalidate()
+                self._counters = _counters[inode] = counters
         self.nr_locked += 1
 
     def end_use(self) -> None:
@@ -155,8 +154,9 @@ class Database:
     def note_own_commit(self) -> None:
         """Take what is in the store for known. Context: the connection that wrote it holds its lock; all is written back."""
         try:
-            _counters[self.inode] = self._present_counters()
+            self._counters = _counters[self.inode] = self._present_counters()
         except OSError:
+            self._counters = None
             _counters.pop(self.inode, None)
 
 

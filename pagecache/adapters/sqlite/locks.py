@@ -42,30 +42,50 @@ _OFD = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
 _FLOCK = struct.Struct("@hhqqi4x")
 
 
+class Range:
+    """A range of bytes, and what is to be done with it: F_RDLCK, F_WRLCK or F_UNLCK."""
+
+    __slots__ = ("kind", "start", "length", "packed")
+
+    def __init__(self, kind: int, start: int, length: int):
+        self.kind, self.start, self.length = kind, start, length
+        self.packed = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+
+
+READ_PENDING = Range(fcntl.F_RDLCK, PENDING_BYTE, 1)
+WRITE_PENDING = Range(fcntl.F_WRLCK, PENDING_BYTE, 1)
+FREE_PENDING = Range(fcntl.F_UNLCK, PENDING_BYTE, 1)
+WRITE_RESERVED = Range(fcntl.F_WRLCK, RESERVED_BYTE, 1)
+FREE_RESERVED = Range(fcntl.F_UNLCK, RESERVED_BYTE, 1)
+FREE_BOTH = Range(fcntl.F_UNLCK, PENDING_BYTE, 2)
+READ_SHARED = Range(fcntl.F_RDLCK, SHARED_FIRST, SHARED_SIZE)
+WRITE_SHARED = Range(fcntl.F_WRLCK, SHARED_FIRST, SHARED_SIZE)
+FREE_ALL = Range(fcntl.F_UNLCK, 0, 0)
+_HOW = {fcntl.F_RDLCK: fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.F_WRLCK: fcntl.LOCK_EX | fcntl.LOCK_NB,
+        fcntl.F_UNLCK: fcntl.LOCK_UN}  # fmt: skip
+
+
 class RangeLocks:
     """Locks on byte ranges of a local file, which other processes see.
 
-    path: the file. Raises OSError when it cannot be opened.
+    path: the file. ofd: locks of an open file description. Raises OSError when it cannot be opened.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, *, ofd: bool = _OFD):
         self.path = path
+        self._ofd = ofd
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def set(self, kind: int, start: int, length: int) -> bool:
-        """Lock or unlock a range without waiting: F_RDLCK, F_WRLCK or F_UNLCK. Returns False if another holds it.
-
-        Raises OSError.
-        """
+    def set(self, wanted: Range) -> bool:
+        """Lock or unlock a range without waiting. Returns False if another holds it. Raises OSError."""
         try:
-            if _OFD:
-                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+            if self._ofd:
+                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, wanted.packed)
             else:
-                how = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX, fcntl.F_UNLCK: fcntl.LOCK_UN}[kind]
-                fcntl.lockf(self._fd, how | (fcntl.LOCK_NB if kind != fcntl.F_UNLCK else 0), length, start)
+                fcntl.lockf(self._fd, _HOW[wanted.kind], wanted.length, wanted.start)
         except OSError as error:
             if error.errno in _BUSY:
                 return False
@@ -74,12 +94,12 @@ class RangeLocks:
 
     def is_reserved(self) -> bool:
         """Whether another process prepares to write, or writes. Raises OSError."""
-        if _OFD:
-            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, RESERVED_BYTE, 1, 0)
-            return _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK
-        if not self.set(fcntl.F_WRLCK, RESERVED_BYTE, 1):
+        if self._ofd:
+            answer = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, WRITE_RESERVED.packed)
+            return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+        if not self.set(WRITE_RESERVED):
             return True
-        self.set(fcntl.F_UNLCK, RESERVED_BYTE, 1)
+        self.set(FREE_RESERVED)
         return False
 
     def close(self) -> None:
@@ -90,7 +110,7 @@ class RangeLocks:
 class _NoRangeLocks:
     """In place of RangeLocks for objects that no other process can reach."""
 
-    def set(self, kind: int, start: int, length: int) -> bool:
+    def set(self, wanted: Range) -> bool:
         return True
 
     def is_reserved(self) -> bool:
@@ -111,7 +131,7 @@ class ObjectLock:
         self.ranges: Any = RangeLocks(path) if path is not None else _NoRangeLocks()
         self.level = NONE  # the highest of any holder
         self.nr_shared = 0  # holders that are SHARED or more
-        weakref.finalize(self, self.ranges.close)
+        weakref.finalize(self, self.ranges.close).atexit = False  # connections may be closed later than that
 
     def lock(self, holder: "Holder", level: int) -> bool:
         """Raise a holder to a level. Returns False if others do not let it: then it may be PENDING. Raises OSError.
@@ -120,16 +140,16 @@ class ObjectLock:
         """
         if holder.level >= level:
             return True
+        if level == SHARED and self.level == NONE:
+            return self._lock_first_shared(holder)
         if holder.level != self.level and (self.level >= PENDING or level > SHARED):
             return False
         if level == SHARED and self.level in (SHARED, RESERVED):
             self.nr_shared += 1
             holder.level = SHARED
             return True
-        if level == SHARED:
-            return self._lock_first_shared(holder)
         if level == RESERVED:
-            done = self.ranges.set(fcntl.F_WRLCK, RESERVED_BYTE, 1)
+            done = self.ranges.set(WRITE_RESERVED)
         else:
             done = self._lock_exclusive(holder)
         if done:
@@ -137,12 +157,12 @@ class ObjectLock:
         return done
 
     def _lock_first_shared(self, holder: "Holder") -> bool:
-        if not self.ranges.set(fcntl.F_RDLCK, PENDING_BYTE, 1):
+        if not self.ranges.set(READ_PENDING):
             return False
         try:
-            done = self.ranges.set(fcntl.F_RDLCK, SHARED_FIRST, SHARED_SIZE)
+            done = self.ranges.set(READ_SHARED)
         finally:
-            self.ranges.set(fcntl.F_UNLCK, PENDING_BYTE, 1)
+            self.ranges.set(FREE_PENDING)
         if done:
             self.nr_shared = 1
             holder.level = self.level = SHARED
@@ -152,26 +172,26 @@ class ObjectLock:
         """Context: a holder that comes from SHARED, to roll a journal back, does not pass PENDING: two that did would
         wait for each other."""
         if holder.level == RESERVED:
-            if not self.ranges.set(fcntl.F_WRLCK, PENDING_BYTE, 1):
+            if not self.ranges.set(WRITE_PENDING):
                 return False
             holder.level = self.level = PENDING
         if self.nr_shared > 1:
             return False
-        return bool(self.ranges.set(fcntl.F_WRLCK, SHARED_FIRST, SHARED_SIZE))
+        return bool(self.ranges.set(WRITE_SHARED))
 
     def unlock(self, holder: "Holder", level: int) -> None:
         """Lower a holder to SHARED or NONE. Raises OSError. Context: mutex held."""
         if holder.level <= level:
             return
         if holder.level > SHARED:
-            if level == SHARED and not self.ranges.set(fcntl.F_RDLCK, SHARED_FIRST, SHARED_SIZE):
+            if level == SHARED and not self.ranges.set(READ_SHARED):
                 raise OSError(errno.EIO, "the lock on the database cannot be lowered")
-            self.ranges.set(fcntl.F_UNLCK, PENDING_BYTE, 2)
+            self.ranges.set(FREE_BOTH)
             self.level = SHARED
         if level == NONE:
             self.nr_shared -= 1
             if self.nr_shared == 0:
-                self.ranges.set(fcntl.F_UNLCK, 0, 0)
+                self.ranges.set(FREE_ALL)
                 self.level = NONE
         holder.level = level
 

@@ -65,6 +65,8 @@ class LocalFiles:
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file. An empty one is none, as no journal is in it."""
+        if not os.access(path, os.F_OK):  # the usual answer, without an exception
+            return False
         status = self._status(path)
         return status is not None and (not stat.S_ISREG(status.st_mode) or status.st_size > 0)
 

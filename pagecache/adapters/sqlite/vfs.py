@@ -54,6 +54,8 @@ class VFS(apsw.VFS):
         return full
 
     def _place_of(self, name: str) -> Any:
+        if name[0] == "/":
+            return self._files
         if name.startswith(PREFIX):
             return self._objects
         return self._urls if "://" in name else self._files
