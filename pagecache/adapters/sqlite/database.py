@@ -27,10 +27,12 @@ from pagecache.adapters.sqlite.errors import io_error
 from pagecache.adapters.sqlite.locks import NONE, SHARED, Holder, ObjectLock
 from pagecache.file import File
 from pagecache.inode import Inode
+from pagecache.neighbourhood import Locality
 from pagecache.writeback import WritebackControl
 
 COUNTERS = 24  # offset of the change counter and its neighbours (bytes)
 COUNTERS_SIZE = 16
+FITTING_PART = 2  # a database of at most half the cache is taken to fit in, beside other objects
 SECTOR_SIZE = 4096  # a page of the cache is written as a whole
 
 
@@ -105,6 +107,14 @@ class CachedFile(File):
             self.truncate(size)
         except OSError as error:
             raise io_error(apsw.SQLITE_IOERR_TRUNCATE, error) from error
+
+
+class DenseLocality(Locality):
+    """Of a database that fits into the cache: a page near a miss is as good as any other, and will be asked for."""
+
+    def note(self, index: int) -> bool:
+        """Return True: around each miss the neighbourhood is read, where the store is far."""
+        return True
 
 
 _counters: weakref.WeakKeyDictionary[Inode, bytes] = weakref.WeakKeyDictionary()
@@ -356,6 +366,8 @@ def _new_database(
     except BaseException:
         file.close()
         raise
+    if file.mapping.size <= cache.size // FITTING_PART:
+        file.mapping.extra.locality = DenseLocality()
     database.nr_open = 1
     table.databases[key] = database
     return database, file
