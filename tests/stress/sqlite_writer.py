@@ -1,9 +1,9 @@
 """A bank that moves money in a database through a cache until it is killed, and says of each transfer when it is durable.
 
-    python tests/stress/sqlite_writer.py PATH LOG SEED FRAMES MODE
+    python tests/stress/sqlite_writer.py PATH LOG SEED FRAMES MODE SYNCHRONOUS
 
 Each thread (one, with a write-ahead log) moves money between accounts at random and counts its transfers in a row of its
-own, in the same transaction. When COMMIT has returned, with synchronous=FULL, a line "THREAD COUNT" goes to the log (one
+own, in the same transaction. When COMMIT has returned, a line "THREAD COUNT" goes to the log (one
 write(2), which outlives the process).
 """
 
@@ -72,7 +72,7 @@ def verdict(db, counts):
     return ""
 
 
-def open_bank(path, cache, mode):
+def open_bank(path, cache, mode, synchronous="FULL"):
     """Open a connection, small enough to spill."""
     from pagecache.adapters.sqlite import connect
 
@@ -81,11 +81,11 @@ def open_bank(path, cache, mode):
     if mode == "WAL":
         db.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
     db.execute(f"PRAGMA journal_mode={mode}").fetchall()
-    db.execute("PRAGMA synchronous=FULL; PRAGMA cache_size=8; PRAGMA wal_autocheckpoint=20")
+    db.execute(f"PRAGMA synchronous={synchronous}; PRAGMA cache_size=8; PRAGMA wal_autocheckpoint=20")
     return db
 
 
-def main(path, log_path, seed, nr_frames, mode):
+def main(path, log_path, seed, nr_frames, mode, synchronous):
     """Move money until somebody kills the process."""
     import pagecache
 
@@ -93,7 +93,7 @@ def main(path, log_path, seed, nr_frames, mode):
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     rng = random.Random(seed)
     numbers = range(1 if mode == "WAL" else NR_THREADS)
-    banks = [open_bank(path, cache, mode) for _ in numbers]
+    banks = [open_bank(path, cache, mode, synchronous) for _ in numbers]
 
     def run(thread, rng):
         while True:
@@ -105,4 +105,4 @@ def main(path, log_path, seed, nr_frames, mode):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])

@@ -19,6 +19,7 @@ from sqlite_writer import NR_ACCOUNTS, make_bank, open_bank, verdict  # noqa: E4
 
 NR_KILLS = 100 if os.environ.get("PAGECACHE_STRESS") == "1" else 5
 MODES = ("DELETE", "TRUNCATE", "PERSIST", "WAL")
+SYNCHRONOUS = ("FULL", "FULL", "NORMAL", "OFF")  # without syncs the system still has what the process wrote
 FRAMES = (3, 16, 64, 512)
 LIFE_S = 0.4  # a process lives so long at most once it has acknowledged something
 PATIENCE_S = 60
@@ -36,7 +37,7 @@ def counts_of(log):
 
 def run_and_kill(path, log, rng, mode):
     """Let a bank work for a random while and kill it. Returns how it was started."""
-    options = [str(rng.randrange(2**32)), str(rng.choice(FRAMES)), mode]
+    options = [str(rng.randrange(2**32)), str(rng.choice(FRAMES)), mode, rng.choice(SYNCHRONOUS)]
     started_at = log.stat().st_size
     command = [sys.executable, "-P", sqlite_writer.__file__, str(path), str(log), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
