@@ -94,8 +94,9 @@ def main() -> None:
         make_database(path, arguments.rows)
         with open(path, "rb") as file:
             url = server.put("data.db", file.read())
+        blocks = {"cache_type": "blockcache", "block_size": 65536, "cache_options": {"maxblocks": 4096}}
         plain = [HandleVFS("default"), HandleVFS("64k", block_size=65536), HandleVFS("none", cache_type="none"),
-                 HandleVFS("blocks", cache_type="blockcache", block_size=65536, cache_options={"maxblocks": 4096})]  # fmt: skip
+                 HandleVFS("blocks", **blocks)]  # fmt: skip
         ways: dict[str, Callable[[], apsw.Connection]] = {
             "pagecache": lambda: connect(url, pagecache.PageCache(BUDGET)),
             "fsspec handle as it comes": lambda: apsw.Connection(url, vfs="default"),
@@ -103,7 +104,7 @@ def main() -> None:
             "fsspec handle, blockcache of 256 MiB": lambda: apsw.Connection(url, vfs="blocks"),
             "fsspec handle, cache_type none": lambda: apsw.Connection(url, vfs="none"),
         }
-        print(f"{os.path.getsize(path) / 2**20:.0f} MiB, {arguments.queries} random point queries of {PAYLOAD} bytes, twice; "
+        print(f"{os.path.getsize(path) / 2**20:.0f} MiB, twice {arguments.queries} point queries of {PAYLOAD} bytes; "
               f"{arguments.delay * 1000:.0f} ms for each request")  # fmt: skip
         for name, open_it in ways.items():
             print(f"{name:38} {measure(open_it, server, rounds)}", flush=True)

@@ -49,15 +49,23 @@ def run(db: apsw.Connection, ids: list[int]) -> None:
             raise AssertionError(f"row {number} is wrong")
 
 
-def rate(connections: list[apsw.Connection], ids: list[int]) -> float:
-    """Ask for all rows by each connection, in a thread of its own. Returns rows/s of all together."""
+def rate(connections: list[apsw.Connection], ids: list[int], in_transaction: bool) -> float:
+    """Ask for all rows by each connection, in a thread of its own. Returns rows/s of all together.
+
+    in_transaction: one lock for all of the queries, instead of one for each.
+    """
+    for db in connections:
+        db.execute("BEGIN" if in_transaction else "")
     threads = [threading.Thread(target=run, args=(db, ids)) for db in connections]
     started = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return len(ids) * len(connections) / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    for db in connections:
+        db.execute("COMMIT" if in_transaction else "")
+    return len(ids) * len(connections) / seconds
 
 
 def main() -> None:
@@ -84,19 +92,20 @@ def main() -> None:
         for db in connections:
             db.execute("SELECT sum(length(payload)) FROM t").fetchall()
     rng = random.Random(1)
-    best: dict[tuple[str, int], float] = {}
+    cases = [(1, False), (1, True), (arguments.threads, False), (arguments.threads, True)]
+    best: dict[tuple[str, int, bool], float] = {}
     for _ in range(arguments.rounds):
         ids = [rng.randrange(1, arguments.rows + 1) for _ in range(arguments.queries)]
-        for name, connections in opened.items():
-            for nr_threads in dict.fromkeys((1, arguments.threads)):
-                found = rate(connections[:nr_threads], ids)
-                best[name, nr_threads] = max(best.get((name, nr_threads), 0.0), found)
+        for case in cases:
+            for name, connections in opened.items():
+                found = rate(connections[: case[0]], ids, case[1])
+                best[name, *case] = max(best.get((name, *case), 0.0), found)
     print(f"{nbytes / 2**20:.0f} MiB, {arguments.rows:,} rows; rows/s, best of {arguments.rounds} rounds of "
           f"{arguments.queries:,} queries; SQLite {apsw.sqlite_lib_version()}")  # fmt: skip
+    heads = [f"{threads} thread{'s' * (threads > 1)}{', one transaction' * single}" for threads, single in cases]
+    print(f"{'':45}" + "".join(f"{head:>27}" for head in heads))
     for name in ways:
-        rates = ", ".join(f"{best[name, nr]:,.0f} with {nr} threads" for nr in dict.fromkeys((1, arguments.threads)))
-        print(f"{name:50} {rates}")
-    print(cache.stats().hit_ratio if hasattr(cache.stats(), "hit_ratio") else "")
+        print(f"{name:45}" + "".join(f"{best[name, *case]:27,.0f}" for case in cases))
 
 
 if __name__ == "__main__":

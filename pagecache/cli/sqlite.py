@@ -17,7 +17,7 @@ EXIT_SQL = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this verb to its parser."""
     parser.add_argument("source", metavar="URL_OR_PATH", help="a path, or a URL that fsspec knows")
-    parser.add_argument("sql", metavar="SQL", nargs="*", help="statements or dot commands to run; none: read them from a prompt")
+    parser.add_argument("sql", metavar="SQL", nargs="*", help="statements or dot commands; none: a prompt")
     parser.add_argument("--size", default="256MiB", help="budget: bytes, 256MiB, 25%% (default: %(default)s)")
     parser.add_argument("--readonly", action="store_true", help="do not write, and do not make the file")
     parser.add_argument("--stats", action="store_true", help="say on standard error what that cost")

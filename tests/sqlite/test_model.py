@@ -8,7 +8,7 @@ import tempfile
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from support import STRESS
 
 import pagecache
@@ -18,6 +18,7 @@ apsw = pytest.importorskip("apsw")
 from pagecache.adapters.sqlite import connect  # noqa: E402
 
 MODES = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "WAL"]
+TIDYING = ["VACUUM", "PRAGMA incremental_vacuum", "REINDEX", "ANALYZE", "PRAGMA wal_checkpoint(TRUNCATE)"]
 keys = st.integers(0, 300)
 sizes = st.one_of(st.integers(0, 200), st.integers(0, 20_000))
 
@@ -53,7 +54,8 @@ class Databases(RuleBasedStateMachine):
         if more:
             self.db.execute(more).fetchall()
         self.db.execute(f"PRAGMA journal_mode={self.mode}").fetchall()
-        self.db.execute(f"PRAGMA synchronous={self.sync}; PRAGMA cache_size={self.cache_pages}; PRAGMA wal_autocheckpoint=5")
+        self.db.execute(f"PRAGMA synchronous={self.sync}; PRAGMA cache_size={self.cache_pages}")
+        self.db.execute("PRAGMA wal_autocheckpoint=5").fetchall()
 
     def do(self, sql, bindings=None):
         """Do the same to both, with the same result."""
@@ -103,7 +105,7 @@ class Databases(RuleBasedStateMachine):
         self.depth -= how == "RELEASE"
 
     @precondition(lambda self: self.depth == 0)
-    @rule(what=st.sampled_from(["VACUUM", "PRAGMA incremental_vacuum", "REINDEX", "ANALYZE", "PRAGMA wal_checkpoint(TRUNCATE)"]))
+    @rule(what=st.sampled_from(TIDYING))
     def tidy(self, what):
         self.db.execute(what).fetchall()
 
@@ -156,7 +158,5 @@ class Databases(RuleBasedStateMachine):
 @pytest.mark.parametrize("frames", [1, 2, 3, 64])
 def test_random_sql(frames):
     machine = type(f"Databases{frames}", (Databases,), {"frames": frames})
-    limits = settings(max_examples=300, stateful_step_count=60) if STRESS else settings(max_examples=8, stateful_step_count=25)
-    from hypothesis.stateful import run_state_machine_as_test
-
-    run_state_machine_as_test(machine, settings=limits)
+    nr_examples, nr_steps = (300, 60) if STRESS else (8, 25)
+    run_state_machine_as_test(machine, settings=settings(max_examples=nr_examples, stateful_step_count=nr_steps))

@@ -1,4 +1,4 @@
-"""Two processes, or two caches, on one file: locks exclude both ways, nobody sees old pages, the dead are cleaned up after."""
+"""Two processes, or two caches, on one file: locks exclude both ways, nobody sees old pages, the dead leave no harm."""
 
 import os
 import sqlite3

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("apsw")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import sqlite_writer  # noqa: E402
-from sqlite_writer import NR_ACCOUNTS, make_bank, open_bank, verdict  # noqa: E402
+import sqlite_writer
+from sqlite_writer import NR_ACCOUNTS, make_bank, open_bank, verdict
 
 NR_KILLS = 100 if os.environ.get("PAGECACHE_STRESS") == "1" else 5
 MODES = ("DELETE", "TRUNCATE", "PERSIST", "WAL")

@@ -46,7 +46,7 @@ class _NoLocks:
 class _SyncsDirectory:
     """Makes durable, with the first sync, that a new file is there."""
 
-    __slots__ = ("_place", "_name", "_is_new")
+    __slots__ = ("_is_new", "_name", "_place")
 
     def __init__(self, place: Any, name: str, *, is_new: bool):
         self._place, self._name, self._is_new = place, name, is_new
@@ -128,7 +128,7 @@ class JournalFile(_NoLocks):
 class LogFile(_NoLocks):
     """A write-ahead log, cached. It belongs to one connection, which holds the database exclusively."""
 
-    __slots__ = ("xRead", "xWrite", "_file", "_database", "_sync_directory")
+    __slots__ = ("_database", "_file", "_sync_directory", "xRead", "xWrite")
 
     def __init__(self, file: CachedFile, database: Database | None, sync_directory: Any):
         self._file = file

@@ -162,7 +162,7 @@ class Database:
         self.nr_locked -= 1
 
     def note_own_commit(self) -> None:
-        """Take what is in the store for known. Context: the connection that wrote it holds its lock; all is written back."""
+        """Take what is in the store for known. Context: the connection that wrote it holds its lock."""
         try:
             self._counters = _counters[self.inode] = self._present_counters()
         except OSError:
@@ -177,7 +177,7 @@ class DatabaseFile:
     Python code. Context: SQLite calls one handle from one thread at a time.
     """
 
-    __slots__ = ("xRead", "xWrite", "_file", "_database", "_holder", "_vfs", "_is_unlocked")
+    __slots__ = ("_database", "_file", "_holder", "_is_unlocked", "_vfs", "xRead", "xWrite")
 
     def __init__(self, vfs: Any, database: Database, file: CachedFile, *, locks_itself: bool):
         self._vfs = vfs  # which has to live as long as SQLite uses it
@@ -342,12 +342,12 @@ def open_database(cache: Any, place: Any, name: str, *, writable: bool, create: 
     mode = "r+b" if writable else "rb"
     with table.lock:
         key = place.key_of(name)
-        database = table.databases.get(key) if key is not None else None
+        database = table.databases.get(key) if key is not None and (writable or place.is_local) else None
         if database is None or (writable and not database.inode.writable):
             store = place.open(name, writable=writable, create=create)
             fit_folios(store)
             database = table.databases.get(store.key)
-            if database is None:
+            if database is None or not (writable or database.inode.writable or database.inode.is_version(store)):
                 return _new_database(cache, table, place, name, store, mode)
             file = cache.open_shared(database.inode, store, mode, CachedFile)
         else:
@@ -378,8 +378,8 @@ def close_database(cache: Any, database: Database, file: CachedFile) -> None:
     table = _table_of(cache)
     with table.lock:
         database.nr_open -= 1
-        if database.nr_open == 0:
-            table.databases.pop(file.mapping.key, None)
+        if database.nr_open == 0 and table.databases.get(file.mapping.key) is database:
+            del table.databases[file.mapping.key]
         try:
             file.close()
         except OSError as error:

@@ -8,14 +8,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def sqlite_error(code: int, message: str) -> apsw.Error:
+def sqlite_error(code: int, message: str) -> Exception:
     """Return the exception that apsw hands to SQLite as `code` (an extended result code)."""
     error = apsw.exception_for(code)
     error.args = (message,)
     return error
 
 
-def io_error(code: int, cause: BaseException) -> apsw.Error:
+def io_error(code: int, cause: BaseException) -> Exception:
     """Return the exception for a failed operation.
 
     code: the SQLITE_IOERR_* of the operation. Where the cause says more, that counts: SQLITE_FULL for a store without
@@ -31,7 +31,7 @@ def io_error(code: int, cause: BaseException) -> apsw.Error:
     return error
 
 
-def open_error(cause: BaseException) -> apsw.Error:
+def open_error(cause: BaseException) -> Exception:
     """Return the exception for a file that cannot be opened."""
     error = sqlite_error(apsw.SQLITE_CANTOPEN, str(cause) or type(cause).__name__)
     error.__cause__ = cause

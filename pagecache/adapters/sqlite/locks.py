@@ -45,7 +45,7 @@ _FLOCK = struct.Struct("@hhqqi4x")
 class Range:
     """A range of bytes, and what is to be done with it: F_RDLCK, F_WRLCK or F_UNLCK."""
 
-    __slots__ = ("kind", "start", "length", "packed")
+    __slots__ = ("kind", "length", "packed", "start")
 
     def __init__(self, kind: int, start: int, length: int):
         self.kind, self.start, self.length = kind, start, length
@@ -157,12 +157,13 @@ class ObjectLock:
         return done
 
     def _lock_first_shared(self, holder: "Holder") -> bool:
-        if not self.ranges.set(READ_PENDING):
+        set_range = self.ranges.set
+        if not set_range(READ_PENDING):
             return False
         try:
-            done = self.ranges.set(READ_SHARED)
+            done = bool(set_range(READ_SHARED))
         finally:
-            self.ranges.set(FREE_PENDING)
+            set_range(FREE_PENDING)
         if done:
             self.nr_shared = 1
             holder.level = self.level = SHARED
@@ -203,7 +204,7 @@ class ObjectLock:
 class Holder:
     """One connection's part in an ObjectLock."""
 
-    __slots__ = ("level", "__weakref__")
+    __slots__ = ("__weakref__", "level")
 
     def __init__(self) -> None:
         self.level = NONE
@@ -222,7 +223,7 @@ def lock_of(key: str, path: str | None) -> ObjectLock:
         return lock
 
 
-def busy() -> apsw.Error:
+def busy() -> Exception:
     """Return the exception that tells SQLite to wait."""
     return apsw.exception_for(apsw.SQLITE_BUSY)
 

@@ -65,8 +65,6 @@ class LocalFiles:
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file. An empty one is none, as no journal is in it."""
-        if not os.access(path, os.F_OK):  # the usual answer, without an exception
-            return False
         status = self._status(path)
         return status is not None and (not stat.S_ISREG(status.st_mode) or status.st_size > 0)
 
@@ -122,10 +120,11 @@ class Objects:
         self._lock = threading.Lock()
 
     def add(self, name: str, store: Any) -> None:
-        """Give a store a name. Raises ValueError if another one has it."""
+        """Give a store a name. Raises ValueError if one with another key has it."""
         with self._lock:
-            if self._stores.setdefault(name, store) is not store:
+            if name in self._stores and self._stores[name].key != store.key:
                 raise ValueError(f"another store is named {name!r}")
+            self._stores[name] = store
 
     def full_name(self, name: str) -> str:
         """Return the name."""

@@ -1,6 +1,7 @@
 """The VFS: it finds the place of a name and makes the handles that SQLite asks for."""
 
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pagecache.stores import MemoryStore
 
 MAX_PATHNAME = 4096  # bytes
 SUFFIXES = ("-journal", "-wal")
+ACCESS_EXISTS = apsw.SQLITE_ACCESS_EXISTS
 JOURNALS = apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_SUPER_JOURNAL
 _numbers = itertools.count(1)
 
@@ -68,9 +70,11 @@ class VFS(apsw.VFS):
 
     def xAccess(self, name: str, flags: int) -> bool:
         """Whether there is such a file, or it may be read and written."""
+        if flags == ACCESS_EXISTS and name[0] == "/" and not os.access(name, os.F_OK):
+            return False  # the usual answer, twice in each transaction
         place = self._place_of(name)
         try:
-            if flags == apsw.SQLITE_ACCESS_EXISTS:
+            if flags == ACCESS_EXISTS:
                 return bool(place.exists(name))
             return bool(place.is_accessible(name, writable=flags == apsw.SQLITE_ACCESS_READWRITE))
         except OSError as error:
