@@ -138,19 +138,21 @@ class PageCache:
             recheck = getattr(store, "recheck", "open")
         max_age_s = max_age_of(checked_recheck(recheck))
         if max_age_s is None and on_change == "error":
-            return self._open_store(store, mode, durability)
-        file = self._open_store(store, mode, durability)
+            return self.open_store(store, mode, durability)
+        file = self.open_store(store, mode, durability)
 
         def reopen() -> File:
             again = copy.copy(store)
             if getattr(again, "is_immutable", False):
                 self.forget(again.key)  # what is cached would be taken for good
-            return self._open_store(again, file.mode if file.mode == "rb" else "r+b", durability)
+            return self.open_store(again, file.mode if file.mode == "rb" else "r+b", durability)
 
         return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")
 
-    def _open_store(self, store: Any, mode: str, durability: str) -> File:
-        """Open a file on a store, which is closed if that fails."""
+    def open_store(
+        self, store: Any, mode: str, durability: str = "write-back", file_type: type[File] = File
+    ) -> Any:
+        """Open a file of a type of one's own on a store, which is closed if that fails; for adapters."""
         try:
             if getattr(store, "is_immutable", False) and not self._knows(store.key):
                 store.validator()  # asks the store, which is better done without the cache's lock
@@ -158,7 +160,21 @@ class PageCache:
         except BaseException:
             store.close()
             raise
-        file = (File if self.recorder is None else RecordedFile)(inode, mode, durability)
+        return self._file_on(inode, mode, durability, file_type)
+
+    def open_shared(self, inode: Inode, store: Any, mode: str, file_type: type[File] = File) -> Any:
+        """Open a file on an inode that is open, whatever the object's version is now; for adapters that see to that.
+
+        store: another one of the object, or None.
+        """
+        with self._lock.held():
+            inode.acquire(store, writes=mode != "rb")
+        return self._file_on(inode, mode, "write-back", file_type)
+
+    def _file_on(self, inode: Inode, mode: str, durability: str, file_type: type[File]) -> File:
+        """Return a file on an inode that counts it as open."""
+        recorded = self.recorder is not None and file_type is File
+        file = (RecordedFile if recorded else file_type)(inode, mode, durability)
         file.cache = self
         self._files.add(file)
         try:
@@ -311,8 +327,7 @@ class PageCache:
             if self.recorder is not None:
                 raise ValueError(f"this cache is recorded already, into {self.recorder.path}")
             self.recorder = recorder
-            for file in list(self._files):
-                file.__class__ = RecordedFile
+            self._turn_files(File, RecordedFile)
         return recorder
 
     def end_recording(self, recorder: Recorder) -> None:
@@ -320,8 +335,13 @@ class PageCache:
         with self._lock.held():
             if self.recorder is recorder:
                 self.recorder = None
-                for file in list(self._files):
-                    file.__class__ = File
+                self._turn_files(RecordedFile, File)
+
+    def _turn_files(self, old: type[File], new: type[File]) -> None:
+        """Give open files of one class another one; adapters' own kinds of files are not recorded."""
+        for file in list(self._files):
+            if type(file) is old:
+                file.__class__ = new
 
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""

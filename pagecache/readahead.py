@@ -141,6 +141,11 @@ def read_around(mapping: AddressSpace, ra: FileRaState, index: int, req: int) ->
         do_page_cache_ra(mapping, first, end - first, 0, demand_end=0, dropbehind=ra.dropbehind)
 
 
+def wanted_order(mapping: AddressSpace) -> int:
+    """Return the order that the store wants folios to have, -1 if it does not mind."""
+    return mapping.extra.hints.folio_order if mapping.extra is not None else -1
+
+
 # -- issuing -----------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +161,9 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
     order = min(MAX_FOLIO_ORDER, ra.order, size.bit_length() - 1)
     if ra.io_pages:
         order = min(order, ra.io_pages.bit_length() - 1)  # a folio is read by one request
+    wanted = wanted_order(mapping)
+    if wanted >= 0:
+        order = wanted
     ra.order = order
     async_size = ra.async_size
     mark = start + size - async_size
@@ -204,10 +212,12 @@ def page_cache_ra_unbounded(
     dropbehind: bool = False,
     background: bool = False,
 ) -> None:
-    """Read nr pages from `index` on with single-page folios, around those that are cached.
+    """Read nr pages from `index` on with folios of one page, or as large as the store wants them, around those that are
+    cached.
 
     Context: takes invalidate_lock shared.
     """
     with mapping.shared():
-        for batch in missing_batches(mapping, index, index + nr - 1, 0, mark, demand_end, dropbehind):
+        order = max(0, wanted_order(mapping))
+        for batch in missing_batches(mapping, index, index + nr - 1, order, mark, demand_end, dropbehind):
             read_pages(mapping, batch, demand_end, background)
