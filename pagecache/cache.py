@@ -141,6 +141,7 @@ class PageCache:
     def _open_store(self, store: Any, mode: str, durability: str) -> File:
         """Open a file on a store, which is closed if that fails."""
         try:
+            self.flusher.limit_undurable()
             if getattr(store, "is_immutable", False) and not self._knows(store.key):
                 store.validator()  # asks the store, which is better done without the cache's lock
             inode = self._inode_of(store, writes=mode != "rb")
@@ -330,6 +331,8 @@ class PageCache:
         lost = [inode for inode in self.flusher.inodes() if is_dirty(inode)]
         for inode in lost:
             inode.discard()
+        for inode in self.flusher.inodes():
+            inode.close_retired()  # a store whose sync failed
         with self._lock.held():
             self._inodes.clear()
         if error is not None:
