@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import mmh3
@@ -16,7 +17,9 @@ from pagecache.file import File
 from pagecache.file_writes import DURABILITY
 from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
 from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
+from pagecache.recorder import RecordedFile, Recorder
 from pagecache.sizes import format_size, parse_size
+from pagecache.sources import SourceTotals
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
 from pagecache.stores.validators import checked_recheck, max_age_of
@@ -45,7 +48,9 @@ class PageCache:
     io: "auto" and "io_uring" read O_DIRECT files through io_uring where the system allows it, else by threads, as
     "threads" always does; `io_backend` tells which it is. register_frames: register the frames with io_uring (they are
     then pinned in memory).
-    Raises ValueError when the budget is smaller than one page, or io is none of these.
+    policy: who leaves when the budget is spent: "adaptive" follows whatever suits the workload; "kernel", "s3fifo",
+    "sieve", "lirs" are fixed (docs/eviction.md).
+    Raises ValueError when the budget is smaller than one page, or io or policy is none of these.
     """
 
     def __init__(
@@ -59,12 +64,13 @@ class PageCache:
         on_write_error: str = "retry",
         io: str = "auto",
         register_frames: bool = False,
+        policy: str = "adaptive",
         segment: Segment | None = None,
     ):
         nbytes = parse_size(size)
         if nbytes < PAGE_SIZE:
             raise ValueError(f"a budget of {nbytes} bytes holds no page; give {PAGE_SIZE} bytes or more")
-        self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1)
+        self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1, policy=policy)
         if io not in ("auto", "io_uring", "threads"):
             raise ValueError(f"io must be 'auto', 'io_uring' or 'threads', not {io!r}")
         if on_write_error not in ("retry", "drop"):
@@ -79,7 +85,10 @@ class PageCache:
         self._files: WeakMembers[File] = WeakMembers()
         self._all_inodes: WeakMembers[Inode] = WeakMembers()
         self._streams = Streams()
+        self._totals = SourceTotals()
+        self._wrap_store: Callable[[Any], Any] | None = None
         self._maps: WeakMembers[Any] = WeakMembers()
+        self.recorder: Recorder | None = None
         self._closed = False
         _caches.add(self)
         _segments.add(self.segment)
@@ -123,6 +132,8 @@ class PageCache:
         if on_change not in ("error", "reload"):
             raise ValueError(f"on_change must be 'error' or 'reload', not {on_change!r}")
         store = self._store_of(source, mode, direct, recheck, storage_options)
+        if mode == "rb" and self._wrap_store is not None:
+            store = self._wrap_store(store)
         if recheck is None:
             recheck = getattr(store, "recheck", "open")
         max_age_s = max_age_of(checked_recheck(recheck))
@@ -148,7 +159,7 @@ class PageCache:
         except BaseException:
             store.close()
             raise
-        file = File(inode, mode, durability)
+        file = (File if self.recorder is None else RecordedFile)(inode, mode, durability)
         file.cache = self
         self._files.add(file)
         try:
@@ -160,6 +171,13 @@ class PageCache:
             file.close()
             raise
         return file
+
+    def through(self, wrap: Callable[[Any], Any] | None) -> None:
+        """Have a function called with each store that is opened for reading from now on; it returns the one that serves.
+
+        wrap: returns the store that it is given, or another one over it with the same key; None: no function any more.
+        """
+        self._wrap_store = wrap
 
     def closes_with(self, mapped: Any) -> None:
         """Close a map, which may outlive its file, when the cache is closed."""
@@ -197,7 +215,7 @@ class PageCache:
                 inode = None
             if inode is None:
                 self._make_room()
-                inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed)
+                inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
                 self._inodes[key] = inode
                 self._all_inodes.add(inode)
             self._inodes.move_to_end(key)
@@ -249,7 +267,10 @@ class PageCache:
 
         per_file: `files` of the answer tells them for each object that is open or cached, which walks their pages.
         """
-        stats = read_stats(self.segment)
+        with self._totals.lock.held():
+            stores = [store for inode in list(self._all_inodes) for store in list(inode.counted)]
+            counts = self._totals.total(stores)
+        stats = read_stats(self.segment, counts)
         if per_file:
             self._check_usable()
             with self._lock.held():
@@ -278,6 +299,30 @@ class PageCache:
                 logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
             inode.mapping.size = 0
             truncate.truncate_inode_pages(inode.mapping, 0)
+
+    def record(self, path: str | os.PathLike[str]) -> Recorder:
+        """Record which pages are used from now on, until the returned Recorder is stopped, which writes a trace for
+        `pagecache trace` (.npz, .npy or .txt). `with cache.record(path): ...` stops by itself.
+
+        Raises ValueError for another kind of file, or when the cache is recorded already. Costs nothing when it is not.
+        """
+        self._check_usable()
+        recorder = Recorder(self, os.fspath(path))
+        with self._lock.held():
+            if self.recorder is not None:
+                raise ValueError(f"this cache is recorded already, into {self.recorder.path}")
+            self.recorder = recorder
+            for file in list(self._files):
+                file.__class__ = RecordedFile
+        return recorder
+
+    def end_recording(self, recorder: Recorder) -> None:
+        """Forget a recorder that stops."""
+        with self._lock.held():
+            if self.recorder is recorder:
+                self.recorder = None
+                for file in list(self._files):
+                    file.__class__ = File
 
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""

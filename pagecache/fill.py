@@ -11,6 +11,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 
+from pagecache import copies
 from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Segment
 
 ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that others hold for a moment
@@ -126,6 +127,8 @@ def read_run(mapping: AddressSpace, batch: FolioBatch) -> None:
     if mapping.fd >= 0:
         batch.end_read_filled()
     else:
+        if mapping.extra.replicate != "all":
+            copies.mark_copies(mapping, batch)
         batch.end_read(expected)
 
 

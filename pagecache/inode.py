@@ -10,8 +10,10 @@ from typing import Any
 
 from pagecache import _core, fill, truncate, workers, write, writeback
 from pagecache._core import AddressSpace, Mutex, Segment
+from pagecache.copies import replicate_of
 from pagecache.line import Line
 from pagecache.readahead import PAGE_SHIFT
+from pagecache.sources import SourceTotals, add_counts, counts_of
 from pagecache.stats import FileStats, read_file_stats
 from pagecache.stores.base import hints_of
 from pagecache.window import share_pages, wanted_pages, window_pages
@@ -68,7 +70,15 @@ class Inode:
     Context: whoever is the first to open an object, or opens it once more, holds the cache's lock.
     """
 
-    def __init__(self, segment: Segment, store: Any, streams: Streams, flusher: Any = None, keeps_failed: bool = True):
+    def __init__(
+        self,
+        segment: Segment,
+        store: Any,
+        streams: Streams,
+        flusher: Any = None,
+        keeps_failed: bool = True,
+        totals: SourceTotals | None = None,
+    ):
         self.streams = streams
         self.flusher = flusher
         self.keeps_failed = keeps_failed
@@ -83,6 +93,9 @@ class Inode:
         self.idle_since = 0.0  # when the last open file went (monotonic seconds)
         self._lock = Mutex()  # a collected file may release the object anywhere
         self._retired: list[Any] = []
+        self.totals = totals or SourceTotals()
+        self.counted: list[Any] = []  # stores that are open and count their sources
+        self._closed_counts: dict[str, int] = {}
         self.store: Any = None
         self.known_version: Any = None  # what the last store knew of the object when it was given up
         self._use(store)
@@ -96,6 +109,7 @@ class Inode:
         channel = Channel(workers.shared_pool, hints.parallel_requests)
         channel.on_idle = _weakly(self.close_retired)
         line = Line(hints, channel, self.flusher, self.keeps_failed)
+        line.replicate = replicate_of(store)
         if self.mapping.extra is not None:
             line.take_over(self.mapping.extra)
         self.mapping.extra = line
@@ -106,6 +120,9 @@ class Inode:
         if getattr(store, "is_immutable", False) and store.known_version is None:
             store.known_version = self.known_version
         self.store = store
+        if hasattr(store, "source_counts"):
+            with self.totals.lock.held():
+                self.counted.append(store)
         self.mapping.host = store
         self.mapping.fd = -1
         fd = getattr(store, "fd", -1)
@@ -131,7 +148,15 @@ class Inode:
 
     def stats(self) -> FileStats:
         """Return what was counted for this object. Context: walks its pages."""
-        return read_file_stats(self.mapping, self.name, self.nr_open)
+        return read_file_stats(self.mapping, self.name, self.nr_open, self._source_counts())
+
+    def _source_counts(self) -> dict[str, int]:
+        """Return where the bytes of this object came from, as far as its stores count that."""
+        with self.totals.lock.held():
+            counts = dict(self._closed_counts)
+            for store in self.counted:
+                add_counts(counts, counts_of(store))
+        return counts
 
     # -- versions ------------------------------------------------------------------------------------------------------
 
@@ -420,4 +445,5 @@ class Inode:
             retired = [store for store in self._retired if store is not self.store]
             self._retired = []
         for store in retired:
+            self.totals.close(store, self.counted, self._closed_counts)
             store.close()

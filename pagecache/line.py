@@ -29,6 +29,7 @@ class Line:
         self.is_crowded = False  # whether the budget, not the store, limits windows now
         self.locality = Locality()
         self.keeps_failed = keeps_failed
+        self.replicate = "all"  # what becomes of pages that other processes hold as well
         self.nr_failures = 0  # requests to write that failed
         self.sync_failed = False  # whether what is in `unsynced` may be lost below
         self.nr_doubts = 0  # how often that began or ended

@@ -15,6 +15,7 @@ import pagecache
 VERBS = {
     "demo": "read a real file through a cache smaller than it and compare every byte with plain reads",
     "stat": "read a file or URL once through a cache and say what that cost, and what is cached then",
+    "trace": "run an access trace through the engine and print what each eviction policy misses",
 }
 
 EXIT_USAGE = 2

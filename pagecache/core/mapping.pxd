@@ -14,6 +14,7 @@ folio.mapping therefore pins membership.  Removal stores the shadow or NULL firs
 from libc.errno cimport EBUSY, EEXIST, ENFILE, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
+from pagecache.core.admit cimport lru_admit
 from pagecache.core.atomic cimport (add_relaxed_u64, ctz32, load_acquire_u32, load_relaxed_u32, load_relaxed_u64,
                                     or_relaxed_u32, store_relaxed_u32, store_relaxed_u64, store_release_u32)
 from pagecache.core.check cimport pc_assert
@@ -26,7 +27,7 @@ from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, 
 from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
 from pagecache.core.dirty cimport dirty_uncharge
 from pagecache.core.lock cimport RWSEM_WRITER, spin_lock, spin_unlock
-from pagecache.core.lru cimport folio_put, folio_put_many, lru_add, lru_link
+from pagecache.core.lru cimport folio_put, folio_put_many
 from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTY, NR_FILE_HUGEPAGES, NR_FILE_PAGES, READAHEAD_WASTED, Folio,
                                      Mapping, Segment, count, folio_number)
 from pagecache.core.workingset cimport workingset_eviction, workingset_refault, workingset_update_node
@@ -199,7 +200,7 @@ cdef inline int mapping_add_folio(Segment* seg, uint32_t number, Folio* folio, u
         return error
     if shadow != 0 and not writing:
         workingset_refault(seg, folio, shadow)
-    lru_add(seg, folio)
+    lru_admit(seg, folio)
     return 0
 
 
@@ -310,5 +311,5 @@ cdef inline void filemap_replace_folio(Segment* seg, Folio* old, Folio* new) noe
     store_release_u32(&old.mapping, 0)
     folio_seq_bump(old)
     spin_unlock(&mapping.pages.lock)
-    lru_add(seg, new)
+    lru_admit(seg, new)
     folio_put_many(seg, old, nr)

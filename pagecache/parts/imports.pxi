@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as posix_close, getpid
 
+from pagecache.core.admit cimport policy_init
 from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, add_relaxed_u64, cas_acq_rel_u32, ctz32,
                                     ctz64, exchange_acq_rel_u32, exchange_acq_rel_u64, fence_acquire, fence_seq_cst,
                                     hint_u32, hint_u64, load_acquire_u32, load_acquire_u64, load_relaxed_u32,
@@ -48,12 +49,13 @@ from pagecache.core.memory cimport (copy_page, copy_shared, memory_advise_huge, 
                                     memory_unpoison, prefetch_range)
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)
-from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_INACTIVE,
+from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE,
                                      LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, MISSES, NR_COUNTERS, NR_DIRTY,
-                                     NR_FILE_PAGES, NR_PINNED, NR_WRITEBACK, READAHEAD_PAGES, STORE_READ_BYTES,
-                                     STORE_READS, STORE_WRITE_BYTES, STORE_WRITES, header_set_dirty_limits,
-                                     Folio as CFolio, Mapping as CMapping, Segment as CSegment, Header, count,
-                                     count_store_read, counted, folio_number, frame_address, segment_attach,
+                                     NR_FILE_PAGES, NR_PINNED, NR_PROBES, NR_WRITEBACK, POLICY_ADAPTIVE,
+                                     READAHEAD_PAGES, STORE_READ_BYTES, STORE_READS, STORE_WRITE_BYTES, STORE_WRITES,
+                                     header_set_dirty_limits, Adaptive as CAdaptive, Folio as CFolio, Mapping as
+                                     CMapping, Segment as CSegment, Header, count, count_store_read, counted,
+                                     folio_number, frame_address, segment_attach,
                                      segment_create, segment_layout)
 from pagecache.core.split cimport folio_split
 from pagecache.core.stamp cimport own_write_begin, own_write_end, stamp_is_current, stamp_take

@@ -14,6 +14,7 @@ then for what the segment's own check finds.
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
+from pagecache.core.admit cimport policy_init
 from pagecache.core.atomic cimport add_acq_rel_u32, cpu_relax, load_acquire_u32, pc_u32, store_release_u32
 from pagecache.core.buddy cimport buddy_init
 from pagecache.core.config cimport PAGE_SIZE
@@ -39,6 +40,7 @@ cdef enum:
     THREADS_MAX = 16
 
 OPERATIONS = ("read", "read_pinned", "read_ahead", "write", "write_back", "sync", "truncate", "evict", "split", "sample")
+POLICIES = ("kernel", "s3fifo", "sieve", "lirs", "adaptive")     # in the order of PolicyNumber
 
 
 cdef void step(Worker* worker) noexcept nogil:
@@ -98,12 +100,13 @@ cdef void* thread_main(void* argument) noexcept nogil:
     return NULL
 
 
-cdef int prepare(Work* work, list descriptors, uint32_t nr_frames) except -1:
+cdef int prepare(Work* work, list descriptors, uint32_t nr_frames, uint32_t policy) except -1:
     """Makes the segment and its files, the first version of every page in each."""
     cdef uint32_t m, page
     if segment_create(&work.seg, nr_frames, 8, True, -1, 0) != 0:
         raise MemoryError("no room for the segment")
     buddy_init(&work.seg)
+    policy_init(&work.seg, policy)
     header_set_dirty_limits(work.seg.header, nr_frames // 2, nr_frames // 4)
     io_queue_init(&work.queue, &work.seg, False, False)
     page_bytes = bytearray(PAGE_SIZE)
@@ -151,7 +154,7 @@ cdef int finish(Work* work) except -1:
 
 
 def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed: int, faults: bool,
-        span: int = NR_PAGES) -> dict:
+        span: int = NR_PAGES, policy: str = "kernel") -> dict:
     """Let threads work on files that start with the first version of every page.
 
     Arguments:
@@ -162,6 +165,7 @@ def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed:
         seed: of the choices; not of the schedule.
         faults: whether some write-back fails.
         span: pages that are used; fewer than all: only reads and evictions.
+        policy: one of POLICIES.
     Returns:
         How often each operation was done.
     Raises:
@@ -178,7 +182,7 @@ def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed:
     if work == NULL or workers == NULL:
         raise MemoryError
     assert 1 <= nr_threads <= THREADS_MAX and 1 <= span <= NR_PAGES and len(descriptors) == NR_FILES
-    prepare(work, descriptors, nr_frames)
+    prepare(work, descriptors, nr_frames, POLICIES.index(policy))
     work.nr_threads = nr_threads
     work.span = span
     for i in range(work.nr_threads):
