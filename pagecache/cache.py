@@ -154,6 +154,7 @@ class PageCache:
     ) -> Any:
         """Open a file of a type of one's own on a store, which is closed if that fails; for adapters."""
         try:
+            self.flusher.limit_undurable()
             if getattr(store, "is_immutable", False) and not self._knows(store.key):
                 store.validator()  # asks the store, which is better done without the cache's lock
             inode = self._inode_of(store, writes=mode != "rb")
@@ -395,6 +396,8 @@ class PageCache:
         lost = [inode for inode in self.flusher.inodes() if is_dirty(inode)]
         for inode in lost:
             inode.discard()
+        for inode in self.flusher.inodes():
+            inode.close_retired()  # a store whose sync failed
         with self._lock.held():
             self._inodes.clear()
         if error is not None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import operator
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ LAST_PAGE = (1 << 52) - 1
 SIZE_MAX = (1 << 63) - 1
 ALL_ON_DISK = (1 << 64) - 1
 ZEROS = 1024 * 1024  # bytes written at once where a store knows no holes
+TRIES = 8  # at what must not be left half done
 STORE_PATIENCE_S = 0.5  # how long closing waits for the engine's reads of a descriptor
 
 
@@ -88,6 +90,7 @@ class Inode:
         self.mapping = AddressSpace(segment, self.name)
         self.mapping.key = store.key
         self.nr_open = 0
+        self.idle_since = 0.0  # when the last open file went (monotonic seconds)
         self._lock = Mutex()  # a collected file may release the object anywhere
         self._retired: list[Any] = []
         self.totals = totals or SourceTotals()
@@ -194,29 +197,54 @@ class Inode:
             self._set_size_locked(size)
 
     def _set_size_locked(self, size: int) -> None:
-        mapping, old_size, tail = self.mapping, self.mapping.size, b""
-        if size < old_size:
-            tail = truncate.cached_tail(mapping, size)
+        mapping, old_size = self.mapping, self.mapping.size
         try:
             if size < old_size:
-                truncate.truncate_setsize(mapping, size)
-            self.store.truncate(size)
+                self._cut_store(size)
+            else:
+                self.store.truncate(size)
         except BaseException:
-            self._take_size_of_store(old_size, tail)
+            self._take_size_of_store(old_size, size)
             raise
+        mapping.extra.note_resized(size)
         mapping.disk_size = size
-        if size > old_size:
-            truncate.truncate_setsize(mapping, size)
+        self._follow_store(size)
 
-    def _take_size_of_store(self, old_size: int, tail: bytes) -> None:
-        """After a cut that failed below: what is there shows again, up to the old size. tail: what the cut zeroed."""
+    def _follow_store(self, size: int) -> None:
+        """Do in the cache what the store has done; an interrupt has to wait for that, which waits for nobody."""
+        interrupt: BaseException | None = None
+        for _ in range(TRIES):
+            try:
+                truncate.truncate_setsize(self.mapping, size)
+                break
+            except BaseException as outside:
+                interrupt = outside
+        if interrupt is not None:
+            raise interrupt
+
+    def _cut_store(self, size: int) -> None:
+        """Cut the store, while the pages behind the cut stay as they are: if it fails, nothing of them is lost.
+
+        Write-back begins nothing behind i_size; the folio over the cut, of which it would write a part, is kept locked.
+        """
+        mapping, behind = self.mapping, -(-size >> PAGE_SHIFT)
+        with truncate.locked(truncate.lock_cached(mapping, (size - 1) >> PAGE_SHIFT) if size else None):
+            mapping.size = size
+            truncate.unmap_mapping_pages(mapping, behind, 0)
+            truncate.wait_for_folios(mapping, behind)
+            self.store.truncate(size)
+
+    def _take_size_of_store(self, old_size: int, size: int) -> None:
+        """After a change of size that failed below: the object is as it was, unless the store has lost some of it."""
         mapping = self.mapping
-        on_disk = size_of(self.store)
-        mapping.disk_size = on_disk
-        size = min(on_disk, old_size)
-        if size > mapping.size:
-            truncate.restore_tail(mapping, tail[: size - mapping.size])
-            truncate.truncate_setsize(mapping, size)
+        mapping.size = old_size
+        had = mapping.disk_size
+        try:
+            mapping.disk_size = size_of(self.store)
+        except OSError:  # it cannot even say: nothing is taken for lost
+            mapping.disk_size = had
+        if mapping.disk_size < had:
+            truncate.truncate_setsize(mapping, max(size, mapping.disk_size))
 
     def punch_hole(self, file: Any, offset: int, nbytes: int) -> None:
         """Make a byte range read as zeros, in cache and store. Raises OSError; then the bytes are as before."""
@@ -242,6 +270,7 @@ class Inode:
                 truncate.truncate_pagecache_range(mapping, offset, end - 1)
                 if on_disk > offset:
                     punch(offset, on_disk - offset)
+                    mapping.extra.note_resized(offset)
             except BaseException as failed:
                 with contextlib.suppress(OSError):  # a page that a map has made dirty since
                     truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
@@ -259,6 +288,12 @@ class Inode:
             offset += len(zeros)
 
     # -- durability ----------------------------------------------------------------------------------------------------
+
+    @property
+    def needs_sync(self) -> bool:
+        """Whether the store has been given bytes that it has not made durable, or does now."""
+        line = self.mapping.extra  # a sync under way has taken what it syncs, and puts it back before it fails
+        return hasattr(self.store, "sync") and (line.has_unsynced or self._sync_lock.is_held or line.has_unsynced)
 
     def start_writeback(self, first: int, last: int) -> None:
         """Have pages first..last written back by somebody, without waiting."""
@@ -292,11 +327,11 @@ class Inode:
         Returns False if another sync failed meanwhile: a store may say so only once, and take the bytes for written.
         Raises OSError.
         """
-        sync = getattr(self.store, "sync", None)
-        if sync is None:
-            return True
         line = self.mapping.extra
         with self._sync_lock.held():
+            sync = getattr(self.store, "sync", None)
+            if sync is None:
+                return True
             if line.nr_doubts != nr_doubts:
                 return False
             runs = line.take_unsynced()
@@ -361,16 +396,18 @@ class Inode:
         return not line.prefetches and line.channel.wait_idle(timeout_s) and self.mapping.wait_inflight(timeout_s)
 
     def release(self, *, writes: bool = False) -> None:
-        """Count one open file less; the last one gives up the store, as soon as nothing is dirty."""
+        """Count one open file less; the last one gives up the store, as soon as nothing is dirty and all is durable."""
         if self.mapping.segment.dead:
             return  # in a forked child: the lock may be held by a thread that is not there
         with self._lock.held():
             self.nr_open -= 1
             self.nr_writers -= writes
+            self.idle_since = time.monotonic()
         self.close_retired()
 
     def _retire_idle(self) -> None:
-        """Give up the store when nobody has the object open and it is clean. Context: self._lock held."""
+        """Give up the store when nobody has the object open, it is clean, and the store has made it durable, which the
+        flusher sees to. Context: self._lock held."""
         if self.nr_open or self.store is None:
             return
         if self.flusher is not None and not self.flusher.drop_if_done(self):

@@ -111,6 +111,15 @@ class Line:
             if len(self._unsynced) > UNSYNCED_MAX:
                 self._unsynced = [(min(run[0] for run in self._unsynced), max(run[1] for run in self._unsynced))]
 
+    def note_resized(self, size: int) -> None:
+        """Note that the store was cut, extended or punched there, which may not be durable yet. Context: any thread."""
+        self.note_written(size >> PAGE_SHIFT, (size >> PAGE_SHIFT) - 1)
+
+    @property
+    def has_unsynced(self) -> bool:
+        """Whether the store was changed since it was last asked to make all durable, or that failed."""
+        return bool(self._unsynced) or self.sync_failed
+
     def note_failure(self) -> None:
         """Note that a request to write failed. Context: any thread."""
         with self._lock.held():

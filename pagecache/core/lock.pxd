@@ -65,8 +65,8 @@ cdef inline void spin_lock(SpinLock* lock) noexcept nogil:
 
 
 cdef inline int spin_lock_slice(SpinLock* lock) noexcept nogil:
-    """Tries to lock, sleeping for one slice at most. Returns 0, -EINTR after a signal, -EAGAIN. Who then gives up wakes
-    one sleeper, whose wake-up it may have had."""
+    """Tries to lock, sleeping for one slice at most. Returns 0, -EINTR after a signal, -EAGAIN. The word is looked at and
+    left as 2 after the sleep: whoever gives up then has not had a wake-up that another sleeper needs."""
     cdef int r
     if exchange_acq_rel_u32(&lock.word, 2) == 0:
         return 0

@@ -8,7 +8,7 @@ cdef class Mutex:
     exception came from, the lock is free.
 
     Word: 0 free, 1 held, 2 held and somebody may be asleep (as `SpinLock` in core/lock.pxd, but a sleep ends after a slice
-    for signals to be looked for; who gives up passes on the wake-up that may have been meant for it).
+    for signals to be looked for).
     """
     cdef SpinLock lock
     cdef pc_u64 owner               # identifies the thread; 0 for none
@@ -44,11 +44,7 @@ cdef class Mutex:
                 r = spin_lock_slice(&self.lock)
             if r == 0:
                 return 0
-            try:
-                PyErr_CheckSignals()
-            except BaseException:
-                futex_wake(&self.lock.word, 1)
-                raise
+            PyErr_CheckSignals()
 
     cdef void give(self) noexcept:
         self.depth -= 1
