@@ -5,13 +5,15 @@ import weakref
 from typing import Any
 
 from pagecache._core import AddressSpace, own_write_word
-from pagecache.neighbourhood import Locality
+from pagecache.neighbourhood import PROBE_PAGES, Locality
 from pagecache.stores.base import StoreHints
-from pagecache.window import StoreSpeed, is_far, request_bytes
+from pagecache.window import is_far, request_bytes, speed_of
 from pagecache.workers import Channel
 
 PAGE_SHIFT = 12
 OWN_WRITES_MASK = 0xFFFF
+HOLE_BYTES = 64 * 1024
+HOLE_BYTES_MAX = 1024 * 1024
 UNSYNCED_MAX = 4096  # runs of pages that are remembered one by one
 
 
@@ -19,12 +21,20 @@ class Line:
     """The line between one object's pages and its store.
 
     flusher: the cache's, or None once that is gone. keeps_failed: whether a folio that could not be written stays dirty.
+    origin: where the object comes from, if the store says so: objects of one origin share what is measured.
     """
 
-    def __init__(self, hints: StoreHints, channel: Channel, flusher: Any = None, keeps_failed: bool = True):
+    def __init__(
+        self,
+        hints: StoreHints,
+        channel: Channel,
+        flusher: Any = None,
+        keeps_failed: bool = True,
+        origin: str | None = None,
+    ):
         self.hints = hints
         self.channel = channel
-        self.speed = StoreSpeed()
+        self.speed = speed_of(origin)
         self.prefetches: weakref.WeakSet[Any] = weakref.WeakSet()  # those that are not done
         self.is_crowded = False  # whether the budget, not the store, limits windows now
         self.locality = Locality()
@@ -64,6 +74,23 @@ class Line:
         nr_requests = self.hints.readahead_requests or self.hints.parallel_requests
         part = max(-(-nr_pages // nr_requests), self.hints.preferred_request >> PAGE_SHIFT)
         return max(1, min(part, self._request_pages))
+
+    def is_far(self) -> bool:
+        """Whether waiting for the store costs more than copying its bytes."""
+        return is_far(self.hints, self.speed)
+
+    def block_request_pages(self, nr_pages: int) -> int:
+        """Return how many pages one request should carry of a block that is wanted as a whole: the connections share it,
+        but no request carries less than waiting for it costs."""
+        nr_requests = self.hints.readahead_requests or self.hints.parallel_requests
+        worthwhile = max(int(self.speed.free_bytes) >> PAGE_SHIFT, PROBE_PAGES)
+        part = -(-nr_pages // max(1, min(nr_requests, nr_pages // worthwhile)))
+        return max(1, min(part, self.hints.max_request >> PAGE_SHIFT))
+
+    def hole_pages(self) -> int:
+        """Return up to how many pages that are not wanted are read through, as another request would cost more."""
+        free = int(self.speed.free_bytes) if self.is_far() else 0
+        return max(HOLE_BYTES, min(free, HOLE_BYTES_MAX)) >> PAGE_SHIFT
 
     # -- versions ------------------------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ All sizes here are pages, unless a name says bytes.
 from typing import Any
 
 from pagecache._core import AddressSpace, FileRaState, Folio
-from pagecache.neighbourhood import block_pages, missing_around, reads_around
-from pagecache.submit import ENOSPC, missing_batches, read_pages
+from pagecache.neighbourhood import block_pages, missing_around, part_of_small_object, reads_around
+from pagecache.submit import ENOSPC, missing_batches, read_block, read_pages
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -65,6 +65,11 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
         req, random = 1, True
     if random:
         force_page_cache_ra(mapping, ra, index, req)
+        return
+    part = part_of_small_object(mapping, index, req, ra.ra_pages)
+    if part is not None:
+        read_block(mapping, *part, index, ra.dropbehind)
+        do_page_cache_ra(mapping, index, req, 0, demand_end=index + req, dropbehind=ra.dropbehind)
         return
     max_pages = max_window(ra, req)
     previous = ra.prev_pos >> PAGE_SHIFT if ra.prev_pos >= 0 else None
