@@ -306,7 +306,9 @@ class File(FileWrites):
         """Read many ranges: what is missing is found first, joined, and fetched in parallel.
 
         ranges: (nbytes, offset) of each, as `pread` takes them. hole_size: gaps up to this many bytes between missing
-        pages are read through; None: those that cost less than another request. Returns the bytes of each range, in order. Raises as `pread`.
+        pages are read through; None: those that cost less than another request.
+
+        Returns the bytes of each range, in order. Raises as `pread`.
         """
         self._check_usable()
         return _ranges.read_many(self, [(offset, nbytes) for nbytes, offset in ranges], hole_size)

@@ -9,8 +9,9 @@ largest request. So a dense walk soon reads in large pieces, and scattered reads
 An object that is *small* need not be guessed at. With `free` = latency x bandwidth, the bytes whose transfer takes as long
 as one request waits, each miss may read around as many: nothing takes more than twice the time then, whatever is read
 afterwards.  So misses earn `free` each, and a miss reads the largest aligned block that has been earned and not spent, and
-all of the object as soon as that will do.  Where bandwidth is not known, one miss reads 1 MiB to measure it.  Small are
-objects of up to 64 MiB and a sixteenth of the cache; about larger ones the promise above holds.
+all of the object as soon as that will do, but nothing more by the rules above.  Where bandwidth is not known, one miss
+reads 1 MiB to measure it.  Small are objects of up to 64 MiB and a sixteenth of the cache; about larger ones the promise
+above holds.
 
 All sizes here are pages.
 """
@@ -86,43 +87,27 @@ def _has_neighbours(mapping: AddressSpace, index: int, size: int) -> bool:
     return first + size < end and mapping.next_present(first + size, end - 1) < end
 
 
-def missing_around(mapping: AddressSpace, index: int, req: int, size: int) -> tuple[int, int]:
-    """Return (first, end) of the run of missing pages around the missing page `index`: within its block of `size`, and up
-    to the end of the `req` pages that were asked for."""
-    block = first = index // size * size
-    while first < index:
-        present = mapping.next_present(first, index - 1)
-        if present >= index:
-            break
-        first = mapping.next_gap(present, index - present)
-    end = max(block + size, index + req)
-    return first, mapping.next_present(index + 1, end - 1) if index + 1 < end else end
-
-
 # -- small objects -----------------------------------------------------------------------------------------------------
 
 
-def part_of_small_object(mapping: AddressSpace, index: int, req: int, window: int) -> tuple[int, int] | None:
-    """Note a miss of page `index`, where `req` pages are wanted, of an object that may be small. Returns (first, end) of
-    the pages to read; None where the miss is treated as one of a large object.
-
-    window: the largest window of the open file, which is its share of the budget.
-    """
-    line = mapping.extra
-    if line.hints.latency != "remote":
-        return None
-    line.locality.nr_misses += 1
-    nr_pages = -(-mapping.size >> PAGE_SHIFT)
+def is_small(mapping: AddressSpace, window: int) -> bool:
+    """Whether the object is one that misses may bring whole. window: as for `block_pages`."""
     limit = min(SMALL_OBJECT, mapping.segment.nr_frames // SMALL_SHARE)
-    if nr_pages > (min(limit, window) if line.is_crowded else limit):
-        return None
+    return mapping.size <= (min(limit, window) if mapping.extra.is_crowded else limit) << PAGE_SHIFT
+
+
+def part_of_small_object(mapping: AddressSpace, index: int, req: int) -> tuple[int, int] | None:
+    """Note a miss of page `index`, where `req` pages are wanted, of a small object. Returns (first, end) of the pages to
+    read, None if just those that are wanted."""
+    line = mapping.extra
+    line.locality.nr_misses += 1
     worth = _worth_pages(line)
     if worth == 0:
         return None
+    nr_pages = -(-mapping.size >> PAGE_SHIFT)
+    first, end = 0, nr_pages
     missing = nr_pages - mapping.cachestat(0, nr_pages - 1)[0]
-    if worth >= missing:
-        first, end = 0, nr_pages
-    else:
+    if worth < missing:
         size = 1 << worth.bit_length() - 1
         first = index // size * size
         end = min(max(first + size, index + req), nr_pages)

@@ -1,8 +1,8 @@
 """Many ranges in one call: the missing pages of all of them are found first, joined, and fetched in parallel.
 
-Two ranges are joined where reading what lies between them costs less than another request. For a far store that is a gap of
-up to latency x bandwidth (the rule of Arrow's `CacheOptions.MakeFromNetworkMetrics`), as long as no more is thrown away than
-is wanted; for any other, 64 KiB.
+Two ranges are joined where reading what lies between them costs less than another request. For a far store that is a gap
+of up to latency x bandwidth (the rule of Arrow's `CacheOptions.MakeFromNetworkMetrics`), as long as no more is thrown away
+than is wanted; for any other, 64 KiB.
 """
 
 from collections.abc import Iterator, Sequence

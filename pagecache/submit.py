@@ -115,7 +115,8 @@ def requests_for(
     """Iterate over requests for the missing pages of runs (first, last) of pages, each a list of new batches: what is
     cached already between two batches is read through, where that costs less than another request.
 
-    per_request: most pages of one. demanded: whether somebody asked for all of them. Context: as `missing_batches`; for Python stores only.
+    per_request: most pages of one. demanded: whether somebody asked for all of them.
+    Context: as `missing_batches`; for Python stores only.
     """
     hole = mapping.extra.hole_pages()
     for first, last in runs:
@@ -127,7 +128,7 @@ def requests_for(
                 if request:
                     is_near = batch.start - request[-1].next_index <= hole
                     room = request[0].start + per_request - batch.start if is_near else 0
-                if room < min(per_request // 2, batch.nr_pages):
+                if room < max(1, min(per_request // 2, batch.nr_pages)):
                     whole, request, room = request, [], per_request
                     yield whole
                 rest = batch.split_off(batch.start + room)
