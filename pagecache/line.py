@@ -64,28 +64,31 @@ class Line:
         return request_bytes(self.hints, self.speed)
 
     def request_pages(self, nr_pages: int) -> int:
-        """Return how many pages of a run one request should carry: a far store's connections share a short run."""
+        """Return how many pages of a run one request should carry: a far store's connections share a run."""
         if self.speed.nr_fits != self._fitted:
             self._fitted = self.speed.nr_fits
             self._request_pages = max(1, self.request_bytes() >> PAGE_SHIFT)
             self._is_far = is_far(self.hints, self.speed)
         if not self._is_far:
             return self._request_pages
+        return self._shared_out(nr_pages, self.hints.preferred_request >> PAGE_SHIFT, self._request_pages)
+
+    def _shared_out(self, nr_pages: int, at_least: int, at_most: int) -> int:
+        """Return how many pages one request should carry of so many that are wanted as a whole: the connections share
+        them, but no request carries less than waiting for it costs."""
         nr_requests = self.hints.readahead_requests or self.hints.parallel_requests
-        part = max(-(-nr_pages // nr_requests), self.hints.preferred_request >> PAGE_SHIFT)
-        return max(1, min(part, self._request_pages))
+        worthwhile = max(int(self.speed.free_bytes) >> PAGE_SHIFT, at_least, 1)
+        part = -(-nr_pages // max(1, min(nr_requests, nr_pages // worthwhile)))
+        return max(1, min(part, at_most))
 
     def is_far(self) -> bool:
         """Whether waiting for the store costs more than copying its bytes."""
         return is_far(self.hints, self.speed)
 
     def block_request_pages(self, nr_pages: int) -> int:
-        """Return how many pages one request should carry of a block that is wanted as a whole: the connections share it,
-        but no request carries less than waiting for it costs."""
-        nr_requests = self.hints.readahead_requests or self.hints.parallel_requests
-        worthwhile = max(int(self.speed.free_bytes) >> PAGE_SHIFT, PROBE_PAGES)
-        part = -(-nr_pages // max(1, min(nr_requests, nr_pages // worthwhile)))
-        return max(1, min(part, self.hints.max_request >> PAGE_SHIFT))
+        """As `request_pages`, of a block that was chosen by what it costs: so a request may be as large as the store
+        takes, and is never too small to measure bandwidth by."""
+        return self._shared_out(nr_pages, PROBE_PAGES, self.hints.max_request >> PAGE_SHIFT)
 
     def hole_pages(self) -> int:
         """Return up to how many pages that are not wanted are read through, as another request would cost more."""

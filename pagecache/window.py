@@ -31,7 +31,7 @@ FAR_LATENCY_S = 0.0005  # from here on waiting for a request costs more than cop
 BUDGET_SHARE = 4  # all windows together: a quarter of the frames
 MIN_WINDOW_PAGES = 4
 FLAT = 1.05  # a large request that takes no more than this times what a small one takes is all latency, as far as is known
-TRUSTED_GROWTH = 16  # no request carries so much more than the largest one that was measured
+TRUSTED_GROWTH = 20  # no request carries so much more than the largest one that was measured
 MAX_ORIGINS = 256
 
 
@@ -104,6 +104,12 @@ def speed_of(origin: str | None) -> StoreSpeed:
         while len(_origins) > MAX_ORIGINS:
             _origins.popitem(last=False)
         return speed
+
+
+def forget_origins() -> None:
+    """Know nothing of any origin any more; objects that are open keep what they know."""
+    with _origins_lock:
+        _origins.clear()
 
 
 def is_far(hints: StoreHints, speed: StoreSpeed) -> bool:
