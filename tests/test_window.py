@@ -79,13 +79,12 @@ class TestRequests:
         assert request_bytes(StoreHints(preferred_request=1, max_request=1), StoreSpeed()) == PAGE
 
     @pytest.mark.parametrize(
-        ("nr_pages", "expected"), [(1, 32), (32, 32), (256, 32), (512, 64), (4096, 512), (10**6, 4096)]
+        ("nr_pages", "expected"), [(1, 1), (32, 32), (256, 256), (653, 653), (654, 327), (4096, 512), (10**6, 4096)]
     )
-    def test_of_a_short_run_are_spread_over_all_connections(self, nr_pages, expected):
+    def test_of_a_run_are_spread_over_the_connections_that_are_worthwhile(self, nr_pages, expected):
         line = Line(StoreHints(), None)
         line.speed = speed_of(0.02, 64 * MIB)
         assert line.request_pages(nr_pages) == expected
-
 
     @pytest.mark.parametrize(
         ("nr_pages", "expected"), [(32, 32), (400, 400), (653, 653), (654, 327), (10**4, 1250), (10**6, 4096)]

@@ -64,7 +64,8 @@ def table(title: str, rows: list[tuple[str, list[Any]]]) -> str:
 def main() -> None:
     """Run the works that are asked for and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", nargs="*", choices=[*readers.WORKS, *readers.S3_WORKS, []], help="all over HTTP if none is given")
+    works = [*readers.WORKS, *readers.S3_WORKS]
+    parser.add_argument("works", nargs="*", choices=[*works, []], help="all over HTTP if none is given")
     parser.add_argument("--directory", type=Path, default=Path("build/ecosystem"), help="where the files are, or are made")
     parser.add_argument("--latency", type=float, default=0.02, help="seconds before each answer")
     parser.add_argument("--only", help="ways whose names contain this")
