@@ -11,7 +11,7 @@ from typing import Any
 
 import mmh3
 
-from pagecache import chosen_cache, truncate, workers
+from pagecache import chosen_cache, truncate, window, workers
 from pagecache._core import Mutex, Segment
 from pagecache.file import File
 from pagecache.file_writes import DURABILITY
@@ -477,6 +477,7 @@ def _after_fork_in_child() -> None:
     global _default_lock
     _default_lock = Mutex()
     workers.renew_after_fork()
+    window.renew_after_fork()
     chosen_cache.renew_after_fork()
     forget_after_fork()
     for segment in list(_segments):  # those of closed caches, too: something may still hold them

@@ -108,7 +108,7 @@ class Inode:
         self.hints = hints
         channel = Channel(workers.shared_pool, hints.parallel_requests)
         channel.on_idle = _weakly(self.close_retired)
-        line = Line(hints, channel, self.flusher, self.keeps_failed)
+        line = Line(hints, channel, self.flusher, self.keeps_failed, getattr(store, "origin", None))
         line.replicate = replicate_of(store)
         if self.mapping.extra is not None:
             line.take_over(self.mapping.extra)
