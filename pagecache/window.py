@@ -21,7 +21,6 @@ object from there is read by what is known already.
 
 from collections import OrderedDict
 
-
 from pagecache._core import Mutex
 from pagecache.stores.base import StoreHints
 
