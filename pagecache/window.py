@@ -19,6 +19,7 @@ What is measured belongs to the origin of an object (its server, bucket or file 
 object from there is read by what is known already.
 """
 
+import os
 import threading
 from collections import OrderedDict
 
@@ -110,6 +111,16 @@ def forget_origins() -> None:
     """Know nothing of any origin any more; objects that are open keep what they know."""
     with _origins_lock:
         _origins.clear()
+
+
+def _begin_anew() -> None:
+    """In a child of fork(): a thread that is not there may hold any of the locks."""
+    global _origins, _origins_lock
+    _origins, _origins_lock = OrderedDict(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def is_far(hints: StoreHints, speed: StoreSpeed) -> bool:
