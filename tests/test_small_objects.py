@@ -1,6 +1,8 @@
 """Small objects of a far store: how much misses earn, that no more is read, and that holes are read through unharmed."""
 
 import errno
+import os
+import signal
 import threading
 
 import pytest
@@ -249,6 +251,30 @@ class TestOrigins:
             window.speed_of(f"test_small_objects {number}")
             assert window.speed_of("test_small_objects kept") is kept
         assert len(window._origins) == window.MAX_ORIGINS
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+    def test_can_be_used_in_a_child_whose_parent_was_measuring(self):
+        speed = window.speed_of("test_small_objects forked")
+        is_held, may_end = threading.Event(), threading.Event()
+
+        def measure():
+            with window._origins_lock.held(), speed._lock.held():
+                is_held.set()
+                may_end.wait()
+
+        measuring = threading.Thread(target=measure)
+        measuring.start()
+        is_held.wait()
+        try:
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)  # ends it if it hangs
+                window.speed_of("test_small_objects forked").observe(PAGE, 0.1)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        finally:
+            may_end.set()
+            measuring.join()
 
     def test_without_a_name_are_their_own(self):
         assert window.speed_of(None) is not window.speed_of(None)
