@@ -249,10 +249,13 @@ class PageCache:
     def _make_room(self) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""
         limit = self.segment.sizes()["mappings"][1] - 1
-        for key in [key for key, inode in self._inodes.items() if inode.nr_open == 0 and not is_dirty(inode)]:
+        known = {id(inode) for inode in self._inodes.values()}
+        limit -= sum(1 for inode in self.flusher.inodes() if id(inode) not in known)
+        for key, inode in list(self._inodes.items()):
             if len(self._inodes) < limit:
                 return
-            del self._inodes[key]
+            if inode.nr_open == 0 and not is_dirty(inode) and not inode.needs_sync:
+                del self._inodes[key]
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
 

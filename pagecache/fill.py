@@ -33,7 +33,7 @@ def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio
     folio = segment.alloc_folio(order)
     if folio is not None:
         return folio
-    started = pinned_since = time.monotonic()
+    started = pinned_since = failing_since = time.monotonic()
     nr_failed = segment.counters()["writeback_errors"]
     while wait and time.monotonic() - started < ALLOCATION_TIMEOUT_S:
         if not _is_pinned(segment):
@@ -47,17 +47,20 @@ def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio
         if folio is not None:
             return folio
         error = _write_error_of(segment, nr_failed)
-        if error is not None:
-            raise cache_full(segment, error) from error
+        if error is None:
+            failing_since = time.monotonic()
+        elif not segment.counters()["nr_pinned"] or time.monotonic() - failing_since >= PINNED_TIMEOUT_S:
+            raise cache_full(segment, error) from error  # a read in flight has views as well, and ends in a moment
     raise cache_full(segment)
 
 
 def _write_error_of(segment: Segment, nr_failed: int) -> OSError | None:
-    """Return the error without which memory could be had: all that is cached is dirty, or pinned, and none of what is
+    """Return the error without which memory could be had: all that is in use is dirty, or pinned, and none of what is
     dirty can be written, as was tried again after nr_failed requests had failed."""
     counters = segment.counters()
     held = counters["nr_dirty"] + counters["nr_pinned"]
-    if counters["writeback_errors"] == nr_failed or counters["nr_writeback"] or held < counters["nr_file_pages"]:
+    in_use = counters["nr_frames"] - counters["nr_free_pages"]
+    if counters["writeback_errors"] == nr_failed or counters["nr_writeback"] or held < in_use:
         return None
     return write_errors.get(segment, lambda: None)()
 
