@@ -222,15 +222,22 @@ class PageCache:
     def _inode_of(self, store: Any, *, writes: bool = False) -> Inode:
         """Return the shared inode of a store's key and version, counted as open once more."""
         key = mmh3.hash_bytes(str(store.key))
+        dropped: list[Inode] = []
+        try:
+            return self._inode_of_key(key, store, writes, dropped)
+        finally:
+            self._give_up(dropped)
+
+    def _inode_of_key(self, key: bytes, store: Any, writes: bool, dropped: list[Inode]) -> Inode:
         with self._lock.held():
             inode = self._inodes.get(key)
             if inode is not None and inode.mapping.key != store.key:
                 inode = None
             if inode is not None and not self._is_shared(inode, store):
-                self._drop_inode(key, inode)
+                dropped.append(self._inodes.pop(key))
                 inode = None
             if inode is None:
-                self._make_room()
+                self._make_room(dropped)
                 inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
                 self._inodes[key] = inode
                 self._all_inodes.add(inode)
@@ -246,7 +253,7 @@ class PageCache:
             return inode.nr_open > 0 or is_dirty(inode)
         return inode.is_version(store)
 
-    def _make_room(self) -> None:
+    def _make_room(self, dropped: list[Inode]) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""
         limit = self.segment.sizes()["mappings"][1] - 1
         known = {id(inode) for inode in self._inodes.values()}
@@ -255,7 +262,7 @@ class PageCache:
             if len(self._inodes) < limit:
                 return
             if inode.nr_open == 0 and not is_dirty(inode) and not inode.needs_sync:
-                del self._inodes[key]
+                dropped.append(self._inodes.pop(key))
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
 
@@ -304,20 +311,27 @@ class PageCache:
         key: of a store, or what the keys of stores begin with. whole: only if it ends there or before a "/".
         """
         self._check_usable()
+        dropped = []
         with self._lock.held():
             for hashed, inode in list(self._inodes.items()):
                 known = str(inode.mapping.key)
                 if known.startswith(key) and (not whole or known[len(key) :][:1] in ("", "/", "#")):
-                    self._drop_inode(hashed, inode)
+                    dropped.append(self._inodes.pop(hashed))
+        self._give_up(dropped)
 
-    def _drop_inode(self, hashed: bytes, inode: Inode) -> None:
-        """Forget an inode; its pages go with the last file that is open on it."""
-        del self._inodes[hashed]
-        if inode.nr_open == 0:
-            if is_dirty(inode):
-                logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
-            inode.mapping.size = 0
-            truncate.truncate_inode_pages(inode.mapping, 0)
+    @staticmethod
+    def _give_up(dropped: list[Inode]) -> None:
+        """Let go of the pages of inodes that are forgotten; where files are open, they go with the last of them.
+
+        Context: without the cache's lock, as this waits for reads under way, which may need others to open files here.
+        """
+        while dropped:
+            inode = dropped.pop()
+            if inode.nr_open == 0:
+                if is_dirty(inode):
+                    logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
+                inode.mapping.size = 0
+                truncate.truncate_inode_pages(inode.mapping, 0)
 
     def record(self, path: str | os.PathLike[str]) -> Recorder:
         """Record which pages are used from now on, until the returned Recorder is stopped, which writes a trace for
