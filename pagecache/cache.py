@@ -19,6 +19,7 @@ from pagecache.file_writes import DURABILITY
 from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
 from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
 from pagecache.recorder import RecordedFile, Recorder
+from pagecache.shares import Shares
 from pagecache.sizes import format_size, parse_size
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
@@ -49,6 +50,7 @@ class PageCache:
     then pinned in memory).
     policy: who leaves when the budget is spent: "adaptive" follows whatever suits the workload; "kernel", "s3fifo",
     "sieve", "lirs" are fixed (docs/eviction.md).
+    shares: parts of the budget that are kept for tenants, by name: {"search": "25%"} (see `shares.set`, `open`).
     Raises ValueError when the budget is smaller than one page, or io or policy is none of these.
     """
 
@@ -64,6 +66,7 @@ class PageCache:
         io: str = "auto",
         register_frames: bool = False,
         policy: str = "adaptive",
+        shares: dict[str, int | str] | None = None,
         segment: Segment | None = None,
     ):
         nbytes = parse_size(size)
@@ -85,6 +88,9 @@ class PageCache:
         self._all_inodes: weakref.WeakSet[Inode] = weakref.WeakSet()
         self._streams = Streams()
         self._maps: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.shares = Shares(self.segment, self._pages)
+        for tenant, part in (shares or {}).items():
+            self.shares.set(tenant, part)
         self.recorder: Recorder | None = None
         self._closed = False
         _caches.add(self)
@@ -101,6 +107,8 @@ class PageCache:
         durability: str = "write-back",
         recheck: bool | str | float | None = None,
         on_change: str = "error",
+        priority: str | None = None,
+        tenant: str | None = None,
         **storage_options: Any,
     ) -> Any:
         """Open an object through the cache.
@@ -118,6 +126,9 @@ class PageCache:
         of the version that is cached in any case (see the store for recheck=False). on_change: what a read does when
         the object was replaced: "error" raises OSError (ESTALE), "reload" reads all of it from the new version,
         which is opened on a `copy.copy` of the store.
+
+        priority: who leaves when frames are short, see `File.priority`. tenant: whose share of the budget the object
+        counts for, see `shares`. Both are the object's; None leaves them as they are.
         Returns a File, or a VersionedFile, which has the same methods. Raises OSError, ValueError, TypeError,
         ImportError.
         """
@@ -133,18 +144,20 @@ class PageCache:
             recheck = getattr(store, "recheck", "open")
         max_age_s = max_age_of(checked_recheck(recheck))
         if max_age_s is None and on_change == "error":
-            return self._open_store(store, mode, durability)
-        file = self._open_store(store, mode, durability)
+            return self._open_store(store, mode, durability, priority, tenant)
+        file = self._open_store(store, mode, durability, priority, tenant)
 
         def reopen() -> File:
             again = copy.copy(store)
             if getattr(again, "is_immutable", False):
                 self.forget(again.key)  # what is cached would be taken for good
-            return self._open_store(again, file.mode if file.mode == "rb" else "r+b", durability)
+            return self._open_store(again, file.mode if file.mode == "rb" else "r+b", durability, priority, tenant)
 
         return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")
 
-    def _open_store(self, store: Any, mode: str, durability: str) -> File:
+    def _open_store(
+        self, store: Any, mode: str, durability: str, priority: str | None = None, tenant: str | None = None
+    ) -> File:
         """Open a file on a store, which is closed if that fails."""
         try:
             if getattr(store, "is_immutable", False) and not self._knows(store.key):
@@ -157,6 +170,10 @@ class PageCache:
         file.cache = self
         self._files.add(file)
         try:
+            if priority is not None:
+                file.priority = priority
+            if tenant is not None:
+                self.shares.assign(inode.mapping, tenant)
             if mode == "w+b":
                 file.truncate(0)
             elif mode.startswith("a"):
