@@ -18,6 +18,7 @@ from pagecache.file_writes import DURABILITY
 from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
 from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
 from pagecache.recorder import RecordedFile, Recorder
+from pagecache.shares import Shares
 from pagecache.sizes import format_size, parse_size
 from pagecache.sources import SourceTotals
 from pagecache.stats import Stats, read_stats
@@ -50,6 +51,7 @@ class PageCache:
     then pinned in memory).
     policy: who leaves when the budget is spent: "adaptive" follows whatever suits the workload; "kernel", "s3fifo",
     "sieve", "lirs" are fixed (docs/eviction.md).
+    shares: parts of the budget that are kept for tenants, by name: {"search": "25%"} (see `shares.set`, `open`).
     Raises ValueError when the budget is smaller than one page, or io or policy is none of these.
     """
 
@@ -65,6 +67,7 @@ class PageCache:
         io: str = "auto",
         register_frames: bool = False,
         policy: str = "adaptive",
+        shares: dict[str, int | str] | None = None,
         segment: Segment | None = None,
     ):
         nbytes = parse_size(size)
@@ -88,6 +91,9 @@ class PageCache:
         self._totals = SourceTotals()
         self._wrap_store: Callable[[Any], Any] | None = None
         self._maps: WeakMembers[Any] = WeakMembers()
+        self.shares = Shares(self.segment, self._pages)
+        for name, part in (shares or {}).items():
+            self.shares.set(name, part)
         self.recorder: Recorder | None = None
         self._closed = False
         _caches.add(self)
@@ -104,6 +110,8 @@ class PageCache:
         durability: str = "write-back",
         recheck: bool | str | float | None = None,
         on_change: str = "error",
+        priority: str | None = None,
+        tenant: str | None = None,
         **storage_options: Any,
     ) -> Any:
         """Open an object through the cache.
@@ -121,6 +129,9 @@ class PageCache:
         of the version that is cached in any case (see the store for recheck=False). on_change: what a read does when
         the object was replaced: "error" raises OSError (ESTALE), "reload" reads all of it from the new version,
         which is opened on a `copy.copy` of the store.
+
+        priority: who leaves when frames are short, see `File.priority`. tenant: whose share of the budget the object
+        counts for, see `shares`. Both are the object's; None leaves them as they are.
         Returns a File, or a VersionedFile, which has the same methods. Raises OSError, ValueError, TypeError,
         ImportError.
         """
@@ -138,19 +149,26 @@ class PageCache:
             recheck = getattr(store, "recheck", "open")
         max_age_s = max_age_of(checked_recheck(recheck))
         if max_age_s is None and on_change == "error":
-            return self.open_store(store, mode, durability)
-        file = self.open_store(store, mode, durability)
+            return self.open_store(store, mode, durability, priority=priority, tenant=tenant)
+        file = self.open_store(store, mode, durability, priority=priority, tenant=tenant)
 
         def reopen() -> File:
             again = copy.copy(store)
             if getattr(again, "is_immutable", False):
                 self.forget(again.key)  # what is cached would be taken for good
-            return self.open_store(again, file.mode if file.mode == "rb" else "r+b", durability)
+            mode_again = file.mode if file.mode == "rb" else "r+b"
+            return self.open_store(again, mode_again, durability, priority=priority, tenant=tenant)
 
         return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")
 
     def open_store(
-        self, store: Any, mode: str, durability: str = "write-back", file_type: type[File] = File
+        self,
+        store: Any,
+        mode: str,
+        durability: str = "write-back",
+        file_type: type[File] = File,
+        priority: str | None = None,
+        tenant: str | None = None,
     ) -> Any:
         """Open a file of a type of one's own on a store, which is closed if that fails; for adapters."""
         try:
@@ -161,7 +179,7 @@ class PageCache:
         except BaseException:
             store.close()
             raise
-        return self._file_on(inode, mode, durability, file_type)
+        return self._file_on(inode, mode, durability, file_type, priority, tenant)
 
     def open_shared(self, inode: Inode, store: Any, mode: str, file_type: type[File] = File) -> Any:
         """Open a file on an inode that is open, whatever the object's version is now; for adapters that see to that.
@@ -172,13 +190,25 @@ class PageCache:
             inode.acquire(store, writes=mode != "rb")
         return self._file_on(inode, mode, "write-back", file_type)
 
-    def _file_on(self, inode: Inode, mode: str, durability: str, file_type: type[File]) -> File:
+    def _file_on(
+        self,
+        inode: Inode,
+        mode: str,
+        durability: str,
+        file_type: type[File],
+        priority: str | None = None,
+        tenant: str | None = None,
+    ) -> File:
         """Return a file on an inode that counts it as open."""
         recorded = self.recorder is not None and file_type is File
         file = (RecordedFile if recorded else file_type)(inode, mode, durability)
         file.cache = self
         self._files.add(file)
         try:
+            if priority is not None:
+                file.priority = priority
+            if tenant is not None:
+                self.shares.assign(inode.mapping, tenant)
             if mode == "w+b":
                 file.truncate(0)
             elif mode.startswith("a"):
