@@ -201,28 +201,26 @@ class PageCache:
     def _inode_of(self, store: Any, *, writes: bool = False) -> Inode:
         """Return the shared inode of a store's key and version, counted as open once more."""
         key = mmh3.hash_bytes(str(store.key))
-        dropped: list[Inode] = []
-        try:
-            return self._inode_of_key(key, store, writes, dropped)
-        finally:
+        while True:
+            with self._lock:
+                inode = self._inodes.get(key)
+                if inode is None or inode.mapping.key != store.key or self._is_shared(inode, store):
+                    return self._shared_inode(key, store, writes)
+                dropped = [self._inodes.pop(key)]
+                inode = None
             self._give_up(dropped)
 
-    def _inode_of_key(self, key: bytes, store: Any, writes: bool, dropped: list[Inode]) -> Inode:
-        with self._lock:
-            inode = self._inodes.get(key)
-            if inode is not None and inode.mapping.key != store.key:
-                inode = None
-            if inode is not None and not self._is_shared(inode, store):
-                dropped.append(self._inodes.pop(key))
-                inode = None
-            if inode is None:
-                self._make_room(dropped)
-                inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
-                self._inodes[key] = inode
-                self._all_inodes.add(inode)
-            self._inodes.move_to_end(key)
-            inode.acquire(store, writes=writes)
-            return inode
+    def _shared_inode(self, key: bytes, store: Any, writes: bool) -> Inode:
+        """Return the inode of a key, made if there is none for this store, counted as open. Context: self._lock held."""
+        inode = self._inodes.get(key)
+        if inode is None or inode.mapping.key != store.key:
+            self._make_room()
+            inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
+            self._inodes[key] = inode
+            self._all_inodes.add(inode)
+        self._inodes.move_to_end(key)
+        inode.acquire(store, writes=writes)
+        return inode
 
     @staticmethod
     def _is_shared(inode: Inode, store: Any) -> bool:
@@ -232,13 +230,13 @@ class PageCache:
             return inode.nr_open > 0 or is_dirty(inode)
         return inode.is_version(store)
 
-    def _make_room(self, dropped: list[Inode]) -> None:
+    def _make_room(self) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""
         limit = self.segment.sizes()["mappings"][1] - 1
         for key in [key for key, inode in self._inodes.items() if inode.nr_open == 0 and not is_dirty(inode)]:
             if len(self._inodes) < limit:
                 return
-            dropped.append(self._inodes.pop(key))
+            del self._inodes[key]
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
 
