@@ -68,7 +68,7 @@ def test_page_sizes(page_size, mode, source, connect, make_cache):
     db = connect(source, cache)
     db.execute(f"PRAGMA page_size={page_size}")
     set_mode(db, mode)
-    db.execute("PRAGMA cache_size=4; CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+    db.execute("PRAGMA cache_size=4; PRAGMA synchronous=OFF; CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
     with db:
         db.executemany("INSERT INTO t VALUES(?, zeroblob(?))", ((n, n * 11 % 9000) for n in range(400)))
     with db:
