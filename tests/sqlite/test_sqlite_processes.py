@@ -4,7 +4,7 @@ import os
 import sqlite3
 
 import pytest
-from peer import Peer
+from sqlite_peer import Peer
 from support import STRESS, Crew
 
 apsw = pytest.importorskip("apsw")
