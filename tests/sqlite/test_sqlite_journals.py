@@ -61,7 +61,7 @@ def test_work_and_what_is_left(mode, source, connect, tmp_path):
     assert again.execute("SELECT a, b FROM t ORDER BY a").fetchall() == expected
 
 
-@pytest.mark.parametrize("page_size", [512, 1024, 4096, 8192, 65536])
+@pytest.mark.parametrize("page_size", [512, 4096, 65536])
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
 def test_page_sizes(page_size, mode, source, connect, make_cache):
     cache = make_cache("1MiB")
