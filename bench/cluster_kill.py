@@ -55,12 +55,16 @@ def leave_group() -> None:
     group.cache.through(None)
 
 
-def kill_one(client: Any, server: ObjectServer, nr_requests: int, rng: random.Random) -> None:
-    """Kill a worker when the origin has had so many requests."""
-    pids = sorted(client.run(os.getpid).values())
-    while server.count() < nr_requests:
+def kill_one(
+    server: ObjectServer, nr_requests: int, rng: random.Random, pids: list[int], old: list[int], futures: list[Any]
+) -> None:
+    """Kill one of those workers that were there in the last round too when the origin has had so many requests.
+
+    A worker that has just begun is spared: its nanny may not be ready to start another one.
+    """
+    while server.count() < nr_requests and not all(future.done() for future in futures):
         time.sleep(0.001)
-    os.kill(rng.choice(pids), signal.SIGKILL)
+    os.kill(rng.choice([pid for pid in pids if pid in old] or pids), signal.SIGKILL)
 
 
 def main() -> None:
@@ -85,12 +89,15 @@ def main() -> None:
     with ObjectServer(delay_s=options.latency_ms / 1000) as server, cluster, Client(cluster) as client:
         url = server.put("object", data)
         client.register_plugin(PageCachePlugin(options.size, timeout_s=options.timeout_ms / 1000))
+        old: list[int] = []
         for number in range(options.kills):
             client.wait_for_workers(options.workers + (number > options.kills // 2))
             client.run(drop_caches)
+            pids = sorted(client.run(os.getpid).values())
             server.forget()
             futures = [client.submit(timed_reads, url, pure=False, retries=9) for _ in range(options.workers)]
-            kill_one(client, server, rng.randrange(2, nbytes // READ_BYTES // 2), rng)
+            kill_one(server, rng.randrange(2, nbytes // READ_BYTES // 2), rng, pids, old, futures)
+            old = pids
             if number == options.kills // 2:
                 cluster.scale(options.workers + 1)
             for found, seconds, counts in client.gather(futures):

@@ -11,13 +11,14 @@ from typing import Any
 
 import mmh3
 
-from pagecache import chosen_cache, truncate, workers
+from pagecache import chosen_cache, truncate, window, workers
 from pagecache._core import Mutex, Segment
 from pagecache.file import File
 from pagecache.file_writes import DURABILITY
 from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
 from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
 from pagecache.recorder import RecordedFile, Recorder
+from pagecache.shares import Shares
 from pagecache.sizes import format_size, parse_size
 from pagecache.sources import SourceTotals
 from pagecache.stats import Stats, read_stats
@@ -50,6 +51,7 @@ class PageCache:
     then pinned in memory).
     policy: who leaves when the budget is spent: "adaptive" follows whatever suits the workload; "kernel", "s3fifo",
     "sieve", "lirs" are fixed (docs/eviction.md).
+    shares: parts of the budget that are kept for tenants, by name: {"search": "25%"} (see `shares.set`, `open`).
     Raises ValueError when the budget is smaller than one page, or io or policy is none of these.
     """
 
@@ -65,6 +67,7 @@ class PageCache:
         io: str = "auto",
         register_frames: bool = False,
         policy: str = "adaptive",
+        shares: dict[str, int | str] | None = None,
         segment: Segment | None = None,
     ):
         nbytes = parse_size(size)
@@ -88,6 +91,9 @@ class PageCache:
         self._totals = SourceTotals()
         self._wrap_store: Callable[[Any], Any] | None = None
         self._maps: WeakMembers[Any] = WeakMembers()
+        self.shares = Shares(self.segment, self._pages)
+        for name, part in (shares or {}).items():
+            self.shares.set(name, part)
         self.recorder: Recorder | None = None
         self._closed = False
         _caches.add(self)
@@ -104,6 +110,8 @@ class PageCache:
         durability: str = "write-back",
         recheck: bool | str | float | None = None,
         on_change: str = "error",
+        priority: str | None = None,
+        tenant: str | None = None,
         **storage_options: Any,
     ) -> Any:
         """Open an object through the cache.
@@ -121,6 +129,9 @@ class PageCache:
         of the version that is cached in any case (see the store for recheck=False). on_change: what a read does when
         the object was replaced: "error" raises OSError (ESTALE), "reload" reads all of it from the new version,
         which is opened on a `copy.copy` of the store.
+
+        priority: who leaves when frames are short, see `File.priority`. tenant: whose share of the budget the object
+        counts for, see `shares`. Both are the object's; None leaves them as they are.
         Returns a File, or a VersionedFile, which has the same methods. Raises OSError, ValueError, TypeError,
         ImportError.
         """
@@ -138,19 +149,28 @@ class PageCache:
             recheck = getattr(store, "recheck", "open")
         max_age_s = max_age_of(checked_recheck(recheck))
         if max_age_s is None and on_change == "error":
-            return self._open_store(store, mode, durability)
-        file = self._open_store(store, mode, durability)
+            return self.open_store(store, mode, durability, priority=priority, tenant=tenant)
+        file = self.open_store(store, mode, durability, priority=priority, tenant=tenant)
 
         def reopen() -> File:
             again = copy.copy(store)
             if getattr(again, "is_immutable", False):
                 self.forget(again.key)  # what is cached would be taken for good
-            return self._open_store(again, file.mode if file.mode == "rb" else "r+b", durability)
+            mode_again = file.mode if file.mode == "rb" else "r+b"
+            return self.open_store(again, mode_again, durability, priority=priority, tenant=tenant)
 
         return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")
 
-    def _open_store(self, store: Any, mode: str, durability: str) -> File:
-        """Open a file on a store, which is closed if that fails."""
+    def open_store(
+        self,
+        store: Any,
+        mode: str,
+        durability: str = "write-back",
+        file_type: type[File] = File,
+        priority: str | None = None,
+        tenant: str | None = None,
+    ) -> Any:
+        """Open a file of a type of one's own on a store, which is closed if that fails; for adapters."""
         try:
             self.flusher.limit_undurable()
             if getattr(store, "is_immutable", False) and not self._knows(store.key):
@@ -159,10 +179,36 @@ class PageCache:
         except BaseException:
             store.close()
             raise
-        file = (File if self.recorder is None else RecordedFile)(inode, mode, durability)
+        return self._file_on(inode, mode, durability, file_type, priority, tenant)
+
+    def open_shared(self, inode: Inode, store: Any, mode: str, file_type: type[File] = File) -> Any:
+        """Open a file on an inode that is open, whatever the object's version is now; for adapters that see to that.
+
+        store: another one of the object, or None.
+        """
+        with self._lock.held():
+            inode.acquire(store, writes=mode != "rb")
+        return self._file_on(inode, mode, "write-back", file_type)
+
+    def _file_on(
+        self,
+        inode: Inode,
+        mode: str,
+        durability: str,
+        file_type: type[File],
+        priority: str | None = None,
+        tenant: str | None = None,
+    ) -> File:
+        """Return a file on an inode that counts it as open."""
+        recorded = self.recorder is not None and file_type is File
+        file = (RecordedFile if recorded else file_type)(inode, mode, durability)
         file.cache = self
         self._files.add(file)
         try:
+            if priority is not None:
+                file.priority = priority
+            if tenant is not None:
+                self.shares.assign(inode.mapping, tenant)
             if mode == "w+b":
                 file.truncate(0)
             elif mode.startswith("a"):
@@ -206,15 +252,22 @@ class PageCache:
     def _inode_of(self, store: Any, *, writes: bool = False) -> Inode:
         """Return the shared inode of a store's key and version, counted as open once more."""
         key = mmh3.hash_bytes(str(store.key))
+        dropped: list[Inode] = []
+        try:
+            return self._inode_of_key(key, store, writes, dropped)
+        finally:
+            self._give_up(dropped)
+
+    def _inode_of_key(self, key: bytes, store: Any, writes: bool, dropped: list[Inode]) -> Inode:
         with self._lock.held():
             inode = self._inodes.get(key)
             if inode is not None and inode.mapping.key != store.key:
                 inode = None
             if inode is not None and not self._is_shared(inode, store):
-                self._drop_inode(key, inode)
+                dropped.append(self._inodes.pop(key))
                 inode = None
             if inode is None:
-                self._make_room()
+                self._make_room(dropped)
                 inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
                 self._inodes[key] = inode
                 self._all_inodes.add(inode)
@@ -230,7 +283,7 @@ class PageCache:
             return inode.nr_open > 0 or is_dirty(inode)
         return inode.is_version(store)
 
-    def _make_room(self) -> None:
+    def _make_room(self, dropped: list[Inode]) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""
         limit = self.segment.sizes()["mappings"][1] - 1
         known = {id(inode) for inode in self._inodes.values()}
@@ -239,7 +292,7 @@ class PageCache:
             if len(self._inodes) < limit:
                 return
             if inode.nr_open == 0 and not is_dirty(inode) and not inode.needs_sync:
-                del self._inodes[key]
+                dropped.append(self._inodes.pop(key))
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
 
@@ -288,20 +341,27 @@ class PageCache:
         key: of a store, or what the keys of stores begin with. whole: only if it ends there or before a "/".
         """
         self._check_usable()
+        dropped = []
         with self._lock.held():
             for hashed, inode in list(self._inodes.items()):
                 known = str(inode.mapping.key)
                 if known.startswith(key) and (not whole or known[len(key) :][:1] in ("", "/", "#")):
-                    self._drop_inode(hashed, inode)
+                    dropped.append(self._inodes.pop(hashed))
+        self._give_up(dropped)
 
-    def _drop_inode(self, hashed: bytes, inode: Inode) -> None:
-        """Forget an inode; its pages go with the last file that is open on it."""
-        del self._inodes[hashed]
-        if inode.nr_open == 0:
-            if is_dirty(inode):
-                logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
-            inode.mapping.size = 0
-            truncate.truncate_inode_pages(inode.mapping, 0)
+    @staticmethod
+    def _give_up(dropped: list[Inode]) -> None:
+        """Let go of the pages of inodes that are forgotten; where files are open, they go with the last of them.
+
+        Context: without the cache's lock, as this waits for reads under way, which may need others to open files here.
+        """
+        while dropped:
+            inode = dropped.pop()
+            if inode.nr_open == 0:
+                if is_dirty(inode):
+                    logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
+                inode.mapping.size = 0
+                truncate.truncate_inode_pages(inode.mapping, 0)
 
     def record(self, path: str | os.PathLike[str]) -> Recorder:
         """Record which pages are used from now on, until the returned Recorder is stopped, which writes a trace for
@@ -315,8 +375,7 @@ class PageCache:
             if self.recorder is not None:
                 raise ValueError(f"this cache is recorded already, into {self.recorder.path}")
             self.recorder = recorder
-            for file in list(self._files):
-                file.__class__ = RecordedFile
+            self._turn_files(File, RecordedFile)
         return recorder
 
     def end_recording(self, recorder: Recorder) -> None:
@@ -324,8 +383,13 @@ class PageCache:
         with self._lock.held():
             if self.recorder is recorder:
                 self.recorder = None
-                for file in list(self._files):
-                    file.__class__ = File
+                self._turn_files(RecordedFile, File)
+
+    def _turn_files(self, old: type[File], new: type[File]) -> None:
+        """Give open files of one class another one; adapters' own kinds of files are not recorded."""
+        for file in list(self._files):
+            if type(file) is old:
+                file.__class__ = new
 
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""
@@ -460,6 +524,7 @@ def _after_fork_in_child() -> None:
     global _default_lock
     _default_lock = Mutex()
     workers.renew_after_fork()
+    window.renew_after_fork()
     chosen_cache.renew_after_fork()
     forget_after_fork()
     for segment in list(_segments):  # those of closed caches, too: something may still hold them

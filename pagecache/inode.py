@@ -91,6 +91,8 @@ class Inode:
         self.mapping.key = store.key
         self.nr_open = 0
         self.idle_since = 0.0  # when the last open file went (monotonic seconds)
+        self.nr_no_reuse = 0  # files open that were advised FADV_NOREUSE
+        self._priority = "normal"
         self._lock = Mutex()  # a collected file may release the object anywhere
         self._retired: list[Any] = []
         self.totals = totals or SourceTotals()
@@ -108,7 +110,7 @@ class Inode:
         self.hints = hints
         channel = Channel(workers.shared_pool, hints.parallel_requests)
         channel.on_idle = _weakly(self.close_retired)
-        line = Line(hints, channel, self.flusher, self.keeps_failed)
+        line = Line(hints, channel, self.flusher, self.keeps_failed, getattr(store, "origin", None))
         line.replicate = replicate_of(store)
         if self.mapping.extra is not None:
             line.take_over(self.mapping.extra)
@@ -382,11 +384,35 @@ class Inode:
                 self._use(store)
                 surplus = None
             self.nr_open += 1
+            self._apply_priority()
             self.nr_writers += writes
         if writes and self.flusher is not None:
             self.flusher.add(self)
         if surplus is not None:
             surplus.close()
+
+    @property
+    def priority(self) -> str:
+        """What was set, whatever the files' advice is."""
+        return self._priority
+
+    @priority.setter
+    def priority(self, priority: str) -> None:
+        with self._lock.held():
+            _core.set_priority(self.mapping, priority)
+            self._priority = priority
+            self._apply_priority()
+
+    def advise_reuse(self, change: int) -> None:
+        """Count files that were advised FADV_NOREUSE: change more of them. Priority is low while all open ones are."""
+        with self._lock.held():
+            self.nr_no_reuse += change
+            self._apply_priority()
+
+    def _apply_priority(self) -> None:
+        """Context: self._lock held."""
+        is_low = self._priority == "normal" and 0 < self.nr_open == self.nr_no_reuse
+        _core.set_priority(self.mapping, "low" if is_low else self._priority)
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no read of the object is under way (seconds). Returns whether that is so."""
@@ -401,6 +427,7 @@ class Inode:
             return  # in a forked child: the lock may be held by a thread that is not there
         with self._lock.held():
             self.nr_open -= 1
+            self._apply_priority()
             self.nr_writers -= writes
             self.idle_since = time.monotonic()
         self.close_retired()

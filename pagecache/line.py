@@ -4,14 +4,16 @@ import weakref
 from typing import Any
 
 from pagecache._core import AddressSpace, Mutex, own_write_word
-from pagecache.neighbourhood import Locality
+from pagecache.neighbourhood import PROBE_PAGES, Locality
 from pagecache.stores.base import StoreHints
 from pagecache.weak_members import WeakMembers
-from pagecache.window import StoreSpeed, is_far, request_bytes
+from pagecache.window import is_far, request_bytes, speed_of
 from pagecache.workers import Channel
 
 PAGE_SHIFT = 12
 OWN_WRITES_MASK = 0xFFFF
+HOLE_BYTES = 64 * 1024
+HOLE_BYTES_MAX = 1024 * 1024
 UNSYNCED_MAX = 4096  # runs of pages that are remembered one by one
 
 
@@ -19,12 +21,20 @@ class Line:
     """The line between one object's pages and its store.
 
     flusher: the cache's, or None once that is gone. keeps_failed: whether a folio that could not be written stays dirty.
+    origin: where the object comes from, if the store says so: objects of one origin share what is measured.
     """
 
-    def __init__(self, hints: StoreHints, channel: Channel, flusher: Any = None, keeps_failed: bool = True):
+    def __init__(
+        self,
+        hints: StoreHints,
+        channel: Channel,
+        flusher: Any = None,
+        keeps_failed: bool = True,
+        origin: str | None = None,
+    ):
         self.hints = hints
         self.channel = channel
-        self.speed = StoreSpeed()
+        self.speed = speed_of(origin)
         self.prefetches: WeakMembers[Any] = WeakMembers()  # those that are not done
         self.is_crowded = False  # whether the budget, not the store, limits windows now
         self.locality = Locality()
@@ -55,16 +65,36 @@ class Line:
         return request_bytes(self.hints, self.speed)
 
     def request_pages(self, nr_pages: int) -> int:
-        """Return how many pages of a run one request should carry: a far store's connections share a short run."""
+        """Return how many pages of a run one request should carry: a far store's connections share a run."""
         if self.speed.nr_fits != self._fitted:
             self._fitted = self.speed.nr_fits
             self._request_pages = max(1, self.request_bytes() >> PAGE_SHIFT)
             self._is_far = is_far(self.hints, self.speed)
         if not self._is_far:
             return self._request_pages
+        return self._shared_out(nr_pages, self.hints.preferred_request >> PAGE_SHIFT, self._request_pages)
+
+    def _shared_out(self, nr_pages: int, at_least: int, at_most: int) -> int:
+        """Return how many pages one request should carry of so many that are wanted as a whole: the connections share
+        them, but no request carries less than waiting for it costs."""
         nr_requests = self.hints.readahead_requests or self.hints.parallel_requests
-        part = max(-(-nr_pages // nr_requests), self.hints.preferred_request >> PAGE_SHIFT)
-        return max(1, min(part, self._request_pages))
+        worthwhile = max(int(self.speed.free_bytes) >> PAGE_SHIFT, at_least, 1)
+        part = -(-nr_pages // max(1, min(nr_requests, nr_pages // worthwhile)))
+        return max(1, min(part, at_most))
+
+    def is_far(self) -> bool:
+        """Whether waiting for the store costs more than copying its bytes."""
+        return is_far(self.hints, self.speed)
+
+    def block_request_pages(self, nr_pages: int) -> int:
+        """As `request_pages`, of a block that was chosen by what it costs: so a request may be as large as the store
+        takes, and is never too small to measure bandwidth by."""
+        return self._shared_out(nr_pages, PROBE_PAGES, self.hints.max_request >> PAGE_SHIFT)
+
+    def hole_pages(self) -> int:
+        """Return up to how many pages that are not wanted are read through, as another request would cost more."""
+        free = int(self.speed.free_bytes) if self.is_far() else 0
+        return max(HOLE_BYTES, min(free, HOLE_BYTES_MAX)) >> PAGE_SHIFT
 
     # -- versions ------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import pagecache
 
 VERBS = {
     "demo": "read a real file through a cache smaller than it and compare every byte with plain reads",
+    "sqlite": "open a shell, or run SQL, on a database at a path or URL, through a cache",
     "stat": "read a file or URL once through a cache and say what that cost, and what is cached then",
     "trace": "run an access trace through the engine and print what each eviction policy misses",
 }

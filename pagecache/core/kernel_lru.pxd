@@ -17,6 +17,8 @@ from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FO
                                    folio_unlock)
 from pagecache.core.lock cimport spin_lock, spin_unlock
 from pagecache.core.lru cimport lru_unlink
+from pagecache.core.policy cimport Scan
+from pagecache.core.priority cimport folio_is_protected
 from pagecache.core.segment cimport (LRU_ACTIVE, LRU_INACTIVE, PGACTIVATE, PGDEACTIVATE, PGREFILL, PGSCAN_DIRECT,
                                      PGSCAN_KSWAPD, PGSTEAL_DIRECT, PGSTEAL_KSWAPD, Folio, Segment, count)
 from pagecache.core.workingset cimport workingset_age
@@ -45,7 +47,7 @@ cdef inline uint32_t lru_isolate(Segment* seg, int which, uint32_t nr_to_scan, F
     return nr
 
 
-cdef inline bint folio_should_stay(Segment* seg, Folio* folio) noexcept nogil:
+cdef inline bint folio_should_stay(Segment* seg, Scan* scan, Folio* folio) noexcept nogil:
     """Whether a locked, isolated folio is in use; moves it to the active list if it deserves that."""
     cdef bint accessed, referenced
     if folio_test(folio, FOLIO_UNEVICTABLE):
@@ -59,22 +61,25 @@ cdef inline bint folio_should_stay(Segment* seg, Folio* folio) noexcept nogil:
         folio_set(folio, FOLIO_ACTIVE)
         count(seg, PGACTIVATE, folio_nr_pages(folio))
         return True
+    if scan.protects and folio_is_protected(seg, folio):
+        scan.nr_protected += 1
+        return True
     return folio_mapping(folio) == 0
 
 
-cdef inline uint32_t folio_reclaim(Segment* seg, Folio* folio) noexcept nogil:
+cdef inline uint32_t folio_reclaim(Segment* seg, Scan* scan, Folio* folio) noexcept nogil:
     """Frees one isolated folio if it may leave. Returns its pages, or 0: then the reference is kept."""
     cdef uint32_t nr = 0
     if not folio_trylock(folio):
         return 0
-    if not folio_should_stay(seg, folio):
+    if not folio_should_stay(seg, scan, folio):
         nr = folio_remove_free(seg, folio)
     if nr == 0:
         folio_unlock(seg, folio)
     return nr
 
 
-cdef inline uint32_t shrink_inactive(Segment* seg, uint32_t nr_to_scan, bint background,
+cdef inline uint32_t shrink_inactive(Segment* seg, Scan* scan, uint32_t nr_to_scan, bint background,
                                      uint32_t* nr_scanned) noexcept nogil:
     """Scans one chunk of the inactive tail. Returns the pages freed."""
     cdef Folio* batch[32]
@@ -82,7 +87,7 @@ cdef inline uint32_t shrink_inactive(Segment* seg, uint32_t nr_to_scan, bint bac
     cdef uint32_t i, got, freed_pages = 0, nr_kept = 0
     cdef uint32_t nr = lru_isolate(seg, <int>LRU_INACTIVE, nr_to_scan, batch, nr_scanned)
     for i in range(nr):
-        got = folio_reclaim(seg, batch[i])
+        got = folio_reclaim(seg, scan, batch[i])
         freed_pages += got
         if got == 0:
             kept[nr_kept] = batch[i]
@@ -147,7 +152,7 @@ cdef inline void trim_active(Segment* seg, int priority) noexcept nogil:
         target -= nr_scanned
 
 
-cdef inline uint32_t kernel_round(Segment* seg, uint32_t nr_wanted, bint background) noexcept nogil:
+cdef inline uint32_t kernel_round(Segment* seg, Scan* scan, uint32_t nr_wanted, bint background) noexcept nogil:
     """One round of rising pressure. Returns the pages freed."""
     cdef int priority = DEF_PRIORITY
     cdef uint32_t freed = 0, target, nr_scanned
@@ -157,7 +162,7 @@ cdef inline uint32_t kernel_round(Segment* seg, uint32_t nr_wanted, bint backgro
             trim_active(seg, priority)
         target = scan_target(seg, <int>LRU_INACTIVE, priority)
         while target > 0 and freed < nr_wanted:
-            freed += shrink_inactive(seg, target, background, &nr_scanned)
+            freed += shrink_inactive(seg, scan, target, background, &nr_scanned)
             if nr_scanned == 0:
                 break
             target -= target if target < nr_scanned else nr_scanned

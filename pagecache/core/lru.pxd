@@ -1,7 +1,8 @@
 """The lists of the eviction policy, and the last reference of a folio.
 
-Active and inactive list (one for readahead nobody has asked for, one for what must not be evicted), linked through the
-descriptors by number, guarded by lru_lock.  New folios enter at the heads; scans take from the tails.
+Active and inactive list, one for readahead nobody has asked for, one for what must not be evicted, and those of what
+leaves first and last (priority.pxd), linked through the descriptors by number, guarded by lru_lock.  New folios enter at
+the heads; scans take from the tails.
 
 The flag LRU says "on a list".  Whoever drops the last reference looks at it without the lock, since nobody else can put
 the folio on a list then; so what is on a list must say so at every moment:
@@ -14,20 +15,28 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport add_relaxed_u64, hint_u64, load_relaxed_u32, set_hint_u64, sub_acq_rel_u32
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL
-from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_LRU, FOLIO_UNEVICTABLE, folio_clear, folio_nr_pages,
+from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_FIRST, FOLIO_LAST, FOLIO_LRU, FOLIO_UNEVICTABLE,
+                                   folio_clear, folio_nr_pages,
                                    folio_release_frames, folio_set, folio_test, folio_test_clear)
 from pagecache.core.buddy cimport memory_event
 from pagecache.core.lock cimport spin_lock, spin_unlock
-from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE, LRU_UNEVICTABLE, Folio, LruHead, Segment,
+from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_FIRST, LRU_INACTIVE, LRU_LAST, LRU_UNEVICTABLE, Folio,
+                                     LruHead, Segment,
                                      folio_number)
 
 
 cdef inline int folio_lru_list(const Folio* folio) noexcept nogil:
     if folio_test(folio, FOLIO_UNEVICTABLE):
         return <int>LRU_UNEVICTABLE
+    if folio_test(folio, FOLIO_FIRST | FOLIO_LAST):
+        return <int>LRU_FIRST if folio_test(folio, FOLIO_FIRST) else <int>LRU_LAST
     if folio_test(folio, FOLIO_AHEAD):
         return <int>LRU_AHEAD
     return <int>LRU_ACTIVE if folio_test(folio, FOLIO_ACTIVE) else <int>LRU_INACTIVE
+
+
+cdef inline uint32_t folio_is_policys(const Folio* folio) noexcept nogil:
+    return 0 if folio_test(folio, FOLIO_UNEVICTABLE | FOLIO_FIRST | FOLIO_LAST) else 1
 
 
 cdef inline void list_add(Segment* seg, Folio* folio, bint at_tail) noexcept nogil:
@@ -74,7 +83,7 @@ cdef inline void lru_link(Segment* seg, Folio* folio, bint at_tail) noexcept nog
     """Puts a folio that is on no list on the one its flags name. lru_lock is held."""
     pc_assert(not folio_test(folio, FOLIO_LRU))
     list_add(seg, folio, at_tail)
-    seg.header.nr_listed += 1
+    seg.header.nr_listed += folio_is_policys(folio)
     folio_set(folio, FOLIO_LRU)
 
 
@@ -83,7 +92,7 @@ cdef inline void lru_unlink(Segment* seg, Folio* folio) noexcept nogil:
     list_del(seg, folio)
     folio.lru_prev = NIL
     folio.lru_next = NIL
-    seg.header.nr_listed -= 1
+    seg.header.nr_listed -= folio_is_policys(folio)
     folio_clear(folio, FOLIO_LRU)
 
 

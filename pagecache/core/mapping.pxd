@@ -28,7 +28,8 @@ from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
 from pagecache.core.dirty cimport dirty_uncharge
 from pagecache.core.lock cimport RWSEM_WRITER, spin_lock, spin_unlock
 from pagecache.core.lru cimport folio_put, folio_put_many
-from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTY, NR_FILE_HUGEPAGES, NR_FILE_PAGES, READAHEAD_WASTED, Folio,
+from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTY, NR_FILE_HUGEPAGES, NR_FILE_PAGES, PRIORITY_NORMAL,
+                                     READAHEAD_WASTED, Folio,
                                      Mapping, Segment, count, folio_number)
 from pagecache.core.workingset cimport workingset_eviction, workingset_refault, workingset_update_node
 from pagecache.core.xa_node cimport XaPool, XArray, xa_entry, xa_is_pointer, xa_is_value
@@ -92,6 +93,8 @@ cdef inline uint32_t mapping_alloc(Segment* seg) noexcept nogil:
     store_relaxed_u32(&mapping.wb_err, 0)
     store_relaxed_u64(&mapping.disk_size, ALL_ON_DISK)
     mapping.writeback_index = 0
+    store_relaxed_u32(&mapping.priority, PRIORITY_NORMAL)
+    store_relaxed_u32(&mapping.tenant, 0)
     mapping_forget_counts(mapping)
     store_release_u32(&mapping.in_use, 1)
     return number
@@ -119,6 +122,21 @@ cdef inline void mapping_free(Segment* seg, uint32_t number) noexcept nogil:
     seg.header.free_mapping = number
     seg.header.nr_mappings_used -= 1
     spin_unlock(&seg.header.mapping_lock)
+
+
+cdef inline void mapping_set_tenant(Segment* seg, Mapping* mapping, uint32_t tenant) noexcept nogil:
+    """Makes a mapping one of a tenant's, with what it has cached. tenant: number, 0 for none."""
+    cdef uint64_t nrpages
+    cdef uint32_t before
+    spin_lock(&mapping.pages.lock)
+    nrpages = load_relaxed_u64(&mapping.nrpages)
+    before = load_relaxed_u32(&mapping.tenant)
+    if before != 0:
+        add_relaxed_u64(&seg.header.tenants[before].nr_pages, 0 - nrpages)
+    if tenant != 0:
+        add_relaxed_u64(&seg.header.tenants[tenant].nr_pages, nrpages)
+    store_relaxed_u32(&mapping.tenant, tenant)
+    spin_unlock(&mapping.pages.lock)
 
 
 # -- adding ----------------------------------------------------------------------------------------------------------
@@ -175,6 +193,8 @@ cdef inline int mapping_insert(Segment* seg, uint32_t number, Folio* folio, uint
         error = xas_error(&xas)
     if error == 0:
         store_relaxed_u64(&mapping.nrpages, load_relaxed_u64(&mapping.nrpages) + nr)
+        if load_relaxed_u32(&mapping.tenant) != 0:
+            add_relaxed_u64(&seg.header.tenants[load_relaxed_u32(&mapping.tenant)].nr_pages, nr)
     spin_unlock(&mapping.pages.lock)
     if error != 0:
         store_release_u32(&folio.mapping, 0)
@@ -210,6 +230,8 @@ cdef inline void mapping_unaccount(Segment* seg, Mapping* mapping, Folio* folio)
     cdef uint32_t order = folio_order(folio)
     cdef int64_t nr = <int64_t>1 << order
     store_relaxed_u64(&mapping.nrpages, load_relaxed_u64(&mapping.nrpages) - <uint64_t>nr)
+    if load_relaxed_u32(&mapping.tenant) != 0:
+        add_relaxed_u64(&seg.header.tenants[load_relaxed_u32(&mapping.tenant)].nr_pages, <uint64_t>-nr)
     count(seg, NR_FILE_PAGES, -nr)
     if order > 0:
         count(seg, NR_FILE_HUGEPAGES, -nr)

@@ -16,7 +16,8 @@ only reads.
 It holds no reference to what it looks at: the last one may be gone, and whoever dropped it about to wait for lru_lock. So
 it moves folios with `lru_transfer`, and takes off a list only what `folio_try_get` gave it (victim_take).
 It must not take a lock, wait, or look at more folios in one `pick` than the budget it is given.
-It must not offer a folio that `folio_must_stay`: locked, dirty, under write-back, held by somebody, or gone from the cache.
+It must not offer a folio that `folio_is_kept`: locked, dirty, under write-back, held by somebody, gone from the cache, or
+protected by its priority or its tenant's share.  Folios with FIRST or LAST are not the policy's: it never sees them.
 Sizes are pages: a folio of 2**order pages counts as so many and moves as one.
 
     policy_data = stamp (29 bits, admissions: when it entered or was last moved as used)
@@ -29,6 +30,7 @@ from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_AHEAD, FO
                                    FOLIO_READAHEAD, FOLIO_REFERENCED, FOLIO_UNEVICTABLE, FOLIO_WRITEBACK, folio_clear,
                                    folio_mapping, folio_nr_pages, folio_set, folio_state, folio_try_get)
 from pagecache.core.lru cimport lru_transfer, lru_unlink
+from pagecache.core.priority cimport folio_is_protected
 from pagecache.core.segment cimport LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE, Folio, Segment
 
 cdef enum:
@@ -44,6 +46,9 @@ ctypedef struct Scan:               # one round of reclaim
     uint64_t nr_stuck_small         # of those, met in each list, and had to stay
     uint64_t nr_stuck_main
     uint64_t nr_stuck_ahead
+    bint protects                   # passes by what is protected (priority.pxd)
+    uint32_t nr_protected           # folios passed by for that
+    uint32_t nr_kept_main           # folios met in the main queue that had to stay
 
 
 cdef inline uint32_t folio_stamp(const Folio* folio) noexcept nogil:
@@ -96,6 +101,16 @@ cdef inline bint folio_must_stay(Folio* folio) noexcept nogil:
         return True
     return (state & (FOLIO_LOCKED | FOLIO_UNEVICTABLE) or folio_mapping(folio) == 0
             or load_relaxed_u32(&folio.refcount) != folio_nr_pages(folio))
+
+
+cdef inline bint folio_is_kept(Segment* seg, Scan* scan, Folio* folio) noexcept nogil:
+    """Whether a folio cannot leave, or shall not in this round."""
+    if folio_must_stay(folio):
+        return True
+    if not scan.protects or not folio_is_protected(seg, folio):
+        return False
+    scan.nr_protected += 1
+    return True
 
 
 cdef inline Folio* list_tail(Segment* seg, int which) noexcept nogil:

@@ -23,7 +23,7 @@ from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_REFERENCED, 
                                    folio_nr_pages, folio_set, folio_test)
 from pagecache.core.ghost cimport ghost_slot, ghost_take
 from pagecache.core.lru cimport lru_link, lru_transfer
-from pagecache.core.policy cimport (POLICY_FRESH, STAMP_MASK, Scan, folio_must_stay, folio_rotate, folio_set_uses,
+from pagecache.core.policy cimport (POLICY_FRESH, STAMP_MASK, Scan, folio_is_kept, folio_rotate, folio_set_uses,
                                     folio_stamp, folio_uses, list_tail, policy_stamp, scan_look, stamp_before, victim_take)
 from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE, PGACTIVATE, PGDEACTIVATE, POLICY_ADAPTIVE,
                                      WORKINGSET_ACTIVATE, Folio, Segment, count)
@@ -32,6 +32,7 @@ cdef enum:
     TAIL_STEPS = 8                  # used folios at the main tail that one comparison sends round
     TRIM_STEPS = 32
     SWEEP_STEPS = 64
+    MAIN_KEPT_MAX = 64              # kept folios at the main tail before the small queue is asked instead
 
 
 cdef inline uint64_t small_pages(Segment* seg) noexcept nogil:
@@ -177,7 +178,7 @@ cdef inline Folio* ahead_pick(Segment* seg, Scan* scan, bint is_last) noexcept n
             if not is_last and not ahead_is_due(seg, scan, folio):
                 return NULL
             scan_look(scan, folio)
-            if not folio_must_stay(folio):
+            if not folio_is_kept(seg, scan, folio):
                 return victim_take(seg, folio)
             scan.nr_stuck_ahead += folio_nr_pages(folio)
             folio_rotate(seg, folio)
@@ -192,7 +193,7 @@ cdef inline Folio* small_pick(Segment* seg, Scan* scan, Folio* tail) noexcept no
     """Takes the tail of the small queue as a victim, or moves it on and returns NULL."""
     cdef bint enters
     if folio_uses(tail) == 0:
-        if not folio_must_stay(tail):
+        if not folio_is_kept(seg, scan, tail):
             return victim_take(seg, tail)
         scan.nr_stuck_small += folio_nr_pages(tail)
         folio_rotate(seg, tail)
@@ -213,7 +214,8 @@ cdef inline Folio* main_pick(Segment* seg, Scan* scan, Folio* tail, bint is_last
     """The same for the main queue. is_last: the small queue has nothing that may leave."""
     if main_rotate_used(seg):
         return NULL
-    if folio_must_stay(tail):
+    if folio_is_kept(seg, scan, tail):
+        scan.nr_kept_main += 1
         scan.nr_stuck_main += folio_nr_pages(tail)
         folio_rotate(seg, tail)
     elif seg.header.rules.by_recency and not is_last:
@@ -230,6 +232,8 @@ cdef inline Folio* queues_pick(Segment* seg, Scan* scan) noexcept nogil:
     while victim == NULL and scan.budget > 0:
         in_small = scan.nr_stuck_small < seg.header.lru[<int>LRU_INACTIVE].nr_pages
         in_main = scan.nr_stuck_main < seg.header.lru[<int>LRU_ACTIVE].nr_pages
+        if in_small and scan.nr_kept_main >= MAIN_KEPT_MAX:
+            in_main = False
         if in_small and not (in_main and main_is_over(seg)):
             scan_look(scan, list_tail(seg, <int>LRU_INACTIVE))
             victim = small_pick(seg, scan, list_tail(seg, <int>LRU_INACTIVE))

@@ -1,22 +1,27 @@
 """Reclaim: what leaves when frames are short.
 
-The segment's policy says which folios (policy.pxd); here they are evicted, in batches, and memory is given to those who
-ask.  Reclaim never waits and never writes.  Readers rarely run it themselves: a background thread, which needs no GIL,
-starts when fewer than `watermark_low` frames are free and stops at `watermark_high`.
+What leaves before anything else leaves first (priority.pxd); then the segment's policy says who (policy.pxd), passing by
+what is protected; then, if the caller may, it does so again without that, and what leaves last goes.  Here they are
+evicted, in batches, and memory is given to those who ask.  Reclaim never waits and never writes.  Readers rarely run it
+themselves: a background thread, which needs no GIL, starts when fewer than `watermark_low` frames are free and stops at `watermark_high`.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.adaptive cimport adaptive_fit
-from pagecache.core.atomic cimport cas_acq_rel_u32, load_acquire_u32, load_relaxed_u32, store_release_u32
+from pagecache.core.atomic cimport cas_acq_rel_u32, hint_u64, load_acquire_u32, load_relaxed_u32, store_release_u32
 from pagecache.core.config cimport SWAP_CLUSTER_MAX
 from pagecache.core.evict cimport folio_evict, lru_putback
-from pagecache.core.folio cimport folio_alloc_nowait, folio_index, folio_mapping, folio_nr_pages
+from pagecache.core.folio cimport (FOLIO_UNUSED, folio_alloc_nowait, folio_index, folio_mapping, folio_nr_pages,
+                                   folio_test)
 from pagecache.core.futex cimport futex_wait, futex_wake
 from pagecache.core.ghost cimport folio_hash, ghost_add, ghost_slot
 from pagecache.core.kernel_lru cimport kernel_round
 from pagecache.core.lock cimport WAKE_ALL, spin_lock, spin_unlock
-from pagecache.core.policy cimport Scan, folio_stamp, listed_pages
+from pagecache.core.policy cimport (Scan, folio_must_stay, folio_rotate, folio_stamp, list_tail, listed_pages, scan_look,
+                                    victim_take)
+from pagecache.core.priority cimport reclaim_batch
 from pagecache.core.queues cimport queues_pick
-from pagecache.core.segment cimport (ALLOCSTALL, PGSCAN_DIRECT, PGSCAN_KSWAPD, PGSTEAL_DIRECT, PGSTEAL_KSWAPD,
+from pagecache.core.segment cimport (ALLOCSTALL, LRU_FIRST, LRU_LAST, PGSCAN_DIRECT, PGSCAN_KSWAPD,
+                                     PGSTEAL_DIRECT, PGSTEAL_KSWAPD,
                                      POLICY_ADAPTIVE, POLICY_KERNEL, POLICY_SIEVE, Folio, Segment, count)
 from pagecache.core.sieve cimport sieve_pick
 from pagecache.core.workingset cimport shadow_nodes_trim
@@ -27,7 +32,13 @@ cdef enum:
     KSWAPD_ENDED = 2
     RECLAIM_ROUNDS = 3              # full rounds of rising pressure before an allocation gives up
     TURN_FOLIOS = 128               # looked at in one turn under lru_lock
-    BATCH_PART = 128                # of the frames: what is reclaimed at once, 32 pages at most
+    AHEAD_SIXTEENTHS = 9            # of the frames: more readahead than that leaves, of what leaves first, used or not
+
+cdef enum:                          # of a round
+    STAGE_FIRST = 0
+    STAGE_POLICY = 1
+    STAGE_FIRST_UNUSED = 2
+    STAGE_LAST = 3
 
 ctypedef struct Victims:
     uint32_t nr
@@ -36,7 +47,7 @@ ctypedef struct Victims:
     uint32_t[32] stamps
 
 
-# -- policies with `pick` --------------------------------------------------------------------------------------------
+# -- picking and evicting --------------------------------------------------------------------------------------------
 
 cdef inline uint64_t policy_begin(Segment* seg) noexcept nogil:
     """Notes how large the cache is, now that it is full. Returns how many folios a round may look at."""
@@ -51,14 +62,39 @@ cdef inline uint64_t policy_begin(Segment* seg) noexcept nogil:
     return nr_pages
 
 
-cdef inline uint32_t pick_victims(Segment* seg, uint32_t nr_wanted, Scan* scan, Victims* out) noexcept nogil:
+cdef inline Folio* list_pick(Segment* seg, Scan* scan, int which, bint unused_too) noexcept nogil:
+    """A victim from the tail of FIRST or LAST, or NULL. What nobody has used yet stays if it may. lru_lock is held."""
+    cdef Folio* folio = list_tail(seg, which)
+    while folio != NULL and scan.budget > 0 and scan.nr_stuck_small < seg.header.lru[which].nr_pages:
+        scan_look(scan, folio)
+        if not folio_must_stay(folio) and (unused_too or not folio_test(folio, FOLIO_UNUSED)):
+            return victim_take(seg, folio)
+        scan.nr_stuck_small += folio_nr_pages(folio)
+        folio_rotate(seg, folio)
+        folio = list_tail(seg, which)
+    return NULL
+
+
+cdef inline Folio* stage_pick(Segment* seg, Scan* scan, int stage) noexcept nogil:
+    if stage == STAGE_POLICY:
+        return sieve_pick(seg, scan) if seg.header.policy == POLICY_SIEVE else queues_pick(seg, scan)
+    if stage == STAGE_LAST:
+        return list_pick(seg, scan, <int>LRU_LAST, True)
+    return list_pick(seg, scan, <int>LRU_FIRST, stage == STAGE_FIRST_UNUSED or first_is_too_much(seg))
+
+
+cdef inline bint first_is_too_much(Segment* seg) noexcept nogil:
+    return seg.header.lru[<int>LRU_FIRST].nr_pages > (<uint64_t>seg.nr_frames * AHEAD_SIXTEENTHS) // 16
+
+
+cdef inline uint32_t pick_victims(Segment* seg, uint32_t nr_wanted, Scan* scan, int stage, Victims* out) noexcept nogil:
     """One turn under lru_lock: victims of nr_wanted pages, or as far as the budget goes. Returns their pages."""
     cdef uint32_t pages = 0
     cdef Folio* folio
     out.nr = 0
     spin_lock(&seg.header.lru_lock)
     while out.nr < SWAP_CLUSTER_MAX and pages < nr_wanted:
-        folio = sieve_pick(seg, scan) if seg.header.policy == POLICY_SIEVE else queues_pick(seg, scan)
+        folio = stage_pick(seg, scan, stage)
         if folio == NULL:
             break
         out.folios[out.nr] = folio
@@ -70,8 +106,8 @@ cdef inline uint32_t pick_victims(Segment* seg, uint32_t nr_wanted, Scan* scan, 
     return pages
 
 
-cdef inline uint32_t evict_victims(Segment* seg, Victims* victims) noexcept nogil:
-    """Evicts what may leave, leaving ghosts, and puts the others back. Returns the pages freed."""
+cdef inline uint32_t evict_victims(Segment* seg, Victims* victims, bint leaves_ghosts) noexcept nogil:
+    """Evicts what may leave, and puts the others back. Returns the pages freed."""
     cdef Folio* kept[32]
     cdef uint32_t i, pages, freed = 0, nr_gone = 0, nr_kept = 0
     for i in range(victims.nr):
@@ -84,7 +120,7 @@ cdef inline uint32_t evict_victims(Segment* seg, Victims* victims) noexcept nogi
             victims.keys[nr_gone] = victims.keys[i]
             victims.stamps[nr_gone] = victims.stamps[i]
             nr_gone += 1
-    if nr_gone > 0 and seg.header.policy != POLICY_SIEVE:
+    if nr_gone > 0 and leaves_ghosts:
         spin_lock(&seg.header.lru_lock)
         for i in range(nr_gone):
             ghost_add(&seg.folios[ghost_slot(victims.keys[i], seg.nr_frames)].ghosts, victims.keys[i],
@@ -94,49 +130,66 @@ cdef inline uint32_t evict_victims(Segment* seg, Victims* victims) noexcept nogi
     return freed
 
 
-cdef inline uint32_t policy_round(Segment* seg, uint32_t nr_wanted, bint background) noexcept nogil:
-    """Evicts what the policy picks, until nr_wanted pages are free or all has been looked at four times. Returns the
-    pages freed."""
+cdef inline uint32_t stage_round(Segment* seg, Scan* scan, uint32_t nr_wanted, int stage, uint64_t nr_left) noexcept nogil:
+    """Evicts what a stage picks, until nr_wanted pages are free or nr_left folios were looked at. Returns the pages
+    freed."""
     cdef Victims victims
-    cdef Scan scan
-    cdef uint64_t nr_left = policy_begin(seg)
     cdef uint32_t freed = 0
-    scan.nr_pages = 0
+    cdef bint leaves_ghosts = stage == STAGE_POLICY and seg.header.policy != POLICY_SIEVE
     scan.nr_stuck_small = 0
     scan.nr_stuck_main = 0
     scan.nr_stuck_ahead = 0
+    scan.nr_kept_main = 0
     while freed < nr_wanted and nr_left > 0:
         scan.budget = TURN_FOLIOS if nr_left > TURN_FOLIOS else <int>nr_left
         nr_left -= scan.budget
-        pick_victims(seg, nr_wanted - freed, &scan, &victims)
+        pick_victims(seg, nr_wanted - freed, scan, stage, &victims)
         nr_left += scan.budget if scan.budget > 0 else 0
         if victims.nr == 0 and scan.budget > 0:
             break
-        freed += evict_victims(seg, &victims)
-    count(seg, PGSCAN_KSWAPD if background else PGSCAN_DIRECT, <int64_t>scan.nr_pages)
-    count(seg, PGSTEAL_KSWAPD if background else PGSTEAL_DIRECT, freed)
+        freed += evict_victims(seg, &victims, leaves_ghosts)
     return freed
+
+
+cdef inline uint32_t policy_round(Segment* seg, Scan* scan, uint32_t nr_wanted, bint protects,
+                                  bint background) noexcept nogil:
+    """The policy's part of a round. Returns the pages freed."""
+    scan.protects = protects
+    if seg.header.policy == POLICY_KERNEL:
+        return kernel_round(seg, scan, nr_wanted, background)
+    return stage_round(seg, scan, nr_wanted, STAGE_POLICY, policy_begin(seg))
 
 
 # -- rounds ----------------------------------------------------------------------------------------------------------
 
-cdef inline uint32_t reclaim_round(Segment* seg, uint32_t nr_wanted, bint background) noexcept nogil:
-    """One round. Returns the pages freed."""
+cdef inline uint32_t first_round(Segment* seg, Scan* scan, uint32_t nr_wanted, int stage) noexcept nogil:
+    """Evicts from the lists of what leaves first, or last. Returns the pages freed."""
+    cdef int which = <int>LRU_LAST if stage == STAGE_LAST else <int>LRU_FIRST
+    if hint_u64(&seg.header.lru[which].nr_pages) == 0:
+        return 0
+    return stage_round(seg, scan, nr_wanted, stage, 2 * <uint64_t>seg.nr_frames)
+
+
+cdef inline uint32_t reclaim_round(Segment* seg, uint32_t nr_wanted, bint background, bint hard) noexcept nogil:
+    """One round. hard: what is protected or kept leaves too if nothing else does. Returns the pages freed."""
+    cdef Scan scan
     cdef uint32_t freed
-    if seg.header.policy == POLICY_KERNEL:
-        freed = kernel_round(seg, nr_wanted, background)
-    else:
-        freed = policy_round(seg, nr_wanted, background)
+    scan.nr_pages = 0
+    scan.nr_protected = 0
+    freed = first_round(seg, &scan, nr_wanted, STAGE_FIRST)
+    if freed < nr_wanted:
+        freed += policy_round(seg, &scan, nr_wanted - freed, True, background)
+    if freed == 0:
+        freed = first_round(seg, &scan, nr_wanted, STAGE_FIRST_UNUSED)
+    if freed == 0 and hard and scan.nr_protected > 0:
+        freed = policy_round(seg, &scan, nr_wanted, False, background)
+    if freed == 0 and hard:
+        freed = first_round(seg, &scan, nr_wanted, STAGE_LAST)
+    if seg.header.policy != POLICY_KERNEL:
+        count(seg, PGSCAN_KSWAPD if background else PGSCAN_DIRECT, <int64_t>scan.nr_pages)
+        count(seg, PGSTEAL_KSWAPD if background else PGSTEAL_DIRECT, freed)
     shadow_nodes_trim(seg)
     return freed
-
-
-cdef inline uint32_t reclaim_batch(Segment* seg, uint32_t nr) noexcept nogil:
-    """Pages to reclaim for who needs nr: more, so that not everybody has to; of a small cache only a small part."""
-    cdef uint32_t batch = SWAP_CLUSTER_MAX
-    if seg.header.policy != POLICY_KERNEL and seg.nr_frames // BATCH_PART < SWAP_CLUSTER_MAX:
-        batch = seg.nr_frames // BATCH_PART
-    return nr if nr > batch else batch
 
 
 cdef inline uint32_t reclaim_pages(Segment* seg, uint32_t nr_wanted) noexcept nogil:
@@ -145,7 +198,7 @@ cdef inline uint32_t reclaim_pages(Segment* seg, uint32_t nr_wanted) noexcept no
     cdef int i
     count(seg, ALLOCSTALL, 1)
     for i in range(RECLAIM_ROUNDS):
-        freed += reclaim_round(seg, nr_wanted, False)
+        freed += reclaim_round(seg, nr_wanted, False, True)
         if freed > 0:
             break
     return freed
@@ -170,7 +223,7 @@ cdef inline Folio* folio_alloc(Segment* seg, uint32_t order, bint hard) noexcept
     if folio != NULL:
         return folio
     if not hard:
-        reclaim_round(seg, reclaim_batch(seg, nr), False)
+        reclaim_round(seg, reclaim_batch(seg, nr), False, False)
         return folio_alloc_nowait(seg, order)
     while reclaim_pages(seg, reclaim_batch(seg, nr)) > 0:
         folio = folio_alloc_nowait(seg, order)
@@ -196,7 +249,7 @@ cdef inline void* kswapd_main(void* argument) noexcept nogil:
             continue
         while (load_relaxed_u32(&seg.header.nr_free) < seg.header.watermark_high
                and load_acquire_u32(&seg.header.kswapd_word) == KSWAPD_AWAKE
-               and reclaim_round(seg, SWAP_CLUSTER_MAX, True) > 0):
+               and reclaim_round(seg, SWAP_CLUSTER_MAX, True, False) > 0):
             pass
         awake = KSWAPD_AWAKE
         cas_acq_rel_u32(&seg.header.kswapd_word, &awake, KSWAPD_ASLEEP)

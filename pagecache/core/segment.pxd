@@ -32,7 +32,7 @@ from pagecache.core.xa_node cimport XaNode, XaPool, XaPoolHeader, XArray, xa_poo
 
 cdef enum:
     SEGMENT_MAGIC = 0x50434853      # "PCHS"
-    SEGMENT_VERSION = 3
+    SEGMENT_VERSION = 4
     DIRTY_PART = 5                  # a fifth of the frames may be dirty, a tenth starts the flusher
     BACKGROUND_PART = 10
 
@@ -50,7 +50,9 @@ cdef enum LruList:
     LRU_ACTIVE = 1
     LRU_UNEVICTABLE = 2
     LRU_AHEAD = 3                   # brought in, and not used when last looked at
-    NR_LRU_LISTS = 4
+    LRU_FIRST = 4                   # leaves before anything else (priority.pxd)
+    LRU_LAST = 5                    # leaves when nothing else can
+    NR_LRU_LISTS = 6
 
 cdef enum PolicyNumber:             # Header.policy
     POLICY_KERNEL = 0
@@ -59,6 +61,16 @@ cdef enum PolicyNumber:             # Header.policy
     POLICY_LIRS = 3
     POLICY_ADAPTIVE = 4
     NR_POLICIES = 5
+
+cdef enum PriorityNumber:           # Mapping.priority
+    PRIORITY_NORMAL = 0
+    PRIORITY_LOW = 1
+    PRIORITY_HIGH = 2
+    PRIORITY_KEEP = 3
+    NR_PRIORITIES = 4
+
+cdef enum:
+    NR_TENANTS = 64                 # number 0 means "none"
 
 cdef enum:
     PROBE_FOLIOS = 255              # most folios a probe holds (probe.pxd)
@@ -112,6 +124,10 @@ ctypedef struct LruHead:
     uint32_t first                  # most recently added
     uint32_t last
     uint64_t nr_pages
+
+ctypedef struct Tenant:             # some mappings that share a part of the budget
+    pc_u64 nr_pages                 # cached, of its mappings
+    pc_u64 share_pages              # that are passed by as long as others have some (priority.pxd)
 
 ctypedef struct Folio:
     pc_u32 state
@@ -196,6 +212,8 @@ ctypedef struct Mapping:
     pc_u64 store_read_bytes
     pc_u64 readahead_pages          # brought in before they were asked for
     pc_u64 readahead_wasted         # of those: left the cache before anybody used them
+    pc_u32 priority                 # PriorityNumber
+    pc_u32 tenant                   # written under xa_lock
 
 ctypedef struct Header:
     uint32_t magic
@@ -217,14 +235,14 @@ ctypedef struct Header:
     pc_u32 nr_waiting_for_memory
     pc_u32 memory_event             # changes whenever memory may have become free
     SpinLock lru_lock               # guards the lists
-    LruHead[4] lru                  # NR_LRU_LISTS of them
+    LruHead[6] lru                  # NR_LRU_LISTS of them
     pc_u64 nonresident_age          # pages
     pc_u64 nr_refault_activated     # since the beginning
     uint64_t refault_activated_seen # lru_lock
     uint32_t policy                 # PolicyNumber; fixed when the segment is made
     uint32_t policy_clock           # lru_lock: pages admitted
     uint32_t policy_pages           # lru_lock: pages on the lists when reclaim last began
-    uint32_t nr_listed              # lru_lock: folios on all lists
+    uint32_t nr_listed              # lru_lock: folios on the policy's lists
     uint32_t sieve_hand             # lru_lock: folio to look at next, or NIL
     QueueRules rules                # lru_lock
     SpinLock mapping_lock           # guards the free list of mappings
@@ -240,6 +258,7 @@ ctypedef struct Header:
     uint32_t dirty_limit            # pages: writers wait
     uint32_t dirty_background       # pages: the flusher starts
     pc_u32 flusher_word             # changes when the flusher is asked to look
+    Tenant[64] tenants              # NR_TENANTS of them
     CounterShard[16] shards         # STAT_SHARDS of them
 
 ctypedef struct Segment:

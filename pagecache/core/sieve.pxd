@@ -7,7 +7,7 @@ from libc.stdint cimport uint32_t
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport folio_nr_pages
 from pagecache.core.lru cimport lru_link
-from pagecache.core.policy cimport (POLICY_FRESH, Scan, folio_must_stay, folio_set_uses, folio_uses, list_tail,
+from pagecache.core.policy cimport (POLICY_FRESH, Scan, folio_is_kept, folio_set_uses, folio_uses, list_tail,
                                     policy_stamp, scan_look, victim_take)
 from pagecache.core.segment cimport LRU_INACTIVE, Folio, Segment
 
@@ -33,6 +33,6 @@ cdef inline Folio* sieve_pick(Segment* seg, Scan* scan) noexcept nogil:
         seg.header.sieve_hand = folio.lru_prev
         if folio_uses(folio) > 0:
             folio_set_uses(folio, 0)
-        elif not folio_must_stay(folio):
+        elif not folio_is_kept(seg, scan, folio):
             return victim_take(seg, folio)
     return NULL

@@ -44,14 +44,16 @@ from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_hint
 from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)
 from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_frame, entry_order, filemap_remove_clean,
                                      filemap_remove_folio, filemap_replace_folio, filemap_zero_unshared,
-                                     mapping_add_folio, mapping_alloc, mapping_free, mapping_remove)
+                                     mapping_add_folio, mapping_alloc, mapping_free, mapping_remove,
+                                     mapping_set_tenant)
 from pagecache.core.memory cimport (copy_page, copy_shared, memory_advise_huge, memory_file, memory_unmap,
                                     memory_unpoison, prefetch_range)
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)
-from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE,
+from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_AHEAD, LRU_FIRST,
+                                     LRU_INACTIVE, LRU_LAST,
                                      LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, MISSES, NR_COUNTERS, NR_DIRTY,
-                                     NR_FILE_PAGES, NR_PINNED, NR_PROBES, NR_WRITEBACK, POLICY_ADAPTIVE,
+                                     NR_FILE_PAGES, NR_PINNED, NR_PROBES, NR_TENANTS, NR_WRITEBACK, POLICY_ADAPTIVE,
                                      READAHEAD_PAGES, STORE_READ_BYTES, STORE_READS, STORE_WRITE_BYTES, STORE_WRITES,
                                      header_set_dirty_limits, Adaptive as CAdaptive, Folio as CFolio, Mapping as
                                      CMapping, Segment as CSegment, Header, count, count_store_read, counted,

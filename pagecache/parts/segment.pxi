@@ -18,6 +18,7 @@ _FINDINGS = {
     17: "a folio's sequence counter is odd",
     18: "pages charged as dirty and those that are disagree",
     19: "a byte behind the end of the object is not zero",
+    20: "the pages counted for a tenant are not those of its objects",
 }
 
 _COUNTER_NAMES = (
@@ -191,8 +192,10 @@ cdef class Segment:
         out = {name: counted(&self.seg, number) for number, name in enumerate(_COUNTER_NAMES)}
         cdef Header* header = self.seg.header
         out["nr_inactive_file"] = (hint_u64(&header.lru[<int>LRU_INACTIVE].nr_pages)
-                                   + hint_u64(&header.lru[<int>LRU_AHEAD].nr_pages))
-        out["nr_active_file"] = hint_u64(&header.lru[<int>LRU_ACTIVE].nr_pages)
+                                   + hint_u64(&header.lru[<int>LRU_AHEAD].nr_pages)
+                                   + hint_u64(&header.lru[<int>LRU_FIRST].nr_pages))
+        out["nr_active_file"] = (hint_u64(&header.lru[<int>LRU_ACTIVE].nr_pages)
+                                 + hint_u64(&header.lru[<int>LRU_LAST].nr_pages))
         out["nr_unevictable"] = hint_u64(&header.lru[<int>LRU_UNEVICTABLE].nr_pages)
         out["nr_free_pages"] = load_relaxed_u32(&header.nr_free)
         out["nr_frames"] = header.nr_frames

@@ -55,6 +55,12 @@ def identity_of(fs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def _place_of(path: str) -> str:
+    """Return the server or bucket of a path."""
+    scheme, separator, rest = path.rpartition("://")
+    return scheme + separator + rest.lstrip("/").partition("/")[0]
+
+
 class FsspecStore:
     """One object of an fsspec file system.
 
@@ -84,6 +90,7 @@ class FsspecStore:
         self.key = f"fsspec:{identity_of(self.fs)}:{self.path}"
         if self.is_immutable and not self._ranges.conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
+        self.origin = f"fsspec:{identity_of(self.fs)}:{_place_of(self.path)}"
         self.parallel_requests = PARALLEL_REQUESTS if self._ranges.parallel else 1
         self.latency = "remote" if self._ranges.remote else "local"
         self.known_version = version

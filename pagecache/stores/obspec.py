@@ -78,6 +78,7 @@ class ObspecStore:
         self._given_key = key
         self._conditional = hasattr(store, "get")
         self.key = f"obspec:{key or identity_of(store)}:{path}"
+        self.origin = f"obspec:{identity_of(store)}"
         if self.is_immutable and not self._conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
         self.latency = "local" if type(store).__name__ in ("MemoryStore", "LocalStore") else "remote"
