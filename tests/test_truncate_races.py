@@ -2,6 +2,7 @@
 
 import errno
 import threading
+import time
 
 import pytest
 from support import PAGE, STRESS, Crew, assert_nothing_is_held, frame_of, pages_of, wait_until
@@ -397,6 +398,29 @@ class TestFailingStores:
         with pytest.raises(OSError, match="broken"):
             file.truncate(100)
         assert file.pread(NR_PAGES * PAGE, 0) == DATA[:left]
+
+    def test_write_back_does_not_take_half_of_a_folio_that_is_being_cut(self, file, store):
+        """What lies behind the cut would count as written with the rest of the page."""
+        file.pwrite(b"behind the cut", 2 * PAGE + 500)
+        expected = file.pread(NR_PAGES * PAGE, 0)
+        crews = []
+
+        def write_back_and_fail(size):
+            crews.append(Crew(lambda: file.sync_range(0)))
+            thread, looks, place = crews[0].threads[0], 0, None
+            while thread.is_alive() and looks < 20:
+                frame = frame_of(thread.ident)
+                here = (frame, frame and frame.f_lasti)
+                looks, place = (looks + 1 if here == place else 0), here
+                time.sleep(0.002)
+            raise EIO
+
+        store.on_truncate = write_back_and_fail
+        with pytest.raises(OSError, match="broken"):
+            file.truncate(2 * PAGE + 100)
+        crews[0].join_well()
+        file.fsync()
+        assert store.data == expected
 
     @pytest.mark.stress
     def test_cuts_that_fail_while_others_write_back(self, file, store, rng):

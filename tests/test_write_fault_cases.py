@@ -227,12 +227,13 @@ def test_interrupted_cut_or_hole_leaves_the_bytes(make_cache, monkeypatch):
 
 
 def test_allocation_does_not_give_up_while_a_read_that_will_end_has_the_other_frame(make_cache, monkeypatch):
-    """One frame is dirty and cannot be written; the other is being filled, which looks like a view of it."""
+    """One frame is dirty, cannot be written, and has a view, so that it counts twice; the other is being filled."""
     monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", WAIT_S)
     broken = FailingStore(b"\x01" * SIZE, fails_at=0, for_ever=True)
     hanging = HangingStore(b"\x02" * PAGE, range(1))
     with pagecache.PageCache(2 * PAGE) as cache, cache.open(broken, "r+b") as one:
         one.pwrite(b"dirty", 0)
+        view = one.view(5, 0)
         with cache.open(hanging) as two, cache.open(pagecache.MemoryStore(b"\x03" * PAGE)) as three:
             filler = Crew(lambda: two.pread(1, 0))
             assert hanging.entered.wait(PATIENCE_S)
@@ -241,7 +242,9 @@ def test_allocation_does_not_give_up_while_a_read_that_will_end_has_the_other_fr
             wait_until(lambda: cache.stats().writeback_errors >= seen + 3, "the dirty page to be tried again")
             assert reader.threads[0].is_alive()
             hanging.go_on.set()
+            assert view == b"dirty"
             assert (filler.join_well(), reader.join_well()) == ([b"\x02"], [b"\x03"])
+        view.release()
         broken.is_healed = True
         with contextlib.suppress(OSError):  # of the flusher, which tried meanwhile
             one.fsync()
