@@ -9,7 +9,7 @@
 
 from pagecache import filemap, mm, readahead, stores, truncate, writeback
 from pagecache._core import CacheFullError, XArray
-from pagecache.cache import PageCache, default_cache
+from pagecache.cache import PageCache, default_cache, serve_stats
 from pagecache.chosen_cache import using
 from pagecache.file import (
     ACCESS_COPY,
@@ -35,5 +35,5 @@ __all__ = [
     "ACCESS_COPY", "ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "BackingStore", "CacheFullError", "CacheStat",
     "FADV_DONTNEED", "FADV_NOREUSE", "FADV_NORMAL", "FADV_RANDOM", "FADV_SEQUENTIAL", "FADV_WILLNEED", "File",
     "FileStats", "FileStore", "FsspecStore", "MemoryStore", "ObspecStore", "PageCache", "Stats", "VersionedFile", "XArray",
-    "default_cache", "filemap", "get_include", "mm", "readahead", "stores", "truncate", "using", "writeback",
+    "default_cache", "filemap", "get_include", "mm", "readahead", "serve_stats", "stores", "truncate", "using", "writeback",
 ]  # fmt: skip

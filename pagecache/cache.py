@@ -12,7 +12,7 @@ from typing import Any
 
 import mmh3
 
-from pagecache import chosen_cache, truncate, workers
+from pagecache import chosen_cache, live, truncate, workers
 from pagecache._core import Segment
 from pagecache.file import File
 from pagecache.file_writes import DURABILITY
@@ -84,6 +84,8 @@ class PageCache:
         self._closed = False
         _caches.add(self)
         _segments.add(self.segment)
+        if live.ENVIRONMENT in os.environ:
+            _serve_stats_once()
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
@@ -215,10 +217,11 @@ class PageCache:
     def _make_room(self) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""
         limit = self.segment.sizes()["mappings"][1] - 1
-        for key in [key for key, inode in self._inodes.items() if inode.nr_open == 0 and not is_dirty(inode)]:
-            if len(self._inodes) < limit:
+        while len(self._inodes) >= limit:
+            idle = next((key for key, inode in self._inodes.items() if not inode.nr_open and not is_dirty(inode)), None)
+            if idle is None:
                 return
-            del self._inodes[key]
+            del self._inodes[idle]
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
 
@@ -252,11 +255,15 @@ class PageCache:
         stats = read_stats(self.segment)
         if per_file:
             self._check_usable()
-            with self._lock:
-                inodes = list(self._all_inodes)
-            files = [inode.stats() for inode in inodes]
+            files = [inode.stats() for inode in self.inodes()]
             stats.__dict__["files"] = sorted(files, key=lambda file: (-file.store_read_bytes, file.name))
         return stats
+
+    def inodes(self) -> list[Inode]:
+        """Return the objects that are open or cached."""
+        self._check_usable()
+        with self._lock:
+            return list(self._all_inodes)
 
     def forget(self, key: str, *, whole: bool = True) -> None:
         """Let objects be opened as new the next time, with nothing cached; files that are open keep what they have.
@@ -269,6 +276,17 @@ class PageCache:
                 known = str(inode.mapping.key)
                 if known.startswith(key) and (not whole or known[len(key) :][:1] in ("", "/", "#")):
                     self._drop_inode(hashed, inode)
+
+    def discard(self, key: str) -> None:
+        """Forget the object that a store's key names because it exists no more: what is dirty of it is not written.
+
+        An object that is open is only forgotten, as by `forget`.
+        """
+        self._check_usable()
+        with self._lock:
+            inode = self._inodes.pop(mmh3.hash_bytes(key), None)
+            if inode is not None and inode.nr_open == 0:
+                inode.discard()
 
     def _drop_inode(self, hashed: bytes, inode: Inode) -> None:
         """Forget an inode; its pages go with the last file that is open on it."""
@@ -380,6 +398,7 @@ _caches: weakref.WeakSet[PageCache] = weakref.WeakSet()
 _segments: weakref.WeakSet[Segment] = weakref.WeakSet()
 _default_lock = threading.Lock()
 _default: PageCache | None = None
+_environment_pid = 0  # the process that serves statistics because its environment says so
 
 
 def default_cache(size: int | str | None = None) -> PageCache:
@@ -405,6 +424,30 @@ def forget_everywhere(key: str, *, whole: bool = True) -> None:
             cache.forget(key, whole=whole)
 
 
+def serve_stats(path: str | None = None) -> live.StatsServer:
+    """Let `pagecache top` look at all caches of this process, until the server that is returned is closed.
+
+    path: of the Unix socket to make; one that `pagecache top` finds by itself if not given. With PAGECACHE_SERVE_STATS in the
+    environment (a path, or 1 for one that is found) this is done when the first cache is made. Raises OSError.
+    Context: a thread waits for questions; nothing else runs.
+    """
+    return live.StatsServer(path, lambda nr_files, nr_cells: live.picture_of_process(list(_caches), nr_files, nr_cells))
+
+
+def _serve_stats_once() -> None:
+    """Serve as the environment says, if this process does not yet; that it cannot be is no reason to fail."""
+    global _environment_pid
+    with _default_lock:
+        if _environment_pid == os.getpid():
+            return
+        _environment_pid = os.getpid()
+    wanted = os.environ[live.ENVIRONMENT]
+    try:
+        serve_stats(wanted if os.path.dirname(wanted) else None)
+    except OSError as error:
+        logger.warning("the statistics that %s asks for cannot be served: %s", live.ENVIRONMENT, error)
+
+
 def _after_fork_in_child() -> None:
     """A child has none of the parent's threads, and perhaps its locks: every inherited cache is unusable in it."""
     global _default_lock
@@ -412,6 +455,7 @@ def _after_fork_in_child() -> None:
     workers.renew_after_fork()
     chosen_cache.renew_after_fork()
     forget_after_fork()
+    live.forget_after_fork()
     for segment in list(_segments):  # those of closed caches, too: something may still hold them
         segment.mark_dead()
 
@@ -436,5 +480,6 @@ def _write_at_exit(inode: Inode) -> None:
 
 
 atexit.register(_at_exit)
+atexit.register(live.close_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -169,6 +169,12 @@ class Inode:
         with self.mapping.inode_locked(), self.mapping.exclusive(), own_write(self.mapping):
             self._set_size_locked(size)
 
+    def extend(self, size: int) -> None:
+        """Make the object as large as a size, if it is smaller. Raises OSError."""
+        with self.mapping.inode_locked(), self.mapping.exclusive(), own_write(self.mapping):
+            if size > self.mapping.size:
+                self._set_size_locked(size)
+
     def _set_size_locked(self, size: int) -> None:
         mapping, old_size, tail = self.mapping, self.mapping.size, b""
         if size < old_size:

@@ -15,6 +15,8 @@ import pagecache
 VERBS = {
     "demo": "read a real file through a cache smaller than it and compare every byte with plain reads",
     "stat": "read a file or URL once through a cache and say what that cost, and what is cached then",
+    "mount": "mount a directory or URL as a file system whose bytes go through a cache",
+    "top": "show what the caches of a mount or a process do and hold, again and again",
 }
 
 EXIT_USAGE = 2
