@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pagecache.adapters.fuse.files import WRITE_FLAGS, Files, Node, errno_error
+from pagecache.adapters.fuse.linked import LinkedNames
 from pagecache.adapters.fuse.unlinked import HIDDEN, Unlinked
 
 ATTRIBUTES = (
@@ -49,7 +50,8 @@ class DirectoryOperations:
         self.kernel_cache = kernel_cache
         self._caller = caller
         self._ready = ready
-        self.files = Files(cache, **options)
+        self.linked = LinkedNames()
+        self.files = Files(cache, changed=self.linked.changed, **options)
         self.unlinked = Unlinked(self._remove)
         self.virtual_xattrs: dict[str, bytes] = {}
 
@@ -143,7 +145,16 @@ class DirectoryOperations:
 
     def link(self, path: str, target: str) -> None:
         """Give a file another name."""
-        os.link(self._real(target), self._changing(path), follow_symlinks=False)
+        real = self._changing(path)
+        os.link(self._real(target), real, follow_symlinks=False)
+        status = os.lstat(real)
+        key = (status.st_dev, status.st_ino)
+        self.linked.add(key, target)
+        self.linked.add(key, path)
+        self.linked.changed(key, path)
+        node = self.files.find(status)
+        if node is not None:
+            node.has_names = True
 
     def unlink(self, path: str) -> None:
         """Remove a name. The cached pages go with the last name of a file that is not open."""
@@ -156,12 +167,17 @@ class DirectoryOperations:
         real = self.root + path
         status = os.lstat(real)
         os.unlink(real)
-        self._drop_pages(status)
+        self._has_lost(status, path)
 
-    def _drop_pages(self, status: os.stat_result) -> None:
-        """Forget a file that has lost a name, if that was its last one."""
-        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-            self.files.discard((status.st_dev, status.st_ino))
+    def _has_lost(self, status: os.stat_result, path: str) -> None:
+        """Note that a file has lost a name; its pages go with the last one."""
+        key = (status.st_dev, status.st_ino)
+        if status.st_nlink > 1:
+            self.linked.remove(key, path)
+            self.linked.changed(key)
+        elif stat.S_ISREG(status.st_mode):
+            self.linked.remove(key, path)
+            self.files.discard(key)
 
     def rename(self, old: str, new: str, flags: int) -> None:
         """Rename in one step; flags are those of renameat2(2)."""
@@ -169,7 +185,9 @@ class DirectoryOperations:
             node = self.files.find(os.lstat(self.root + old))
             if node is not None:
                 self.unlinked.hide(old, new, node)
-                return
+            else:  # closed meanwhile
+                self._remove(old)
+            return
         self.unlinked.claim(new)
         self.unlinked.carry_out(os.path.dirname(new))
         old_real, new_real = self._changing(old), self.root + new
@@ -183,7 +201,7 @@ class DirectoryOperations:
         else:
             os.rename(old_real, new_real)
             if replaced is not None and not os.path.samestat(replaced, os.lstat(new_real)):
-                self._drop_pages(replaced)
+                self._has_lost(replaced, new)
 
     # -- attributes ----------------------------------------------------------------------------------------------------
 
@@ -198,6 +216,8 @@ class DirectoryOperations:
                 raise errno_error(errno.ENOENT, path)
             status = os.lstat(self.root + path)
             node = self.files.find(status)
+            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                self.linked.add((status.st_dev, status.st_ino), path)
         found = {name: getattr(status, name) for name in ATTRIBUTES}
         if node is not None:
             found["st_nlink"] -= self.unlinked.nr_removed(node)
@@ -209,41 +229,51 @@ class DirectoryOperations:
             found["st_blocks"] = max(status.st_blocks, -(-size // SECTOR))  # fewer would mean holes
         return found
 
+    def _reach(self, path: str | None, number: int | None) -> tuple[Node | None, os.stat_result]:
+        """Return the node of a file that is open, and what the source knows of the file."""
+        node = self.files.node(number) if number is not None else self.unlinked.find(str(path))
+        if node is not None:
+            return node, os.fstat(node.fd)
+        status = os.lstat(f"{self.root}{path}")
+        return self.files.find(status), status
+
+    def _has_changed(self, status: os.stat_result, path: str | None) -> None:
+        """Have the kernel look again at a file through its other names."""
+        if status.st_nlink > 1:
+            self.linked.changed((status.st_dev, status.st_ino), path)
+
     def chmod(self, path: str | None, mode: int, number: int | None) -> None:
         """Change the mode."""
-        if path is None:
-            os.chmod(self.files.node(number).fd, mode)
-            return
-        real = self._real(path)
-        if os.path.islink(real) and not self.unlinked.find(path):
-            raise errno_error(errno.EOPNOTSUPP, path)
-        os.chmod(real, mode)
+        node, status = self._reach(path, number)
+        if node is not None:
+            os.chmod(node.fd, mode)
+        elif stat.S_ISLNK(status.st_mode):
+            raise errno_error(errno.EOPNOTSUPP, str(path))
+        else:
+            os.chmod(f"{self.root}{path}", mode)
+        self._has_changed(status, path)
 
     def chown(self, path: str | None, uid: int, gid: int, number: int | None) -> None:
         """Change owner and group."""
-        node = self.files.node(number) if path is None else self.unlinked.find(path)
+        node, status = self._reach(path, number)
         if node is not None:
             os.chown(node.fd, uid, gid)
         else:
-            os.lchown(self.root + path, uid, gid)
+            os.lchown(f"{self.root}{path}", uid, gid)
+        self._has_changed(status, path)
 
     def utimens(self, path: str | None, times: tuple[int | None, int | None], number: int | None) -> None:
         """Set times (ns; None: as it is), after what is not written back yet, which would change them again."""
-        status = None
-        if path is None:
-            node = self.files.node(number)
-        elif (node := self.unlinked.find(path)) is None:
-            status = os.lstat(self.root + path)
-            node = self.files.find(status)
+        node, status = self._reach(path, number)
         if node is not None:
             if times[1] is not None:
                 self.files.settle(node)
             node.set_times(*times)
-            return
-        assert status is not None
-        atime_ns = status.st_atime_ns if times[0] is None else times[0]
-        mtime_ns = status.st_mtime_ns if times[1] is None else times[1]
-        os.utime(self.root + path, ns=(atime_ns, mtime_ns), follow_symlinks=False)
+        else:
+            atime_ns = status.st_atime_ns if times[0] is None else times[0]
+            mtime_ns = status.st_mtime_ns if times[1] is None else times[1]
+            os.utime(f"{self.root}{path}", ns=(atime_ns, mtime_ns), follow_symlinks=False)
+        self._has_changed(status, path)
 
     def statfs(self, path: str) -> dict[str, int]:
         """Return the fields of a struct statvfs."""
@@ -338,7 +368,9 @@ class DirectoryOperations:
 
     def release(self, path: str | None, info: Any) -> None:
         """Close for good."""
-        self.files.release(info.fh)
+        node = self.files.release(info.fh)
+        if node is not None:
+            self.unlinked.forget_node(node)
 
     # Served by `Session` itself; here so that libfuse is told that they exist.
     def getattr(self, path: str, fh: Any = None) -> dict[str, int]:

@@ -13,6 +13,7 @@ import itertools
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pagecache import writeback
@@ -49,6 +50,7 @@ class Node:
         self.fd = fd
         self.file = file  # the last one that was opened: changes by others make older ones stale
         self.nr_handles = 0
+        self.has_names = False  # several
         self.mtime_ns = 0
         self._writes = itertools.count(1)
         self.written = self.settled = 0  # numbers of the last write, and of the last one that is in the source
@@ -100,12 +102,16 @@ class Handle:
 class Files:
     """The open files of one mount.
 
-    cache: whose pages they use. direct: past the kernel's page cache. options: `recheck` and `on_change` of
+    cache: whose pages they use. direct: past the kernel's page cache. changed: told of a file, by device and inode number,
+    that has several names and has been written. options: `recheck` and `on_change` of
     `PageCache.open`.
     """
 
-    def __init__(self, cache: Any, *, direct: bool = False, **options: Any):
+    def __init__(
+        self, cache: Any, *, direct: bool = False, changed: Callable[[tuple[int, int]], None] | None = None, **options: Any
+    ):
         self.cache = cache
+        self._changed = changed
         self.direct = direct
         self.options = options
         self._handles: dict[int, Handle] = {}
@@ -141,6 +147,7 @@ class Files:
                 node = self._nodes[key] = Node(key, own_fd, file)
                 own_fd = -1
             node.file = file
+            node.has_names = status.st_nlink > 1
             node.nr_handles += 1
             number = next(self._numbers)
             self._handles[number] = Handle(file, node, may_write, is_append)
@@ -154,8 +161,11 @@ class Files:
                 raise
         return number
 
-    def release(self, number: int) -> None:
-        """Give a handle up. What could not be written has been told by `flush`, and is tried again in the background."""
+    def release(self, number: int) -> Node | None:
+        """Give a handle up. What could not be written has been told by `flush`, and is tried again in the background.
+
+        Returns the node, if this was its last handle.
+        """
         handle = self._handles.pop(number)
         node, file = handle.node, handle.file
         is_last = node.nr_handles == 1 and node.is_gone
@@ -169,11 +179,12 @@ class Files:
         with self._lock:
             node.nr_handles -= 1
             if node.nr_handles:
-                return
+                return None
             del self._nodes[node.key]
         os.close(node.fd)
         if is_last:
             self.discard(node.key)
+        return node
 
     def discard(self, key: tuple[int, int]) -> None:
         """Drop the pages of a file that is no more: its inode number may come back."""
@@ -213,7 +224,12 @@ class Files:
             else:
                 handle.file.pwrite(data, offset)
         finally:
-            handle.node.touch()
+            self._touch(handle.node)
+
+    def _touch(self, node: Node) -> None:
+        node.touch()
+        if node.has_names and self._changed is not None:
+            self._changed(node.key)
 
     def truncate(self, number: int, size: int) -> None:
         """Set the size (bytes)."""
@@ -221,7 +237,7 @@ class Files:
         try:
             handle.file.truncate(size)
         finally:
-            handle.node.touch()
+            self._touch(handle.node)
 
     def allocate(self, number: int, mode: int, offset: int, length: int) -> None:
         """Do what fallocate(2) does. Raises OSError (EOPNOTSUPP for modes that are not known)."""
@@ -229,7 +245,7 @@ class Files:
         try:
             fallocation.fallocate(handle.file, mode, offset, length)
         finally:
-            handle.node.touch()
+            self._touch(handle.node)
 
     def lseek(self, number: int, offset: int, whence: int) -> int:
         """Find data or a hole (SEEK_DATA, SEEK_HOLE), as the source has them once all is written back."""

@@ -74,11 +74,17 @@ class Session(mfusepy.FUSE):
         conn.contents.want &= ~HANDLE_KILLPRIV
         config.contents.nullpath_ok = True
         config.contents.use_ino = True
+        self._fuse = ctypes.c_void_p(mfusepy._libfuse.fuse_get_context().contents.fuse)
+        self.operations.linked.invalidate = self._invalidate
         try:
             self.operations.configure(conn.contents, config.contents)
         except BaseException:
             logger.critical("the mount cannot start", exc_info=True)
             mfusepy.fuse_exit()
+
+    def _invalidate(self, path: str) -> None:
+        """Have the kernel forget the attributes, and the pages, that it has of a path."""
+        mfusepy._libfuse.fuse_invalidate_path(self._fuse, os.fsencode(path))
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,11 @@ class Unlinked:
         """Drop a hidden name. Returns whether there was one."""
         return self._nodes.pop(os.path.basename(path), None) is not None
 
+    def forget_node(self, node: Any) -> None:
+        """Drop the hidden names of a file that is open no more; libfuse forgets some, if it is closed in that moment."""
+        for name in [name for name, known in list(self._nodes.items()) if known is node]:
+            self._nodes.pop(name, None)
+
     def is_removed(self, path: str) -> bool:
         """Whether a name is still in the source, but not in the mount."""
         return path in self._pending
