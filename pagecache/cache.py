@@ -427,8 +427,8 @@ def forget_everywhere(key: str, *, whole: bool = True) -> None:
 def serve_stats(path: str | None = None) -> live.StatsServer:
     """Let `pagecache top` look at all caches of this process, until the server that is returned is closed.
 
-    path: of the Unix socket to make; one that `pagecache top` finds by itself if not given. With PAGECACHE_SERVE_STATS in the
-    environment (a path, or 1 for one that is found) this is done when the first cache is made. Raises OSError.
+    path: of the Unix socket to make; one that `pagecache top` finds by itself if not given. With PAGECACHE_SERVE_STATS in
+    the environment (a path, or 1 for one that is found) this is done when the first cache is made. Raises OSError.
     Context: a thread waits for questions; nothing else runs.
     """
     return live.StatsServer(path, lambda nr_files, nr_cells: live.picture_of_process(list(_caches), nr_files, nr_cells))

@@ -1,9 +1,9 @@
 """What the caches of a running process do and hold, for another process to ask: `pagecache top` does.
 
-A server is a Unix socket in a directory that only its user can enter.  Who connects sends one line, a JSON object with the
-most `files` to tell of and the most `cells` of each file's map, and gets one JSON object: the process, and of each cache its
-counters and its files, those with most pages first.  Nothing is counted for it that is not counted anyway, and without a
-question nothing runs.
+A server is a Unix socket in a directory that only its user can enter.  Who connects sends one line, a JSON object with
+the most `files` to tell of and the most `cells` of each file's map, and gets one JSON object: the process, and of each
+cache its counters and its files, those with most pages first.  Nothing is counted for it that is not counted anyway, and
+without a question nothing runs.
 
 Only the user of the process, and root, get an answer.
 """

@@ -42,7 +42,7 @@ def needs_program(name):
 
 
 class Mount:
-    """A source mounted while the block runs. words: of the command line. serve: run tests/fuse_serve.py, with these words."""
+    """A source mounted while the block runs. words: of the command line. serve: run tests/fuse_serve.py with them."""
 
     def __init__(self, source, *words, serve=False):
         self.source = source
@@ -55,7 +55,7 @@ class Mount:
         self.returncode = None
 
     def __enter__(self):
-        self._log = open(self._directory / "log", "w+")  # noqa: SIM115
+        self._log = open(self._directory / "log", "w+")
         self.process = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
         )

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory outside of it")
     parser.add_argument("--size", default="25%", help="budget: bytes, 256MiB, 25%% (default: %(default)s)")
     parser.add_argument("--read-only", action="store_true", help="refuse changes")
-    parser.add_argument("--write-back", action="store_true", help="of a URL: let objects be changed; each is put as a whole")
+    parser.add_argument("--write-back", action="store_true", help="of a URL: let objects be changed, each put as a whole")
     parser.add_argument("--kernel-cache", action="store_true", help="let the kernel keep pages too; shared maps need it")
     parser.add_argument("--direct", action="store_true", help="read and write the source past the kernel's page cache")
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as permissions say")
@@ -70,13 +70,20 @@ def run(arguments: argparse.Namespace) -> int:
                 storage_options=parse_options(arguments.option), recheck=parse_recheck(arguments.recheck),
                 on_change=arguments.on_change, **options,
             )  # fmt: skip
-        finally:
-            try:
-                cache.close()
-            except OSError as error:
-                print(f"pagecache mount: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-                return 1
-    return 0
+        except OSError as error:
+            close_after(cache, error)
+            raise
+        return close_after(cache, None)
+
+
+def close_after(cache: pagecache.PageCache, error: OSError | None) -> int:
+    """Close the cache, and say what is lost. Returns the exit status."""
+    try:
+        cache.close()
+    except OSError as lost:
+        print(f"pagecache mount: {lost}", *getattr(lost, "__notes__", ()), sep="\n", file=sys.stderr)
+        return 1
+    return 0 if error is None else 1
 
 
 def parse_recheck(word: str) -> bool | str | float:

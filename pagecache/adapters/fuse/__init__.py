@@ -5,7 +5,7 @@
     mount("/srv/data", "/mnt/data", cache=pagecache.PageCache("1GiB"))
 
 `library` finds mfusepy and libfuse, `session` is one mount, `directory` serves a directory with `files`, `fallocation` and
-`unlinked`, `objects` the objects of an fsspec file system with `spool`.
+`unlinked` and `linked`, `objects` the objects of an fsspec file system with `object_files`.
 """
 
 import errno
@@ -17,6 +17,8 @@ from typing import Any
 from pagecache.cache import PageCache, default_cache
 
 __all__ = ["mount"]
+
+ENDED = (7, 8)  # what libfuse returns when a mount that was served ends by a signal, or is aborted
 
 
 def mount(
@@ -35,10 +37,10 @@ def mount(
     """Mount a source, and serve it until it is unmounted (fusermount3 -u, SIGINT, SIGTERM, SIGHUP).
 
     source: a directory, or a URL that fsspec knows. mountpoint: an empty directory outside the source. cache: whose pages
-    are used, the default one if not given; it stays open, written back. kernel_cache: let the kernel keep pages too, which
-    makes shared maps possible. read_only: refuse changes. allow_other: let other users in, as permissions say. ready: called
-    when the mount is there. xattrs: extended attributes to show on its root. storage_options: for the file system of a
-    URL. options: `direct`, `recheck`, `on_change` as for `PageCache.open`; `write_back` for a URL: see docs.
+    are used, the default one if not given; it stays open, written back. kernel_cache: let the kernel keep pages too,
+    which makes shared maps possible. read_only: refuse changes. allow_other: let other users in, as permissions say.
+    ready: called when the mount is there. xattrs: extended attributes to show on its root. storage_options: for the file
+    system of a URL. options: `direct`, `recheck`, `on_change` as for `PageCache.open`; `write_back` for a URL: see docs.
     Raises ImportError with what to install, OSError.
     Context: blocks the calling thread, which must be the main one for the signals to be heard.
     """
@@ -61,7 +63,8 @@ def mount(
             caller=caller if allow_other and os.geteuid() == 0 else None, ready=ready, **options,
         )  # fmt: skip
     operations.virtual_xattrs.update(xattrs or {})
-    fuse_options: dict[str, Any] = {"fsname": source.replace(",", "%2c"), "subtype": "pagecache", "default_permissions": True}
+    fuse_options: dict[str, Any] = {"fsname": source.replace(",", "%2c"), "subtype": "pagecache"}
+    fuse_options["default_permissions"] = True
     if allow_other:
         fuse_options["allow_other"] = True
     if read_only:
@@ -69,9 +72,13 @@ def mount(
     try:
         Session(operations, mountpoint, **fuse_options)
     except RuntimeError as error:
+        if error.args[0] in ENDED:
+            return
         reason = f"cannot mount {source}: libfuse ended with {error}, and says why on standard error"
         raise OSError(errno.EIO, reason, mountpoint) from error
-    cache.sync()
+    finally:
+        operations.finish()
+        cache.sync()
 
 
 def _check_mountpoint(source: str, mountpoint: str) -> None:

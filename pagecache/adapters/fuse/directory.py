@@ -1,5 +1,6 @@
 """A directory of this machine as a mounted file system: names and attributes pass through, bytes go through the cache."""
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -64,11 +65,12 @@ class DirectoryOperations:
         if self._ready is not None:
             self._ready()
 
-    def destroy(self, path: str) -> None:
-        """End the removals that wait; the cache is closed by whoever made it."""
+    def finish(self) -> None:
+        """End what waits when the mount is gone; the cache is closed by whoever made it. Raises OSError."""
         self.unlinked.carry_out()
         for node in self.files.nodes():
-            self.files.settle(node)
+            with contextlib.suppress(OSError):  # `PageCache.sync` tells of it
+                self.files.settle(node)
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -192,10 +194,8 @@ class DirectoryOperations:
         self.unlinked.carry_out(os.path.dirname(new))
         old_real, new_real = self._changing(old), self.root + new
         replaced = None
-        try:
+        with contextlib.suppress(FileNotFoundError):
             replaced = os.lstat(new_real)
-        except FileNotFoundError:
-            pass
         if flags:
             _rename_with(old_real, new_real, flags)
         else:
@@ -207,11 +207,11 @@ class DirectoryOperations:
 
     def attributes(self, path: str | None, number: int | None) -> dict[str, int]:
         """Return the fields of a struct stat. Size and times of what is not written back yet are the cache's."""
-        node: Node | None
-        if path is None or (node := self.unlinked.find(path)) is not None:
-            node = self.files.node(number) if path is None else node
+        node = self.files.node(number) if number is not None else self.unlinked.find(str(path))
+        if node is not None:
             status = os.fstat(node.fd)
         else:
+            path = str(path)
             if self.unlinked.is_removed(path):
                 raise errno_error(errno.ENOENT, path)
             status = os.lstat(self.root + path)
@@ -346,8 +346,9 @@ class DirectoryOperations:
         if number is not None:
             self.files.truncate(number, length)
             return
-        fd = os.open(self._real(path), self._open_flags(os.O_RDWR))
-        number = self.files.open(self.root + path, fd, os.O_RDWR)
+        real = self._real(str(path))
+        fd = os.open(real, self._open_flags(os.O_RDWR))
+        number = self.files.open(real, fd, os.O_RDWR)
         try:
             self.files.truncate(number, length)
             self.files.flush(number)

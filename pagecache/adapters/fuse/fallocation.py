@@ -16,7 +16,7 @@ def fallocate(file: Any, mode: int, offset: int, length: int) -> None:
 
     Raises OSError: EOPNOTSUPP for modes that move bytes, and where the source cannot.
     """
-    if mode & ~(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE) or mode & PUNCH_HOLE and not mode & KEEP_SIZE:
+    if mode & ~(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE) or (mode & PUNCH_HOLE and not mode & KEEP_SIZE):
         raise OSError(errno.EOPNOTSUPP, f"fallocate with mode {mode:#x} is not supported", file.name)
     if mode & PUNCH_HOLE:
         file.punch_hole(offset, length)

@@ -32,5 +32,5 @@ def _import() -> Any:
     except (ImportError, OSError) as error:
         raise ImportError(f"mounting needs mfusepy ({error}): {INSTALL}") from error
     if mfusepy.fuse_version_major < 3:
-        raise ImportError(f"mounting needs libfuse 3, and mfusepy has loaded version {mfusepy.fuse_version_major}: {INSTALL}")
+        raise ImportError(f"mounting needs libfuse 3, mfusepy has loaded version {mfusepy.fuse_version_major}: {INSTALL}")
     return mfusepy

@@ -1,7 +1,7 @@
 """Files with several names: libfuse, and so the kernel, takes each name for a file of its own.
 
-What changes through one name has to be taken from what the kernel knows of the others.  Names are learned as the kernel asks
-for them; one that it has learned by renaming a directory meanwhile stays as it was for up to a second.
+What changes through one name has to be taken from what the kernel knows of the others.  Names are learned as the kernel
+asks for them; one that it has learned by renaming a directory meanwhile stays as it was for up to a second.
 """
 
 import threading

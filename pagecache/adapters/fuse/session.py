@@ -24,7 +24,7 @@ from typing import Any
 
 from pagecache.adapters.fuse import library
 
-mfusepy = library.load()
+mfusepy: Any = library.load()
 logger = logging.getLogger("pagecache.fuse")
 
 HANDLE_KILLPRIV = 1 << 20  # FUSE_CAP_HANDLE_KILLPRIV: the kernel would leave clearing set-user-id bits to us
