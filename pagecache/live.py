@@ -140,7 +140,7 @@ class StatsServer:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            with connection, contextlib.suppress(OSError, ValueError):
+            with connection, contextlib.suppress(OSError, ValueError, TypeError):
                 connection.settimeout(PATIENCE_S)
                 self._reply(connection)
 
@@ -154,6 +154,8 @@ class StatsServer:
                 return
             line += piece
         request = json.loads(line)
+        if not isinstance(request, dict):
+            return
         nr_files, nr_cells = (min(max(int(request.get(name, 0)), 0), most) for name, most in
                               (("files", FILES_MAX), ("cells", CELLS_MAX)))  # fmt: skip
         connection.sendall(json.dumps(self._answer(nr_files, nr_cells)).encode() + b"\n")

@@ -133,7 +133,8 @@ class TestVerb:
     def test_text(self, process, capsys):
         assert main(["top", "--once", str(process.pid)]) == 0
         output = capsys.readouterr().out
-        for word in (str(process.pid), "hits", "misses", "hit ratio", "write-back", "dirty", "readahead", "40.0 KiB", "map:"):
+        words = (str(process.pid), "hits", "misses", "hit ratio", "write-back", "dirty", "readahead", "40.0 KiB", "map:")
+        for word in words:
             assert word in output
         assert "\x1b" not in output
 
@@ -176,7 +177,7 @@ class TestVerb:
                 assert found["pid"] == mount.process.pid
                 assert cache_of(found, 64)["files"][0]["nr_dirty"] == 5
             assert main(["top", "--once", str(mount.path / "file")]) == 0
-            assert str(source / "file") in capsys.readouterr().out
+            assert "source/file" in capsys.readouterr().out
         assert live.running() == []
 
 

@@ -60,7 +60,8 @@ class DirectoryOperations:
 
     def configure(self, conn: Any, config: Any) -> None:
         """Set what libfuse asks for when the mount begins."""
-        config.auto_cache = self.kernel_cache
+        config.auto_cache = self.kernel_cache  # its pages are kept if time and size are the same when a file is opened
+        config.ac_attr_timeout, config.ac_attr_timeout_set = 0.0, 1
         config.entry_timeout = config.attr_timeout = TIMEOUT_S
         if self._ready is not None:
             self._ready()

@@ -203,6 +203,11 @@ class ObjectFiles:
             self._nodes.pop(remote, None)
         return node
 
+    def validator(self, number: int) -> str | None:
+        """Return the validator of the version that a handle reads; None for an object that is being changed."""
+        handle = self._handles[number]
+        return None if handle.node.spool is not None else handle.file.mapping.validator
+
     # -- bytes ---------------------------------------------------------------------------------------------------------
 
     def _file(self, handle: ObjectHandle) -> Any:

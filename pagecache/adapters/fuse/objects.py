@@ -22,6 +22,7 @@ SECTOR, BLOCK = 512, 4096
 TIMEOUT_S = 1.0
 LISTED_S = 5.0  # how long what a listing said of an object is believed
 NS = 10**9
+KEPT_MAX = 1 << 16
 
 
 class ObjectOperations:
@@ -60,6 +61,7 @@ class ObjectOperations:
         self._listed: dict[str, tuple[float, dict[str, Any]]] = {}  # path -> when, what
         self._opened_directories: dict[int, str] = {}
         self._numbers = itertools.count(1)
+        self._kept: dict[str, str | None] = {}  # path -> validator of the bytes that the kernel may have
         self._started_ns = time.time_ns()
         self.root, self._only = root.rstrip("/"), ""
         if not url.endswith("/"):
@@ -73,7 +75,6 @@ class ObjectOperations:
 
     def configure(self, conn: Any, config: Any) -> None:
         """Set what libfuse asks for when the mount begins."""
-        config.auto_cache = self.kernel_cache
         config.entry_timeout = config.attr_timeout = TIMEOUT_S
         if self._ready is not None:
             self._ready()
@@ -291,9 +292,14 @@ class ObjectOperations:
     def _opened(self, path: str, info: Any, *, is_new: bool) -> None:
         if info.flags & WRITE_FLAGS and not self.can_write:
             raise errno_error(errno.EROFS, path)
+        self._listed.pop(path, None)
         info.fh = self.files.open(self._remote(path), info.flags | (os.O_RDWR if is_new else 0), is_new=is_new)
         info.direct_io = not self.kernel_cache
-        self._listed.pop(path, None)
+        validator = self.files.validator(info.fh)
+        info.keep_cache = validator is not None and self._kept.get(path) == validator
+        self._kept[path] = validator
+        while len(self._kept) > KEPT_MAX:
+            self._kept.pop(next(iter(self._kept)), None)
         if not info.flags & WRITE_FLAGS and not is_new and hasattr(info, "noflush"):
             info.noflush = 1
 
