@@ -320,23 +320,52 @@ class TestBytes:
                 assert os.pread(file.fileno(), 5, PAGE) == b"hello"
         assert (source / "file").read_bytes() == data[:PAGE] + b"hello" + data[PAGE + 5 :]
 
-    def test_set_user_id_goes_with_a_write(self, here):
-        if os.geteuid() != 0:
-            pytest.skip("only root can write to a file as somebody else")
-        path, source = here
-        (path / "file").write_bytes(b"x")
-        os.chmod(path / "file", 0o6777)
-        with open(path / "file", "r+b", buffering=0) as file:
-            os.chown(path / "file", 1, 1)
-            file.write(b"y")
-        assert stat.S_IMODE(os.stat(source / "file").st_mode) & stat.S_ISUID == 0
-
     def test_changes_in_the_source_are_seen_when_a_file_is_opened(self, here):
         path, source = here
         (path / "file").write_bytes(b"old" * 1000)
         assert (path / "file").read_bytes()[:3] == b"old"
         (source / "file").write_bytes(b"newer" * 1000)
         assert (path / "file").read_bytes() == b"newer" * 1000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+class TestOtherUsers:
+    SCRIPT = "import os,sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+
+    def run(self, script, *words, **options):
+        """Run a script as somebody else; returns its exit status."""
+        command = [sys.executable, "-S", "-c", self.SCRIPT + script, *map(str, words)]
+        return subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False, **options).returncode
+
+    @pytest.mark.parametrize("words", [(), ("--kernel-cache",)], ids=["direct_io", "kernel_cache"])
+    def test_set_user_id_goes_with_a_write(self, mounted, words):
+        with mounted("--allow-other", *words) as mount, open(mount.path / "file", "w+b", buffering=0) as file:
+            os.chmod(mount.path / "file", 0o6777)
+            file.write(b"y")
+            assert stat.S_IMODE(os.fstat(file.fileno()).st_mode) == 0o6777  # root's writes leave them
+            fd = file.fileno()
+            assert self.run("os.write(int(sys.argv[1]), b'z')", fd, pass_fds=[fd]) == 0
+            assert stat.S_IMODE(os.stat(mounted.source / "file").st_mode) == 0o777
+            os.fsync(fd)
+            assert (mounted.source / "file").read_bytes() == b"yz"
+
+    def test_what_they_make_is_theirs(self, mounted):
+        script = "os.chdir(sys.argv[1]); open('a', 'w').close(); os.mkdir('b'); os.symlink('a', 'c'); os.mkfifo('d')"
+        with mounted("--allow-other") as mount:
+            mount.path.chmod(0o777)
+            mount.path.parent.chmod(0o755)
+            assert self.run(script, mount.path) == 0
+            for name in "abcd":
+                status = os.lstat(mounted.source / name)
+                assert (status.st_uid, status.st_gid) == (65534, 65534)
+            (mount.path / "mine").write_text("x")
+            os.chmod(mount.path / "mine", 0o600)
+            assert self.run("open(sys.argv[1])", mount.path / "mine") == 1
+
+    def test_they_stay_out_of_others_mounts(self, mounted):
+        with mounted() as mount:
+            mount.path.parent.chmod(0o755)
+            assert self.run("os.listdir(sys.argv[1])", mount.path) == 1
 
 
 class TestEnd:

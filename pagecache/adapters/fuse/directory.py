@@ -161,7 +161,9 @@ class DirectoryOperations:
 
     def unlink(self, path: str) -> None:
         """Remove a name. The cached pages go with the last name of a file that is not open."""
-        if self.unlinked.forget(path):
+        node = self.unlinked.forget(path)
+        if node is not None:
+            self.linked.remove(node.key, path)
             return
         self._changing(path)
         self._remove(path)
@@ -188,6 +190,9 @@ class DirectoryOperations:
             node = self.files.find(os.lstat(self.root + old))
             if node is not None:
                 self.unlinked.hide(old, new, node)
+                if node.has_names:  # the kernel knows the file by the hidden name from now on
+                    self.linked.add(node.key, new)
+                    self.linked.changed(node.key, old)
             else:  # closed meanwhile
                 self._remove(old)
             return
@@ -201,8 +206,14 @@ class DirectoryOperations:
             _rename_with(old_real, new_real, flags)
         else:
             os.rename(old_real, new_real)
-            if replaced is not None and not os.path.samestat(replaced, os.lstat(new_real)):
-                self._has_lost(replaced, new)
+        renamed = os.lstat(new_real)
+        key = (renamed.st_dev, renamed.st_ino)
+        if self.linked.knows(key) or (renamed.st_nlink > 1 and not stat.S_ISDIR(renamed.st_mode)):
+            self.linked.remove(key, old)
+            self.linked.add(key, new)
+            self.linked.changed(key, new)
+        if not flags and replaced is not None and not os.path.samestat(replaced, renamed):
+            self._has_lost(replaced, new)
 
     # -- attributes ----------------------------------------------------------------------------------------------------
 
@@ -217,8 +228,9 @@ class DirectoryOperations:
                 raise errno_error(errno.ENOENT, path)
             status = os.lstat(self.root + path)
             node = self.files.find(status)
-            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-                self.linked.add((status.st_dev, status.st_ino), path)
+            key = (status.st_dev, status.st_ino)
+            if self.linked.knows(key) or (status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)):
+                self.linked.add(key, path)
         found = {name: getattr(status, name) for name in ATTRIBUTES}
         if node is not None:
             found["st_nlink"] -= self.unlinked.nr_removed(node)
@@ -240,14 +252,14 @@ class DirectoryOperations:
 
     def _has_changed(self, status: os.stat_result, path: str | None) -> None:
         """Have the kernel look again at a file through its other names."""
-        if status.st_nlink > 1:
-            self.linked.changed((status.st_dev, status.st_ino), path)
+        self.linked.changed((status.st_dev, status.st_ino), path)
 
     def chmod(self, path: str | None, mode: int, number: int | None) -> None:
         """Change the mode."""
         node, status = self._reach(path, number)
         if node is not None:
             os.chmod(node.fd, mode)
+            node.note_mode(mode)
         elif stat.S_ISLNK(status.st_mode):
             raise errno_error(errno.EOPNOTSUPP, str(path))
         else:

@@ -11,6 +11,7 @@ import copy
 import errno
 import itertools
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -51,6 +52,7 @@ class Node:
         self.file = file  # the last one that was opened: changes by others make older ones stale
         self.nr_handles = 0
         self.has_names = False  # several
+        self.has_privileges = False  # bits that a write takes away
         self.mtime_ns = 0
         self._writes = itertools.count(1)
         self.written = self.settled = 0  # numbers of the last write, and of the last one that is in the source
@@ -65,6 +67,16 @@ class Node:
     def is_gone(self) -> bool:
         """Whether no name leads to the file any more."""
         return os.fstat(self.fd).st_nlink == 0
+
+    def note_mode(self, mode: int) -> None:
+        """Note the mode that the file has now."""
+        self.has_privileges = bool(mode & stat.S_ISUID or (mode & stat.S_ISGID and mode & stat.S_IXGRP))
+
+    def drop_privileges(self) -> None:
+        """Take the bits away that a write of somebody else than root must not leave."""
+        mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
+        os.chmod(self.fd, mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0))
+        self.has_privileges = False
 
     def touch(self) -> None:
         """Note that the file has just been changed through the cache."""
@@ -112,6 +124,7 @@ class Files:
     ):
         self.cache = cache
         self._changed = changed
+        self.writer: Callable[[], int] = os.geteuid  # returns the user whose request is served
         self.direct = direct
         self.options = options
         self._handles: dict[int, Handle] = {}
@@ -147,7 +160,8 @@ class Files:
                 node = self._nodes[key] = Node(key, own_fd, file)
                 own_fd = -1
             node.file = file
-            node.has_names = status.st_nlink > 1
+            node.has_names = node.has_names or status.st_nlink > 1
+            node.note_mode(status.st_mode)
             node.nr_handles += 1
             number = next(self._numbers)
             self._handles[number] = Handle(file, node, may_write, is_append)
@@ -218,6 +232,8 @@ class Files:
         is_writeback: the kernel writes its own page of a map through whatever handle there is.
         """
         handle = self._handles[number]
+        if handle.node.has_privileges and self.writer() != 0:  # the kernel does not, with direct_io
+            handle.node.drop_privileges()
         try:
             if handle.is_append and not is_writeback:
                 handle.file.write(data)

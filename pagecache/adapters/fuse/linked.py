@@ -36,6 +36,10 @@ class LinkedNames:
             else:
                 self._paths.pop(key, None)
 
+    def knows(self, key: tuple[int, int]) -> bool:
+        """Whether names of a file are remembered: it has several, or one beside a hidden one."""
+        return key in self._paths
+
     def changed(self, key: tuple[int, int], path: str | None = None) -> None:
         """Have the kernel ask again for the attributes of a file, by all of its names but that through which it changed."""
         for name in self._paths.get(key, ()):

@@ -86,6 +86,7 @@ class ObjectFiles:
         self.cache = cache
         self.fs = fs
         self.options = options
+        self.writer: Any = None  # objects have no modes
         self._nodes: dict[str, ObjectNode] = {}
         self._handles: dict[int, ObjectHandle] = {}
         self._lock = threading.Lock()

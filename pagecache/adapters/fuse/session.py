@@ -46,6 +46,7 @@ class Session(mfusepy.FUSE):
 
     def __init__(self, operations: Any, mountpoint: str, **options: Any):
         self.files = operations.files
+        self.files.writer = lambda: caller()[0]
         if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
             options.setdefault("max_threads", THREADS_MAX)
         options.setdefault("max_idle_threads", THREADS_MAX)

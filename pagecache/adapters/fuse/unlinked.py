@@ -52,9 +52,9 @@ class Unlinked:
         """Return the node that a hidden name leads to, or None."""
         return self._nodes.get(os.path.basename(path)) if self._nodes else None
 
-    def forget(self, path: str) -> bool:
-        """Drop a hidden name. Returns whether there was one."""
-        return self._nodes.pop(os.path.basename(path), None) is not None
+    def forget(self, path: str) -> Any:
+        """Drop a hidden name. Returns the node that it led to, or None."""
+        return self._nodes.pop(os.path.basename(path), None)
 
     def forget_node(self, node: Any) -> None:
         """Drop the hidden names of a file that is open no more; libfuse forgets some, if it is closed in that moment."""
