@@ -16,6 +16,8 @@ import pytest
 STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
 MOUNT_SECONDS_MAX = 1000 if STRESS else 100  # then the process is killed, and everybody who uses the mount gets ENOTCONN
 PATIENCE_S = 60
+KINDS = {"direct_io": ("--size", "4MiB"), "kernel_cache": ("--size", "4MiB", "--kernel-cache")}  # who caches
+FEW_KINDS = list(KINDS) if STRESS else ["direct_io"]  # for tests that take long
 SERVE = Path(__file__).resolve().parent / "fuse_serve.py"
 
 

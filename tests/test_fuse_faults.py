@@ -15,7 +15,7 @@ from fuse_mount import PATIENCE_S, STRESS, Mount, mounted, needs_fuse
 
 pytestmark = needs_fuse()
 __all__ = ["mounted"]
-NR_KILLS = 60 if STRESS else 3
+NR_KILLS = 60 if STRESS else 2
 NR_LINES_MIN = 30
 WRITER = Path(__file__).resolve().parent / "fuse_kill_writer.py"
 
@@ -63,7 +63,7 @@ class TestKilled:
         assert nr_checked >= NR_KILLS
 
     def test_others_get_an_error_and_the_source_can_be_mounted_again(self, mounted):
-        with mounted() as mount:
+        with mounted("--size", "4MiB") as mount:
             (mount.path / "closed").write_bytes(b"x" * 50_000)
             mount.process.kill()
             mount.wait()
@@ -71,95 +71,94 @@ class TestKilled:
                 (mount.path / "closed").read_bytes()
             assert caught.value.errno == errno.ENOTCONN
         assert (mounted.source / "closed").read_bytes() == b"x" * 50_000
-        with mounted() as mount:
+        with mounted("--size", "4MiB") as mount:
             assert (mount.path / "closed").read_bytes() == b"x" * 50_000
 
 
 class TestFailingSource:
-    @pytest.fixture
-    def failing(self, mounted, tmp_path):
-        """A mount whose source fails as told: `with failing() as mount`, and `fail(word)`."""
-        control = tmp_path / "control"
+    @pytest.fixture(scope="class")
+    def mount(self, tmp_path_factory):
+        """One mount for all tests, whose source fails as told: `mount.fail(word)`."""
+        source, control = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("control") / "control"
         control.write_text("")
+        with Mount(source, control, serve=True) as mount:
+            mount.fail = control.write_text
+            yield mount
 
-        def make():
-            return mounted(control, serve=True)
-
-        make.fail = control.write_text
-        make.source = mounted.source
-        return make
+    @pytest.fixture
+    def failing(self, mount, request):
+        """The mount, and a file name of this test's own."""
+        mount.fail("")
+        mount.name = f"file-{abs(hash(request.node.nodeid)):x}"
+        yield mount
+        mount.fail("")
 
     @pytest.mark.parametrize("name", ["EIO", "ENOSPC", "EDQUOT"])
     def test_from_fsync_once(self, failing, name):
-        with failing() as mount:
-            fd = os.open(mount.path / "file", os.O_CREAT | os.O_RDWR)
-            os.write(fd, b"x" * 10_000)
-            failing.fail(name)
-            with pytest.raises(OSError) as caught:
-                os.fsync(fd)
-            assert caught.value.errno == getattr(errno, name)
-            failing.fail("")
+        fd = os.open(failing.path / failing.name, os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"x" * 10_000)
+        failing.fail(name)
+        with pytest.raises(OSError) as caught:
             os.fsync(fd)
-            os.close(fd)
-            assert (failing.source / "file").read_bytes() == b"x" * 10_000
+        assert caught.value.errno == getattr(errno, name)
+        failing.fail("")
+        os.fsync(fd)
+        os.close(fd)
+        assert (failing.source / failing.name).read_bytes() == b"x" * 10_000
 
     def test_from_close_once_and_nothing_is_lost(self, failing):
-        with failing() as mount:
-            fd = os.open(mount.path / "file", os.O_CREAT | os.O_RDWR)
-            os.write(fd, b"x" * 10_000)
-            failing.fail("ENOSPC")
-            with pytest.raises(OSError) as caught:
-                os.close(fd)
-            assert caught.value.errno == errno.ENOSPC
-            assert (mount.path / "file").read_bytes() == b"x" * 10_000  # still cached
-            failing.fail("")
-            with open(mount.path / "file", "r+b") as file:
-                os.fsync(file.fileno())
-            assert (failing.source / "file").read_bytes() == b"x" * 10_000
+        fd = os.open(failing.path / failing.name, os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"x" * 10_000)
+        failing.fail("ENOSPC")
+        with pytest.raises(OSError) as caught:
+            os.close(fd)
+        assert caught.value.errno == errno.ENOSPC
+        assert (failing.path / failing.name).read_bytes() == b"x" * 10_000  # still cached
+        failing.fail("")
+        with open(failing.path / failing.name, "r+b") as file:
+            os.fsync(file.fileno())
+        assert (failing.source / failing.name).read_bytes() == b"x" * 10_000
 
     def test_from_the_sync_of_the_source(self, failing):
-        with failing() as mount:
-            fd = os.open(mount.path / "file", os.O_CREAT | os.O_RDWR)
-            os.write(fd, b"x")
-            failing.fail("sync:EIO")
-            with pytest.raises(OSError) as caught:
-                os.fsync(fd)
-            assert caught.value.errno == errno.EIO
-            failing.fail("")
+        fd = os.open(failing.path / failing.name, os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"x")
+        failing.fail("sync:EIO")
+        with pytest.raises(OSError) as caught:
             os.fsync(fd)
-            os.close(fd)
+        assert caught.value.errno == errno.EIO
+        failing.fail("")
+        os.fsync(fd)
+        os.close(fd)
 
     def test_every_open_file_is_told_once(self, failing):
-        with failing() as mount:
-            fds = [os.open(mount.path / "file", os.O_CREAT | os.O_RDWR) for _ in range(3)]
-            os.write(fds[0], b"x" * 5000)
-            failing.fail("EIO")
-            with pytest.raises(OSError):
-                os.fsync(fds[0])
-            failing.fail("")
+        fds = [os.open(failing.path / failing.name, os.O_CREAT | os.O_RDWR) for _ in range(3)]
+        os.write(fds[0], b"x" * 5000)
+        failing.fail("EIO")
+        with pytest.raises(OSError):
             os.fsync(fds[0])
-            for fd in fds[1:]:
-                with pytest.raises(OSError) as caught:
-                    os.close(fd)
-                assert caught.value.errno == errno.EIO
-            os.close(fds[0])
+        failing.fail("")
+        os.fsync(fds[0])
+        for fd in fds[1:]:
+            with pytest.raises(OSError) as caught:
+                os.close(fd)
+            assert caught.value.errno == errno.EIO
+        os.close(fds[0])
 
     def test_from_write_when_no_more_can_be_dirty(self, failing):
-        with failing() as mount:
-            failing.fail("ENOSPC")
-            fd = os.open(mount.path / "file", os.O_CREAT | os.O_RDWR)
-            with pytest.raises(OSError) as caught:
-                for _ in range(100):
-                    os.write(fd, b"x" * 100_000)
-            assert caught.value.errno == errno.ENOSPC
-            failing.fail("")
-            with contextlib.suppress(OSError):  # of what earlier writes had left to the background
-                os.fsync(fd)
+        failing.fail("ENOSPC")
+        fd = os.open(failing.path / failing.name, os.O_CREAT | os.O_RDWR)
+        with pytest.raises(OSError) as caught:
+            for _ in range(100):
+                os.write(fd, b"x" * 100_000)
+        assert caught.value.errno == errno.ENOSPC
+        failing.fail("")
+        with contextlib.suppress(OSError):  # of what earlier writes had left to the background
             os.fsync(fd)
-            size = os.fstat(fd).st_size
-            os.close(fd)
-            assert size >= 100_000
-            assert (failing.source / "file").read_bytes() == b"x" * size
+        os.fsync(fd)
+        size = os.fstat(fd).st_size
+        os.close(fd)
+        assert size >= 100_000
+        assert (failing.source / failing.name).read_bytes() == b"x" * size
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")

@@ -5,7 +5,7 @@ import os
 import subprocess
 
 import pytest
-from fuse_mount import Mount, needs_fuse
+from fuse_mount import FEW_KINDS, KINDS, Mount, needs_fuse
 from http_server import ObjectServer
 
 pytest.importorskip("fsspec")
@@ -31,7 +31,7 @@ class TestReading:
         data = rng.randbytes(3_000_001)
         with ObjectServer() as server:
             url = server.put("data.bin", data)
-            with Mount(url) as mount:
+            with Mount(url, "--size", "8MiB") as mount:
                 assert names(mount.path) == ["data.bin"]
                 assert os.stat(mount.path / "data.bin").st_size == len(data)
                 assert (mount.path / "data.bin").read_bytes() == data
@@ -50,60 +50,71 @@ class TestReading:
         contents = {"a": rng.randbytes(10), "sub/b": rng.randbytes(100_000), "sub/sub/c": b""}
         for name, data in contents.items():
             (objects / name).write_bytes(data)
-        with Mount(f"local://{objects}") as mount:
+        with Mount(f"local://{objects}", "--size", "4MiB") as mount:
             subprocess.run(["diff", "-r", objects, mount.path], check=True)
             assert names(mount.path / "sub") == ["b", "sub"]
 
-    @pytest.mark.parametrize("words", [(), ("--kernel-cache",)], ids=["direct_io", "kernel_cache"])
-    def test_a_new_version_is_seen_when_the_object_is_opened(self, objects, words):
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_new_version_is_seen_when_the_object_is_opened(self, objects, kind):
         (objects / "a").write_bytes(b"old" * 1000)
-        with Mount(f"local://{objects}", *words) as mount:
+        with Mount(f"local://{objects}", *KINDS[kind]) as mount:
             assert (mount.path / "a").read_bytes() == b"old" * 1000
             (objects / "a").write_bytes(b"new" * 1000)
             assert (mount.path / "a").read_bytes() == b"new" * 1000
 
 
 class TestWriting:
-    @pytest.fixture(params=["direct_io", "kernel_cache"])
-    def mount(self, objects, request):
-        """The bucket, mounted so that objects can be changed."""
-        words = ["--kernel-cache"] if request.param == "kernel_cache" else []
-        with Mount(f"local://{objects}", "--write-back", *words) as mount:
-            yield mount
+    @pytest.fixture(scope="class", params=FEW_KINDS)
+    def shared(self, tmp_path_factory, request):
+        """A bucket that is mounted so that objects can be changed."""
+        bucket = tmp_path_factory.mktemp("bucket")
+        with Mount(f"local://{bucket}", "--write-back", *KINDS[request.param]) as mount:
+            yield mount, bucket
 
-    def test_new_changed_and_cut(self, mount, objects):
+    @pytest.fixture
+    def mount(self, shared):
+        """The mount, with nothing in it."""
+        subprocess.run(["find", shared[0].path, "-mindepth", "1", "-delete"], check=True)
+        return shared[0]
+
+    @pytest.fixture
+    def bucket(self, shared):
+        """The directory that stands for its bucket."""
+        return shared[1]
+
+    def test_new_changed_and_cut(self, mount, bucket):
         path = mount.path / "a.txt"
         path.write_bytes(b"first")
-        assert (objects / "a.txt").read_bytes() == b"first"
+        assert (bucket / "a.txt").read_bytes() == b"first"
         with open(path, "r+b", buffering=0) as file:
             file.seek(2)
             file.write(b"XYZ123")
             assert path.read_bytes() == b"fiXYZ123"
             assert os.stat(path).st_size == 8
-        assert (objects / "a.txt").read_bytes() == b"fiXYZ123"
+        assert (bucket / "a.txt").read_bytes() == b"fiXYZ123"
         os.truncate(path, 3)
-        assert (objects / "a.txt").read_bytes() == b"fiX"
+        assert (bucket / "a.txt").read_bytes() == b"fiX"
         with open(path, "ab") as file:
             file.write(b"!")
-        assert (objects / "a.txt").read_bytes() == path.read_bytes() == b"fiX!"
+        assert (bucket / "a.txt").read_bytes() == path.read_bytes() == b"fiX!"
 
-    def test_the_object_is_the_old_one_until_close_or_fsync(self, mount, objects):
-        (objects / "a").write_bytes(b"old")
+    def test_the_object_is_the_old_one_until_close_or_fsync(self, mount, bucket):
+        (bucket / "a").write_bytes(b"old")
         with open(mount.path / "a", "wb", buffering=0) as file:
             file.write(b"new")
-            assert (objects / "a").read_bytes() == b"old"
+            assert (bucket / "a").read_bytes() == b"old"
             os.fsync(file.fileno())
-            assert (objects / "a").read_bytes() == b"new"
+            assert (bucket / "a").read_bytes() == b"new"
             file.write(b"er")
-            assert (objects / "a").read_bytes() == b"new"
-        assert (objects / "a").read_bytes() == b"newer"
+            assert (bucket / "a").read_bytes() == b"new"
+        assert (bucket / "a").read_bytes() == b"newer"
 
-    def test_directories_renaming_and_removing(self, mount, objects):
+    def test_directories_renaming_and_removing(self, mount, bucket):
         (mount.path / "sub").mkdir()
         (mount.path / "sub/a").write_bytes(b"1")
         os.rename(mount.path / "sub/a", mount.path / "b")
         assert names(mount.path) == ["b", "sub"]
-        assert (objects / "b").read_bytes() == b"1"
+        assert (bucket / "b").read_bytes() == b"1"
         (mount.path / "new").write_bytes(b"2")
         with open(mount.path / "b", "rb", buffering=0) as old:
             os.rename(mount.path / "new", mount.path / "b")
@@ -111,19 +122,19 @@ class TestWriting:
             assert (mount.path / "b").read_bytes() == b"2"
         os.rmdir(mount.path / "sub")
         os.unlink(mount.path / "b")
-        assert names(mount.path) == names(objects) == []
+        assert names(mount.path) == names(bucket) == []
 
-    def test_tar(self, mount, objects, tmp_path, rng):
+    def test_tar(self, mount, bucket, tmp_path, rng):
         for number in range(20):
             (tmp_path / "in" / f"d{number % 3}").mkdir(parents=True, exist_ok=True)
             (tmp_path / "in" / f"d{number % 3}" / str(number)).write_bytes(rng.randbytes(rng.randrange(9000)))
         subprocess.run(["cp", "-r", tmp_path / "in", mount.path / "out"], check=True)
         subprocess.run(["diff", "-r", tmp_path / "in", mount.path / "out"], check=True)
-        subprocess.run(["diff", "-r", tmp_path / "in", objects / "out"], check=True)
+        subprocess.run(["diff", "-r", tmp_path / "in", bucket / "out"], check=True)
 
     def test_killed_while_writing_leaves_the_old_object(self, objects):
         (objects / "a").write_bytes(b"old")
-        with Mount(f"local://{objects}", "--write-back") as mount:
+        with Mount(f"local://{objects}", "--write-back", "--size", "4MiB") as mount:
             fd = os.open(mount.path / "a", os.O_RDWR)
             os.write(fd, b"newer")
             mount.kill()
@@ -133,7 +144,7 @@ class TestWriting:
 
     def test_a_put_that_fails_is_told_by_close_and_tried_again(self, objects):
         (objects / "sub").mkdir()
-        with Mount(f"local://{objects}", "--write-back") as mount:
+        with Mount(f"local://{objects}", "--write-back", "--size", "4MiB") as mount:
             fd = os.open(mount.path / "sub/a", os.O_CREAT | os.O_RDWR)
             os.write(fd, b"kept")
             os.rename(objects / "sub", objects / "elsewhere")
