@@ -9,7 +9,7 @@ from test_fuse_semantics import KEEP_SIZE, PUNCH_HOLE, fallocate
 
 pytestmark = needs_fuse()
 __all__ = ["mounted"]
-NR_OPERATIONS = 60_000 if STRESS else 800
+NR_OPERATIONS = 20_000 if STRESS else 500
 NAMES = ("a", "b", "c")
 SIZE_MAX = 200_000
 NR_OPEN_MAX = 6

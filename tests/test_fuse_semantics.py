@@ -292,6 +292,12 @@ class TestBytes:
             assert caught.value.errno == errno.EOPNOTSUPP
         assert (source / "file").read_bytes() == expected
 
+    def test_data_that_is_not_written_back_is_found(self, here):
+        path, _ = here
+        with open(path / "file", "w+b", buffering=0) as file:
+            os.pwrite(file.fileno(), b"x", 100 * PAGE)
+            assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 100 * PAGE
+
     def test_locks_of_two_processes(self, here):
         path, _ = here
         (path / "file").touch()

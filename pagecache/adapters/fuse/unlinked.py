@@ -79,8 +79,11 @@ class Unlinked:
         """Remove from the source what was removed in a directory (None: in all). Raises OSError."""
         if not self._pending:
             return
-        with self._lock:  # held while removing: who finds nothing pending finds the names gone
+        with self._lock:
             for path in [path for path in self._pending if directory is None or os.path.dirname(path) == directory]:
-                del self._pending[path]
-                with contextlib.suppress(FileNotFoundError):
+                try:
                     self._remove(path)
+                except FileNotFoundError:
+                    pass
+                finally:
+                    del self._pending[path]  # last: who finds nothing pending finds the names gone
