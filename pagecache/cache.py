@@ -11,7 +11,7 @@ from typing import Any
 
 import mmh3
 
-from pagecache import chosen_cache, truncate, window, workers
+from pagecache import chosen_cache, live, truncate, window, workers
 from pagecache._core import Mutex, Segment
 from pagecache.file import File
 from pagecache.file_writes import DURABILITY
@@ -96,8 +96,10 @@ class PageCache:
             self.shares.set(name, part)
         self.recorder: Recorder | None = None
         self._closed = False
-        _caches.add(self)
+        live.caches.add(self)
         _segments.add(self.segment)
+        if live.ENVIRONMENT in os.environ:
+            live.serve_stats_once()
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
@@ -252,28 +254,26 @@ class PageCache:
     def _inode_of(self, store: Any, *, writes: bool = False) -> Inode:
         """Return the shared inode of a store's key and version, counted as open once more."""
         key = mmh3.hash_bytes(str(store.key))
-        dropped: list[Inode] = []
-        try:
-            return self._inode_of_key(key, store, writes, dropped)
-        finally:
+        while True:
+            with self._lock.held():
+                inode = self._inodes.get(key)
+                if inode is None or inode.mapping.key != store.key or self._is_shared(inode, store):
+                    return self._shared_inode(key, store, writes)
+                dropped = [self._inodes.pop(key)]
+                inode = None
             self._give_up(dropped)
 
-    def _inode_of_key(self, key: bytes, store: Any, writes: bool, dropped: list[Inode]) -> Inode:
-        with self._lock.held():
-            inode = self._inodes.get(key)
-            if inode is not None and inode.mapping.key != store.key:
-                inode = None
-            if inode is not None and not self._is_shared(inode, store):
-                dropped.append(self._inodes.pop(key))
-                inode = None
-            if inode is None:
-                self._make_room(dropped)
-                inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
-                self._inodes[key] = inode
-                self._all_inodes.add(inode)
-            self._inodes.move_to_end(key)
-            inode.acquire(store, writes=writes)
-            return inode
+    def _shared_inode(self, key: bytes, store: Any, writes: bool) -> Inode:
+        """Return the inode of a key, made if there is none for this store, counted as open. Context: self._lock held."""
+        inode = self._inodes.get(key)
+        if inode is None or inode.mapping.key != store.key:
+            self._make_room()
+            inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
+            self._inodes[key] = inode
+            self._all_inodes.add(inode)
+        self._inodes.move_to_end(key)
+        inode.acquire(store, writes=writes)
+        return inode
 
     @staticmethod
     def _is_shared(inode: Inode, store: Any) -> bool:
@@ -283,16 +283,19 @@ class PageCache:
             return inode.nr_open > 0 or is_dirty(inode)
         return inode.is_version(store)
 
-    def _make_room(self, dropped: list[Inode]) -> None:
+    def _make_room(self) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""
         limit = self.segment.sizes()["mappings"][1] - 1
+        waiting = self.flusher.inodes()
+        if len(self._inodes) + len(waiting) < limit:
+            return
         known = {id(inode) for inode in self._inodes.values()}
-        limit -= sum(1 for inode in self.flusher.inodes() if id(inode) not in known)
-        for key, inode in list(self._inodes.items()):
-            if len(self._inodes) < limit:
+        limit -= sum(1 for inode in waiting if id(inode) not in known)
+        while len(self._inodes) >= limit:
+            idle = next((key for key, inode in self._inodes.items() if inode.is_idle), None)
+            if idle is None:
                 return
-            if inode.nr_open == 0 and not is_dirty(inode) and not inode.needs_sync:
-                dropped.append(self._inodes.pop(key))
+            del self._inodes[idle]
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
 
@@ -329,11 +332,15 @@ class PageCache:
         stats = read_stats(self.segment, counts)
         if per_file:
             self._check_usable()
-            with self._lock.held():
-                inodes = list(self._all_inodes)
-            files = [inode.stats() for inode in inodes]
+            files = [inode.stats() for inode in self.inodes()]
             stats.__dict__["files"] = sorted(files, key=lambda file: (-file.store_read_bytes, file.name))
         return stats
+
+    def inodes(self) -> list[Inode]:
+        """Return the objects that are open or cached."""
+        self._check_usable()
+        with self._lock.held():
+            return list(self._all_inodes)
 
     def forget(self, key: str, *, whole: bool = True) -> None:
         """Let objects be opened as new the next time, with nothing cached; files that are open keep what they have.
@@ -362,6 +369,17 @@ class PageCache:
                     logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
                 inode.mapping.size = 0
                 truncate.truncate_inode_pages(inode.mapping, 0)
+
+    def discard(self, key: str) -> None:
+        """Forget the object that a store's key names because it exists no more: what is dirty of it is not written.
+
+        An object that is open is only forgotten, as by `forget`.
+        """
+        self._check_usable()
+        with self._lock.held():
+            inode = self._inodes.pop(mmh3.hash_bytes(key), None)
+        if inode is not None and inode.nr_open == 0:
+            inode.discard()
 
     def record(self, path: str | os.PathLike[str]) -> Recorder:
         """Record which pages are used from now on, until the returned Recorder is stopped, which writes a trace for
@@ -430,14 +448,14 @@ class PageCache:
             return
         error = None if self.segment.dead else self.flusher.sync_all()  # an interrupt leaves the cache as it was
         self._closed = True
-        _caches.discard(self)
+        live.caches.discard(self)
         if self.segment.dead:
             return  # in a forked child: locks may be held by threads that are not there
         try:
             error = self._close_all() or error
         except BaseException:
             self._closed = False
-            _caches.add(self)
+            live.caches.add(self)
             raise
         self.flusher.stop()
         lost = [inode for inode in self.flusher.inodes() if is_dirty(inode)]
@@ -490,7 +508,6 @@ def _store_of_url(url: str, mode: str, recheck: Any, storage_options: dict[str, 
     return store_of_url(url, recheck="open" if recheck is None else recheck, **storage_options)
 
 
-_caches: WeakMembers[PageCache] = WeakMembers()
 _segments: WeakMembers[Segment] = WeakMembers()
 _default_lock = Mutex()
 _default: PageCache | None = None
@@ -514,7 +531,7 @@ def default_cache(size: int | str | None = None) -> PageCache:
 
 def forget_everywhere(key: str, *, whole: bool = True) -> None:
     """Let objects be opened as new the next time, in every cache of the process; see `PageCache.forget`."""
-    for cache in list(_caches):
+    for cache in list(live.caches):
         if not cache.closed and not cache.segment.dead:
             cache.forget(key, whole=whole)
 
@@ -527,6 +544,7 @@ def _after_fork_in_child() -> None:
     window.renew_after_fork()
     chosen_cache.renew_after_fork()
     forget_after_fork()
+    live.forget_after_fork()
     for segment in list(_segments):  # those of closed caches, too: something may still hold them
         segment.mark_dead()
 
@@ -551,5 +569,6 @@ def _write_at_exit(inode: Inode) -> None:
 
 
 atexit.register(_at_exit)
+atexit.register(live.close_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

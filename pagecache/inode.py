@@ -11,6 +11,7 @@ from typing import Any
 from pagecache import _core, fill, truncate, workers, write, writeback
 from pagecache._core import AddressSpace, Mutex, Segment
 from pagecache.copies import replicate_of
+from pagecache.flusher import is_dirty
 from pagecache.line import Line
 from pagecache.readahead import PAGE_SHIFT
 from pagecache.sources import SourceTotals, add_counts, counts_of
@@ -198,6 +199,12 @@ class Inode:
         with self.mapping.inode_locked(), self.mapping.exclusive(), own_write(self.mapping):
             self._set_size_locked(size)
 
+    def extend(self, size: int) -> None:
+        """Make the object as large as a size, if it is smaller. Raises OSError."""
+        with self.mapping.inode_locked(), self.mapping.exclusive(), own_write(self.mapping):
+            if size > self.mapping.size:
+                self._set_size_locked(size)
+
     def _set_size_locked(self, size: int) -> None:
         mapping, old_size = self.mapping, self.mapping.size
         try:
@@ -296,6 +303,11 @@ class Inode:
         """Whether the store has been given bytes that it has not made durable, or does now."""
         line = self.mapping.extra  # a sync under way has taken what it syncs, and puts it back before it fails
         return hasattr(self.store, "sync") and (line.has_unsynced or self._sync_lock.is_held or line.has_unsynced)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing would be lost if the object were forgotten: it is not open, and what was written is durable."""
+        return self.nr_open == 0 and not is_dirty(self) and not self.needs_sync
 
     def start_writeback(self, first: int, last: int) -> None:
         """Have pages first..last written back by somebody, without waiting."""

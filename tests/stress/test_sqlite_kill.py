@@ -21,7 +21,7 @@ NR_KILLS = 100 if os.environ.get("PAGECACHE_STRESS") == "1" else 5
 MODES = ("DELETE", "TRUNCATE", "PERSIST", "WAL")
 SYNCHRONOUS = ("FULL", "FULL", "NORMAL", "OFF")  # without syncs the system still has what the process wrote
 FRAMES = (3, 16, 64, 512)
-LIFE_S = 0.4  # a process lives so long at most once it has acknowledged something
+LIFE_S = 0.25  # a process lives so long at most once it has acknowledged something
 PATIENCE_S = 60
 
 

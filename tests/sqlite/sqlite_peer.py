@@ -1,6 +1,6 @@
 """Another process on the same database: it runs SQL on request, with SQLite's own VFS ("plain") or through a cache.
 
-    python peer.py plain|cached        then lines [sql, bindings] in JSON on standard input; OPEN PATH and CLOSE too
+    python sqlite_peer.py plain|cached        then lines [sql, bindings] in JSON on standard input; OPEN PATH and CLOSE too
 """
 
 import json

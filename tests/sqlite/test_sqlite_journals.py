@@ -61,14 +61,14 @@ def test_work_and_what_is_left(mode, source, connect, tmp_path):
     assert again.execute("SELECT a, b FROM t ORDER BY a").fetchall() == expected
 
 
-@pytest.mark.parametrize("page_size", [512, 1024, 4096, 8192, 65536])
+@pytest.mark.parametrize("page_size", [512, 4096, 65536])
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
 def test_page_sizes(page_size, mode, source, connect, make_cache):
     cache = make_cache("1MiB")
     db = connect(source, cache)
     db.execute(f"PRAGMA page_size={page_size}")
     set_mode(db, mode)
-    db.execute("PRAGMA cache_size=4; CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+    db.execute("PRAGMA cache_size=4; PRAGMA synchronous=OFF; CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
     with db:
         db.executemany("INSERT INTO t VALUES(?, zeroblob(?))", ((n, n * 11 % 9000) for n in range(400)))
     with db:

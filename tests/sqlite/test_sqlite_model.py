@@ -158,5 +158,5 @@ class Databases(RuleBasedStateMachine):
 @pytest.mark.parametrize("frames", [1, 2, 3, 64])
 def test_random_sql(frames):
     machine = type(f"Databases{frames}", (Databases,), {"frames": frames})
-    nr_examples, nr_steps = (300, 60) if STRESS else (8, 25)
+    nr_examples, nr_steps = (300, 60) if STRESS else (4, 20)
     run_state_machine_as_test(machine, settings=settings(max_examples=nr_examples, stateful_step_count=nr_steps))
