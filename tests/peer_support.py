@@ -1,4 +1,4 @@
-"""What tests of peers share: an origin that counts and can be replaced, groups within one process, and peers that misbehave."""
+"""What tests of peers share: an origin that counts and can be replaced, groups within one process, peers that misbehave."""
 
 import contextlib
 import errno

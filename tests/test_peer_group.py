@@ -270,12 +270,11 @@ class TestPeersThatFail:
                 assert read_all(machine) == DATA
                 assert machine.counts()["peer_refusals"] > 0
                 assert machine.counts()["peer_failures"] == 0
-                with blind.open("a"):  # what it has open itself it can open once more
-                    with machine.open("a") as file:
-                        machine.cache.drop_caches()
-                        before = machine.counts()["peer_hits"]
-                        assert file.pread(len(DATA), 0) == DATA
-                        assert machine.counts()["peer_hits"] > before
+                with blind.open("a"), machine.open("a") as file:  # what it has open itself it can open once more
+                    machine.cache.drop_caches()
+                    before = machine.counts()["peer_hits"]
+                    assert file.pread(len(DATA), 0) == DATA
+                    assert machine.counts()["peer_hits"] > before
             finally:
                 blind.close()
 
@@ -485,6 +484,38 @@ class TestUnixSockets:
         assert directory is not None
         directory.chmod(0o755)
         assert transport.socket_directory() is None
+
+
+class TestTls:
+    def test_both_sides_show_certificates(self, objects):
+        distributed = pytest.importorskip("distributed", reason="Dask, which makes certificates, is not installed")
+        pytest.importorskip("cryptography", reason="cryptography, with which certificates are made, is not installed")
+
+        def contexts():
+            security = distributed.Security.temporary()
+            sides = security.get_listen_args("worker"), security.get_connection_args("worker")
+            return tuple(side["ssl_context"] for side in sides)
+
+        tls, made = contexts(), []
+        try:
+            made += [Machine(objects, tls=tls, secret="s"), Machine(objects, tls=tls, secret="s")]
+            members = [m.group.me._replace(host=f"host {number}") for number, m in enumerate(made)]
+            for machine, member in zip(made, members, strict=True):
+                machine.group.me = member
+                machine.group.update(members)
+            for machine in made:
+                assert read_all(machine) == DATA
+                assert machine.counts()["peer_failures"] == 0
+            assert objects.bytes_read() == len(DATA)
+            stranger = Machine(objects, tls=contexts(), secret="s")
+            made.append(stranger)
+            stranger.group.me = stranger.group.me._replace(host="host 3")
+            stranger.group.update([*members, stranger.group.me])
+            assert read_all(stranger) == DATA
+            assert (stranger.counts()["peer_hits"], stranger.counts()["peer_failures"] > 0) == (0, True)
+        finally:
+            for machine in made:
+                machine.close()
 
 
 class TestPeerStore(StoreTests):

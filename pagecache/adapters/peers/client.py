@@ -78,8 +78,10 @@ class Suspects:
 class PeerClient:
     """The connections of this process to one member.
 
-    is_near: whether it is on this machine. secret, tls: of the group. timeout_s: silence after which the peer has failed;
-    patience_s: what a request may take in all (seconds). limit: connections, and so requests, at once.
+    is_near: whether it is on this machine. secret, tls: of the group. timeout_s: silence, on all connections, after which
+    the peer has failed;
+    patience_s: what a request may take in all (seconds). limit: connections, and so requests, at once. idle_max: those that
+    are kept while they are not in use.
     Context: safe from any thread; each request has a connection for itself while it lasts.
     """
 
@@ -91,8 +93,9 @@ class PeerClient:
         secret: bytes,
         tls: ssl.SSLContext | None = None,
         timeout_s: float = 0.2,
-        patience_s: float = 2.0,
-        limit: int = 16,
+        patience_s: float = 5.0,
+        limit: int = 32,
+        idle_max: int = 32,
     ):
         self.member = member
         self.is_near = is_near
@@ -101,7 +104,9 @@ class PeerClient:
         self._timeout_s = timeout_s
         self._patience_s = patience_s
         self._idle: deque[socket.socket] = deque()
+        self.idle_max = idle_max
         self._places = threading.Semaphore(limit)
+        self._silence = transport.Silence(timeout_s)
         self._closed = False
         self._pid = os.getpid()
         self.epoch_seen = 0
@@ -115,7 +120,7 @@ class PeerClient:
         if not self._places.acquire(timeout=self._timeout_s):
             raise PeerRefusedError(protocol.BUSY)
         try:
-            connection = self._take()
+            connection = self._take(ends_at)
             try:
                 self._ask(connection, request, buffers, ends_at)
             except PeerRefusedError:
@@ -135,17 +140,18 @@ class PeerClient:
         request = request._replace(number=next(_numbers) & NUMBER_MASK)
         transport.send(connection, [protocol.encode_request(request)])
         while True:
-            answer = protocol.decode_answer(transport.receive(connection, protocol.ANSWER.size), request)
+            head = transport.receive(connection, protocol.ANSWER.size, ends_at, self._silence)
+            answer = protocol.decode_answer(head, request)
             self.epoch_seen = answer.epoch
             if answer.kind == protocol.DATA:
-                transport.receive_into(connection, buffers, ends_at)
+                transport.receive_into(connection, buffers, ends_at, self._silence)
                 return
             if answer.kind == protocol.REFUSED:
                 raise PeerRefusedError(answer.reason)
             if time.monotonic() > ends_at:
                 raise TimeoutError("the peer waits for the origin for too long")
 
-    def _take(self) -> socket.socket:
+    def _take(self, ends_at: float) -> socket.socket:
         """Return a connection that is open as far as can be seen. Raises OSError, EOFError, ProtocolError."""
         if self._pid != os.getpid():  # the connections are the parent's
             self._idle, self._pid = deque(), os.getpid()
@@ -160,13 +166,16 @@ class PeerClient:
         connection = transport.dial(self.member, self.is_near, self._timeout_s, self._tls)
         try:
             connection.settimeout(self._timeout_s)
-            transport.greet_as_client(connection, self._secret)
+            transport.greet_as_client(connection, self._secret, ends_at, self._silence)
         except BaseException:
             transport.shut(connection)
             raise
         return connection
 
     def _give(self, connection: socket.socket) -> None:
+        if len(self._idle) >= self.idle_max:
+            transport.shut(connection)
+            return
         self._idle.append(connection)
         if self._closed:
             self.drop_connections()

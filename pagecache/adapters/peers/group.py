@@ -29,6 +29,7 @@ from pagecache.sizes import parse_size
 REPLICATE = ("hot", "all", "none")
 EXTENT_BYTES_MIN, EXTENT_BYTES_MAX = 64 * 1024, 64 * 1024 * 1024
 PAGE_SIZE = 4096
+IDLE_CONNECTIONS = 512  # that are kept to all peers together
 
 
 class Source(NamedTuple):
@@ -54,8 +55,8 @@ class PeerGroup:
     extent_bytes: the unit of ownership; the same for all members. request_bytes: the most that one request carries.
     replicate: what becomes of pages that this process has from a peer: "all" are kept as others are; "hot" are, once they
     are used again, while the rest leave first; "none" leave when they have been read.
-    timeout_s: silence after which a peer has failed; patience_s: what it may take in all while it says that it waits for
-    the origin; suspect_s: how long it is not asked then (seconds). connections: to each peer at once.
+    timeout_s: silence on all connections after which a peer has failed; patience_s: what it may take in all while it says
+    that it waits for the origin; suspect_s: how long it is not asked then (seconds). connections: to each peer at once.
     Raises ValueError; OSError when the address cannot be listened on.
     """
 
@@ -73,9 +74,9 @@ class PeerGroup:
         request_bytes: int | str = "1MiB",
         replicate: str = "hot",
         timeout_s: float = 0.2,
-        patience_s: float = 2.0,
+        patience_s: float = 5.0,
         suspect_s: float = 5.0,
-        connections: int = 16,
+        connections: int = 32,
     ):
         own = Member.of(me)
         self.extent_bytes = parse_size(extent_bytes)
@@ -244,6 +245,7 @@ class PeerGroup:
                     timeout_s=self.timeout_s,
                     patience_s=self.patience_s,
                     limit=self._connections,
+                    idle_max=min(self._connections, IDLE_CONNECTIONS // max(1, len(self._membership.by_name))),
                 )
                 self._clients[member.name] = client
         return client

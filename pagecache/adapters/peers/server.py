@@ -6,12 +6,14 @@ as many as requests that are being answered.  A worker that has to wait for the 
 reader can tell an owner that waits from one that is gone.
 """
 
+import errno
 import logging
 import os
 import selectors
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pagecache.workers import WorkerPool
 WORKERS_MAX = 64
 CONNECTIONS_MAX = 4096
 CLOSE_PATIENCE_S = 5.0
+FULL_PAUSE_S = 0.05  # before the next try where no descriptor is left
 LINGER_S = 0.002  # how long a worker stays with a connection that it has answered
 logger = logging.getLogger("pagecache")
 
@@ -83,26 +86,35 @@ class PageServer:
 
     def _watch(self) -> None:
         while not self._closing:
-            for key, _ in self._selector.select():
-                if key.fileobj is self._wake_read or key.fd == self._wake_read:
-                    os.read(self._wake_read, 4096)
-                elif key.fileobj in self._listeners:
-                    self._accept(key.fileobj)
-                else:
-                    self._selector.unregister(key.fileobj)
-                    self._hand_over(key.fileobj, self._answer_all)
-            with self._lock:
-                returned, self._returned = self._returned, []
-            for connection in returned:
-                try:
-                    self._selector.register(connection, selectors.EVENT_READ)
-                except (ValueError, OSError, KeyError):  # closed meanwhile
-                    self._forget(connection)
+            try:
+                self._watch_once()
+            except Exception:
+                logger.exception("the page server goes on after an error")
+                time.sleep(FULL_PAUSE_S)
+
+    def _watch_once(self) -> None:
+        for key, _ in self._selector.select():
+            if key.fd == self._wake_read:
+                os.read(self._wake_read, 4096)
+            elif key.fileobj in self._listeners:
+                self._accept(key.fileobj)
+            else:
+                self._selector.unregister(key.fileobj)
+                self._hand_over(key.fileobj, self._answer_all)
+        with self._lock:
+            returned, self._returned = self._returned, []
+        for connection in returned:
+            try:
+                self._selector.register(connection, selectors.EVENT_READ)
+            except (ValueError, OSError, KeyError):  # closed meanwhile
+                self._forget(connection)
 
     def _accept(self, listener: Any) -> None:
         try:
             connection, _ = listener.accept()
-        except OSError:  # gone again, or no descriptor is left
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # it stays in the queue: others may end meanwhile
+                time.sleep(FULL_PAUSE_S)
             return
         with self._lock:
             is_welcome = not self._closing and len(self._connections) < CONNECTIONS_MAX

@@ -109,18 +109,43 @@ def shut(connection: socket.socket) -> None:
 # -- bytes -------------------------------------------------------------------------------------------------------------
 
 
-def receive(connection: socket.socket, nbytes: int) -> bytearray:
-    """Return exactly nbytes. Raises OSError, and EOFError if the connection ends before."""
+class Silence:
+    """For how long nothing has come from a peer on any connection. limit_s: how long that may be (seconds)."""
+
+    def __init__(self, limit_s: float):
+        self._limit_s = limit_s
+        self._heard_at = -limit_s
+
+    def end(self) -> None:
+        """Note that something has come."""
+        self._heard_at = time.monotonic()
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the peer has to be taken for gone."""
+        return time.monotonic() - self._heard_at >= self._limit_s
+
+
+def receive(
+    connection: socket.socket, nbytes: int, ends_at: float | None = None, silence: Silence | None = None
+) -> bytearray:
+    """Return exactly nbytes. Arguments and exceptions are those of receive_into."""
     data = bytearray(nbytes)
     with memoryview(data) as view:
-        receive_into(connection, [view])
+        receive_into(connection, [view], ends_at, silence)
     return data
 
 
-def receive_into(connection: socket.socket, buffers: Sequence[memoryview], ends_at: float | None = None) -> None:
-    """Fill the buffers. ends_at: when they must be full (monotonic seconds).
+def receive_into(
+    connection: socket.socket,
+    buffers: Sequence[memoryview],
+    ends_at: float | None = None,
+    silence: Silence | None = None,
+) -> None:
+    """Fill the buffers.
 
-    Raises OSError, TimeoutError when nothing comes for the connection's timeout, EOFError at its end.
+    ends_at: when they must be full (monotonic seconds). silence: of the peer: as long as it is heard elsewhere, the timeout
+    of this connection may pass. Raises OSError, TimeoutError, EOFError at the end of the connection.
     """
     number, at = 0, 0
     while number < len(buffers):
@@ -129,9 +154,16 @@ def receive_into(connection: socket.socket, buffers: Sequence[memoryview], ends_
             continue
         if ends_at is not None and time.monotonic() > ends_at:
             raise TimeoutError("the peer sends too slowly")
-        got = _receive_some(connection, buffers, number, at)
+        try:
+            got = _receive_some(connection, buffers, number, at)
+        except TimeoutError:
+            if silence is None or silence.is_too_long:
+                raise
+            continue
         if got == 0:
             raise EOFError("the connection ended")
+        if silence is not None:
+            silence.end()
         while got:
             step = min(got, len(buffers[number]) - at)
             got, at = got - step, at + step
@@ -180,12 +212,15 @@ def greet_as_server(connection: socket.socket, secret: bytes) -> None:
     send(connection, [_proof(secret, b"server", theirs, nonce)])
 
 
-def greet_as_client(connection: socket.socket, secret: bytes) -> None:
+def greet_as_client(
+    connection: socket.socket, secret: bytes, ends_at: float | None = None, silence: Silence | None = None
+) -> None:
     """Prove that this side knows the secret, and have the server prove it. Raises ProtocolError, OSError, EOFError."""
-    said = receive(connection, len(HELLO) + NONCE_BYTES)
+    said = receive(connection, len(HELLO) + NONCE_BYTES, ends_at, silence)
     if said[: len(HELLO)] != HELLO:
         raise ProtocolError("not a page server")
     theirs, nonce = bytes(said[len(HELLO) :]), secrets.token_bytes(NONCE_BYTES)
     send(connection, [HELLO + nonce + _proof(secret, b"client", theirs, nonce)])
-    if not hmac.compare_digest(bytes(receive(connection, PROOF_BYTES)), _proof(secret, b"server", nonce, theirs)):
+    proof = bytes(receive(connection, PROOF_BYTES, ends_at, silence))
+    if not hmac.compare_digest(proof, _proof(secret, b"server", nonce, theirs)):
         raise ProtocolError("the server does not know the secret of the group")
