@@ -3,9 +3,10 @@
     python bench/second_level.py [--size 256MiB] [--latency-ms 20] [--bandwidth 64MiB] [--connections 8]
         [--extents 64KiB,256KiB,1MiB,4MiB] [--servers valkey,memcached] [--json]
 
-The origin is simulated (bench/throttled.py); the server is a real one (see tests/value_servers.py), on a Unix socket of this
-machine. Each line reads with an empty page cache: the origin alone, then through an empty server (which it fills), then
-through the filled one. Random reads are single pages; the server holds all of them. One read in eight is compared.
+The origin is simulated (bench/throttled.py); the server is a real one (see tests/value_servers.py), on a Unix socket of
+this machine. Each line reads with an empty page cache: the origin alone, then through an empty server (which it fills),
+then through the filled one; of three scans the fastest counts. Random reads are single pages; the server holds all of them.
+One read in eight is compared.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from pagecache.sizes import format_size, parse_size
 
 SCAN_READ_BYTES = 128 * 1024
 RANDOM_READS = 300
+ROUNDS = 3  # of each scan; the fastest counts
 MEMCACHED_EXTENT_MAX = 512 * 1024
 
 
@@ -41,6 +44,11 @@ def scan(store: Any, origin: ThrottledStore) -> dict[str, float]:
                 raise AssertionError(f"wrong bytes at {offset}")
         seconds = time.perf_counter() - started
     return {"scan_mib_s": origin.nbytes / seconds / 2**20, "origin_ratio": origin.nr_bytes / origin.nbytes}
+
+
+def best_scan(stores: Iterable[Any], origin: ThrottledStore) -> dict[str, float]:
+    """Return the fastest of several scans, each of a store of its own."""
+    return max((scan(store, origin) for store in stores), key=lambda found: found["scan_mib_s"])
 
 
 def at_random(store: Any, origin: ThrottledStore, nr_reads: int) -> dict[str, float]:
@@ -67,7 +75,7 @@ def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
         "connections": options.connections,
     }
     origin = ThrottledStore(parse_size(options.size), **settings)
-    found = [{"way": "origin", "extent": "-", **scan(origin, origin), **at_random(origin, origin, 50)}]
+    found = [{"way": "origin", "extent": "-", **best_scan([origin] * ROUNDS, origin), **at_random(origin, origin, 50)}]
     for kind in options.servers.split(","):
         for extent in options.extents.split(","):
             if kind == "memcached" and parse_size(extent) > MEMCACHED_EXTENT_MAX:
@@ -83,10 +91,17 @@ def through(kind: str, extent: str, origin: ThrottledStore) -> list[dict[str, An
         program = valkey_program() if kind == "valkey" else memcached_program()
         with SecondLevel(server.url, extent_bytes=extent, queue_bytes="256MiB", prefix="random") as level:
             empty: dict[str, Any] = at_random(TieredStore(origin, level), origin, 50)
-        with SecondLevel(server.url, extent_bytes=extent, queue_bytes="256MiB") as level:
-            empty |= scan(TieredStore(origin, level), origin)
-            level.flush()
-            full = scan(TieredStore(origin, level), origin) | at_random(TieredStore(origin, level), origin, RANDOM_READS)
+        scans = []
+        for number in range(ROUNDS):
+            server.say(b"flush_all\r\n" if kind == "memcached" else b"FLUSHALL\r\n")
+            with SecondLevel(server.url, extent_bytes=extent, queue_bytes="256MiB", prefix=str(number)) as level:
+                scans.append(scan(TieredStore(origin, level), origin))
+                level.flush()
+                if number < ROUNDS - 1:
+                    continue
+                full = best_scan([TieredStore(origin, level) for _ in range(ROUNDS)], origin)
+                full |= at_random(TieredStore(origin, level), origin, RANDOM_READS)
+        empty |= max(scans, key=lambda found: found["scan_mib_s"])
         name = Path(program or kind).name
     return [{"way": f"{name}, empty", "extent": extent, **empty}, {"way": f"{name}, filled", "extent": extent, **full}]
 

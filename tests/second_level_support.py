@@ -1,4 +1,4 @@
-"""What tests of a second level share: an origin that can be told to fail, and what a server holds, seen without our code."""
+"""What tests of a second level share: an origin that can be told to fail, and what a server holds, seen from outside."""
 
 import contextlib
 import socket
@@ -70,6 +70,21 @@ class Origin:
 def level_on(server, **options):
     """Return a level on a server, of small extents."""
     return SecondLevel(server.url, **{"extent_bytes": EXTENT, **PATIENT, **options})
+
+
+def filled(level, origin):
+    """Read all of an origin once, so that the server has it; returns the store."""
+    store = TieredStore(origin, level)
+    assert read_all(store) == origin.data
+    assert level.flush(PATIENCE_S)
+    return store
+
+
+def hurry(level, timeout_s):
+    """Have a level wait for so long from now on (seconds)."""
+    level.timeout_s = level.patience_s = timeout_s
+    level._dial = level._server(0, {})[0]
+    level._drop_connections()
 
 
 def read_all(store, step=1 << 20):
@@ -152,5 +167,6 @@ def corrupted(store, values, extent, damage, rng):
 
 
 __all__ = [
-    "EXTENT", "PATIENT", "Origin", "TieredStore", "corrupted", "dial_plainly", "level_on", "read_all", "values_of", "version_of",
+    "EXTENT", "PATIENT", "Origin", "TieredStore", "corrupted", "dial_plainly", "filled", "hurry", "level_on",
+    "read_all", "values_of", "version_of",
 ]  # fmt: skip

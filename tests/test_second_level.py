@@ -1,6 +1,7 @@
 """A second level in real servers: what others read from it, what goes wrong there, and what a reader sees of that."""
 
 import copy
+import functools
 import os
 import pickle
 import subprocess
@@ -10,65 +11,19 @@ import threading
 from pathlib import Path
 
 import pytest
-from second_level_support import EXTENT, Origin, corrupted, dial_plainly, level_on, read_all, values_of
+from second_level_support import EXTENT, Origin, filled, hurry, level_on, read_all, values_of
 from support import PAGE, PATIENCE_S, Crew, assert_nothing_is_held, nr_descriptors, pages_of, wait_until
-from value_servers import ValueServer, memcached_program, valkey_program
+from value_servers import PROGRAMS, ValueServer, has_client
 
 import pagecache
 from pagecache.adapters.valkey import SecondLevel, TieredStore
-from pagecache.adapters.valkey.extents import HEADER_BYTES, VERSION, ObjectVersion, checksum
+from pagecache.adapters.valkey.extents import HEADER_BYTES
 from pagecache.stores import MemoryStore
 from pagecache.testing import StoreTests
 
-PROGRAMS = {"valkey": valkey_program(), "memcached": memcached_program()}
+pytest_plugins = ["second_level_fixtures"]
 DATA = pages_of(40 * PAGE + 123)
 NR_EXTENTS = -(-len(DATA) // EXTENT)
-
-
-@pytest.fixture(scope="module", params=["valkey", "memcached"])
-def shared_server(request):
-    """A server that is not harmed by the tests that share it; each gets an empty one by `server`."""
-    if PROGRAMS[request.param] is None:
-        pytest.skip(f"no server of {request.param}: install it, or name one in PAGECACHE_VALKEY_SERVER")
-    if request.param == "valkey":
-        pytest.importorskip("valkey" if not _has("redis") else "redis", reason="no client library")
-    with ValueServer(request.param) as server:
-        yield server
-
-
-def _has(name):
-    try:
-        __import__(name)
-    except ImportError:
-        return False
-    return True
-
-
-@pytest.fixture
-def server(shared_server):
-    shared_server.say(b"flush_all\r\n" if shared_server.kind == "memcached" else b"FLUSHALL\r\n")
-    return shared_server
-
-
-@pytest.fixture
-def own_server(shared_server):
-    """A server that a test may kill."""
-    with ValueServer(shared_server.kind) as server:
-        yield server
-
-
-@pytest.fixture
-def level(server):
-    with level_on(server) as level:
-        yield level
-
-
-def filled(level, origin):
-    """Read all of an origin once, so that the server has it; returns the store."""
-    store = TieredStore(origin, level)
-    assert read_all(store) == origin.data
-    assert level.flush(PATIENCE_S)
-    return store
 
 
 class TestConformance(StoreTests):
@@ -291,56 +246,6 @@ class _Immutable:
         return getattr(self._origin, name)
 
 
-DAMAGES = ["flipped", "flipped header", "truncated", "too long", "of another version", "of another extent", "of another object",
-           "empty", "of another length", "huge"]  # fmt: skip
-
-
-class TestDamage:
-    @pytest.mark.parametrize("damage", DAMAGES)
-    def test_a_value_that_is_not_right_is_a_miss_and_is_replaced(self, server, level, damage, rng):
-        origin = Origin(DATA)
-        store = filled(level, origin)
-        before = values_of(server, store)
-        assert len(before) == NR_EXTENTS
-        victim = 1
-        with dial_plainly(server) as put:
-            put(*corrupted(store, before, victim, damage, rng))
-        origin.requests.clear()
-        assert read_all(store) == DATA
-        assert origin.requests == [(victim * EXTENT, EXTENT)]
-        assert store.source_counts()["second_level_mismatches"] == 1
-        assert level.flush(PATIENCE_S)
-        assert values_of(server, store) == before
-        assert level.stats()["suspected"] == []
-
-    def test_every_bit_counts(self, rng):
-        version = ObjectVersion("key", "1", 3 * PAGE, PAGE, "p")
-        data = rng.randbytes(PAGE)
-        value = bytearray(b"".join(version.encode(1, data)))
-        assert len(value) == HEADER_BYTES + PAGE
-        assert version.decode(1, memoryview(value)) == data
-        for at in [*range(8 * HEADER_BYTES), *(rng.randrange(8 * len(value)) for _ in range(500))]:
-            value[at // 8] ^= 1 << at % 8
-            assert version.decode(1, memoryview(value)) is None, f"bit {at}"
-            value[at // 8] ^= 1 << at % 8
-
-    def test_versions_and_objects_have_names_of_their_own(self):
-        settings = [("key", "1", 100, PAGE), ("key", "2", 100, PAGE), ("key1", "", 100, PAGE), ("ke", "y1", 100, PAGE),
-                    ("key", "1", 101, PAGE), ("key", "1", 100, 2 * PAGE)]  # fmt: skip
-        versions = [ObjectVersion(*each, "prefix") for each in settings]
-        assert len({version.name(0) for version in versions}) == len(settings)
-        assert len({version.header(0)[24:] for version in versions}) == len(settings)
-        assert all(b"key" not in version.header(0) + version.name(0) for version in versions), "keys are not sent"
-
-    def test_the_format_stays(self):
-        """What older programs have put there is read, or the number of the format changes."""
-        version = ObjectVersion("key", "validator", 10, PAGE, "p")
-        assert VERSION == 1
-        assert version.name(0) == b"p:3389607ff4cfb810892f11137dbbac66:0"
-        assert version.header(0)[:24].hex() == "5063587401004800" + "0a000000" + "00100000" + "0000000000000000"
-        assert checksum(b"0123456789") == checksum(bytearray(b"0123456789")) == checksum(memoryview(b"0123456789"))
-
-
 class TestFailure:
     def test_the_server_is_killed_in_the_middle_and_comes_back(self, own_server, make_cache, rng):
         data = pages_of(300 * PAGE)
@@ -359,7 +264,7 @@ class TestFailure:
                         offset, nbytes = own.randrange(len(data)), own.choice([1, PAGE, 9 * PAGE])
                         assert file.pread(nbytes, offset) == data[offset : offset + nbytes]
 
-                crew = Crew(*[lambda seed=rng.random(): read(seed) for _ in range(3)])
+                crew = Crew(*[functools.partial(read, rng.random()) for _ in range(3)])
                 before = len(origin.requests)
                 own_server.kill()
                 wait_until(lambda before=before: len(origin.requests) > before + 3, "reads of the origin")
@@ -372,25 +277,29 @@ class TestFailure:
 
     def test_a_silent_server_costs_one_time_out_and_is_left_alone(self, own_server):
         origin = Origin(DATA)
-        with level_on(own_server, timeout_s=0.1, suspect_s=1e6) as level:
+        with level_on(own_server, suspect_s=1e6) as level:
             store = filled(level, origin)
             own_server.freeze()
+            hurry(level, 0.05)
             for _ in range(50):
                 assert read_all(store) == DATA
             counts = store.source_counts()
             assert (counts["second_level_failures"], level.stats()["suspected"]) == (1, ["server"])
             assert level.stats()["queue_bytes"] == 0, "nothing is offered to a server that is suspected"
+            assert not level._idle, "what comes late would be taken for another answer"
 
     def test_a_suspected_server_is_tried_again_by_one_request(self, own_server):
         origin = Origin(DATA)
-        with level_on(own_server, timeout_s=0.1, suspect_s=1e6) as level:
+        with level_on(own_server, suspect_s=1e6) as level:
             store = filled(level, origin)
             own_server.freeze()
+            hurry(level, 0.05)
             read_all(store)
             level.suspects._clock = lambda: 1e12
             read_all(store)  # the one that tries, and fails
             assert store.source_counts()["second_level_failures"] == 2
             own_server.thaw()
+            hurry(level, PATIENCE_S)
             level.suspects._clock = lambda: 1e15
             origin.requests.clear()
             assert read_all(store) == DATA
@@ -398,7 +307,7 @@ class TestFailure:
 
     def test_a_server_that_was_never_there(self, make_cache, tmp_path):
         for url in (f"unix://{tmp_path}/none", f"memcached://{tmp_path}/none", "memcached://127.0.0.1:1"):
-            if url.startswith("unix") and not (_has("valkey") or _has("redis")):
+            if url.startswith("unix") and not has_client():
                 continue
             with SecondLevel(url) as level, make_cache("1MiB").open(TieredStore(Origin(DATA), level)) as file:
                 assert file.read() == DATA
@@ -465,7 +374,8 @@ class TestBounds:
         origin = Origin(pages_of(50 * EXTENT))
         with level_on(own_server, queue_bytes=EXTENT) as level:  # room for nothing: a header comes with each
             assert read_all(TieredStore(origin, level), EXTENT // 2) == origin.data
-            assert origin.requests == [(at, EXTENT // 2) for at in range(0, len(origin.data), EXTENT // 2)], "no more is read"
+            halves = [(at, EXTENT // 2) for at in range(0, len(origin.data), EXTENT // 2)]
+            assert origin.requests == halves, "no more is read than was asked for"
             assert level.stats()["queue_bytes_max"] == 0
             assert level.stats()["fills_dropped"] == 100
 
@@ -519,7 +429,7 @@ class TestBounds:
             SecondLevel(**{"url": "memcached://127.0.0.1", **arguments})
 
     def test_a_password_is_not_shown(self):
-        if not (_has("valkey") or _has("redis")):
+        if not has_client():
             pytest.skip("no client library")
         level = SecondLevel("valkey://user:secret@127.0.0.1:1/3?db=2")
         assert "secret" not in repr(level)

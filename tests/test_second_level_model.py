@@ -13,7 +13,8 @@ from support import PAGE, PATIENCE_S, checked_cache, few, pages_of
 from pagecache.adapters.valkey import SecondLevel
 from pagecache.adapters.valkey.connections import MemcachedProtocol, ValkeyProtocol
 
-FAULTS = ("well", "well", "well", "refuses", "cuts", "is silent", "flips", "forgets", "babbles", "miscounts", "is gone", "shifts")
+FAULTS = ("well", "well", "well", "refuses", "cuts", "is silent", "flips", "forgets", "babbles", "miscounts", "is gone",
+          "shifts")  # fmt: skip
 SIZE = 5 * EXTENT + 3 * PAGE + 77
 
 
@@ -170,7 +171,8 @@ class Answers:
         return found
 
 
-WORDS = [b"*1\r\n", b"*-1\r\n", b"$3\r\n", b"$-1\r\n", b"$9999999999\r\n", b"VALUE a 0 3\r\n", b"VALUE a 0 999999999999\r\n", b"VALUE\r\n",
+WORDS = [b"*1\r\n", b"*-1\r\n", b"$3\r\n", b"$-1\r\n", b"$9999999999\r\n", b"VALUE a 0 3\r\n",
+         b"VALUE a 0 999999999999\r\n", b"VALUE\r\n",
          b"VALUE b 0 1\r\n", b"END\r\n", b"-ERR no\r\n", b"SERVER_ERROR no\r\n", b"abc", b"\r\n"]  # fmt: skip
 
 

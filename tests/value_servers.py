@@ -4,6 +4,7 @@ PAGECACHE_VALKEY_SERVER names the server; else valkey-server, then redis-server,
 """
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -22,9 +23,17 @@ def valkey_program():
     return shutil.which(given) if given else shutil.which("valkey-server") or shutil.which("redis-server")
 
 
+def has_client():
+    """Return whether a client library of Valkey is installed."""
+    return any(importlib.util.find_spec(name) for name in ("valkey", "redis"))
+
+
 def memcached_program():
     """Return the path of memcached, or None."""
     return shutil.which("memcached")
+
+
+PROGRAMS = {"valkey": valkey_program(), "memcached": memcached_program()}
 
 
 class ValueServer:

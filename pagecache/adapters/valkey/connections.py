@@ -10,6 +10,8 @@ memcached's text protocol needs no library.
 import importlib
 import select
 import socket
+import ssl
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -45,15 +47,40 @@ class Wire:
         self._view = memoryview(self._buffer)
         self._start = self._end = 0  # of what was received and not yet read
         self.ends_at = 0.0
+        self._flags = self._wait_in_kernel()
 
-    def _receive(self) -> None:
-        """Receive some bytes behind those that are there. Raises OSError, EOFError."""
+    def _wait_in_kernel(self) -> int:
+        """Have the kernel keep the time-out, where it can: then one call waits for a whole value, however many pieces it
+        comes in. Returns the flag for such a call, or 0."""
+        if isinstance(self.socket, ssl.SSLSocket) or not hasattr(socket, "MSG_WAITALL"):
+            return 0
+        seconds, part = divmod(self._timeout_s, 1.0)
+        try:
+            self.socket.settimeout(None)
+            timeval = struct.pack("@ll", int(seconds), max(1, int(part * 1e6)))
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        except OSError:
+            return 0
+        return int(socket.MSG_WAITALL)
+
+    def _receive(self, nbytes: int = 0) -> None:
+        """Receive some bytes behind those that are there, or exactly so many unless they take too long.
+
+        Raises OSError, EOFError.
+        """
         if self._end == len(self._buffer) or self._start == self._end:
             left = self._end - self._start
             self._view[:left] = bytes(self._view[self._start : self._end])
             self._start, self._end = 0, left
         self._wait_at_most()
-        got = self.socket.recv_into(self._view[self._end :])
+        try:
+            if nbytes and self._flags:
+                got = self.socket.recv_into(self._view[self._end : self._end + nbytes], 0, self._flags)
+            else:
+                got = self.socket.recv_into(self._view[self._end :])
+        except BlockingIOError:
+            raise TimeoutError("the server is silent") from None
         if got == 0:
             raise EOFError("the server ended the connection")
         self._end += got
@@ -62,12 +89,23 @@ class Wire:
         left = self.ends_at - time.monotonic()
         if left <= 0:
             raise TimeoutError("the server answers too slowly")
-        self.socket.settimeout(min(left, self._timeout_s))
+        if not self._flags:
+            self.socket.settimeout(min(left, self._timeout_s))
 
     def send(self, data: bytes) -> None:
         """Send all of it. Raises OSError."""
         self._wait_at_most()
-        self.socket.sendall(data)
+        if not self._flags:
+            self.socket.sendall(data)
+            return
+        with memoryview(data) as left:
+            done = 0
+            while done < len(data):
+                self._wait_at_most()
+                try:
+                    done += self.socket.send(left[done:])
+                except BlockingIOError:
+                    raise TimeoutError("the server takes nothing") from None
 
     def line(self) -> bytes:
         """Return a line, without its end."""
@@ -94,7 +132,7 @@ class Wire:
             self._view[:left] = bytes(self._view[self._start : self._end])
             self._start, self._end = 0, left
         while self._end - self._start < nbytes + 2:
-            self._receive()
+            self._receive(nbytes + 2 - (self._end - self._start))
         value = self._view[self._start : self._start + nbytes]
         if self._view[self._start + nbytes : self._start + nbytes + 2] != b"\r\n":
             raise OSError("the server sends a value of another length than it says")
