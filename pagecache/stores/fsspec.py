@@ -93,6 +93,8 @@ class FsspecStore:
         self.origin = f"fsspec:{identity_of(self.fs)}:{_place_of(self.path)}"
         self.parallel_requests = PARALLEL_REQUESTS if self._ranges.parallel else 1
         self.latency = "remote" if self._ranges.remote else "local"
+        numbered = "_pagecache_number" in self.fs.__dict__
+        self.key_scope = "process" if numbered else "everywhere" if self._ranges.remote else "machine"
         self.known_version = version
         if version is None and not self.is_immutable:
             self.refresh()

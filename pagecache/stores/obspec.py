@@ -44,6 +44,14 @@ def identity_of(store: Any) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
+def scope_of(store: Any) -> str:
+    """Return where `identity_of` means the same: in this "process", on this "machine", or "everywhere"."""
+    is_numbered = getattr(store, "config", None) is None and not getattr(store, "prefix", None)
+    if is_numbered or getattr(store, "credential_provider", None) is not None:
+        return "process"
+    return "machine" if type(store).__name__ == "LocalStore" else "everywhere"
+
+
 class ObspecStore:
     """One object of an obspec store.
 
@@ -81,6 +89,7 @@ class ObspecStore:
         self.origin = f"obspec:{identity_of(store)}"
         if self.is_immutable and not self._conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
+        self.key_scope = "everywhere" if key else scope_of(store)
         self.latency = "local" if type(store).__name__ in ("MemoryStore", "LocalStore") else "remote"
         self.known_version = version
         if version is None and not self.is_immutable:
