@@ -1,5 +1,6 @@
 from pagecache.core.check cimport PC_OPTIMISTIC
 from pagecache.core.config cimport PAGE_SHIFT
+from pagecache.core.copy cimport copy_shared
 from pagecache.core.folio cimport (FOLIO_LOCKED, FOLIO_READAHEAD, FOLIO_UPTODATE, folio_address, folio_clear,
                                    folio_end_read, folio_index, folio_lock_uninterruptible, folio_mapping,
                                    folio_nr_pages, folio_test, folio_trylock, folio_unlock, folio_wait_slice)
@@ -10,7 +11,6 @@ from pagecache.core.lock cimport (RwSem, rwsem_read_begin, rwsem_read_end, rwsem
 from pagecache.core.lookup cimport filemap_get_entry, prefetch_cached, read_cached
 from pagecache.core.lru cimport folio_put
 from pagecache.core.mapping cimport filemap_remove_folio, mapping_add_folio
-from pagecache.core.memory cimport copy_shared
 from pagecache.core.reclaim cimport folio_alloc
 from pagecache.core.segment cimport Folio, Mapping
 from pagecache.core.stamp cimport stamp_is_current
