@@ -138,7 +138,7 @@ static inline void copy_long(char *target, const char *source, size_t nbytes) {
 
 /* Asks for the first cache lines of [address, address + nbytes): the rest follows by itself. */
 static inline void prefetch_range(const char *address, size_t nbytes) {
-    enum { LINES = 16 };
+    enum { LINES = 4 };
     const char *end = address + (nbytes < LINES * 64 ? nbytes : LINES * 64);
     for (; address < end; address += 64) __builtin_prefetch(address, 0, 3);
 }

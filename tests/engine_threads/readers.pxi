@@ -20,6 +20,10 @@ cdef enum:
     READ_AHEAD_PAGES = 8
 
 
+cdef enum:
+    READ_PAGES_MAX = 12
+
+
 cdef void lock_shared(RwSem* sem) noexcept nogil:
     rwsem_read_begin(sem)
     while rwsem_read_slice(sem) != 0:
@@ -35,17 +39,18 @@ cdef void lock_exclusive(RwSem* sem) noexcept nogil:
 
 
 cdef void read_page(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
-    """Reads part of a page, or two pages, and checks every word; brings in what is missing."""
+    """Reads part of a page, two pages or many, and checks every word; brings in what is missing."""
     cdef Work* work = worker.work
     cdef File* file = &work.files[m]
     cdef Mapping* mapping = &work.seg.mappings[file.number]
-    cdef uint64_t first = random_below(worker, PAGE_WORDS), nr = 1 + random_below(worker, 2 * PAGE_WORDS - 1)
+    cdef uint32_t pages = READ_PAGES_MAX - 1 if random_below(worker, 4) == 0 else 2
+    cdef uint64_t first = random_below(worker, PAGE_WORDS), nr = 1 + random_below(worker, pages * PAGE_WORDS - 1)
     cdef uint64_t pos = ((<uint64_t>page * PAGE_WORDS) + first) * 8
     cdef uint64_t done, size, part, at = 0
     cdef uint32_t cuts = load_acquire_u32(&file.cuts)
-    cdef uint32_t[3] low
+    cdef uint32_t[12] low           # READ_PAGES_MAX of them
     cdef uint32_t i
-    for i in range(3):
+    for i in range(pages + 1):
         low[i] = load_acquire_u32(&file.done[page + i]) if page + i < NR_PAGES else 0
     size = load_acquire_u64(&mapping.size)
     if pos >= size:
@@ -66,7 +71,7 @@ cdef void read_page(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
         if cuts & 1 or load_acquire_u32(&file.cuts) != cuts:
             low[i] = 0
         if not words_good(work, m, worker.buffer + at, <uint64_t>page * PAGE_WORDS + first + at, part, low[i],
-                          load_acquire_u32(&file.begun[page + i]), PC_OPTIMISTIC):
+                          load_acquire_u32(&file.begun[page + i]), PC_OPTIMISTIC and nr <= 2 * PAGE_WORDS):
             return
         at += part
         i += 1
