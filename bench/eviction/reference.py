@@ -78,10 +78,8 @@ def run_all(pages: array, sizes: list[int], names: tuple[str, ...] = NAMES) -> l
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "trace")
         write_oracle(path, pages)
-        return [
-            {
-                name: apart(run_theine, pages, size) if name == "W-TinyLFU" else apart(run_libcachesim, str(path), name, size)
-                for name in names
-            }
-            for size in sizes
-        ]
+
+        def miss_ratio(name: str, size: int) -> float | None:
+            return apart(run_theine, pages, size) if name == "W-TinyLFU" else apart(run_libcachesim, str(path), name, size)
+
+        return [{name: miss_ratio(name, size) for name in names} for size in sizes]
