@@ -5,15 +5,14 @@ import copy
 import errno
 import logging
 import os
-import threading
-import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import mmh3
 
-from pagecache import chosen_cache, truncate, workers
-from pagecache._core import Segment
+from pagecache import chosen_cache, live, truncate, window, workers
+from pagecache._core import Mutex, Segment
 from pagecache.file import File
 from pagecache.file_writes import DURABILITY
 from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
@@ -21,10 +20,12 @@ from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
 from pagecache.recorder import RecordedFile, Recorder
 from pagecache.shares import Shares
 from pagecache.sizes import format_size, parse_size
+from pagecache.sources import SourceTotals
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
 from pagecache.stores.validators import checked_recheck, max_age_of
 from pagecache.versioned_file import VersionedFile
+from pagecache.weak_members import WeakMembers
 
 PAGE_SIZE = 4096
 MODES = ("rb", "r+b", "w+b", "x+b", "ab", "a+b")
@@ -82,19 +83,23 @@ class PageCache:
         self.flusher = Flusher(self.segment, dirty_expire_s, min(DIRTY_INTERVAL_S, max(dirty_expire_s / 2, 0.01)))
         self.io_backend = self.segment.start_io(ring=io != "threads", register_frames=register_frames)
         self.segment.start_kswapd()
-        self._lock = threading.RLock()
+        self._lock = Mutex()
         self._inodes: OrderedDict[bytes, Inode] = OrderedDict()
-        self._files: weakref.WeakSet[File] = weakref.WeakSet()
-        self._all_inodes: weakref.WeakSet[Inode] = weakref.WeakSet()
+        self._files: WeakMembers[File] = WeakMembers()
+        self._all_inodes: WeakMembers[Inode] = WeakMembers()
         self._streams = Streams()
-        self._maps: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._totals = SourceTotals()
+        self._wrap_store: Callable[[Any], Any] | None = None
+        self._maps: WeakMembers[Any] = WeakMembers()
         self.shares = Shares(self.segment, self._pages)
-        for tenant, part in (shares or {}).items():
-            self.shares.set(tenant, part)
+        for name, part in (shares or {}).items():
+            self.shares.set(name, part)
         self.recorder: Recorder | None = None
         self._closed = False
-        _caches.add(self)
+        live.caches.add(self)
         _segments.add(self.segment)
+        if live.ENVIRONMENT in os.environ:
+            live.serve_stats_once()
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
@@ -140,33 +145,65 @@ class PageCache:
         if on_change not in ("error", "reload"):
             raise ValueError(f"on_change must be 'error' or 'reload', not {on_change!r}")
         store = self._store_of(source, mode, direct, recheck, storage_options)
+        if mode == "rb" and self._wrap_store is not None:
+            store = self._wrap_store(store)
         if recheck is None:
             recheck = getattr(store, "recheck", "open")
         max_age_s = max_age_of(checked_recheck(recheck))
         if max_age_s is None and on_change == "error":
-            return self._open_store(store, mode, durability, priority, tenant)
-        file = self._open_store(store, mode, durability, priority, tenant)
+            return self.open_store(store, mode, durability, priority=priority, tenant=tenant)
+        file = self.open_store(store, mode, durability, priority=priority, tenant=tenant)
 
         def reopen() -> File:
             again = copy.copy(store)
             if getattr(again, "is_immutable", False):
                 self.forget(again.key)  # what is cached would be taken for good
-            return self._open_store(again, file.mode if file.mode == "rb" else "r+b", durability, priority, tenant)
+            mode_again = file.mode if file.mode == "rb" else "r+b"
+            return self.open_store(again, mode_again, durability, priority=priority, tenant=tenant)
 
         return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")
 
-    def _open_store(
-        self, store: Any, mode: str, durability: str, priority: str | None = None, tenant: str | None = None
-    ) -> File:
-        """Open a file on a store, which is closed if that fails."""
+    def open_store(
+        self,
+        store: Any,
+        mode: str,
+        durability: str = "write-back",
+        file_type: type[File] = File,
+        priority: str | None = None,
+        tenant: str | None = None,
+    ) -> Any:
+        """Open a file of a type of one's own on a store, which is closed if that fails; for adapters."""
         try:
+            self.flusher.limit_undurable()
             if getattr(store, "is_immutable", False) and not self._knows(store.key):
                 store.validator()  # asks the store, which is better done without the cache's lock
             inode = self._inode_of(store, writes=mode != "rb")
         except BaseException:
             store.close()
             raise
-        file = (File if self.recorder is None else RecordedFile)(inode, mode, durability)
+        return self._file_on(inode, mode, durability, file_type, priority, tenant)
+
+    def open_shared(self, inode: Inode, store: Any, mode: str, file_type: type[File] = File) -> Any:
+        """Open a file on an inode that is open, whatever the object's version is now; for adapters that see to that.
+
+        store: another one of the object, or None.
+        """
+        with self._lock.held():
+            inode.acquire(store, writes=mode != "rb")
+        return self._file_on(inode, mode, "write-back", file_type)
+
+    def _file_on(
+        self,
+        inode: Inode,
+        mode: str,
+        durability: str,
+        file_type: type[File],
+        priority: str | None = None,
+        tenant: str | None = None,
+    ) -> File:
+        """Return a file on an inode that counts it as open."""
+        recorded = self.recorder is not None and file_type is File
+        file = (RecordedFile if recorded else file_type)(inode, mode, durability)
         file.cache = self
         self._files.add(file)
         try:
@@ -182,6 +219,13 @@ class PageCache:
             file.close()
             raise
         return file
+
+    def through(self, wrap: Callable[[Any], Any] | None) -> None:
+        """Have a function called with each store that is opened for reading from now on; it returns the one that serves.
+
+        wrap: returns the store that it is given, or another one over it with the same key; None: no function any more.
+        """
+        self._wrap_store = wrap
 
     def closes_with(self, mapped: Any) -> None:
         """Close a map, which may outlive its file, when the cache is closed."""
@@ -210,21 +254,26 @@ class PageCache:
     def _inode_of(self, store: Any, *, writes: bool = False) -> Inode:
         """Return the shared inode of a store's key and version, counted as open once more."""
         key = mmh3.hash_bytes(str(store.key))
-        with self._lock:
-            inode = self._inodes.get(key)
-            if inode is not None and inode.mapping.key != store.key:
+        while True:
+            with self._lock.held():
+                inode = self._inodes.get(key)
+                if inode is None or inode.mapping.key != store.key or self._is_shared(inode, store):
+                    return self._shared_inode(key, store, writes)
+                dropped = [self._inodes.pop(key)]
                 inode = None
-            if inode is not None and not self._is_shared(inode, store):
-                self._drop_inode(key, inode)
-                inode = None
-            if inode is None:
-                self._make_room()
-                inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed)
-                self._inodes[key] = inode
-                self._all_inodes.add(inode)
-            self._inodes.move_to_end(key)
-            inode.acquire(store, writes=writes)
-            return inode
+            self._give_up(dropped)
+
+    def _shared_inode(self, key: bytes, store: Any, writes: bool) -> Inode:
+        """Return the inode of a key, made if there is none for this store, counted as open. Context: self._lock held."""
+        inode = self._inodes.get(key)
+        if inode is None or inode.mapping.key != store.key:
+            self._make_room()
+            inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
+            self._inodes[key] = inode
+            self._all_inodes.add(inode)
+        self._inodes.move_to_end(key)
+        inode.acquire(store, writes=writes)
+        return inode
 
     @staticmethod
     def _is_shared(inode: Inode, store: Any) -> bool:
@@ -237,10 +286,16 @@ class PageCache:
     def _make_room(self) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""
         limit = self.segment.sizes()["mappings"][1] - 1
-        for key in [key for key, inode in self._inodes.items() if inode.nr_open == 0 and not is_dirty(inode)]:
-            if len(self._inodes) < limit:
+        waiting = self.flusher.inodes()
+        if len(self._inodes) + len(waiting) < limit:
+            return
+        known = {id(inode) for inode in self._inodes.values()}
+        limit -= sum(1 for inode in waiting if id(inode) not in known)
+        while len(self._inodes) >= limit:
+            idle = next((key for key, inode in self._inodes.items() if inode.is_idle), None)
+            if idle is None:
                 return
-            del self._inodes[key]
+            del self._inodes[idle]
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
 
@@ -271,14 +326,21 @@ class PageCache:
 
         per_file: `files` of the answer tells them for each object that is open or cached, which walks their pages.
         """
-        stats = read_stats(self.segment)
+        with self._totals.lock.held():
+            stores = [store for inode in list(self._all_inodes) for store in list(inode.counted)]
+            counts = self._totals.total(stores)
+        stats = read_stats(self.segment, counts)
         if per_file:
             self._check_usable()
-            with self._lock:
-                inodes = list(self._all_inodes)
-            files = [inode.stats() for inode in inodes]
+            files = [inode.stats() for inode in self.inodes()]
             stats.__dict__["files"] = sorted(files, key=lambda file: (-file.store_read_bytes, file.name))
         return stats
+
+    def inodes(self) -> list[Inode]:
+        """Return the objects that are open or cached."""
+        self._check_usable()
+        with self._lock.held():
+            return list(self._all_inodes)
 
     def forget(self, key: str, *, whole: bool = True) -> None:
         """Let objects be opened as new the next time, with nothing cached; files that are open keep what they have.
@@ -286,20 +348,38 @@ class PageCache:
         key: of a store, or what the keys of stores begin with. whole: only if it ends there or before a "/".
         """
         self._check_usable()
-        with self._lock:
+        dropped = []
+        with self._lock.held():
             for hashed, inode in list(self._inodes.items()):
                 known = str(inode.mapping.key)
                 if known.startswith(key) and (not whole or known[len(key) :][:1] in ("", "/", "#")):
-                    self._drop_inode(hashed, inode)
+                    dropped.append(self._inodes.pop(hashed))
+        self._give_up(dropped)
 
-    def _drop_inode(self, hashed: bytes, inode: Inode) -> None:
-        """Forget an inode; its pages go with the last file that is open on it."""
-        del self._inodes[hashed]
-        if inode.nr_open == 0:
-            if is_dirty(inode):
-                logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
-            inode.mapping.size = 0
-            truncate.truncate_inode_pages(inode.mapping, 0)
+    @staticmethod
+    def _give_up(dropped: list[Inode]) -> None:
+        """Let go of the pages of inodes that are forgotten; where files are open, they go with the last of them.
+
+        Context: without the cache's lock, as this waits for reads under way, which may need others to open files here.
+        """
+        while dropped:
+            inode = dropped.pop()
+            if inode.nr_open == 0:
+                if is_dirty(inode):
+                    logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
+                inode.mapping.size = 0
+                truncate.truncate_inode_pages(inode.mapping, 0)
+
+    def discard(self, key: str) -> None:
+        """Forget the object that a store's key names because it exists no more: what is dirty of it is not written.
+
+        An object that is open is only forgotten, as by `forget`.
+        """
+        self._check_usable()
+        with self._lock.held():
+            inode = self._inodes.pop(mmh3.hash_bytes(key), None)
+        if inode is not None and inode.nr_open == 0:
+            inode.discard()
 
     def record(self, path: str | os.PathLike[str]) -> Recorder:
         """Record which pages are used from now on, until the returned Recorder is stopped, which writes a trace for
@@ -309,26 +389,30 @@ class PageCache:
         """
         self._check_usable()
         recorder = Recorder(self, os.fspath(path))
-        with self._lock:
+        with self._lock.held():
             if self.recorder is not None:
                 raise ValueError(f"this cache is recorded already, into {self.recorder.path}")
             self.recorder = recorder
-            for file in list(self._files):
-                file.__class__ = RecordedFile
+            self._turn_files(File, RecordedFile)
         return recorder
 
     def end_recording(self, recorder: Recorder) -> None:
         """Forget a recorder that stops."""
-        with self._lock:
+        with self._lock.held():
             if self.recorder is recorder:
                 self.recorder = None
-                for file in list(self._files):
-                    file.__class__ = File
+                self._turn_files(RecordedFile, File)
+
+    def _turn_files(self, old: type[File], new: type[File]) -> None:
+        """Give open files of one class another one; adapters' own kinds of files are not recorded."""
+        for file in list(self._files):
+            if type(file) is old:
+                file.__class__ = new
 
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""
         self._check_usable()
-        with self._lock:
+        with self._lock.held():
             inodes = list(self._inodes.values())
         return sum(truncate.invalidate_mapping_pages(inode.mapping, 0, LAST_PAGE) for inode in inodes)
 
@@ -364,20 +448,22 @@ class PageCache:
             return
         error = None if self.segment.dead else self.flusher.sync_all()  # an interrupt leaves the cache as it was
         self._closed = True
-        _caches.discard(self)
+        live.caches.discard(self)
         if self.segment.dead:
             return  # in a forked child: locks may be held by threads that are not there
         try:
             error = self._close_all() or error
         except BaseException:
             self._closed = False
-            _caches.add(self)
+            live.caches.add(self)
             raise
         self.flusher.stop()
         lost = [inode for inode in self.flusher.inodes() if is_dirty(inode)]
         for inode in lost:
             inode.discard()
-        with self._lock:
+        for inode in self.flusher.inodes():
+            inode.close_retired()  # a store whose sync failed
+        with self._lock.held():
             self._inodes.clear()
         if error is not None:
             names = ", ".join(str(inode.name) for inode in lost)
@@ -422,9 +508,8 @@ def _store_of_url(url: str, mode: str, recheck: Any, storage_options: dict[str, 
     return store_of_url(url, recheck="open" if recheck is None else recheck, **storage_options)
 
 
-_caches: weakref.WeakSet[PageCache] = weakref.WeakSet()
-_segments: weakref.WeakSet[Segment] = weakref.WeakSet()
-_default_lock = threading.Lock()
+_segments: WeakMembers[Segment] = WeakMembers()
+_default_lock = Mutex()
 _default: PageCache | None = None
 
 
@@ -438,7 +523,7 @@ def default_cache(size: int | str | None = None) -> PageCache:
     chosen: PageCache | None = chosen_cache.chosen_cache()
     if chosen is not None:
         return chosen
-    with _default_lock:
+    with _default_lock.held():
         if _default is None or _default.closed or _default.segment.dead:
             _default = PageCache(os.environ.get("PAGECACHE_SIZE") or size or "25%")
         return _default
@@ -446,7 +531,7 @@ def default_cache(size: int | str | None = None) -> PageCache:
 
 def forget_everywhere(key: str, *, whole: bool = True) -> None:
     """Let objects be opened as new the next time, in every cache of the process; see `PageCache.forget`."""
-    for cache in list(_caches):
+    for cache in list(live.caches):
         if not cache.closed and not cache.segment.dead:
             cache.forget(key, whole=whole)
 
@@ -454,10 +539,12 @@ def forget_everywhere(key: str, *, whole: bool = True) -> None:
 def _after_fork_in_child() -> None:
     """A child has none of the parent's threads, and perhaps its locks: every inherited cache is unusable in it."""
     global _default_lock
-    _default_lock = threading.Lock()
+    _default_lock = Mutex()
     workers.renew_after_fork()
+    window.renew_after_fork()
     chosen_cache.renew_after_fork()
     forget_after_fork()
+    live.forget_after_fork()
     for segment in list(_segments):  # those of closed caches, too: something may still hold them
         segment.mark_dead()
 
@@ -482,5 +569,6 @@ def _write_at_exit(inode: Inode) -> None:
 
 
 atexit.register(_at_exit)
+atexit.register(live.close_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

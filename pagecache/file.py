@@ -320,11 +320,13 @@ class File(FileWrites):
 
     # -- many reads at once ------------------------------------------------------------------------------------------
 
-    def preadv_many(self, ranges: Sequence[tuple[int, int]], *, hole_size: int = _ranges.HOLE_SIZE) -> list[bytes]:
+    def preadv_many(self, ranges: Sequence[tuple[int, int]], *, hole_size: int | None = None) -> list[bytes]:
         """Read many ranges: what is missing is found first, joined, and fetched in parallel.
 
         ranges: (nbytes, offset) of each, as `pread` takes them. hole_size: gaps up to this many bytes between missing
-        pages are read through. Returns the bytes of each range, in order. Raises as `pread`.
+        pages are read through; None: those that cost less than another request.
+
+        Returns the bytes of each range, in order. Raises as `pread`.
         """
         self._check_usable()
         return _ranges.read_many(self, [(offset, nbytes) for nbytes, offset in ranges], hole_size)
@@ -332,7 +334,7 @@ class File(FileWrites):
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """Read ranges given as offsets and sizes (bytes); as `preadv_many`."""
         self._check_usable()
-        return _ranges.read_many(self, list(zip(offsets, sizes, strict=True)), _ranges.HOLE_SIZE)
+        return _ranges.read_many(self, list(zip(offsets, sizes, strict=True)), None)
 
     def read_buffer(self, size: int | None = -1, /) -> bytes | memoryview:
         """Read up to `size` bytes (-1: to the end) from the position, as `read`, without a copy where that is possible.

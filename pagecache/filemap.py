@@ -7,7 +7,7 @@ come here: the file's own methods serve them.
 import errno
 from typing import Any
 
-from pagecache import fill, mm_types
+from pagecache import copies, fill, mm_types
 from pagecache._core import AddressSpace, CopyTarget, FileRaState, Folio, FolioBatch
 from pagecache.mm_types import FaultWalk, VmFault
 from pagecache.mmap_readahead import do_async_mmap_readahead, do_sync_mmap_readahead, maybe_unlock_mmap_for_io
@@ -158,6 +158,8 @@ def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
             last_pos = pos + done
             if file.drop_behind:
                 batch.drop_behind()
+            elif mapping.extra.replicate != "all":
+                copies.leave_copies(mapping, batch, pos + done)
         finally:
             batch.release()
     done = max(0, min(done, mapping.size - pos))

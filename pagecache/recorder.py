@@ -6,12 +6,12 @@ hit path knows nothing of recording.  Pages of different objects get numbers far
 
 import io
 import struct
-import threading
 import zipfile
 from array import array
 from pathlib import Path
 from typing import Any
 
+from pagecache._core import Mutex
 from pagecache.file import File
 
 PAGE_SHIFT = 12
@@ -84,7 +84,7 @@ class Recorder:
         if self.path.suffix not in FORMATS:
             raise ValueError(f"cannot record into {str(path)!r}: the name must end in {', '.join(FORMATS)}")
         self._cache = cache
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._pages = array("Q")
         self._objects: dict[int, int] = {}
         self._last = -1
@@ -93,7 +93,7 @@ class Recorder:
     def note(self, file: File, pos: int, nbytes: int) -> None:
         """Note an access. Context: takes the recorder's lock for a moment."""
         first, last = pos >> PAGE_SHIFT, (pos + nbytes - 1) >> PAGE_SHIFT
-        with self._lock:
+        with self._lock.held():
             if self._stopped:
                 return
             base = self._objects.setdefault(file.mapping.number, len(self._objects)) << OBJECT_SHIFT
@@ -109,7 +109,7 @@ class Recorder:
 
     def stop(self) -> int:
         """Stop, and write the trace. Idempotent. Returns the accesses. Raises OSError."""
-        with self._lock:
+        with self._lock.held():
             if self._stopped:
                 return len(self._pages)
             self._stopped = True

@@ -1,10 +1,9 @@
 """Shares of a cache's budget: each tenant keeps its own, and may borrow what nobody else wants."""
 
-import threading
 from collections.abc import Callable
 
 from pagecache import _core
-from pagecache._core import AddressSpace, Segment
+from pagecache._core import AddressSpace, Mutex, Segment
 
 PAGE_SIZE = 4096
 NR_TENANTS_MAX = 63
@@ -19,7 +18,7 @@ class Shares:
     def __init__(self, segment: Segment, pages_of: Callable[[int | str], int]):
         self._segment = segment
         self._pages_of = pages_of
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._numbers: dict[str, int] = {}
         self._pages: dict[str, int] = {}
 
@@ -33,7 +32,7 @@ class Shares:
         nr_pages = self._pages_of(part)
         if nr_pages < 0:
             raise ValueError(f"the share of {tenant!r} must not be negative: {part!r}")
-        with self._lock:
+        with self._lock.held():
             total = sum(self._pages.values()) - self._pages.get(tenant, 0) + nr_pages
             if total > self._segment.nr_frames:
                 raise ValueError(

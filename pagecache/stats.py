@@ -2,11 +2,12 @@
 
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pagecache._core import AddressSpace, Segment
 from pagecache.sizes import format_size
+from pagecache.sources import SOURCES, shown_counts
 
 PAGE_SIZE = 4096
 FILES_SHOWN = 20  # rows of a table
@@ -16,6 +17,7 @@ _SHOWN = (
     "pgmajfault", "readahead_pages", "readahead_hits", "evictions", "workingset_refault_file", "store_reads",
     "store_read_bytes",
 )  # fmt: skip
+_SHOWN_IF_ANY = ("peer_hits", "peer_bytes", "second_level_hits", "second_level_bytes", "origin_requests", "origin_bytes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,14 @@ class FileStats:
     readahead_hits: int  # used since
     readahead_wasted: int  # left the cache unused
     readahead_waiting: int  # cached, and not used yet
+    peer_hits: int  # requests that other processes answered from their memory
+    peer_bytes: int
+    peer_failures: int  # requests that they did not answer in time, or answered wrongly
+    second_level_hits: int  # requests that a shared cache below answered
+    second_level_bytes: int
+    second_level_failures: int
+    origin_requests: int  # requests to where the object is
+    origin_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers by name."""
@@ -65,7 +75,8 @@ class Stats:
 
     def _shown(self) -> list[tuple[str, str]]:
         rows = []
-        for name in _SHOWN:
+        has_sources = self.__dict__.get("peer_hits") or self.__dict__.get("second_level_hits")
+        for name in (*_SHOWN, *_SHOWN_IF_ANY) if has_sources else _SHOWN:
             value = self.__dict__.get(name)
             if value is None:
                 continue
@@ -98,10 +109,11 @@ def _files_html(files: Sequence[FileStats]) -> str:
     return f"<table><caption>{caption}</caption>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 
-def read_file_stats(mapping: AddressSpace, name: str, nr_open: int) -> FileStats:
-    """Return a picture of what is counted for one object. Context: walks its index."""
+def read_file_stats(mapping: AddressSpace, name: str, nr_open: int, counts: Mapping[str, int]) -> FileStats:
+    """Return a picture of what is counted for one object. counts: of its stores' sources. Context: walks its index."""
     counters = mapping.counters()
     waiting = mapping.nr_unused()
+    shown = shown_counts(counts, counters["store_reads"], counters["store_read_bytes"])
     used = counters["readahead_pages"] - counters["readahead_wasted"] - waiting
     return FileStats(
         name=name,
@@ -111,11 +123,12 @@ def read_file_stats(mapping: AddressSpace, name: str, nr_open: int) -> FileStats
         readahead_hits=max(0, used),  # the three are not read at one moment
         readahead_waiting=waiting,
         **counters,
+        **{source: shown[source] for source in SOURCES},
     )
 
 
-def read_stats(segment: Segment) -> Stats:
-    """Return a picture of a segment's counters, with what follows from them."""
+def read_stats(segment: Segment, counts: Mapping[str, int]) -> Stats:
+    """Return a picture of a segment's counters, with what follows from them. counts: of the sources of its stores."""
     values: dict[str, Any] = segment.counters()
     values["pgscan_file"] = values["pgscan_direct"] + values["pgscan_kswapd"]
     values["pgsteal_file"] = values["pgsteal_direct"] + values["pgsteal_kswapd"]
@@ -127,4 +140,5 @@ def read_stats(segment: Segment) -> Stats:
     values["budget_bytes"] = segment.nr_frames * PAGE_SIZE
     values["resident_bytes"] = values["nr_file_pages"] * PAGE_SIZE
     values["overhead_bytes"] = sum(sizes[name][2] for name in ("header", "mappings", "nodes", "folios"))
+    values |= shown_counts(counts, values["store_reads"], values["store_read_bytes"])
     return Stats(values)

@@ -1,12 +1,14 @@
 """Runs the Python blocks of one page in order, in the working directory: `python docs_runner.py PAGE`.
 
 What a page names is there: files of these names in the directory, at https://data.example.org/ (a server of this process)
-and in s3://bucket/ (moto's server). A block may be read by itself, so one that follows a `cache.close()` has a new cache,
-and an elided `readv` fills nothing. Exit status 77, with the reason, says that a library is missing.
+and in s3://bucket/ (moto's server), and a server of values at valkey://values.example.org:6379. A block may be read by
+itself, so one that follows a `cache.close()` has a new cache, and an elided `readv` fills nothing. Exit status 77, with the
+reason, says that a library is missing.
 """
 
 import ast
 import asyncio
+import contextlib
 import inspect
 import os
 import re
@@ -17,6 +19,7 @@ from http_server import ObjectServer
 
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ADDRESS = "https://data.example.org/"
+VALUES = "valkey://values.example.org:6379"
 ELIDED = ("        ...\n", "        return sum(map(len, buffers))\n")
 MISSING = 77
 ROWS = 50_000
@@ -86,9 +89,19 @@ def make_tiff(path):
         raster.write(pixels, 1)
 
 
+def make_sqlite(path):
+    import sqlite3
+
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE items(id INTEGER PRIMARY KEY, name, price)")
+        database.executemany("INSERT INTO items VALUES(?, ?, ?)", ((n, f"item {n}", n * 0.5) for n in range(5000)))
+    database.close()
+
+
 SAMPLES = {
     "data.bin": make_bytes, "table.parquet": make_parquet, "table.csv": make_csv, "array.zarr": make_zarr,
     "data.h5": make_hdf5, "data.nc": make_netcdf, "data.zarr": make_xarray_zarr, "image.tif": make_tiff,
+    "data.db": make_sqlite,
 }  # fmt: skip
 
 
@@ -121,6 +134,15 @@ def start_s3():
     return server
 
 
+def start_values():
+    """Start a server of values. Raises ModuleNotFoundError if there is no program."""
+    from value_servers import ValueServer, valkey_program
+
+    if valkey_program() is None:
+        raise ModuleNotFoundError("no server", name="valkey-server")
+    return ValueServer()
+
+
 def run_block(source, page, line, namespace):
     """Run one block in the namespace of its page; its lines are those of the page."""
     tree = ast.increment_lineno(ast.parse(source, page), line)
@@ -131,9 +153,9 @@ def run_block(source, page, line, namespace):
         exec(code, namespace)
 
 
-def local(source, address):
-    """Return a block with the address of the server in place of that of the pages."""
-    source = source.replace(*ELIDED).replace(ADDRESS, address)
+def local(source, address, values):
+    """Return a block with the addresses of the servers in place of those of the pages."""
+    source = source.replace(*ELIDED).replace(ADDRESS, address).replace(VALUES, values)
     return re.sub(r"""(filesystem\(|target_protocol=|\{)"https\"""", r'\1"http"', source)
 
 
@@ -143,14 +165,16 @@ def run_page(page, text):
     from pagecache.adapters import fsspec as _  # noqa: F401
 
     namespace = {"__name__": "__main__"}
-    with ObjectServer() as server:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(ObjectServer())
+        values = stack.enter_context(start_values()).url if VALUES in text else VALUES
         put_samples(text, server)
         s3 = start_s3() if any("s3://bucket/data" in source for _, source in blocks_of(text)) else None
         try:
             for line, source in blocks_of(text):
                 if "cache" in namespace and namespace["cache"].closed:
                     namespace["cache"] = pagecache.PageCache(namespace["cache"].size)
-                run_block(local(source, server.url("")), page, line, namespace)
+                run_block(local(source, server.url(""), values), page, line, namespace)
         finally:
             if s3 is not None:
                 s3.stop()

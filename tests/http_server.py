@@ -27,14 +27,14 @@ class Request(NamedTuple):
 
 
 class ObjectServer:
-    """Objects served on a port of the loopback interface; a context manager.
+    """Objects served on a port of an address, by default of the loopback interface; a context manager.
 
     delay_s: waited before each answer. sends_etag, sends_last_modified, honours_if_match, honours_range: manners.
     before_answer: called with (server, method, path) before each answer, which may replace objects; it runs in the thread
     of the request.
     """
 
-    def __init__(self, *, delay_s: float = 0.0):
+    def __init__(self, *, delay_s: float = 0.0, host: str = "127.0.0.1"):
         self.delay_s = delay_s
         self.sends_etag = self.honours_if_match = self.honours_range = True
         self.sends_last_modified = False
@@ -45,7 +45,7 @@ class ObjectServer:
         self._fails_on: dict[int, int] = {}
         self._nr_requests = 0
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"objects": self}))
+        self._server = _Server((host, 0), type("Handler", (_Handler,), {"objects": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
@@ -66,7 +66,7 @@ class ObjectServer:
 
     def url(self, name: str) -> str:
         """Return the URL of an object."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/{name}"
+        return f"http://{self._server.server_address[0]}:{self._server.server_address[1]}/{name}"
 
     def find(self, path: str) -> tuple[bytes, str, float] | None:
         """Return (data, etag, time of the last change), or None."""

@@ -253,7 +253,7 @@ def checked_cache(frames, **options):
 
 
 def nr_descriptors():
-    """Count the open descriptors of this process that are no garbage and no sockets, which libraries close when they like."""
+    """Count the open descriptors of this process: no garbage, and no sockets, which libraries close at any time."""
     gc.collect()
     targets = []
     for number in os.listdir("/proc/self/fd"):

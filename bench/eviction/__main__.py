@@ -10,9 +10,8 @@ import sys
 from array import array
 from pathlib import Path
 
-from pagecache.trace import POLICIES, read_trace, run_policy
-
 from eviction import reference, synthetic
+from pagecache.trace import POLICIES, read_trace, run_policy
 
 SHARES = (0.001, 0.01, 0.05, 0.10, 0.20)
 NO_ROOM = 1.0

@@ -105,6 +105,19 @@ def describe(file: Any) -> dict[str, Any]:
     }
 
 
+def source_lines(found: dict[str, Any]) -> list[str]:
+    """Return where the bytes came from, if that was not the origin alone."""
+    lines = []
+    for source, text in (("peer", "peers"), ("second_level", "second level")):
+        hits, failures = found[f"{source}_hits"], found[f"{source}_failures"]
+        if hits or failures:
+            failed = f", {failures:,} more failed" if failures else ""
+            lines.append(f"  {text:14}{hits:,} requests, {format_size(found[f'{source}_bytes'])}{failed}")
+    if lines:
+        lines.append(f"  {'origin':14}{found['origin_requests']:,} requests, {format_size(found['origin_bytes'])}")
+    return lines
+
+
 def as_text(found: dict[str, Any], resident: bytes, encoding: str | None) -> list[str]:
     """Return what was found as lines of text for a stream of an encoding."""
     requests, fetched, read = found["store_reads"], found["store_read_bytes"], found["read_bytes"]
@@ -121,6 +134,7 @@ def as_text(found: dict[str, Any], resident: bytes, encoding: str | None) -> lis
         f"read       {format_size(read)} by {found['reads']:,} reads in {seconds:.3f} s{speed}",
         f"requests   {requests:,}{mean}",
         f"fetched    {format_size(fetched)}{share}",
+        *source_lines(found),
         f"misses     {found['misses']:,} reads waited",
         f"readahead  {found['readahead_pages']:,} pages: {found['readahead_hits']:,} used, "
         f"{found['readahead_wasted']:,} wasted, {found['readahead_waiting']:,} not used yet",

@@ -8,7 +8,7 @@ show that it is.  Pressure rises from 1/4096 of the lists to all of them.
 """
 from libc.math cimport sqrt
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from pagecache.core.atomic cimport load_relaxed_u64
+from pagecache.core.atomic cimport hint_u64, load_relaxed_u64
 from pagecache.core.config cimport DEF_PRIORITY, NIL, SWAP_CLUSTER_MAX
 from pagecache.core.evict cimport folio_remove_free, lru_putback
 from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_READAHEAD, FOLIO_REFERENCED,
@@ -118,8 +118,8 @@ cdef inline uint32_t shrink_active(Segment* seg, uint32_t nr_to_scan) noexcept n
 
 
 cdef inline bint inactive_is_low(Segment* seg) noexcept nogil:
-    cdef uint64_t inactive = seg.header.lru[<int>LRU_INACTIVE].nr_pages
-    cdef uint64_t active = seg.header.lru[<int>LRU_ACTIVE].nr_pages
+    cdef uint64_t inactive = hint_u64(&seg.header.lru[<int>LRU_INACTIVE].nr_pages)
+    cdef uint64_t active = hint_u64(&seg.header.lru[<int>LRU_ACTIVE].nr_pages)
     cdef uint64_t gib = (inactive + active) >> 18
     cdef uint64_t ratio = <uint64_t>sqrt(10.0 * <double>gib) if gib else 1
     return inactive * ratio < active
@@ -137,7 +137,7 @@ cdef inline bint may_deactivate(Segment* seg) noexcept nogil:
 
 
 cdef inline uint32_t scan_target(Segment* seg, int which, int priority) noexcept nogil:
-    cdef uint64_t pages = seg.header.lru[which].nr_pages >> priority
+    cdef uint64_t pages = hint_u64(&seg.header.lru[which].nr_pages) >> priority
     return <uint32_t>pages if pages < 0x7FFFFFFF else 0x7FFFFFFF
 
 

@@ -3,6 +3,7 @@ from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, Py
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear
 from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport (EAGAIN, EBUSY, EEXIST, EINTR, EINVAL, EIO, ENODATA, ENOENT, ENOMEM, ENOSPC, ESTALE, errno)
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -34,9 +35,10 @@ from pagecache.core.io cimport bytes_on_disk, punch_hole_fd, run_read_fd, run_ve
 from libc.stdlib cimport calloc, free
 from pagecache.core.io_queue cimport (IO_RING, IoQueue, IoRequest, io_prepare, io_queue_end, io_queue_init,
                                       io_request_new, io_submit)
-from pagecache.core.lock cimport (RwSem, WAIT_SLICE_NS, WAKE_ALL, rwsem_read_begin, rwsem_read_end, rwsem_read_slice,
-                                  rwsem_try_read, rwsem_try_write, rwsem_unlock_read, rwsem_unlock_write,
-                                  rwsem_write_begin, rwsem_write_end, rwsem_write_slice, spin_lock, spin_unlock)
+from pagecache.core.lock cimport (RwSem, SpinLock, WAIT_SLICE_NS, WAKE_ALL, rwsem_read_begin, rwsem_read_end,
+                                  rwsem_read_slice, rwsem_try_read, rwsem_try_write, rwsem_unlock_read,
+                                  rwsem_unlock_write, rwsem_write_begin, rwsem_write_end, rwsem_write_slice,
+                                  spin_is_locked, spin_lock, spin_lock_slice, spin_trylock, spin_unlock)
 from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_hint, folio_is, folio_readable, folio_used,
                                     hint_holds, hint_source, prefetch_cached, read_cached)
 from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)

@@ -1,0 +1,50 @@
+"""Pages that another process holds as well, so that here they need not stay: what a store's `replicate` says of them.
+
+"all": they are kept as all others.  "hot": when they have been read to their end they go to the tail of the inactive list,
+where they are the next to leave; used once more before that, they are pages like others.  "none": they leave at once.
+Until then they carry the DROPBEHIND flag, which keeps them off the hit path of the engine.
+
+A store has `replicate` and `is_copy(offset)`, or neither.
+"""
+
+from typing import Any
+
+from pagecache._core import AddressSpace, FolioBatch
+
+PAGE_SHIFT = 12
+
+
+def replicate_of(store: Any) -> str:
+    """Return what becomes of a store's pages that are copies."""
+    return str(getattr(store, "replicate", "all"))
+
+
+def mark_copies(mapping: AddressSpace, batch: FolioBatch) -> None:
+    """Mark those folios of a batch that is being read which are copies. Context: folios locked."""
+    for position in range(len(batch)):
+        folio = batch.folio(position)
+        folio.set_dropbehind(mapping.host.is_copy(folio.index << PAGE_SHIFT))
+        folio.put()
+
+
+def leave_copies(mapping: AddressSpace, batch: FolioBatch, end: int) -> None:
+    """Let go of those folios of a batch that are copies and that have been read up to byte `end`."""
+    end = end if end < mapping.size else 1 << 63
+    if len(batch) and _end_of(batch) > end:
+        batch.drop_last()
+    if mapping.extra.replicate == "none":
+        batch.drop_behind()
+        return
+    for position in range(len(batch)):
+        folio = batch.folio(position)
+        if folio.dropbehind:
+            folio.set_dropbehind(False)
+            folio.deactivate()
+        folio.put()
+
+
+def _end_of(batch: FolioBatch) -> int:
+    last = batch.last()
+    end = (last.index + last.nr_pages) << PAGE_SHIFT
+    last.put()
+    return end
