@@ -100,11 +100,10 @@ class TestPriority:
         cache = make_cache(nr_frames * PAGE, policy=policy)
         nr_pages = 2 * nr_frames
         with opened(cache, "samples", nr_pages, priority="keep") as file:
-            for epoch in range(3):
+            for _epoch in range(3):
                 before = cache.stats().store_reads
                 read_pages(file, rng.sample(range(nr_pages), nr_pages))
                 misses = cache.stats().store_reads - before
-            assert epoch == 2
             spare = 32 if policy == "kernel" else nr_frames // 128
             assert misses <= nr_pages - nr_frames + spare + nr_frames // 64 + 32 * (nr_frames >= 1024) + 2
 

@@ -85,7 +85,7 @@ def table(rows: list[dict]) -> list[str]:
         best = best_of(row)
         cells = []
         for name, ratio in [*row["reference"].items(), *row["engine"].items()]:
-            text = "–" if ratio is None else f"{100 * ratio:.2f}"
+            text = "-" if ratio is None else f"{100 * ratio:.2f}"
             is_best = ratio is not None and ratio <= best + 5e-5 and name != reference.BELADY
             cells.append(f"**{text}**" if is_best else text)
         regret = 100 * (row["engine"][OURS] - best)
