@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test ecosystem docs stress bench peers anchors build check debug portable annotate asan tsan stubs lint clean distclean
+.PHONY: help demo test ecosystem docs stress bench peers anchors eviction build check debug portable annotate asan tsan stubs lint clean distclean
 
 help: ## list the actions
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -86,6 +86,10 @@ tsan: $(VENV)/.test ## run the tests with threads under ThreadSanitizer
 	TSAN_OPTIONS="exitcode=66 halt_on_error=0 history_size=4 log_path=$(CURDIR)/build/tsan suppressions=$(CURDIR)/tests/tsan.supp" \
 	PAGECACHE_TEST_SECONDS=1200 $(call in_lane,tsan) $(pytest) $(TESTS) -m stress $(ARGS) || { cat build/tsan.*; exit 1; }
 
+eviction: $(VENV)/.eviction ## compare what policies miss with reference simulators; ARGS: directories of traces, or --synthetic 1
+	@$(call build,release)
+	PYTHONPATH=build/lib-release:bench PYTHONSAFEPATH=1 $(python) -m eviction $(ARGS)
+
 stubs: check $(VENV)/.test ## compare _core.pyi with the module
 	$(call in_lane,check) $(pytest) tests/test_stubs.py
 
@@ -136,3 +140,6 @@ $(VENV)/.docs: $(VENV)/.build
 
 $(VENV)/.bench: $(VENV)/.build
 	$(call install,bench)
+
+$(VENV)/.eviction: $(VENV)/.build
+	$(call install,eviction)

@@ -100,7 +100,7 @@ class TestPriority:
         cache = make_cache(nr_frames * PAGE, policy=policy)
         nr_pages = 2 * nr_frames
         with opened(cache, "samples", nr_pages, priority="keep") as file:
-            for _ in range(3):
+            for _epoch in range(3):
                 before = cache.stats().store_reads
                 read_pages(file, rng.sample(range(nr_pages), nr_pages))
                 misses = cache.stats().store_reads - before

@@ -73,13 +73,14 @@ def apart(function: Callable[..., float], *arguments: object) -> float | None:
 
 
 def run_all(pages: array, sizes: list[int], names: tuple[str, ...] = NAMES) -> list[dict[str, float | None]]:
-    """Return the miss ratios by policy for each size in pages; None where a simulator failed, or had no room for a queue
-    (it then says that everything missed, though something is used twice in a row or others hit)."""
+    """Return the miss ratios by policy for each size in pages; None where a simulator failed."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "trace")
         write_oracle(path, pages)
 
-        def miss_ratio(name: str, size: int) -> float | None:
-            return apart(run_theine, pages, size) if name == "W-TinyLFU" else apart(run_libcachesim, str(path), name, size)
+        def run(name: str, size: int) -> float | None:
+            if name == "W-TinyLFU":
+                return apart(run_theine, pages, size)
+            return apart(run_libcachesim, str(path), name, size)
 
-        return [{name: miss_ratio(name, size) for name in names} for size in sizes]
+        return [{name: run(name, size) for name in names} for size in sizes]
