@@ -3,14 +3,12 @@
     python bench/cluster_kill.py [--size 256MiB] [--workers 4] [--kills 20] [--latency-ms 20] [--timeout-ms 200]
 
 In each round all caches are dropped, all workers read the object, and one that is chosen at random is killed (SIGKILL) half
-way; its nanny starts another one. Reads of the workers that live are timed one by one; the bound is the timeout of a peer
+way, and another one started. Reads of the workers that live are timed one by one; the bound is the timeout of a peer
 and one read of the origin, measured in the same cluster without any peers.
 """
 
 import argparse
-import os
 import random
-import signal
 import sys
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import mmh3
 from cluster_scan import BLOCK_BYTES, READ_BYTES
+from dask_workers import DaskWorkers
 from http_server import ObjectServer
 
 from pagecache.sizes import parse_size
@@ -55,12 +54,12 @@ def leave_group() -> None:
     group.cache.through(None)
 
 
-def kill_one(client: Any, server: ObjectServer, nr_requests: int, rng: random.Random) -> None:
-    """Kill a worker when the origin has had so many requests."""
-    pids = sorted(client.run(os.getpid).values())
-    while server.count() < nr_requests:
+def kill_one(workers: DaskWorkers, server: ObjectServer, nr_requests: int, rng: random.Random, futures: list[Any]) -> None:
+    """Kill a worker when the origin has had so many requests, and start another one."""
+    while server.count() < nr_requests and not all(future.done() for future in futures):
         time.sleep(0.001)
-    os.kill(rng.choice(pids), signal.SIGKILL)
+    workers.kill(rng.choice(sorted(workers.processes)))
+    workers.start()
 
 
 def main() -> None:
@@ -81,24 +80,29 @@ def main() -> None:
     nbytes, rng = parse_size(options.size), random.Random(options.seed)
     data = b"".join(rng.randbytes(min(BLOCK_BYTES, nbytes - at)) for at in range(0, nbytes, BLOCK_BYTES))
     digest, reads, failures, sent = mmh3.mmh3_x64_128(data).digest(), [], 0, []
-    cluster = LocalCluster(n_workers=options.workers, threads_per_worker=1, dashboard_address=":0")
-    with ObjectServer(delay_s=options.latency_ms / 1000) as server, cluster, Client(cluster) as client:
+    cluster = LocalCluster(n_workers=0, dashboard_address=None)
+    with (
+        ObjectServer(delay_s=options.latency_ms / 1000) as server,
+        cluster,
+        Client(cluster) as client,
+        DaskWorkers(cluster.scheduler_address, options.workers) as workers,
+    ):
         url = server.put("object", data)
         client.register_plugin(PageCachePlugin(options.size, timeout_s=options.timeout_ms / 1000))
         for number in range(options.kills):
-            client.wait_for_workers(options.workers + (number > options.kills // 2))
+            workers.wait_for(client, 60)
             client.run(drop_caches)
             server.forget()
             futures = [client.submit(timed_reads, url, pure=False, retries=9) for _ in range(options.workers)]
-            kill_one(client, server, rng.randrange(2, nbytes // READ_BYTES // 2), rng)
+            kill_one(workers, server, rng.randrange(2, nbytes // READ_BYTES // 2), rng, futures)
             if number == options.kills // 2:
-                cluster.scale(options.workers + 1)
+                workers.start()
             for found, seconds, counts in client.gather(futures):
                 assert found == digest, "wrong bytes"
                 reads += seconds
                 failures += counts["peer_failures"]
             sent.append(server.bytes_sent() / nbytes)
-        client.wait_for_workers(options.workers + 1)
+        workers.wait_for(client, 60)
         client.run(leave_group)
         client.run(drop_caches)
         plain = [second for _, seconds, _ in client.run(timed_reads, url).values() for second in seconds]

@@ -201,21 +201,26 @@ class PageCache:
     def _inode_of(self, store: Any, *, writes: bool = False) -> Inode:
         """Return the shared inode of a store's key and version, counted as open once more."""
         key = mmh3.hash_bytes(str(store.key))
-        with self._lock:
-            inode = self._inodes.get(key)
-            if inode is not None and inode.mapping.key != store.key:
+        while True:
+            with self._lock:
+                inode = self._inodes.get(key)
+                if inode is None or inode.mapping.key != store.key or self._is_shared(inode, store):
+                    return self._shared_inode(key, store, writes)
+                dropped = [self._inodes.pop(key)]
                 inode = None
-            if inode is not None and not self._is_shared(inode, store):
-                self._drop_inode(key, inode)
-                inode = None
-            if inode is None:
-                self._make_room()
-                inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
-                self._inodes[key] = inode
-                self._all_inodes.add(inode)
-            self._inodes.move_to_end(key)
-            inode.acquire(store, writes=writes)
-            return inode
+            self._give_up(dropped)
+
+    def _shared_inode(self, key: bytes, store: Any, writes: bool) -> Inode:
+        """Return the inode of a key, made if there is none for this store, counted as open. Context: self._lock held."""
+        inode = self._inodes.get(key)
+        if inode is None or inode.mapping.key != store.key:
+            self._make_room()
+            inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
+            self._inodes[key] = inode
+            self._all_inodes.add(inode)
+        self._inodes.move_to_end(key)
+        inode.acquire(store, writes=writes)
+        return inode
 
     @staticmethod
     def _is_shared(inode: Inode, store: Any) -> bool:
@@ -280,20 +285,27 @@ class PageCache:
         key: of a store, or what the keys of stores begin with. whole: only if it ends there or before a "/".
         """
         self._check_usable()
+        dropped = []
         with self._lock:
             for hashed, inode in list(self._inodes.items()):
                 known = str(inode.mapping.key)
                 if known.startswith(key) and (not whole or known[len(key) :][:1] in ("", "/", "#")):
-                    self._drop_inode(hashed, inode)
+                    dropped.append(self._inodes.pop(hashed))
+        self._give_up(dropped)
 
-    def _drop_inode(self, hashed: bytes, inode: Inode) -> None:
-        """Forget an inode; its pages go with the last file that is open on it."""
-        del self._inodes[hashed]
-        if inode.nr_open == 0:
-            if is_dirty(inode):
-                logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
-            inode.mapping.size = 0
-            truncate.truncate_inode_pages(inode.mapping, 0)
+    @staticmethod
+    def _give_up(dropped: list[Inode]) -> None:
+        """Let go of the pages of inodes that are forgotten; where files are open, they go with the last of them.
+
+        Context: without the cache's lock, as this waits for reads under way, which may need others to open files here.
+        """
+        while dropped:
+            inode = dropped.pop()
+            if inode.nr_open == 0:
+                if is_dirty(inode):
+                    logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
+                inode.mapping.size = 0
+                truncate.truncate_inode_pages(inode.mapping, 0)
 
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""

@@ -179,6 +179,22 @@ class TestSecret:
             with connect(machine, b"right") as connection:
                 assert ask(connection, GOOD)[1] == DATA[EXTENT : 2 * EXTENT]
 
+    def test_a_client_that_believes_everything_is_not_answered(self):
+        objects = Objects()
+        objects.put("a", DATA)
+        with machines(objects, 1, secret="right") as (machine,):
+            with transport.dial(machine.group.me, False, PATIENCE_S, None) as connection:
+                said = transport.receive(connection, len(transport.HELLO) + transport.NONCE_BYTES)
+                proof = bytes(transport.PROOF_BYTES)
+                with contextlib.suppress(OSError):
+                    connection.sendall(bytes(said) + proof + protocol.encode_request(GOOD))
+                received = b""
+                with contextlib.suppress(ConnectionError):
+                    while piece := connection.recv(4096):
+                        received += piece
+                assert received == b""
+            assert machine.group.stats()["served_requests"] == 0
+
     def test_a_server_without_it_is_not_believed(self):
         with FakePeer(lambda connection, request: None, secret=b"other") as peer:
             client = PeerClient(peer.member, is_near=False, secret=b"right", timeout_s=PATIENCE_S)

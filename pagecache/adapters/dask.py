@@ -13,7 +13,9 @@ both sides.  A secret of the plugin, which travels with it, keeps everybody else
 
 import asyncio
 import contextlib
+import gc
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -67,6 +69,8 @@ class PageCachePlugin(WorkerPlugin):
 
     async def setup(self, worker: Any) -> None:
         """Start this worker's part. Context: the worker's event loop."""
+        _guard_lists_of_frames()
+        await asyncio.to_thread(_import_file_systems, {"http", "https", *(self._group_options["storage_options"] or {})})
         self._node = _join_node(worker, self)
         if self._node.users > 1:
             return  # another worker of this process has done it
@@ -195,6 +199,40 @@ def _leave_node(node: Node) -> None:
         if _node is node:
             _node = None
     node.close()
+
+
+def _import_file_systems(protocols: set[str]) -> None:
+    """Import what opens URLs before anybody asks for one: that takes a second, and the asker would wait."""
+    for protocol in sorted(protocols):
+        with contextlib.suppress(ImportError, ValueError):
+            import fsspec
+
+            fsspec.get_filesystem_class(protocol)
+
+
+def _guard_lists_of_frames() -> None:
+    """Keep Dask's profiler from a deadlock with threads that start.
+
+    `sys._current_frames` holds a lock of CPython that the start of a thread needs, and before 3.13 the collector may run
+    meanwhile; Dask's callback of the collector then gives up the GIL to a thread that is starting one, which keeps it.
+    """
+    listing = sys._current_frames
+    if sys.version_info >= (3, 13) or getattr(listing, "is_guarded", False):
+        return
+    lock = threading.RLock()
+
+    def current_frames() -> Any:
+        with lock:
+            was_enabled = gc.isenabled()
+            gc.disable()
+            try:
+                return listing()
+            finally:
+                if was_enabled:
+                    gc.enable()
+
+    current_frames.is_guarded = True  # type: ignore[attr-defined]
+    sys._current_frames = current_frames
 
 
 def current_group() -> PeerGroup | None:
