@@ -26,6 +26,7 @@ from pagecache.file import (
     File,
 )
 from pagecache.headers import get_include
+from pagecache.live import serve_stats
 from pagecache.stats import FileStats, Stats
 from pagecache.stores import BackingStore, FileStore, FsspecStore, MemoryStore, ObspecStore
 from pagecache.versioned_file import VersionedFile
@@ -35,5 +36,5 @@ __all__ = [
     "ACCESS_COPY", "ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "BackingStore", "CacheFullError", "CacheStat",
     "FADV_DONTNEED", "FADV_NOREUSE", "FADV_NORMAL", "FADV_RANDOM", "FADV_SEQUENTIAL", "FADV_WILLNEED", "File",
     "FileStats", "FileStore", "FsspecStore", "MemoryStore", "ObspecStore", "PageCache", "Stats", "VersionedFile", "XArray",
-    "default_cache", "filemap", "get_include", "mm", "readahead", "stores", "truncate", "using", "writeback",
+    "default_cache", "filemap", "get_include", "mm", "readahead", "serve_stats", "stores", "truncate", "using", "writeback",
 ]  # fmt: skip

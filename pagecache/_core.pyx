@@ -16,7 +16,10 @@ include "parts/view.pxi"        # FolioView: a buffer that keeps its folio
 include "parts/writeback.pxi"   # WritebackBatch: a run of dirty folios on its way to the store; its errors
 include "parts/file.pxi"        # FileCore: position, readahead state, the hit path
 include "parts/pagetable.pxi"   # PageTable: the translations of one mapped area
+include "parts/priority.pxi"    # priorities of objects, shares of tenants
+include "parts/trace.pxi"       # access traces through the engine
 include "parts/places.pxi"      # Places: how many requests of a store run at once
+include "parts/mutex.pxi"       # Mutex, EventCount: what the Python layers lock and sleep on
 include "parts/xa_entry.pxi"    # XArray on its own: objects as entries
 include "parts/xarray.pxi"      # XArray: a sparse array with marks and multi-index entries
 include "parts/xa_cursor.pxi"   # its cursor

@@ -5,26 +5,27 @@ import copy
 import errno
 import logging
 import os
-import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import mmh3
 
-from pagecache import chosen_cache, truncate, workers
-from pagecache._core import Segment
+from pagecache import chosen_cache, live, truncate, window, workers
+from pagecache._core import Mutex, Segment
 from pagecache.file import File
 from pagecache.file_writes import DURABILITY
 from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
 from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
+from pagecache.recorder import RecordedFile, Recorder
+from pagecache.shares import Shares
 from pagecache.sizes import format_size, parse_size
 from pagecache.sources import SourceTotals
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
 from pagecache.stores.validators import checked_recheck, max_age_of
 from pagecache.versioned_file import VersionedFile
+from pagecache.weak_members import WeakMembers
 
 PAGE_SIZE = 4096
 MODES = ("rb", "r+b", "w+b", "x+b", "ab", "a+b")
@@ -48,7 +49,10 @@ class PageCache:
     io: "auto" and "io_uring" read O_DIRECT files through io_uring where the system allows it, else by threads, as
     "threads" always does; `io_backend` tells which it is. register_frames: register the frames with io_uring (they are
     then pinned in memory).
-    Raises ValueError when the budget is smaller than one page, or io is none of these.
+    policy: who leaves when the budget is spent: "adaptive" follows whatever suits the workload; "kernel", "s3fifo",
+    "sieve", "lirs" are fixed (docs/eviction.md).
+    shares: parts of the budget that are kept for tenants, by name: {"search": "25%"} (see `shares.set`, `open`).
+    Raises ValueError when the budget is smaller than one page, or io or policy is none of these.
     """
 
     def __init__(
@@ -62,12 +66,14 @@ class PageCache:
         on_write_error: str = "retry",
         io: str = "auto",
         register_frames: bool = False,
+        policy: str = "adaptive",
+        shares: dict[str, int | str] | None = None,
         segment: Segment | None = None,
     ):
         nbytes = parse_size(size)
         if nbytes < PAGE_SIZE:
             raise ValueError(f"a budget of {nbytes} bytes holds no page; give {PAGE_SIZE} bytes or more")
-        self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1)
+        self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1, policy=policy)
         if io not in ("auto", "io_uring", "threads"):
             raise ValueError(f"io must be 'auto', 'io_uring' or 'threads', not {io!r}")
         if on_write_error not in ("retry", "drop"):
@@ -77,17 +83,23 @@ class PageCache:
         self.flusher = Flusher(self.segment, dirty_expire_s, min(DIRTY_INTERVAL_S, max(dirty_expire_s / 2, 0.01)))
         self.io_backend = self.segment.start_io(ring=io != "threads", register_frames=register_frames)
         self.segment.start_kswapd()
-        self._lock = threading.RLock()
+        self._lock = Mutex()
         self._inodes: OrderedDict[bytes, Inode] = OrderedDict()
-        self._files: weakref.WeakSet[File] = weakref.WeakSet()
-        self._all_inodes: weakref.WeakSet[Inode] = weakref.WeakSet()
+        self._files: WeakMembers[File] = WeakMembers()
+        self._all_inodes: WeakMembers[Inode] = WeakMembers()
         self._streams = Streams()
         self._totals = SourceTotals()
         self._wrap_store: Callable[[Any], Any] | None = None
-        self._maps: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._maps: WeakMembers[Any] = WeakMembers()
+        self.shares = Shares(self.segment, self._pages)
+        for name, part in (shares or {}).items():
+            self.shares.set(name, part)
+        self.recorder: Recorder | None = None
         self._closed = False
-        _caches.add(self)
+        live.caches.add(self)
         _segments.add(self.segment)
+        if live.ENVIRONMENT in os.environ:
+            live.serve_stats_once()
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
@@ -100,6 +112,8 @@ class PageCache:
         durability: str = "write-back",
         recheck: bool | str | float | None = None,
         on_change: str = "error",
+        priority: str | None = None,
+        tenant: str | None = None,
         **storage_options: Any,
     ) -> Any:
         """Open an object through the cache.
@@ -117,6 +131,9 @@ class PageCache:
         of the version that is cached in any case (see the store for recheck=False). on_change: what a read does when
         the object was replaced: "error" raises OSError (ESTALE), "reload" reads all of it from the new version,
         which is opened on a `copy.copy` of the store.
+
+        priority: who leaves when frames are short, see `File.priority`. tenant: whose share of the budget the object
+        counts for, see `shares`. Both are the object's; None leaves them as they are.
         Returns a File, or a VersionedFile, which has the same methods. Raises OSError, ValueError, TypeError,
         ImportError.
         """
@@ -134,30 +151,66 @@ class PageCache:
             recheck = getattr(store, "recheck", "open")
         max_age_s = max_age_of(checked_recheck(recheck))
         if max_age_s is None and on_change == "error":
-            return self._open_store(store, mode, durability)
-        file = self._open_store(store, mode, durability)
+            return self.open_store(store, mode, durability, priority=priority, tenant=tenant)
+        file = self.open_store(store, mode, durability, priority=priority, tenant=tenant)
 
         def reopen() -> File:
             again = copy.copy(store)
             if getattr(again, "is_immutable", False):
                 self.forget(again.key)  # what is cached would be taken for good
-            return self._open_store(again, file.mode if file.mode == "rb" else "r+b", durability)
+            mode_again = file.mode if file.mode == "rb" else "r+b"
+            return self.open_store(again, mode_again, durability, priority=priority, tenant=tenant)
 
         return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")
 
-    def _open_store(self, store: Any, mode: str, durability: str) -> File:
-        """Open a file on a store, which is closed if that fails."""
+    def open_store(
+        self,
+        store: Any,
+        mode: str,
+        durability: str = "write-back",
+        file_type: type[File] = File,
+        priority: str | None = None,
+        tenant: str | None = None,
+    ) -> Any:
+        """Open a file of a type of one's own on a store, which is closed if that fails; for adapters."""
         try:
+            self.flusher.limit_undurable()
             if getattr(store, "is_immutable", False) and not self._knows(store.key):
                 store.validator()  # asks the store, which is better done without the cache's lock
             inode = self._inode_of(store, writes=mode != "rb")
         except BaseException:
             store.close()
             raise
-        file = File(inode, mode, durability)
+        return self._file_on(inode, mode, durability, file_type, priority, tenant)
+
+    def open_shared(self, inode: Inode, store: Any, mode: str, file_type: type[File] = File) -> Any:
+        """Open a file on an inode that is open, whatever the object's version is now; for adapters that see to that.
+
+        store: another one of the object, or None.
+        """
+        with self._lock.held():
+            inode.acquire(store, writes=mode != "rb")
+        return self._file_on(inode, mode, "write-back", file_type)
+
+    def _file_on(
+        self,
+        inode: Inode,
+        mode: str,
+        durability: str,
+        file_type: type[File],
+        priority: str | None = None,
+        tenant: str | None = None,
+    ) -> File:
+        """Return a file on an inode that counts it as open."""
+        recorded = self.recorder is not None and file_type is File
+        file = (RecordedFile if recorded else file_type)(inode, mode, durability)
         file.cache = self
         self._files.add(file)
         try:
+            if priority is not None:
+                file.priority = priority
+            if tenant is not None:
+                self.shares.assign(inode.mapping, tenant)
             if mode == "w+b":
                 file.truncate(0)
             elif mode.startswith("a"):
@@ -202,7 +255,7 @@ class PageCache:
         """Return the shared inode of a store's key and version, counted as open once more."""
         key = mmh3.hash_bytes(str(store.key))
         while True:
-            with self._lock:
+            with self._lock.held():
                 inode = self._inodes.get(key)
                 if inode is None or inode.mapping.key != store.key or self._is_shared(inode, store):
                     return self._shared_inode(key, store, writes)
@@ -233,10 +286,16 @@ class PageCache:
     def _make_room(self) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""
         limit = self.segment.sizes()["mappings"][1] - 1
-        for key in [key for key, inode in self._inodes.items() if inode.nr_open == 0 and not is_dirty(inode)]:
-            if len(self._inodes) < limit:
+        waiting = self.flusher.inodes()
+        if len(self._inodes) + len(waiting) < limit:
+            return
+        known = {id(inode) for inode in self._inodes.values()}
+        limit -= sum(1 for inode in waiting if id(inode) not in known)
+        while len(self._inodes) >= limit:
+            idle = next((key for key, inode in self._inodes.items() if inode.is_idle), None)
+            if idle is None:
                 return
-            del self._inodes[key]
+            del self._inodes[idle]
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
 
@@ -267,17 +326,21 @@ class PageCache:
 
         per_file: `files` of the answer tells them for each object that is open or cached, which walks their pages.
         """
-        with self._totals.lock:
+        with self._totals.lock.held():
             stores = [store for inode in list(self._all_inodes) for store in list(inode.counted)]
             counts = self._totals.total(stores)
         stats = read_stats(self.segment, counts)
         if per_file:
             self._check_usable()
-            with self._lock:
-                inodes = list(self._all_inodes)
-            files = [inode.stats() for inode in inodes]
+            files = [inode.stats() for inode in self.inodes()]
             stats.__dict__["files"] = sorted(files, key=lambda file: (-file.store_read_bytes, file.name))
         return stats
+
+    def inodes(self) -> list[Inode]:
+        """Return the objects that are open or cached."""
+        self._check_usable()
+        with self._lock.held():
+            return list(self._all_inodes)
 
     def forget(self, key: str, *, whole: bool = True) -> None:
         """Let objects be opened as new the next time, with nothing cached; files that are open keep what they have.
@@ -286,7 +349,7 @@ class PageCache:
         """
         self._check_usable()
         dropped = []
-        with self._lock:
+        with self._lock.held():
             for hashed, inode in list(self._inodes.items()):
                 known = str(inode.mapping.key)
                 if known.startswith(key) and (not whole or known[len(key) :][:1] in ("", "/", "#")):
@@ -307,10 +370,49 @@ class PageCache:
                 inode.mapping.size = 0
                 truncate.truncate_inode_pages(inode.mapping, 0)
 
+    def discard(self, key: str) -> None:
+        """Forget the object that a store's key names because it exists no more: what is dirty of it is not written.
+
+        An object that is open is only forgotten, as by `forget`.
+        """
+        self._check_usable()
+        with self._lock.held():
+            inode = self._inodes.pop(mmh3.hash_bytes(key), None)
+        if inode is not None and inode.nr_open == 0:
+            inode.discard()
+
+    def record(self, path: str | os.PathLike[str]) -> Recorder:
+        """Record which pages are used from now on, until the returned Recorder is stopped, which writes a trace for
+        `pagecache trace` (.npz, .npy or .txt). `with cache.record(path): ...` stops by itself.
+
+        Raises ValueError for another kind of file, or when the cache is recorded already. Costs nothing when it is not.
+        """
+        self._check_usable()
+        recorder = Recorder(self, os.fspath(path))
+        with self._lock.held():
+            if self.recorder is not None:
+                raise ValueError(f"this cache is recorded already, into {self.recorder.path}")
+            self.recorder = recorder
+            self._turn_files(File, RecordedFile)
+        return recorder
+
+    def end_recording(self, recorder: Recorder) -> None:
+        """Forget a recorder that stops."""
+        with self._lock.held():
+            if self.recorder is recorder:
+                self.recorder = None
+                self._turn_files(RecordedFile, File)
+
+    def _turn_files(self, old: type[File], new: type[File]) -> None:
+        """Give open files of one class another one; adapters' own kinds of files are not recorded."""
+        for file in list(self._files):
+            if type(file) is old:
+                file.__class__ = new
+
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""
         self._check_usable()
-        with self._lock:
+        with self._lock.held():
             inodes = list(self._inodes.values())
         return sum(truncate.invalidate_mapping_pages(inode.mapping, 0, LAST_PAGE) for inode in inodes)
 
@@ -346,20 +448,22 @@ class PageCache:
             return
         error = None if self.segment.dead else self.flusher.sync_all()  # an interrupt leaves the cache as it was
         self._closed = True
-        _caches.discard(self)
+        live.caches.discard(self)
         if self.segment.dead:
             return  # in a forked child: locks may be held by threads that are not there
         try:
             error = self._close_all() or error
         except BaseException:
             self._closed = False
-            _caches.add(self)
+            live.caches.add(self)
             raise
         self.flusher.stop()
         lost = [inode for inode in self.flusher.inodes() if is_dirty(inode)]
         for inode in lost:
             inode.discard()
-        with self._lock:
+        for inode in self.flusher.inodes():
+            inode.close_retired()  # a store whose sync failed
+        with self._lock.held():
             self._inodes.clear()
         if error is not None:
             names = ", ".join(str(inode.name) for inode in lost)
@@ -404,9 +508,8 @@ def _store_of_url(url: str, mode: str, recheck: Any, storage_options: dict[str, 
     return store_of_url(url, recheck="open" if recheck is None else recheck, **storage_options)
 
 
-_caches: weakref.WeakSet[PageCache] = weakref.WeakSet()
-_segments: weakref.WeakSet[Segment] = weakref.WeakSet()
-_default_lock = threading.Lock()
+_segments: WeakMembers[Segment] = WeakMembers()
+_default_lock = Mutex()
 _default: PageCache | None = None
 
 
@@ -420,7 +523,7 @@ def default_cache(size: int | str | None = None) -> PageCache:
     chosen: PageCache | None = chosen_cache.chosen_cache()
     if chosen is not None:
         return chosen
-    with _default_lock:
+    with _default_lock.held():
         if _default is None or _default.closed or _default.segment.dead:
             _default = PageCache(os.environ.get("PAGECACHE_SIZE") or size or "25%")
         return _default
@@ -428,7 +531,7 @@ def default_cache(size: int | str | None = None) -> PageCache:
 
 def forget_everywhere(key: str, *, whole: bool = True) -> None:
     """Let objects be opened as new the next time, in every cache of the process; see `PageCache.forget`."""
-    for cache in list(_caches):
+    for cache in list(live.caches):
         if not cache.closed and not cache.segment.dead:
             cache.forget(key, whole=whole)
 
@@ -436,10 +539,12 @@ def forget_everywhere(key: str, *, whole: bool = True) -> None:
 def _after_fork_in_child() -> None:
     """A child has none of the parent's threads, and perhaps its locks: every inherited cache is unusable in it."""
     global _default_lock
-    _default_lock = threading.Lock()
+    _default_lock = Mutex()
     workers.renew_after_fork()
+    window.renew_after_fork()
     chosen_cache.renew_after_fork()
     forget_after_fork()
+    live.forget_after_fork()
     for segment in list(_segments):  # those of closed caches, too: something may still hold them
         segment.mark_dead()
 
@@ -464,5 +569,6 @@ def _write_at_exit(inode: Inode) -> None:
 
 
 atexit.register(_at_exit)
+atexit.register(live.close_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

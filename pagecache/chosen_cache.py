@@ -1,10 +1,11 @@
 """Which cache is used where none is named."""
 
-import threading
 from types import TracebackType
 from typing import Any
 
-_lock = threading.Lock()
+from pagecache._core import Mutex
+
+_lock = Mutex()
 _chosen: list["using"] = []
 
 
@@ -20,12 +21,12 @@ class using:
 
     def __enter__(self) -> Any:
         self.cache.stats()  # raises for what is no cache, or is closed
-        with _lock:
+        with _lock.held():
             _chosen.append(self)
         return self.cache
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with _lock:
+        with _lock.held():
             for place in reversed(range(len(_chosen))):
                 if _chosen[place] is self:
                     del _chosen[place]
@@ -34,7 +35,7 @@ class using:
 
 def chosen_cache() -> Any:
     """Return the cache of the innermost `using` that can still be used, or None."""
-    with _lock:
+    with _lock.held():
         for block in reversed(_chosen):
             if not block.cache.closed and not block.cache.segment.dead:
                 return block.cache
@@ -44,5 +45,5 @@ def chosen_cache() -> Any:
 def renew_after_fork() -> None:
     """Give a child a lock of its own, and none of the parent's caches."""
     global _lock
-    _lock = threading.Lock()
+    _lock = Mutex()
     _chosen.clear()

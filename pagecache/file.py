@@ -54,7 +54,6 @@ class File(FileWrites):
         self.mode = mode
         self.durability = durability
         self.no_reuse = False
-        self.is_random = False
         self._window_factor = 1
         self._is_stream = False
         self._attach(
@@ -76,6 +75,22 @@ class File(FileWrites):
     def drop_behind(self, value: bool) -> None:
         self.ra.dropbehind = value
 
+    @property
+    def priority(self) -> str:
+        """Which pages leave when frames are short; the object's, for all files open on it.
+
+        "normal": the policy decides. "low": before anything else. "high": not while pages of normal priority can leave.
+        "keep": what is cached while there is room stays, and what is read when the cache is full passes through: for
+        data that is read once an epoch in random order. Setting it holds for "low" and "keep" for pages that are brought
+        in from then on. Raises ValueError for another.
+        """
+        return self.inode.priority
+
+    @priority.setter
+    def priority(self, value: str) -> None:
+        self._check_usable()
+        self.inode.priority = value
+
     def fit_window(self) -> None:
         """Fit the largest readahead window to the store's measured speed and this file's share of the budget.
 
@@ -94,8 +109,12 @@ class File(FileWrites):
         try:
             return filemap.filemap_read(self, target, done, pos)
         finally:
-            if self.closed:
-                self.inode.close_retired()
+            self._read_ended()
+
+    def _read_ended(self) -> None:
+        """Close what could not be closed while this read was under way."""
+        if self.closed:
+            self.inode.close_retired()
 
     def _grown(self, pos: int) -> bool:
         """Whether the object has bytes at `pos` that the cache does not know of; raises ESTALE if it changed."""
@@ -286,6 +305,8 @@ class File(FileWrites):
         if was_open:
             if self._is_stream:
                 self.inode.streams.nr -= 1
+            if self.no_reuse:
+                self.inode.advise_reuse(-1)
             self.inode.release(writes=self.may_write)
         return was_open
 
@@ -302,11 +323,13 @@ class File(FileWrites):
 
     # -- many reads at once ------------------------------------------------------------------------------------------
 
-    def preadv_many(self, ranges: Sequence[tuple[int, int]], *, hole_size: int = _ranges.HOLE_SIZE) -> list[bytes]:
+    def preadv_many(self, ranges: Sequence[tuple[int, int]], *, hole_size: int | None = None) -> list[bytes]:
         """Read many ranges: what is missing is found first, joined, and fetched in parallel.
 
         ranges: (nbytes, offset) of each, as `pread` takes them. hole_size: gaps up to this many bytes between missing
-        pages are read through. Returns the bytes of each range, in order. Raises as `pread`.
+        pages are read through; None: those that cost less than another request.
+
+        Returns the bytes of each range, in order. Raises as `pread`.
         """
         self._check_usable()
         return _ranges.read_many(self, [(offset, nbytes) for nbytes, offset in ranges], hole_size)
@@ -314,7 +337,7 @@ class File(FileWrites):
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """Read ranges given as offsets and sizes (bytes); as `preadv_many`."""
         self._check_usable()
-        return _ranges.read_many(self, list(zip(offsets, sizes, strict=True)), _ranges.HOLE_SIZE)
+        return _ranges.read_many(self, list(zip(offsets, sizes, strict=True)), None)
 
     def read_buffer(self, size: int | None = -1, /) -> bytes | memoryview:
         """Read up to `size` bytes (-1: to the end) from the position, as `read`, without a copy where that is possible.
@@ -374,6 +397,9 @@ class File(FileWrites):
     def fadvise(self, advice: int, offset: int = 0, length: int = 0) -> None:
         """Advise how the file will be read (K3.6).
 
+        NOREUSE: what is read is not needed again: it leaves before anything else, as long as all files open on the object
+        say so and no other priority is set.
+
         advice: pagecache.FADV_*. offset, length: bytes of the range for WILLNEED and DONTNEED; 0: to the end.
         Raises ValueError for unknown advice or a negative range.
         """
@@ -383,17 +409,23 @@ class File(FileWrites):
             self._window_factor = 2 if advice == FADV_SEQUENTIAL else 1
             self.ra.ra_pages = self._fitted_pages = self.inode.ra_pages * self._window_factor
             self.is_random = False
-            self.no_reuse = self.no_reuse and advice != FADV_NORMAL
+            if advice == FADV_NORMAL:
+                self._set_no_reuse(False)
         elif advice == FADV_RANDOM:
             self.is_random = True
         elif advice == FADV_NOREUSE:
-            self.no_reuse = True
+            self._set_no_reuse(True)
         elif advice == FADV_WILLNEED:
             self._prefetch_pages(*self._pages_touched(offset, length))
         elif advice == FADV_DONTNEED:
             self._drop_range(offset, length)
         else:
             raise ValueError(f"unknown advice {advice!r}")
+
+    def _set_no_reuse(self, value: bool) -> None:
+        if value != self.no_reuse:
+            self.no_reuse = value
+            self.inode.advise_reuse(1 if value else -1)
 
     def _pages_touched(self, offset: int, length: int) -> tuple[int, int]:
         """Return first and last page of a byte range, partial ones included; length 0 is up to the end."""

@@ -120,7 +120,7 @@ class FileWrites(FileCore):
     def truncate(self, size: int | None = None, /) -> int:
         """Set the size of the object (bytes; the position if not given); returns it.
 
-        What is cut off is gone from the cache before the store is cut; extended bytes are zero.
+        Extended bytes are zero. If the store fails, the object is as it was, unless the store has lost some of it.
         Raises io.UnsupportedOperation when the file was not opened for writing, OSError.
         Context: takes the inode lock and invalidate_lock exclusive; waits for reads and write-back in flight.
         """

@@ -9,7 +9,7 @@ import operator
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pagecache import copies
 from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Segment
@@ -17,6 +17,8 @@ from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Seg
 ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that others hold for a moment
 SEQ_STEP = 2  # what a removal adds to a folio's sequence counter
 PINNED_TIMEOUT_S = 0.2  # the same when views and maps hold all there is
+
+_SINK = bytearray(65536)  # where what nobody wants goes, of all requests
 
 write_errors: weakref.WeakKeyDictionary[Segment, Callable[[], OSError | None]] = weakref.WeakKeyDictionary()
 """For segments with a flusher: returns the error that keeps all that is dirty from being written, if there is one."""
@@ -31,7 +33,7 @@ def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio
     folio = segment.alloc_folio(order)
     if folio is not None:
         return folio
-    started = pinned_since = time.monotonic()
+    started = pinned_since = failing_since = time.monotonic()
     nr_failed = segment.counters()["writeback_errors"]
     while wait and time.monotonic() - started < ALLOCATION_TIMEOUT_S:
         if not _is_pinned(segment):
@@ -45,17 +47,20 @@ def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio
         if folio is not None:
             return folio
         error = _write_error_of(segment, nr_failed)
-        if error is not None:
-            raise cache_full(segment, error) from error
+        if error is None:
+            failing_since = time.monotonic()
+        elif not segment.counters()["nr_pinned"] or time.monotonic() - failing_since >= PINNED_TIMEOUT_S:
+            raise cache_full(segment, error) from error  # a read in flight has views as well, and ends in a moment
     raise cache_full(segment)
 
 
 def _write_error_of(segment: Segment, nr_failed: int) -> OSError | None:
-    """Return the error without which memory could be had: all that is cached is dirty, or pinned, and none of what is
+    """Return the error without which memory could be had: all that is in use is dirty, or pinned, and none of what is
     dirty can be written, as was tried again after nr_failed requests had failed."""
     counters = segment.counters()
     held = counters["nr_dirty"] + counters["nr_pinned"]
-    if counters["writeback_errors"] == nr_failed or counters["nr_writeback"] or held < counters["nr_file_pages"]:
+    in_use = counters["nr_frames"] - counters["nr_free_pages"]
+    if counters["writeback_errors"] == nr_failed or counters["nr_writeback"] or held < in_use:
         return None
     return write_errors.get(segment, lambda: None)()
 
@@ -114,7 +119,7 @@ def read_run(mapping: AddressSpace, batch: FolioBatch) -> None:
         if mapping.fd >= 0:
             got = batch.read_fd(mapping.fd, mapping.direct)
         else:
-            got = _read_store(mapping, batch, offset, expected)
+            got = _read_store(mapping, [batch], offset, expected)
         changed = _has_changed(mapping, got < expected)
     except CacheFullError:
         raise
@@ -149,11 +154,51 @@ def _early_end(mapping: AddressSpace, offset: int) -> OSError:
     )
 
 
-def _read_store(mapping: AddressSpace, batch: FolioBatch, offset: int, expected: int) -> int:
+def read_runs(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+    """Read new batches from a Python store by one request; what lies between them is brought too, and thrown away.
+
+    batches: in order. Raises as `read_run`; then all are as before. Context: as `read_run`.
+    """
+    if len(batches) == 1:
+        read_run(mapping, batches[0])
+        return
+    if mapping.host is None:
+        raise ValueError("I/O operation on closed file")
+    offset = batches[0].start * 4096
+    sizes = [batch.data_bytes() for batch in batches]
+    expected = batches[-1].start * 4096 + sizes[-1] - offset
+    try:
+        got = _read_store(mapping, batches, offset, expected)
+        changed = _has_changed(mapping, got < expected)
+    except CacheFullError:
+        raise
+    except Exception as cause:
+        raise store_error(mapping, offset, cause) from cause
+    if changed:
+        raise stale_error(mapping, offset + got)
+    if got < expected:
+        raise _early_end(mapping, offset + got)
+    for batch, size in zip(batches, sizes, strict=True):
+        batch.end_read(size)
+
+
+def _memory_of(batches: Sequence[FolioBatch]) -> list[memoryview]:
+    """Return buffers for the data of batches, with buffers that nobody reads for what lies between them."""
+    buffers: list[memoryview] = []
+    end = batches[0].start
+    for batch in batches:
+        gap = (batch.start - end) * 4096
+        buffers += [memoryview(_SINK)[: min(len(_SINK), gap - start)] for start in range(0, gap, len(_SINK))]
+        buffers += [memoryview(buffer) for buffer in batch.memory(batch.data_bytes())]
+        end = batch.next_index
+    return buffers
+
+
+def _read_store(mapping: AddressSpace, batches: Sequence[FolioBatch], offset: int, expected: int) -> int:
     """Ask a Python store for the bytes, again for what a short read left out. Returns the bytes there are."""
     if expected == 0:
         return 0
-    buffers = [memoryview(buffer) for buffer in batch.memory(expected)]
+    buffers = _memory_of(batches)
     limit = max(4096, getattr(mapping.host, "max_request", expected))
     done = 0
     try:
@@ -165,11 +210,11 @@ def _read_store(mapping: AddressSpace, batch: FolioBatch, offset: int, expected:
             done += got
     except BaseException as error:
         release(buffers)
-        if batch.exported:
+        if any(batch.exported for batch in batches):
             clear_frames(error)
         raise
     release(buffers)
-    if batch.exported:
+    if any(batch.exported for batch in batches):
         raise OSError(errno.EIO, "the store kept a buffer it was given to fill")
     return done
 

@@ -3,7 +3,9 @@
 It sleeps until more than the background amount is dirty, memory is short, or some time has passed; then it writes the
 objects that need it, a chunk of each in turn.  An object whose write-back fails is left alone for a while that doubles
 with every failure.  It keeps every object that can be written, or is dirty, alive, and itself while there is one, even
-if nobody holds the cache any more; and it closes the store of one that nobody has open any more when it is clean.
+if nobody holds the cache any more; and it closes the store of one that nobody has open any more when it is clean and
+durable: what was written through a file that is closed is synced with the rest by `sync_all`, and by the flusher when
+it has been closed for as long as pages may stay dirty, or when too many others have been closed since.
 """
 
 import logging
@@ -13,8 +15,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from pagecache import _core, fill
-from pagecache._core import Segment
+from pagecache import _core, fill, workers
+from pagecache._core import Mutex, MutexGuard, Segment
 from pagecache.line import OWN_WRITES_MASK
 from pagecache.writeback import (
     LAST_PAGE,
@@ -27,6 +29,7 @@ from pagecache.writeback import (
 
 CHUNK_PAGES = 1024  # written of one object before the next has its turn
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 30.0
+UNDURABLE_MAX = 64  # stores of objects that nobody has open which stay open because they were not synced
 FIRST_PAGES_PER_S = 65536.0  # before anything was measured
 SPEED_WEIGHT = 0.3
 
@@ -47,31 +50,36 @@ class Flusher:
         self.interval_s = interval_s
         self.pages_per_s = FIRST_PAGES_PER_S
         self._inodes: dict[int, Any] = {}
-        self._lock = threading.RLock()  # a collected file may drop its object anywhere
+        self._undurable: dict[int, Any] = {}  # those that nobody has open, and whose store was not synced; oldest first
+        self._undurable_max = min(UNDURABLE_MAX, segment.sizes()["mappings"][1] // 4)
+        self._lock = Mutex()  # a collected file may drop its object anywhere
         self._thread: threading.Thread | None = None
         self._is_stopping = False
-        self._at_work = threading.Lock()
+        self._at_work = Mutex()
         fill.write_errors[segment] = _weakly(self.error_of_all)
 
     # -- objects -------------------------------------------------------------------------------------------------------
 
     def add(self, inode: Any) -> None:
         """Keep an object that may become dirty."""
-        with self._lock:
+        with self._lock.held():
             self._inodes[id(inode)] = inode
+            self._undurable.pop(id(inode), None)
             if not self._is_stopping:
                 _busy.add(self)
             if self._thread is None and not self._is_stopping:
-                self._thread = threading.Thread(
-                    target=_run, args=(weakref.ref(self), self.segment), name="pagecache-flush", daemon=True
-                )
-                self._thread.start()
+                self._thread = workers.start_thread("pagecache-flush", _run, weakref.ref(self), self.segment)
 
     def drop_if_done(self, inode: Any) -> bool:
-        """Let go of an object that nobody can write to any more and that is clean. Returns whether that is so."""
-        with self._lock:
+        """Let go of an object that nobody can write to any more, that is clean, and that the store has made durable.
+        Returns whether that is so."""
+        with self._lock.held():
             if inode.nr_writers or is_dirty(inode) or is_being_written(inode):
                 return False
+            if inode.needs_sync and not self._is_stopping:
+                self._undurable.setdefault(id(inode), inode)
+                return False
+            self._undurable.pop(id(inode), None)
             self._inodes.pop(id(inode), None)
             if not self._inodes:
                 _busy.discard(self)
@@ -79,7 +87,7 @@ class Flusher:
 
     def inodes(self) -> list[Any]:
         """Return the objects that can be written, or are dirty."""
-        with self._lock:
+        with self._lock.held():
             return list(self._inodes.values())
 
     def dirty_inodes(self) -> list[Any]:
@@ -90,7 +98,7 @@ class Flusher:
 
     def flush(self) -> None:
         """Write what has to be written now: old pages, and more than those while too much is dirty."""
-        with self._at_work:
+        with self._at_work.held():
             self._flush()
 
     def _flush(self) -> None:
@@ -102,7 +110,34 @@ class Flusher:
                 if nr_pages and self.write_some(inode, nr_pages):
                     progress = True
             progress = progress and self.segment.nr_dirty_charged > self.segment.dirty_limits[1]
+        self._sync_undurable()
         for inode in [inode for inode in self.inodes() if not inode.nr_open]:
+            inode.close_retired()
+
+    def _sync_undurable(self) -> None:
+        """Make durable what was closed long ago, or too much else since, so that its store can be closed."""
+        with self._lock.held():
+            waiting = list(self._undurable.values())
+        for place, inode in enumerate(waiting):
+            now, line = time.monotonic(), inode.mapping.extra
+            is_old = place < len(waiting) - self._undurable_max or now - inode.idle_since >= self.expire_s
+            if self._is_stopping or not is_old or now < line.retry_at:
+                continue
+            if inode.sync_pages(0, LAST_PAGE, durable=True) is not None:
+                self._retry_later(line)
+
+    def _retry_later(self, line: Any) -> None:
+        line.retry_at = time.monotonic() + min(RETRY_MIN_S * 2**line.nr_retries, RETRY_MAX_S)
+        line.nr_retries += 1
+
+    def limit_undurable(self) -> None:
+        """Let whoever opens and closes objects faster than the flusher makes them durable do some of its work."""
+        while len(self._undurable) > 2 * self._undurable_max:
+            with self._lock.held():
+                inode = next(iter(self._undurable.values()), None)
+            if inode is None or inode.sync_pages(0, LAST_PAGE, durable=True) is not None:
+                return  # a store that fails keeps nobody from opening others
+            self._undurable.pop(id(inode), None)
             inode.close_retired()
 
     def _pages_due(self, inode: Any) -> int:
@@ -127,9 +162,7 @@ class Flusher:
         do_writepages(inode.mapping, wbc)
         self._note_speed(wbc.nr_written, time.monotonic() - started)
         if wbc.error is not None:
-            line = inode.mapping.extra
-            line.retry_at = time.monotonic() + min(RETRY_MIN_S * 2**line.nr_retries, RETRY_MAX_S)
-            line.nr_retries += 1
+            self._retry_later(inode.mapping.extra)
         return wbc.nr_written
 
     def _note_speed(self, nr_pages: int, seconds: float) -> None:
@@ -174,11 +207,13 @@ class Flusher:
         for inode in self.inodes():
             error = inode.sync_pages(0, LAST_PAGE, durable=True)
             first = first or error
+            if not inode.nr_open:
+                inode.close_retired()
         return first
 
-    def at_rest(self) -> threading.Lock:
-        """Return a lock: while it is held, the thread writes nothing."""
-        return self._at_work
+    def at_rest(self) -> MutexGuard:
+        """`with flusher.at_rest():` the thread writes nothing."""
+        return self._at_work.held()
 
     def __del__(self) -> None:
         if self.segment.dead:

@@ -3,14 +3,15 @@
 import contextlib
 import errno
 import operator
-import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from pagecache import _core, fill, truncate, workers, write, writeback
-from pagecache._core import AddressSpace, Segment
+from pagecache._core import AddressSpace, Mutex, Segment
 from pagecache.copies import replicate_of
+from pagecache.flusher import is_dirty
 from pagecache.line import Line
 from pagecache.readahead import PAGE_SHIFT
 from pagecache.sources import SourceTotals, add_counts, counts_of
@@ -24,6 +25,7 @@ LAST_PAGE = (1 << 52) - 1
 SIZE_MAX = (1 << 63) - 1
 ALL_ON_DISK = (1 << 64) - 1
 ZEROS = 1024 * 1024  # bytes written at once where a store knows no holes
+TRIES = 8  # at what must not be left half done
 STORE_PATIENCE_S = 0.5  # how long closing waits for the engine's reads of a descriptor
 
 
@@ -82,14 +84,17 @@ class Inode:
         self.flusher = flusher
         self.keeps_failed = keeps_failed
         self.nr_writers = 0
-        self._sync_lock = threading.Lock()
+        self._sync_lock = Mutex()
         self._window_of: Any = None  # what `_window_pages` was made of
         self._window_pages = 1
         self.name = str(getattr(store, "name", store.key))
         self.mapping = AddressSpace(segment, self.name)
         self.mapping.key = store.key
         self.nr_open = 0
-        self._lock = threading.RLock()  # a collected file may release the object anywhere
+        self.idle_since = 0.0  # when the last open file went (monotonic seconds)
+        self.nr_no_reuse = 0  # files open that were advised FADV_NOREUSE
+        self._priority = "normal"
+        self._lock = Mutex()  # a collected file may release the object anywhere
         self._retired: list[Any] = []
         self.totals = totals or SourceTotals()
         self.counted: list[Any] = []  # stores that are open and count their sources
@@ -106,7 +111,7 @@ class Inode:
         self.hints = hints
         channel = Channel(workers.shared_pool, hints.parallel_requests)
         channel.on_idle = _weakly(self.close_retired)
-        line = Line(hints, channel, self.flusher, self.keeps_failed)
+        line = Line(hints, channel, self.flusher, self.keeps_failed, getattr(store, "origin", None))
         line.replicate = replicate_of(store)
         if self.mapping.extra is not None:
             line.take_over(self.mapping.extra)
@@ -119,7 +124,7 @@ class Inode:
             store.known_version = self.known_version
         self.store = store
         if hasattr(store, "source_counts"):
-            with self.totals.lock:
+            with self.totals.lock.held():
                 self.counted.append(store)
         self.mapping.host = store
         self.mapping.fd = -1
@@ -150,7 +155,7 @@ class Inode:
 
     def _source_counts(self) -> dict[str, int]:
         """Return where the bytes of this object came from, as far as its stores count that."""
-        with self.totals.lock:
+        with self.totals.lock.held():
             counts = dict(self._closed_counts)
             for store in self.counted:
                 add_counts(counts, counts_of(store))
@@ -194,30 +199,61 @@ class Inode:
         with self.mapping.inode_locked(), self.mapping.exclusive(), own_write(self.mapping):
             self._set_size_locked(size)
 
+    def extend(self, size: int) -> None:
+        """Make the object as large as a size, if it is smaller. Raises OSError."""
+        with self.mapping.inode_locked(), self.mapping.exclusive(), own_write(self.mapping):
+            if size > self.mapping.size:
+                self._set_size_locked(size)
+
     def _set_size_locked(self, size: int) -> None:
-        mapping, old_size, tail = self.mapping, self.mapping.size, b""
-        if size < old_size:
-            tail = truncate.cached_tail(mapping, size)
+        mapping, old_size = self.mapping, self.mapping.size
         try:
             if size < old_size:
-                truncate.truncate_setsize(mapping, size)
-            self.store.truncate(size)
+                self._cut_store(size)
+            else:
+                self.store.truncate(size)
         except BaseException:
-            self._take_size_of_store(old_size, tail)
+            self._take_size_of_store(old_size, size)
             raise
+        mapping.extra.note_resized(size)
         mapping.disk_size = size
-        if size > old_size:
-            truncate.truncate_setsize(mapping, size)
+        self._follow_store(size)
 
-    def _take_size_of_store(self, old_size: int, tail: bytes) -> None:
-        """After a cut that failed below: what is there shows again, up to the old size. tail: what the cut zeroed."""
+    def _follow_store(self, size: int) -> None:
+        """Do in the cache what the store has done; an interrupt has to wait for that, which waits for nobody."""
+        interrupt: BaseException | None = None
+        for _ in range(TRIES):
+            try:
+                truncate.truncate_setsize(self.mapping, size)
+                break
+            except BaseException as outside:
+                interrupt = outside
+        if interrupt is not None:
+            raise interrupt
+
+    def _cut_store(self, size: int) -> None:
+        """Cut the store, while the pages behind the cut stay as they are: if it fails, nothing of them is lost.
+
+        Write-back begins nothing behind i_size; the folio over the cut, of which it would write a part, is kept locked.
+        """
+        mapping, behind = self.mapping, -(-size >> PAGE_SHIFT)
+        with truncate.locked(truncate.lock_cached(mapping, (size - 1) >> PAGE_SHIFT) if size else None):
+            mapping.size = size
+            truncate.unmap_mapping_pages(mapping, behind, 0)
+            truncate.wait_for_folios(mapping, behind)
+            self.store.truncate(size)
+
+    def _take_size_of_store(self, old_size: int, size: int) -> None:
+        """After a change of size that failed below: the object is as it was, unless the store has lost some of it."""
         mapping = self.mapping
-        on_disk = size_of(self.store)
-        mapping.disk_size = on_disk
-        size = min(on_disk, old_size)
-        if size > mapping.size:
-            truncate.restore_tail(mapping, tail[: size - mapping.size])
-            truncate.truncate_setsize(mapping, size)
+        mapping.size = old_size
+        had = mapping.disk_size
+        try:
+            mapping.disk_size = size_of(self.store)
+        except OSError:  # it cannot even say: nothing is taken for lost
+            mapping.disk_size = had
+        if mapping.disk_size < had:
+            truncate.truncate_setsize(mapping, max(size, mapping.disk_size))
 
     def punch_hole(self, file: Any, offset: int, nbytes: int) -> None:
         """Make a byte range read as zeros, in cache and store. Raises OSError; then the bytes are as before."""
@@ -243,6 +279,7 @@ class Inode:
                 truncate.truncate_pagecache_range(mapping, offset, end - 1)
                 if on_disk > offset:
                     punch(offset, on_disk - offset)
+                    mapping.extra.note_resized(offset)
             except BaseException as failed:
                 with contextlib.suppress(OSError):  # a page that a map has made dirty since
                     truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
@@ -260,6 +297,17 @@ class Inode:
             offset += len(zeros)
 
     # -- durability ----------------------------------------------------------------------------------------------------
+
+    @property
+    def needs_sync(self) -> bool:
+        """Whether the store has been given bytes that it has not made durable, or does now."""
+        line = self.mapping.extra  # a sync under way has taken what it syncs, and puts it back before it fails
+        return hasattr(self.store, "sync") and (line.has_unsynced or self._sync_lock.is_held or line.has_unsynced)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing would be lost if the object were forgotten: it is not open, and what was written is durable."""
+        return self.nr_open == 0 and not is_dirty(self) and not self.needs_sync
 
     def start_writeback(self, first: int, last: int) -> None:
         """Have pages first..last written back by somebody, without waiting."""
@@ -293,11 +341,11 @@ class Inode:
         Returns False if another sync failed meanwhile: a store may say so only once, and take the bytes for written.
         Raises OSError.
         """
-        sync = getattr(self.store, "sync", None)
-        if sync is None:
-            return True
         line = self.mapping.extra
-        with self._sync_lock:
+        with self._sync_lock.held():
+            sync = getattr(self.store, "sync", None)
+            if sync is None:
+                return True
             if line.nr_doubts != nr_doubts:
                 return False
             runs = line.take_unsynced()
@@ -320,7 +368,7 @@ class Inode:
         nr_doubts = int(line.nr_doubts)
         if not line.sync_failed:
             return nr_doubts
-        with self._sync_lock:
+        with self._sync_lock.held():
             if line.sync_failed:
                 runs = line.take_unsynced()
                 try:
@@ -342,17 +390,41 @@ class Inode:
 
         The store is put to use if there is none, or none that can be written; otherwise it is closed.
         """
-        with self._lock:
+        with self._lock.held():
             surplus = store if store is not self.store else None
             if surplus is not None and (self.store is None or (is_writable(store) and not self.writable)):
                 self._use(store)
                 surplus = None
             self.nr_open += 1
+            self._apply_priority()
             self.nr_writers += writes
         if writes and self.flusher is not None:
             self.flusher.add(self)
         if surplus is not None:
             surplus.close()
+
+    @property
+    def priority(self) -> str:
+        """What was set, whatever the files' advice is."""
+        return self._priority
+
+    @priority.setter
+    def priority(self, priority: str) -> None:
+        with self._lock.held():
+            _core.set_priority(self.mapping, priority)
+            self._priority = priority
+            self._apply_priority()
+
+    def advise_reuse(self, change: int) -> None:
+        """Count files that were advised FADV_NOREUSE: change more of them. Priority is low while all open ones are."""
+        with self._lock.held():
+            self.nr_no_reuse += change
+            self._apply_priority()
+
+    def _apply_priority(self) -> None:
+        """Context: self._lock held."""
+        is_low = self._priority == "normal" and 0 < self.nr_open == self.nr_no_reuse
+        _core.set_priority(self.mapping, "low" if is_low else self._priority)
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no read of the object is under way (seconds). Returns whether that is so."""
@@ -362,16 +434,19 @@ class Inode:
         return not line.prefetches and line.channel.wait_idle(timeout_s) and self.mapping.wait_inflight(timeout_s)
 
     def release(self, *, writes: bool = False) -> None:
-        """Count one open file less; the last one gives up the store, as soon as nothing is dirty."""
+        """Count one open file less; the last one gives up the store, as soon as nothing is dirty and all is durable."""
         if self.mapping.segment.dead:
             return  # in a forked child: the lock may be held by a thread that is not there
-        with self._lock:
+        with self._lock.held():
             self.nr_open -= 1
+            self._apply_priority()
             self.nr_writers -= writes
+            self.idle_since = time.monotonic()
         self.close_retired()
 
     def _retire_idle(self) -> None:
-        """Give up the store when nobody has the object open and it is clean. Context: self._lock held."""
+        """Give up the store when nobody has the object open, it is clean, and the store has made it durable, which the
+        flusher sees to. Context: self._lock held."""
         if self.nr_open or self.store is None:
             return
         if self.flusher is not None and not self.flusher.drop_if_done(self):
@@ -396,11 +471,11 @@ class Inode:
     def close_retired(self) -> None:
         """Close stores that are not used any more, unless a read or a write may still be in them: then it is tried again
         later."""
-        with self._lock:
+        with self._lock.held():
             self._retire_idle()
         if not self._retired:
             return
-        with self.mapping.exclusive(wait=False) as held, self._lock:
+        with self.mapping.exclusive(wait=False) as held, self._lock.held():
             if not held or (self.store is None and not self._nobody_reads()):
                 return
             if self.store is None:

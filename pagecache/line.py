@@ -1,17 +1,19 @@
 """What reading and writing one object needs to know: its store's hints, its speed, its channel, what is not durable yet."""
 
-import threading
 import weakref
 from typing import Any
 
-from pagecache._core import AddressSpace, own_write_word
-from pagecache.neighbourhood import Locality
+from pagecache._core import AddressSpace, Mutex, own_write_word
+from pagecache.neighbourhood import PROBE_PAGES, Locality
 from pagecache.stores.base import StoreHints
-from pagecache.window import StoreSpeed, is_far, request_bytes
+from pagecache.weak_members import WeakMembers
+from pagecache.window import is_far, request_bytes, speed_of
 from pagecache.workers import Channel
 
 PAGE_SHIFT = 12
 OWN_WRITES_MASK = 0xFFFF
+HOLE_BYTES = 64 * 1024
+HOLE_BYTES_MAX = 1024 * 1024
 UNSYNCED_MAX = 4096  # runs of pages that are remembered one by one
 
 
@@ -19,13 +21,21 @@ class Line:
     """The line between one object's pages and its store.
 
     flusher: the cache's, or None once that is gone. keeps_failed: whether a folio that could not be written stays dirty.
+    origin: where the object comes from, if the store says so: objects of one origin share what is measured.
     """
 
-    def __init__(self, hints: StoreHints, channel: Channel, flusher: Any = None, keeps_failed: bool = True):
+    def __init__(
+        self,
+        hints: StoreHints,
+        channel: Channel,
+        flusher: Any = None,
+        keeps_failed: bool = True,
+        origin: str | None = None,
+    ):
         self.hints = hints
         self.channel = channel
-        self.speed = StoreSpeed()
-        self.prefetches: weakref.WeakSet[Any] = weakref.WeakSet()  # those that are not done
+        self.speed = speed_of(origin)
+        self.prefetches: WeakMembers[Any] = WeakMembers()  # those that are not done
         self.is_crowded = False  # whether the budget, not the store, limits windows now
         self.locality = Locality()
         self.keeps_failed = keeps_failed
@@ -40,7 +50,7 @@ class Line:
         self._fitted = -1  # which fit of `speed` the next two follow
         self._request_pages = 1
         self._is_far = False
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._unsynced: list[tuple[int, int]] = []
 
     @property
@@ -55,16 +65,36 @@ class Line:
         return request_bytes(self.hints, self.speed)
 
     def request_pages(self, nr_pages: int) -> int:
-        """Return how many pages of a run one request should carry: a far store's connections share a short run."""
+        """Return how many pages of a run one request should carry: a far store's connections share a run."""
         if self.speed.nr_fits != self._fitted:
             self._fitted = self.speed.nr_fits
             self._request_pages = max(1, self.request_bytes() >> PAGE_SHIFT)
             self._is_far = is_far(self.hints, self.speed)
         if not self._is_far:
             return self._request_pages
+        return self._shared_out(nr_pages, self.hints.preferred_request >> PAGE_SHIFT, self._request_pages)
+
+    def _shared_out(self, nr_pages: int, at_least: int, at_most: int) -> int:
+        """Return how many pages one request should carry of so many that are wanted as a whole: the connections share
+        them, but no request carries less than waiting for it costs."""
         nr_requests = self.hints.readahead_requests or self.hints.parallel_requests
-        part = max(-(-nr_pages // nr_requests), self.hints.preferred_request >> PAGE_SHIFT)
-        return max(1, min(part, self._request_pages))
+        worthwhile = max(int(self.speed.free_bytes) >> PAGE_SHIFT, at_least, 1)
+        part = -(-nr_pages // max(1, min(nr_requests, nr_pages // worthwhile)))
+        return max(1, min(part, at_most))
+
+    def is_far(self) -> bool:
+        """Whether waiting for the store costs more than copying its bytes."""
+        return is_far(self.hints, self.speed)
+
+    def block_request_pages(self, nr_pages: int) -> int:
+        """As `request_pages`, of a block that was chosen by what it costs: so a request may be as large as the store
+        takes, and is never too small to measure bandwidth by."""
+        return self._shared_out(nr_pages, PROBE_PAGES, self.hints.max_request >> PAGE_SHIFT)
+
+    def hole_pages(self) -> int:
+        """Return up to how many pages that are not wanted are read through, as another request would cost more."""
+        free = int(self.speed.free_bytes) if self.is_far() else 0
+        return max(HOLE_BYTES, min(free, HOLE_BYTES_MAX)) >> PAGE_SHIFT
 
     # -- versions ------------------------------------------------------------------------------------------------------
 
@@ -81,7 +111,7 @@ class Line:
             word = own_write_word(mapping)
             if word & OWN_WRITES_MASK:
                 return True
-            with self._lock:
+            with self._lock.held():
                 is_same = bool(store.validator() == mapping.validator)
             if is_same or own_write_word(mapping) == word:
                 return is_same
@@ -90,7 +120,7 @@ class Line:
         """Take the version of a Python store's object, which the cache has just changed, for that of the cached bytes."""
         if mapping.fd >= 0 or mapping.host is None or mapping.validator is None:
             return
-        with self._lock:  # asked and set in one, so that the latest answer stays
+        with self._lock.held():  # asked and set in one, so that the latest answer stays
             try:
                 mapping.validator = mapping.host.validator()
             except OSError:
@@ -106,14 +136,23 @@ class Line:
 
     def note_written(self, first: int, last: int) -> None:
         """Note that pages first..last went to the store, where they may not be durable yet. Context: any thread."""
-        with self._lock:
+        with self._lock.held():
             self._unsynced.append((first, last))
             if len(self._unsynced) > UNSYNCED_MAX:
                 self._unsynced = [(min(run[0] for run in self._unsynced), max(run[1] for run in self._unsynced))]
 
+    def note_resized(self, size: int) -> None:
+        """Note that the store was cut, extended or punched there, which may not be durable yet. Context: any thread."""
+        self.note_written(size >> PAGE_SHIFT, (size >> PAGE_SHIFT) - 1)
+
+    @property
+    def has_unsynced(self) -> bool:
+        """Whether the store was changed since it was last asked to make all durable, or that failed."""
+        return bool(self._unsynced) or self.sync_failed
+
     def note_failure(self) -> None:
         """Note that a request to write failed. Context: any thread."""
-        with self._lock:
+        with self._lock.held():
             self.nr_failures += 1
 
     def take_over(self, old: "Line") -> None:
@@ -122,13 +161,13 @@ class Line:
 
     def take_unsynced(self) -> list[tuple[int, int]]:
         """Return the runs of pages that were written since the last sync, and forget them."""
-        with self._lock:
+        with self._lock.held():
             runs, self._unsynced = self._unsynced, []
         return runs
 
     def put_back_unsynced(self, runs: list[tuple[int, int]]) -> None:
         """Note again what a sync that failed did not make durable."""
-        with self._lock:
+        with self._lock.held():
             self._unsynced = runs + self._unsynced
             self.sync_failed = True
             self.nr_doubts += 1

@@ -5,12 +5,11 @@ changes.  A page that is mapped is read through its translation alone; any other
 """
 
 import mmap as _mmap
-import threading
 from collections.abc import Iterator
 from operator import index as _index
 from typing import Any
 
-from pagecache._core import new_target
+from pagecache._core import Mutex, new_target
 from pagecache.memory_map import FAULT_AROUND_PAGES, MMAP_BASE, MemoryMap
 from pagecache.mm_types import *  # noqa: F403
 from pagecache.mm_types import PAGE_SIZE, BusError, MmapLock, VmFault
@@ -23,7 +22,7 @@ from pagecache.page_faults import (
     handle_fault,
     handle_mm_fault,
 )
-from pagecache.vma import FILE_OPERATIONS, MappedAreas, MappedFile, VirtualMemoryArea, VmOperations, maps_of
+from pagecache.vma import FILE_OPERATIONS, MappedFile, VirtualMemoryArea, VmOperations, maps_of
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
 ALLOCATIONGRANULARITY = PAGE_SIZE
@@ -41,7 +40,7 @@ _LINE_CHUNK = 4096
 __all__ = [
     "ACCESS_COPY", "ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "ALLOCATIONGRANULARITY", "BusError",
     "FAULT_AROUND_PAGES", "FILE_OPERATIONS", "MADV_DONTNEED", "MADV_HUGEPAGE", "MADV_NOHUGEPAGE", "MADV_NORMAL",
-    "MADV_RANDOM", "MADV_SEQUENTIAL", "MADV_WILLNEED", "MMAP_BASE", "MappedAreas", "MappedFile", "MemoryMap", "Mmap",
+    "MADV_RANDOM", "MADV_SEQUENTIAL", "MADV_WILLNEED", "MMAP_BASE",  "MappedFile", "MemoryMap", "Mmap",
     "MmapLock", "VirtualMemoryArea", "VmFault", "VmOperations", "do_cow_fault", "do_fault_around", "do_read_fault",
     "do_shared_fault", "finish_fault", "handle_fault", "handle_mm_fault", "map_file", "maps_of",
 ]  # fmt: skip
@@ -95,7 +94,7 @@ class Mmap:
         self._length = length
         self._offset = offset
         self._position = 0
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._segment = file.mapping.segment
         self._mm = MemoryMap()
         self._area: VirtualMemoryArea | None = self._map(file)
@@ -231,7 +230,7 @@ class Mmap:
     def read(self, n: int | None = None, /) -> bytes:
         """Read up to n bytes from the position and move it; all that is left with None or a negative n."""
         wanted = -1 if n is None else _index(n)
-        with self._lock:
+        with self._lock.held():
             self._mapped()
             left = max(0, self._length - self._position)
             data = self._copy(self._position, left if wanted < 0 else min(wanted, left))
@@ -240,7 +239,7 @@ class Mmap:
 
     def read_byte(self) -> int:
         """Read the byte at the position as an int and move on. Raises ValueError at the end."""
-        with self._lock:
+        with self._lock.held():
             self._mapped()
             if self._position >= self._length:
                 raise ValueError("read byte out of range")
@@ -251,7 +250,7 @@ class Mmap:
     def readline(self) -> bytes:
         """Read from the position to the end of the line, the newline included, or to the end of the map."""
         parts, chunk = [], _LINE_CHUNK
-        with self._lock:
+        with self._lock.held():
             self._mapped()
             at = self._position
             while at < self._length:
@@ -276,7 +275,7 @@ class Mmap:
         Raises ValueError outside the map.
         """
         pos = _index(pos)
-        with self._lock:
+        with self._lock.held():
             self._mapped()
             if whence not in (0, 1, 2):
                 raise ValueError("unknown seek type")
@@ -400,7 +399,7 @@ class Mmap:
         self._writable()
         with memoryview(data) as view:
             value = view.tobytes()
-        with self._lock:
+        with self._lock.held():
             if len(value) > self._length - self._position:
                 raise ValueError("data out of range")
             self._store(self._position, value)
@@ -413,7 +412,7 @@ class Mmap:
             raise OverflowError(f"{byte} is no byte: it must be in 0..255")
         value = bytes([byte])
         self._writable()
-        with self._lock:
+        with self._lock.held():
             if self._position >= self._length:
                 raise ValueError("write byte out of range")
             self._store(self._position, value)
@@ -440,7 +439,7 @@ class Mmap:
             raise ValueError("new size out of range")
         held = area.file
         held.file.inode.set_size(self._offset + newsize)
-        with self._lock:
+        with self._lock.held():
             old_start, old_length = area.start, self._length
             self._length = newsize
             self._area = self._map(held.file)

@@ -1,7 +1,10 @@
 """The words of the software address space: flags of areas and faults, results of faults, one fault, its lock."""
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from pagecache._core import EventCount, Mutex
 
 if TYPE_CHECKING:
     from pagecache._core import AddressSpace, Folio
@@ -73,7 +76,8 @@ class MmapLock:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = Mutex()
+        self._changed = EventCount()
         self._readers: set[int] = set()
         self._writer = 0
         self._writers_waiting: set[int] = set()
@@ -91,41 +95,53 @@ class MmapLock:
     def lock_shared(self) -> None:
         """Share the lock with other readers."""
         me = threading.get_ident()
-        if me in self._readers:
-            return
-        with self._changed:
-            while self._writer or self._writers_waiting:
-                self._changed.wait(WAIT_SLICE_S)
+        if me not in self._readers:
+            self._wait_until(lambda: self._try_share(me))
+
+    def _try_share(self, me: int) -> bool:
+        with self._lock.held():
+            if self._writer or self._writers_waiting:
+                return False
             self._readers.add(me)
+            return True
 
     def unlock_shared(self) -> None:
         """Give this thread's share back, if it has one."""
-        self._readers.discard(threading.get_ident())
-        if self._writers_waiting and not self._readers:
-            self._wake()
+        with self._lock.held():
+            self._readers.discard(threading.get_ident())
+            if self._writers_waiting and not self._readers:
+                self._changed.advance()
 
     def lock_exclusive(self) -> None:
         """Exclude everybody else; a share that this thread has is given back first."""
         me = threading.get_ident()
-        self._readers.discard(me)
+        self.unlock_shared()
         try:
             self._writers_waiting.add(me)
-            with self._changed:
-                while self._writer or self._readers:
-                    self._changed.wait(WAIT_SLICE_S)
-                self._writer = me
+            self._wait_until(lambda: self._try_exclude(me))
         finally:
             self._writers_waiting.discard(me)
+            self._changed.advance()
+
+    def _try_exclude(self, me: int) -> bool:
+        with self._lock.held():
+            if self._writer or self._readers:
+                return False
+            self._writer = me
+            return True
 
     def unlock_exclusive(self) -> None:
         """Let the others in, if this thread has kept them out."""
         if self._writer == threading.get_ident():
             self._writer = 0
-        self._wake()
+        self._changed.advance()
 
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+    def _wait_until(self, is_taken: Callable[[], bool]) -> None:
+        while True:
+            seen = self._changed.value
+            if is_taken():
+                return
+            self._changed.wait(seen, WAIT_SLICE_S)
 
 
 class VmFault:

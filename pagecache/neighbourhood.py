@@ -6,14 +6,23 @@ object fetch just what is asked for.  Where other pages near by are cached, some
 as long as the block four times as large holds cached pages besides this one, that larger block is read instead, up to the
 largest request. So a dense walk soon reads in large pieces, and scattered reads stay small.
 
+An object that is *small* need not be guessed at. With `free` = latency x bandwidth, the bytes whose transfer takes as long
+as one request waits, each miss may read around as many: nothing takes more than twice the time then, whatever is read
+afterwards.  So misses earn `free` each, and a miss reads the largest aligned block that has been earned and not spent, and
+all of the object as soon as that will do, but nothing more by the rules above.  Where bandwidth is not known, one miss
+reads 1 MiB to measure it.  Small are objects of up to 64 MiB and a sixteenth of the cache; about larger ones the promise
+above holds.
+
 All sizes here are pages.
 """
 
 from collections import deque
+from typing import Any
 
 from pagecache._core import AddressSpace
-from pagecache.window import is_far
+from pagecache.window import TRUSTED_GROWTH
 
+PAGE_SHIFT = 12
 BLOCK_PAGES = 64
 SMALL_REQUEST = 8  # whoever asks for more than this knows what there is, and gets just that
 GROWTH = 4
@@ -22,6 +31,9 @@ RECENT_MISSES = 8  # each miss is compared with so many before it
 SCORE_CLOSE, SCORE_MAX = 3, 8  # from which score on misses are close together; a miss far from all others counts twice
 DENSE_PART = 8  # where an eighth of the pages around is cached, misses will follow
 BUDGET_SHARE = 64  # a block is at most so small a part of the cache
+SMALL_OBJECT = 16384  # no larger object is small
+SMALL_SHARE = 16  # nor one that is a larger part of the cache
+PROBE_PAGES = 256  # what is read to measure bandwidth
 
 
 class Locality:
@@ -30,6 +42,8 @@ class Locality:
     def __init__(self) -> None:
         self._recent: deque[int] = deque(maxlen=RECENT_MISSES)
         self._score = 0
+        self.nr_misses = 0
+        self.nr_read_around = 0  # pages, of an object that is small
 
     def note(self, index: int) -> bool:
         """Note a miss of page `index`. Returns whether the latest ones are close together."""
@@ -46,9 +60,9 @@ def block_pages(mapping: AddressSpace, index: int, req: int, window: int) -> int
     window: the largest window of the open file, which is its share of the budget.
     """
     line = mapping.extra
-    if req > SMALL_REQUEST or not is_far(line.hints, line.speed):
+    if req > SMALL_REQUEST or not line.is_far():
         return 1
-    limit = min(line.request_bytes() >> 12, mapping.segment.nr_frames // BUDGET_SHARE, window)
+    limit = min(line.request_bytes() >> PAGE_SHIFT, mapping.segment.nr_frames // BUDGET_SHARE, window)
     if limit < BLOCK_PAGES:
         return 1
     size = BLOCK_PAGES
@@ -73,14 +87,43 @@ def _has_neighbours(mapping: AddressSpace, index: int, size: int) -> bool:
     return first + size < end and mapping.next_present(first + size, end - 1) < end
 
 
-def missing_around(mapping: AddressSpace, index: int, req: int, size: int) -> tuple[int, int]:
-    """Return (first, end) of the run of missing pages around the missing page `index`: within its block of `size`, and up
-    to the end of the `req` pages that were asked for."""
-    block = first = index // size * size
-    while first < index:
-        present = mapping.next_present(first, index - 1)
-        if present >= index:
-            break
-        first = mapping.next_gap(present, index - present)
-    end = max(block + size, index + req)
-    return first, mapping.next_present(index + 1, end - 1) if index + 1 < end else end
+# -- small objects -----------------------------------------------------------------------------------------------------
+
+
+def is_small(mapping: AddressSpace, window: int) -> bool:
+    """Whether the object is one that misses may bring whole. window: as for `block_pages`."""
+    limit = min(SMALL_OBJECT, mapping.segment.nr_frames // SMALL_SHARE)
+    return mapping.size <= (min(limit, window) if mapping.extra.is_crowded else limit) << PAGE_SHIFT
+
+
+def part_of_small_object(mapping: AddressSpace, index: int, req: int) -> tuple[int, int] | None:
+    """Note a miss of page `index`, where `req` pages are wanted, of a small object. Returns (first, end) of the pages to
+    read, None if just those that are wanted."""
+    line = mapping.extra
+    line.locality.nr_misses += 1
+    worth = _worth_pages(line)
+    if worth == 0:
+        return None
+    nr_pages = -(-mapping.size >> PAGE_SHIFT)
+    first, end = 0, nr_pages
+    missing = nr_pages - mapping.cachestat(0, nr_pages - 1)[0]
+    if worth < missing:
+        size = 1 << worth.bit_length() - 1
+        first = index // size * size
+        end = min(max(first + size, index + req), nr_pages)
+        missing = end - first - mapping.cachestat(first, end - 1)[0]
+    if missing <= req:
+        return None
+    line.locality.nr_read_around += missing
+    return first, end
+
+
+def _worth_pages(line: Any) -> int:
+    """Return how much the misses of an object are worth reading at once, beyond what was read; 0: nothing yet."""
+    if line.locality.nr_misses < 2 or not line.is_far():
+        return 0
+    known = line.speed.largest_bytes >> PAGE_SHIFT
+    if known < PROBE_PAGES // 2:
+        return PROBE_PAGES
+    earned = line.locality.nr_misses * int(line.speed.free_bytes) >> PAGE_SHIFT
+    return max(0, min(earned - line.locality.nr_read_around, TRUSTED_GROWTH * known))

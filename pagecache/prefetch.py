@@ -1,14 +1,13 @@
 """Prefetching a byte range in the background, with something to wait on."""
 
-import contextlib
 import errno
 import functools
-import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
 from pagecache import submit, workers
-from pagecache._core import AddressSpace
+from pagecache._core import AddressSpace, EventCount, Mutex
 
 PAGE_SHIFT = 12
 
@@ -22,12 +21,14 @@ class Prefetch:
 
     def __init__(self, mapping: AddressSpace, first: int, last: int):
         self._mapping = mapping
-        self._changed = threading.Condition()
+        self._lock = Mutex()
+        self._changed = EventCount()
         self._callbacks: list[Callable[[Prefetch], None]] = []
         self._error: OSError | None = None
         last = min(last, first + mapping.segment.nr_frames - 1)
         self.nr_pages = max(0, last - first + 1)
-        self.nr_pages_done = 0
+        self._nr_read = 0
+        self._is_cancelled = False
         self._step = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
         self._chunks = deque(range(first, last + 1, self._step))
         self._end = last + 1
@@ -38,11 +39,15 @@ class Prefetch:
 
     def _read_chunks(self) -> None:
         while True:
-            try:
-                start = self._chunks.popleft()
-            except IndexError:
-                return
+            start = self._next_chunk()
+            if start is None:
+                break
             self._read_chunk(start, min(start + self._step, self._end) - 1)
+        self._count(0)  # `cancel` may have been interrupted before it told anybody
+
+    def _next_chunk(self) -> int | None:
+        with self._lock.held():
+            return self._chunks.popleft() if self._chunks and not self._is_cancelled else None
 
     def _read_chunk(self, start: int, end: int) -> None:
         error = None
@@ -56,16 +61,23 @@ class Prefetch:
         self._count(end - start + 1, error)
 
     def _count(self, nr_pages: int, error: OSError | None = None) -> None:
-        """Note that so many pages more need no work; the last ones end the prefetch."""
-        with self._changed:
+        """Note that so many pages more are read; the last ones end the prefetch."""
+        with self._lock.held():
             self._error = self._error or error
-            self.nr_pages_done += nr_pages
-            callbacks = self._callbacks if self.done else []
+            self._nr_read += nr_pages
+            callbacks = []
             if self.done:
+                callbacks, self._callbacks = self._callbacks, []
                 self._mapping.extra.prefetches.discard(self)
-            self._changed.notify_all()
+        self._changed.advance()
         for callback in callbacks:
             workers.run_guarded(functools.partial(callback, self))
+
+    @property
+    def nr_pages_done(self) -> int:
+        """Pages that need no more work: read, or, once it is cancelled, not begun."""
+        skipped = self._end - self._chunks[0] if self._is_cancelled and self._chunks else 0
+        return self._nr_read + skipped
 
     @property
     def done(self) -> bool:
@@ -79,17 +91,13 @@ class Prefetch:
 
     def cancel(self) -> None:
         """Skip what has not begun. The prefetch is done when what has begun is."""
-        nr_pages = 0
-        with contextlib.suppress(IndexError):
-            while True:
-                start = self._chunks.popleft()
-                nr_pages += min(start + self._step, self._end) - start
-        if nr_pages:
-            self._count(nr_pages)
+        with self._lock.held():
+            self._is_cancelled = True  # from now on nobody takes a chunk
+        self._count(0)
 
     def add_done_callback(self, callback: "Callable[[Prefetch], None]") -> None:
         """Call back when the prefetch is done, in the thread that ends it; at once if it is."""
-        with self._changed:
+        with self._lock.held():
             if not self.done:
                 self._callbacks.append(callback)
                 return
@@ -97,8 +105,15 @@ class Prefetch:
 
     def wait_done(self, timeout: float | None = None) -> bool:
         """Wait until nothing more will be read (timeout in seconds), whatever came of it. Returns whether that is so."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self.done, timeout)
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            seen = self._changed.value
+            if self.done:
+                return True
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            self._changed.wait(seen, left)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the range is read (timeout in seconds). Returns whether it is.

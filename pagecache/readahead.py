@@ -10,8 +10,8 @@ All sizes here are pages, unless a name says bytes.
 from typing import Any
 
 from pagecache._core import AddressSpace, FileRaState, Folio
-from pagecache.neighbourhood import block_pages, missing_around, reads_around
-from pagecache.submit import ENOSPC, missing_batches, read_pages
+from pagecache.neighbourhood import block_pages, is_small, part_of_small_object, reads_around
+from pagecache.submit import ENOSPC, missing_batches, read_block, read_pages
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -66,6 +66,12 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
     if random:
         force_page_cache_ra(mapping, ra, index, req)
         return
+    small = mapping.extra.hints.latency == "remote" and is_small(mapping, ra.ra_pages)
+    part = part_of_small_object(mapping, index, req) if small else None
+    if part is not None:
+        read_block(mapping, *part, index, ra.dropbehind)
+        do_page_cache_ra(mapping, index, req, 0, demand_end=index + req, dropbehind=ra.dropbehind)
+        return
     max_pages = max_window(ra, req)
     previous = ra.prev_pos >> PAGE_SHIFT if ra.prev_pos >= 0 else None
     sequential = previous is not None and 0 <= index - previous <= 1
@@ -79,7 +85,8 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
         gap = mapping.prev_gap(index - 1, max_pages)
         contiguous = index - gap - 1
         if contiguous <= req:
-            read_around(mapping, ra, index, req)
+            if not small:
+                read_around(mapping, ra, index, req)
             do_page_cache_ra(mapping, index, req, 0, demand_end=index + req, dropbehind=ra.dropbehind)
             return
         if gap == -1:
@@ -137,8 +144,13 @@ def read_around(mapping: AddressSpace, ra: FileRaState, index: int, req: int) ->
     errors are only counted."""
     size = block_pages(mapping, index, req, ra.ra_pages)
     if size > req and reads_around(mapping, index):
-        first, end = missing_around(mapping, index, req, size)
-        do_page_cache_ra(mapping, first, end - first, 0, demand_end=0, dropbehind=ra.dropbehind)
+        first = index // size * size
+        read_block(mapping, first, max(first + size, index + req), index, ra.dropbehind)
+
+
+def wanted_order(mapping: AddressSpace) -> int:
+    """Return the order that the store wants folios to have, -1 if it does not mind."""
+    return mapping.extra.hints.folio_order if mapping.extra is not None else -1
 
 
 # -- issuing -----------------------------------------------------------------------------------------------------------
@@ -156,6 +168,9 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
     order = min(MAX_FOLIO_ORDER, ra.order, size.bit_length() - 1)
     if ra.io_pages:
         order = min(order, ra.io_pages.bit_length() - 1)  # a folio is read by one request
+    wanted = wanted_order(mapping)
+    if wanted >= 0:
+        order = wanted
     ra.order = order
     async_size = ra.async_size
     mark = start + size - async_size
@@ -204,10 +219,12 @@ def page_cache_ra_unbounded(
     dropbehind: bool = False,
     background: bool = False,
 ) -> None:
-    """Read nr pages from `index` on with single-page folios, around those that are cached.
+    """Read nr pages from `index` on with folios of one page, or as large as the store wants them, around those that are
+    cached.
 
     Context: takes invalidate_lock shared.
     """
     with mapping.shared():
-        for batch in missing_batches(mapping, index, index + nr - 1, 0, mark, demand_end, dropbehind):
+        order = max(0, wanted_order(mapping))
+        for batch in missing_batches(mapping, index, index + nr - 1, order, mark, demand_end, dropbehind):
             read_pages(mapping, batch, demand_end, background)

@@ -6,9 +6,10 @@ It returns a dict of numbers that only grow: `peer_hits`, `peer_bytes`, `peer_fa
 store without it brings comes from its origin.
 """
 
-import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from pagecache._core import Mutex
 
 SOURCES = (
     "peer_hits", "peer_bytes", "peer_failures", "second_level_hits", "second_level_bytes", "second_level_failures",
@@ -49,12 +50,12 @@ class SourceTotals:
     """The counts of the stores of a cache: of those that are open, and of those that were closed."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # held while a store turns from open to closed
+        self.lock = Mutex()  # held while a store turns from open to closed
         self._closed: dict[str, int] = {}
 
     def close(self, store: Any, stores: list[Any], closed: dict[str, int]) -> None:
         """Take what a store has counted so far, which leaves the list of those that are open; closed: of its object."""
-        with self.lock:
+        with self.lock.held():
             if store in stores:
                 stores.remove(store)
                 counts = counts_of(store)

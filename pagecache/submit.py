@@ -6,12 +6,13 @@ engine's own threads or io_uring, without the GIL; stores written in Python by t
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pagecache import fill
 from pagecache._core import AddressSpace, FolioBatch
 
 PAGE_SHIFT = 12
+BLOCK_ORDER = 4  # folios of a block are no larger: it may be used in parts
 EEXIST, ENOSPC = -17, -28  # why a batch ended: a page is there already; the batch is full
 
 
@@ -79,6 +80,69 @@ def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int, backgr
         raise
 
 
+def read_block(mapping: AddressSpace, first: int, end: int, index: int, dropbehind: bool = False) -> None:
+    """Read the missing pages first..end - 1, of which a reader waits for page `index`: the request that brings it is made
+    by the calling thread, the others are made in the background meanwhile. Errors are only counted.
+
+    Context: takes invalidate_lock shared.
+    """
+    own: list[FolioBatch] = []
+    with mapping.shared():
+        per_request = mapping.extra.block_request_pages(end - first)
+        try:
+            for request in requests_for(mapping, [(first, end - 1)], per_request, dropbehind=dropbehind):
+                if any(batch.start <= index < batch.next_index for batch in request):
+                    own = request
+                else:
+                    submit_request(mapping, request)
+            if own:
+                with mapping.extra.channel.place(True):
+                    read_timed(mapping, own)
+        except OSError:
+            mapping.segment.add_count("readahead_errors", 1)
+        finally:
+            _release(own)
+
+
+def requests_for(
+    mapping: AddressSpace,
+    runs: Sequence[tuple[int, int]],
+    per_request: int,
+    *,
+    demanded: bool = False,
+    dropbehind: bool = False,
+) -> Iterator[list[FolioBatch]]:
+    """Iterate over requests for the missing pages of runs (first, last) of pages, each a list of new batches: what is
+    cached already between two batches is read through, where that costs less than another request.
+
+    per_request: most pages of one. demanded: whether somebody asked for all of them.
+    Context: as `missing_batches`; for Python stores only.
+    """
+    hole = mapping.extra.hole_pages()
+    for first, last in runs:
+        request: list[FolioBatch] = []
+        demand_end = last + 1 if demanded else 0
+        for batch in missing_batches(mapping, first, last, BLOCK_ORDER, demand_end=demand_end, dropbehind=dropbehind):
+            while len(batch):
+                room = per_request
+                if request:
+                    is_near = batch.start - request[-1].next_index <= hole
+                    room = request[0].start + per_request - batch.start if is_near else 0
+                if room < max(1, min(per_request // 2, batch.nr_pages)):
+                    whole, request, room = request, [], per_request
+                    yield whole
+                rest = batch.split_off(batch.start + room)
+                request.append(batch)
+                batch = rest
+        if request:
+            yield request
+
+
+def _release(batches: Sequence[FolioBatch]) -> None:
+    for batch in batches:
+        batch.release()
+
+
 def _read_demanded(mapping: AddressSpace, start: int, demand_end: int) -> None:
     """Read pages start..demand_end - 1 after the window around them failed."""
     last = min(demand_end, -(-mapping.size >> PAGE_SHIFT)) - 1
@@ -95,14 +159,14 @@ def read_now(mapping: AddressSpace, batch: FolioBatch, urgent: bool = True) -> N
         fill.read_run(mapping, batch)
         return
     with mapping.extra.channel.place(urgent):
-        read_timed(mapping, batch)
+        read_timed(mapping, [batch])
 
 
-def read_timed(mapping: AddressSpace, batch: FolioBatch) -> None:
-    """Read a batch from a Python store and note how long it took."""
-    nbytes = batch.data_bytes()
+def read_timed(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+    """Read batches from a Python store by one request and note how long it took."""
+    nbytes = (batches[-1].start - batches[0].start << PAGE_SHIFT) + batches[-1].data_bytes()
     started = time.perf_counter()
-    fill.read_run(mapping, batch)
+    fill.read_runs(mapping, batches)
     mapping.extra.speed.observe(nbytes, time.perf_counter() - started)
 
 
@@ -117,17 +181,19 @@ def read_in_background(mapping: AddressSpace, batch: FolioBatch, per_request: in
     per_request = per_request or mapping.extra.request_pages(batch.nr_pages)
     while len(batch):
         rest = batch.split_off(batch.start + per_request)
-        _submit_task(mapping, batch)
+        submit_request(mapping, [batch])
         batch = rest
 
 
-def _submit_task(mapping: AddressSpace, batch: FolioBatch) -> None:
+def submit_request(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+    """Start reading new batches of a Python store by one request, as `read_in_background`."""
+
     def task() -> None:
         try:
-            read_timed(mapping, batch)
+            read_timed(mapping, batches)
         except BaseException:  # a worker has nobody to raise to: waiters read for themselves and see their own error
             mapping.segment.add_count("readahead_errors", 1)
         finally:
-            batch.release()
+            _release(batches)
 
     mapping.extra.channel.submit(task)

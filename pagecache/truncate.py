@@ -220,33 +220,22 @@ def _zero_old_tail(mapping: AddressSpace, old_size: int) -> None:
             folio.zero(begin, (folio.nr_pages << PAGE_SHIFT) - begin)
 
 
-def cached_tail(mapping: AddressSpace, size: int) -> bytes:
-    """Return what the cached folio over a cut at `size` holds behind it, which the cut will zero; b"" if there is none.
+def wait_for_folios(mapping: AddressSpace, start: int) -> None:
+    """Wait until each folio that begins at page `start` or behind was neither locked nor under write-back for a moment.
 
-    Context: waits for the folio's write-back.
+    Context: invalidate_lock exclusive, and i_size in front of them: no read and no write-back of them begins.
     """
-    with locked(lock_cached(mapping, size >> PAGE_SHIFT) if size & (PAGE_SIZE - 1) else None) as folio:
-        if folio is None or not folio.uptodate:
-            return b""
-        folio.wait_writeback()
-        return folio.tobytes()[size - (folio.index << PAGE_SHIFT) :]
-
-
-def restore_tail(mapping: AddressSpace, tail: bytes) -> None:
-    """Put back what a cut at i_size has zeroed; i_size grows over it. A clean folio is read again instead.
-
-    Context: as `truncate_setsize`.
-    """
-    size, done = mapping.size, 0
-    source = _core.copy_source(tail)
-    while size & (PAGE_SIZE - 1) and done < len(tail):
-        with locked(lock_cached(mapping, (size + done) >> PAGE_SHIFT)) as folio:
-            if folio is None:
-                return
-            if not folio.dirty:
-                truncate_folio(mapping, folio)
-                return
-            done += folio.write(mapping, source, done, size + done)
+    index: int | None = start
+    while index is not None:
+        folios, index = _core.find_folios(mapping, index, _LAST_PAGE)
+        with _referenced(folios):
+            for folio in folios:
+                if folio.index >= start and (folio.locked or folio.writeback):
+                    folio.lock()
+                    try:
+                        folio.wait_writeback()
+                    finally:
+                        folio.unlock()
 
 
 def truncate_pagecache(mapping: AddressSpace, size: int) -> None:

@@ -2,11 +2,11 @@
 
 import errno
 import io
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from pagecache._core import Mutex
 from pagecache.file import File
 from pagecache.stores.validators import Version
 
@@ -31,8 +31,8 @@ class VersionedFile:
         self._max_age_s = max_age_s
         self._reloads = reloads
         self._position = 0
-        self._position_lock = threading.RLock()
-        self._change_lock = threading.Lock()
+        self._position_lock = Mutex()
+        self._change_lock = Mutex()
         self._checked_at = time.monotonic()
 
     # -- versions ------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ class VersionedFile:
 
     def _move_on(self, old: File) -> None:
         """Open the present version, unless another thread has."""
-        with self._change_lock:
+        with self._change_lock.held():
             if self._file is old and not old.closed:
                 self._file = self._reopen()
                 self._checked_at = time.monotonic()
@@ -82,7 +82,7 @@ class VersionedFile:
         if offset or length:
             self._file.invalidate(offset, length)
             return
-        with self._change_lock:
+        with self._change_lock.held():
             old, self._file = self._file, self._reopen()
             old.close()
 
@@ -140,7 +140,7 @@ class VersionedFile:
             result = getattr(file, method)(*args)
             return result, file.tell()
 
-        with self._position_lock:
+        with self._position_lock.held():
             result, self._position = self.with_one_version(call)
         return result
 
@@ -176,7 +176,7 @@ class VersionedFile:
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """As File.seek."""
-        with self._position_lock:
+        with self._position_lock.held():
             self._file.seek(self._position)
             self._position = self._file.seek(offset, whence)
             return self._position
@@ -200,7 +200,7 @@ class VersionedFile:
 
     def close(self) -> None:
         """Close the file; its pages stay cached. Closing again does nothing."""
-        with self._change_lock:
+        with self._change_lock.held():
             self._file.close()
 
     def __enter__(self) -> "VersionedFile":

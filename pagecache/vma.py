@@ -5,14 +5,14 @@ A page of an area is shown through a translation (`PageTable`), which holds no r
 """
 
 import os
-import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pagecache import filemap, write
-from pagecache._core import AddressSpace, CopySource, CopyTarget, PageTable, PrivatePage
+from pagecache._core import AddressSpace, CopySource, CopyTarget, Mutex, PageTable, PrivatePage
 from pagecache.mm_types import PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VmFault
+from pagecache.weak_members import WeakMembers
 
 if TYPE_CHECKING:
     from pagecache.memory_map import MemoryMap
@@ -49,47 +49,24 @@ class MappedFile:
             self._inode.release(writes=self._writes)
 
 
-class MappedAreas:
-    """The areas that map one object, held weakly (i_mmap): what truncation has to visit."""
-
-    def __init__(self) -> None:
-        self._areas: dict[int, weakref.ref[VirtualMemoryArea]] = {}
-
-    def add(self, area: "VirtualMemoryArea") -> None:
-        """Register an area until it is discarded or gone. Context: any thread; takes no lock."""
-        areas, key = self._areas, id(area)
-        areas[key] = weakref.ref(area, lambda gone: areas.pop(key, None))
-
-    def discard(self, area: "VirtualMemoryArea") -> None:
-        """Forget an area."""
-        self._areas.pop(id(area), None)
-
-    def __len__(self) -> int:
-        return len(self._areas)
-
-    def __iter__(self) -> "Iterator[VirtualMemoryArea]":
-        areas = [reference() for reference in list(self._areas.values())]
-        return iter([area for area in areas if area is not None])
-
-
-_maps_lock = threading.Lock()
+_maps_lock = Mutex()
 
 
 def _after_fork_in_child() -> None:
     global _maps_lock
-    _maps_lock = threading.Lock()
+    _maps_lock = Mutex()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def maps_of(mapping: AddressSpace) -> MappedAreas:
-    """Return the areas that map an object."""
+def maps_of(mapping: AddressSpace) -> "WeakMembers[VirtualMemoryArea]":
+    """Return the areas that map an object (i_mmap): what truncation has to visit."""
     if mapping.maps is None:
-        with _maps_lock:
+        with _maps_lock.held():
             if mapping.maps is None:
-                mapping.maps = MappedAreas()
+                mapping.maps = WeakMembers()
     return mapping.maps
 
 

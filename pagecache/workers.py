@@ -5,15 +5,17 @@ reader waits for go before readahead.  The threads are daemons that come when th
 so that a store that hangs holds up neither other stores, nor closing, nor the end of the program.
 """
 
+import _thread
 import logging
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from pagecache._core import Places
+from pagecache._core import Mutex, Places
 
 MAX_WORKERS = 256
 IDLE_TIMEOUT_S = 10.0
@@ -31,12 +33,33 @@ def run_guarded(task: Task) -> None:
         logger.exception("a task in the background failed")
 
 
+def start_thread(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
+    """Start a daemon thread. Returns it; it may not run yet. Raises RuntimeError if the system has none left.
+
+    Context: `Thread.start` waits for the new thread on a lock that an exception out of a signal handler would leave
+    locked, with the new thread behind it for ever. Signals strike the main thread only, so another one starts it.
+    """
+    thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+
+    def start() -> None:
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no further thread, but this one
+            target(*args)
+
+    if threading.current_thread() is threading.main_thread():
+        _thread.start_new_thread(start, ())
+    else:
+        thread.start()
+    return thread
+
+
 class WorkerPool:
     """Threads on demand. Context: tasks run without any lock of the pool."""
 
     def __init__(self, max_workers: int = MAX_WORKERS):
         self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._max_workers = max_workers
         self._nr_workers = 0
         self._nr_idle = 0
@@ -48,28 +71,30 @@ class WorkerPool:
 
     def run(self, task: Task) -> None:
         """Run a task in some thread, at once if there are fewer than max_workers busy."""
-        with self._lock:
+        with self._lock.held():
             self._tasks.put(task)
             if self._nr_idle >= self._tasks.qsize() or self._nr_workers >= self._max_workers:
                 return
-            self._nr_workers += 1
         try:
-            threading.Thread(target=self._work, name="pagecache-io", daemon=True).start()
+            start_thread("pagecache-io", self._work)
         except RuntimeError:  # the system has no thread left: another worker will come by, or this one does the work
-            with self._lock:
-                self._nr_workers -= 1
             if self._nr_workers == 0:
-                run_guarded(self._tasks.get())
+                with suppress(queue.Empty):
+                    run_guarded(self._tasks.get_nowait())
 
     def _work(self) -> None:
+        with self._lock.held():  # counted here, where no signal strikes
+            if self._nr_workers >= self._max_workers:
+                return
+            self._nr_workers += 1
         while True:
-            with self._lock:
+            with self._lock.held():
                 self._nr_idle += 1
             try:
                 task = self._tasks.get(timeout=IDLE_TIMEOUT_S)
             except queue.Empty:
                 task = None
-            with self._lock:
+            with self._lock.held():
                 self._nr_idle -= 1
                 if task is None and self._tasks.empty():
                     self._nr_workers -= 1

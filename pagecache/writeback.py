@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pagecache import _core, fill, workers
-from pagecache._core import AddressSpace, Folio, WritebackBatch
+from pagecache._core import AddressSpace, EventCount, Folio, Mutex, Places, WritebackBatch
 from pagecache.fill import clear_frames
 
 PAGE_SHIFT = 12
@@ -62,11 +62,11 @@ class WritebackControl:
     range_cyclic: bool = False
     nr_written: int = 0
     error: OSError | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: Mutex = field(default_factory=Mutex, repr=False)
 
     def note(self, nr_pages: int, error: OSError | None) -> None:
         """Note how one request ended. Context: any thread."""
-        with self._lock:
+        with self._lock.held():
             self.nr_written += nr_pages
             self.error = self.error or error
 
@@ -273,27 +273,34 @@ def write_requests(mapping: AddressSpace, wbc: WritebackControl) -> Iterator[Cal
     if mapping.fd >= 0 or limit == 1:
         yield run_here
         return
-    free, left_alone = threading.Semaphore(limit), threading.Event()
+    places, ended, left_alone = Places(limit), EventCount(), [False]
+
+    def take_place() -> None:
+        while not places.take():
+            seen = ended.value
+            if places.taken == limit:
+                ended.wait(seen)
 
     def run_there(batch: WritebackBatch) -> None:
         def task() -> None:
             try:
                 with _core.OwnWrite(mapping, False):
                     run_here(batch, BaseException)  # it is no use to this thread
-                    if left_alone.is_set():
+                    if left_alone[0]:
                         mapping.extra.take_version(mapping)
             finally:
-                free.release()
+                places.give()
+                ended.advance()
 
-        free.acquire()
+        take_place()
         workers.shared_pool.run(task)
 
     try:
         yield run_there
         for _ in range(limit):
-            free.acquire()
+            take_place()
     except BaseException:
-        left_alone.set()  # a signal: what is under way ends by itself
+        left_alone[0] = True  # a signal: what is under way ends by itself
         raise
 
 

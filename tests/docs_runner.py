@@ -89,9 +89,19 @@ def make_tiff(path):
         raster.write(pixels, 1)
 
 
+def make_sqlite(path):
+    import sqlite3
+
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE items(id INTEGER PRIMARY KEY, name, price)")
+        database.executemany("INSERT INTO items VALUES(?, ?, ?)", ((n, f"item {n}", n * 0.5) for n in range(5000)))
+    database.close()
+
+
 SAMPLES = {
     "data.bin": make_bytes, "table.parquet": make_parquet, "table.csv": make_csv, "array.zarr": make_zarr,
     "data.h5": make_hdf5, "data.nc": make_netcdf, "data.zarr": make_xarray_zarr, "image.tif": make_tiff,
+    "data.db": make_sqlite,
 }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def environment_of(interpreter: str) -> Path:
     python = ROOT / "build" / "with" / tag / "bin" / "python"
     if not python.exists():
         must(interpreter, "-m", "venv", python.parent.parent)
-    pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check")
+    pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--prefer-binary")
     must(*pip, *requirements())
     for name in OPTIONAL:
         if run(*pip, "--only-binary", ":all:", name):

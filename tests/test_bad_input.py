@@ -66,7 +66,7 @@ class TestNumbers:
         assert file.preadinto(bytearray(10), value) == 0
 
     @pytest.mark.parametrize("way", POSITIONAL)
-    @pytest.mark.parametrize("value", NO_INTEGERS, ids=repr)
+    @pytest.mark.parametrize("value", NO_INTEGERS)
     def test_anything_else_is_refused(self, file, way, value):
         for nbytes, offset in ((value, 0), (1, value)):
             with pytest.raises(TypeError):

@@ -12,8 +12,8 @@ from docs_runner import MISSING, blocks_of, run_block
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = Path(__file__).with_name("docs_runner.py")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LIBRARIES = ("fsspec", "s3", "obstore", "zarr", "h5py", "pyarrow", "pandas", "polars", "duckdb", "rasterio", "xarray",
-             "dask")  # fmt: skip
+LIBRARIES = ("fsspec", "s3", "obstore", "zarr", "h5py", "pyarrow", "pandas", "polars", "duckdb", "rasterio", "sqlite",
+             "xarray", "dask")  # fmt: skip
 
 
 def name_of(path):

@@ -6,7 +6,7 @@ import resource
 import signal
 
 import pytest
-from support import PAGE, pages_of
+from support import PAGE, pages_of, wait_until
 from write_steps import WritableStore, dirty_pages
 
 import pagecache
@@ -105,6 +105,84 @@ class TestDurability:
             file.fsync()
             assert (tmp_path / "data").read_bytes() == pages_of(20 * PAGE)
             file.close()
+
+
+class TestSyncOfWhatIsClosed:
+    """A closed file is written back, but its store was not asked to make that durable: PageCache.sync does."""
+
+    def test_sync_reaches_the_store_and_closes_it(self, cache, store):
+        with cache.open(store, "r+b") as file:
+            file.pwrite(b"new", 0)
+        assert store.names() == ["writev"]
+        cache.sync()
+        assert store.names() == ["writev", "sync"]
+        assert store.nr_closed == 1
+        cache.sync()
+        assert store.names() == ["writev", "sync"]
+
+    def test_a_file_that_was_synced_is_closed_at_once(self, cache, store):
+        with cache.open(store, "r+b") as file:
+            file.pwrite(b"new", 0)
+            file.fsync()
+        assert store.nr_closed == 1
+        with cache.open(store, "r+b"):
+            pass
+        assert store.nr_closed == 2
+
+    @pytest.mark.parametrize("call", [lambda file: file.truncate(PAGE), lambda file: file.punch_hole(0, PAGE)])
+    def test_a_change_of_size_and_a_hole_count_as_well(self, cache, store, call):
+        with cache.open(store, "r+b") as file:
+            call(file)
+        cache.sync()
+        assert store.names()[-1] == "sync"
+
+    def test_the_end_of_the_cache_does_too(self, make_cache, store):
+        cache = pagecache.PageCache(64 * PAGE)
+        with cache.open(store, "r+b") as file:
+            file.pwrite(b"new", 0)
+        cache.close()
+        assert (store.names(), store.nr_closed) == (["writev", "sync"], 1)
+
+    def test_a_sync_that_fails_is_told_and_tried_again(self, cache, store):
+        def fail(datasync):
+            raise OSError(errno.EIO, "bad")
+
+        with cache.open(store, "r+b") as file:
+            file.pwrite(b"new", 0)
+        store.on_sync = fail
+        for _ in range(2):
+            with pytest.raises(OSError, match="bad"):
+                cache.sync()
+            assert store.nr_closed == 0
+        store.on_sync = lambda datasync: None
+        cache.sync()
+        assert store.names()[-2:] == ["writev", "sync"]  # what is still cached is written once more before
+        assert store.nr_closed == 1
+
+    def test_the_flusher_does_in_the_end(self, make_cache, store):
+        cache = make_cache(64 * PAGE, dirty_expire_s=0.02)
+        with cache.open(store, "r+b") as file:
+            file.pwrite(b"new", 0)
+        wait_until(lambda: store.nr_closed, "the store to be closed")
+        assert store.names()[-1] == "sync"
+
+    def test_only_so_many_stores_stay_open(self, make_cache):
+        cache, stores = make_cache(64 * PAGE, nr_objects=39), [WritableStore(DATA, key=str(n)) for n in range(100)]
+        for store in stores:
+            with cache.open(store, "r+b") as file:
+                file.pwrite(b"new", 0)
+            assert sum(1 for store in stores if store.names() and not store.nr_closed) <= 2 * 10 + 1
+        cache.sync()
+        assert all(store.nr_closed == 1 and "sync" in store.names() for store in stores)
+
+    def test_a_file_that_was_renamed_since(self, cache, tmp_path, monkeypatch):
+        synced, fsync = [], os.fsync
+        monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+        with cache.open(tmp_path / "part", "x+b") as file:
+            file.write(b"new")
+        os.rename(tmp_path / "part", tmp_path / "whole")
+        cache.sync()
+        assert synced == [str(tmp_path / "whole"), str(tmp_path)]
 
 
 class TestDirect:

@@ -29,3 +29,18 @@ def test_threads_see_only_what_may_be_there(descriptors, nr_frames, nr_threads, 
     counts = engine_threads.run(descriptors, nr_frames, nr_threads, NR_STEPS, seed % 2**32, faults)
     assert sum(counts.values()) == nr_threads * NR_STEPS
     assert min(counts.values()) > 0
+
+
+@pytest.mark.parametrize("nr_frames", [1, 2, 3, 64], ids="frames={}".format)
+@pytest.mark.parametrize("policy", engine_threads.POLICIES)
+def test_every_policy_keeps_its_lists_while_folios_leave_otherwise(descriptors, nr_frames, policy, seed):
+    """Removal, truncation and splits take folios that the policy is moving between its lists."""
+    counts = engine_threads.run(descriptors, nr_frames, 4, NR_STEPS, seed % 2**32, False, policy=policy)
+    assert sum(counts.values()) == 4 * NR_STEPS
+
+
+@pytest.mark.parametrize("policy", engine_threads.POLICIES)
+def test_every_policy_keeps_its_lists_while_the_same_pages_come_and_go(descriptors, policy, seed):
+    """Few pages more than frames, read again and again: folios are on the move all the time."""
+    counts = engine_threads.run(descriptors, 24, 4, 2 * NR_STEPS, seed % 2**32, False, 40, policy)
+    assert counts["read"] > 0 and counts["evict"] > 0

@@ -278,7 +278,7 @@ def test_each_page_considered_takes_one_miss_back(cache, before, after):
 
 
 def test_recently_evicted_folios_give_no_credit():
-    with checked_cache(64) as cache:
+    with checked_cache(64, policy="kernel") as cache:
         area = Mapped(cache, NR_PAGES)
         area.bring_in(*range(16))
         held = [area.mapping.get_folio(index) for index in range(4)]

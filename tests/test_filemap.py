@@ -470,7 +470,7 @@ class TestReadEnd:
             file.mapping.size = store.size()
 
     def test_repeated_reads_within_a_folio_are_one_access(self, make_cache, store):
-        with make_cache(64 * PAGE).open(store) as file:
+        with make_cache(64 * PAGE, policy="kernel").open(store) as file:
             for pos in range(0, PAGE, 100):
                 file.pread(100, pos)
             assert not file.mapping.get_folio(0).active

@@ -348,6 +348,20 @@ class TestVersions:
         assert server.count() == 0
         system.invalidate_cache()
 
+    @pytest.mark.parametrize("recheck", [0.0, 3600])
+    def test_seconds_count_from_the_last_open_of_a_file_that_is_closed(self, cache, server, recheck):
+        url = server.put("object", DATA)
+        system = PageCacheFileSystem("http", recheck=recheck, skip_instance_cache=True)
+        for _ in range(2):
+            with system.open(url) as file:
+                assert file.read() == DATA
+        assert server.count("HEAD") == (1 if recheck else 2) + (2 if not recheck else 0)
+        server.put("object", bytes([9]) * len(DATA))
+        system.invalidate_cache(url)
+        with system.open(url) as file:
+            assert set(file.read()) == {9}
+        system.invalidate_cache()
+
 
 class TestPickle:
     def test_instances_pickle_as_their_arguments(self, fs, server, cache):

@@ -125,7 +125,8 @@ class TestAccesses:
         assert lists.flags(0) == set()
 
     def test_a_read_counts_once_in_a_folio_and_the_next_one_activates(self, make_cache):
-        with make_cache(64 * PAGE).open(pagecache.MemoryStore(bytes(20 * PAGE))) as file:
+        cache = make_cache(64 * PAGE, policy="kernel")
+        with cache.open(pagecache.MemoryStore(bytes(20 * PAGE))) as file:
             file.pread(PAGE, 0)
             assert file.mapping.get_folio(0).referenced
             assert not file.mapping.get_folio(0).active
@@ -302,7 +303,8 @@ class TestRefaults:
         assert lists.workingset_refault_file == 0
 
     def test_cachestat_tells_shadows_that_would_be_activated(self, make_cache):
-        with make_cache(64 * PAGE).open(pagecache.MemoryStore(bytes(500 * PAGE))) as file:
+        cache = make_cache(64 * PAGE, policy="kernel")
+        with cache.open(pagecache.MemoryStore(bytes(500 * PAGE))) as file:
             file.fadvise(pagecache.FADV_RANDOM)
             for index in range(0, 500, 5):
                 file.pread(1, index * PAGE)

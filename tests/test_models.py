@@ -20,7 +20,7 @@ SPIN_MODELS = sorted(MODELS.glob("*.pml"))
 VARIANTS = {"optimistic_read": ["-DNEW_PAGE=OTHER_PAGE"]}  # flags beside which a model must hold too
 GENMC = os.environ.get("PAGECACHE_GENMC") or shutil.which("genmc")
 TIMEOUT_S = 110
-MIRRORED = r"\b(?:folio|filemap|mapping|rwsem|dirty|errseq|stamp|own|read)_[a-z_]+"
+MIRRORED = r"\b(?:folio|filemap|mapping|rwsem|spin|dirty|errseq|stamp|own|read)_[a-z_]+"
 
 needs_genmc = pytest.mark.skipif(GENMC is None, reason="needs genmc (on PATH, or named by PAGECACHE_GENMC)")
 needs_spin = pytest.mark.skipif(not (shutil.which("spin") and shutil.which("cc")), reason="needs spin and a C compiler")

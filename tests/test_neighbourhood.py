@@ -3,8 +3,7 @@
 import pytest
 from support import PAGE, FaultyStore, Store, add_page, pages_of
 
-from pagecache import neighbourhood
-from pagecache.neighbourhood import BLOCK_PAGES, DENSE_PART, GROWTH, NEAR_PAGES, SMALL_REQUEST, block_pages, missing_around
+from pagecache.neighbourhood import BLOCK_PAGES, DENSE_PART, GROWTH, NEAR_PAGES, SMALL_REQUEST, block_pages
 
 NR_PAGES = 8192
 DATA = pages_of(NR_PAGES * PAGE)
@@ -85,26 +84,6 @@ class TestSize:
         assert block_pages(far.mapping, 5, 1, WINDOW) == BLOCK_PAGES
 
 
-class TestMissingAround:
-    @pytest.mark.parametrize(
-        ("cached", "run"),
-        [
-            ((), (64, 128)),
-            ((70,), (71, 128)),
-            ((70, 71, 90), (72, 90)),
-            ((79, 81), (80, 81)),
-            ((63, 128), (64, 128)),
-        ],
-    )
-    def test_is_the_gap_of_the_page(self, far, cached, run):
-        for index in cached:
-            assert add_page(far.mapping, index)
-        assert missing_around(far.mapping, 80, 1, 64) == run
-
-    def test_goes_on_to_the_end_of_the_request(self, far):
-        assert missing_around(far.mapping, 126, 7, 64) == (64, 133)
-
-
 class TestReads:
     def test_that_lie_close_together_bring_their_blocks_in_one_request(self, far):
         near = [10 * BLOCK_PAGES + 7, 13 * BLOCK_PAGES, 11 * BLOCK_PAGES + 7, 8 * BLOCK_PAGES]
@@ -140,7 +119,7 @@ class TestReads:
         rng.shuffle(indices)
         for index in indices:
             assert far.pread(9, index * PAGE + 5) == DATA[index * PAGE + 5 : index * PAGE + 14]
-        assert len(pages_read(far)) < len(indices) // 3
+        assert len(pages_read(far)) < len(indices) // 4
 
     def test_of_many_pages_bring_just_those(self, far):
         far.pread(50 * PAGE, 1000 * PAGE)
@@ -165,4 +144,3 @@ class TestReads:
 
     def test_near_the_end(self, far):
         assert far.pread(99, NR_PAGES * PAGE - 9) == DATA[-9:]
-        assert neighbourhood.missing_around(far.mapping, 0, 1, BLOCK_PAGES) == (0, BLOCK_PAGES)

@@ -44,7 +44,7 @@ class TestAgainstBytes:
         @given(
             ranges=st.lists(a_range, max_size=30),
             warm=st.lists(a_range, max_size=4),
-            hole_size=st.sampled_from([0, 1, PAGE, 3 * PAGE, 1 << 16, 1 << 40]),
+            hole_size=st.sampled_from([None, 0, 1, PAGE, 3 * PAGE, 1 << 16, 1 << 40]),
             how=st.sampled_from(["store", "buffered", "direct"]),
         )
         def test(ranges, warm, hole_size, how):
@@ -122,7 +122,7 @@ class TestRequests:
             mapping = file.mapping
             ranges = [(0, 1), (10 * PAGE, 0), (4 * PAGE, 2 * PAGE), (5 * PAGE + 1, PAGE), (len(DATA), 9)]
             assert missing_runs(mapping, ranges, 0) == [(0, 0), (4, 6)]
-            assert missing_runs(mapping, ranges, 3) == [(0, 6)]
+            assert missing_runs(mapping, ranges, 3 * PAGE) == [(0, 6)]
             assert missing_runs(mapping, [(0, 1 << 62)], 0) == [(0, NR_PAGES - 1)]
 
     def test_groups_fit_the_budget(self):

@@ -2,9 +2,10 @@
 
 import errno
 import threading
+import time
 
 import pytest
-from support import PAGE, Crew, assert_nothing_is_held, frame_of, pages_of, wait_until
+from support import PAGE, STRESS, Crew, assert_nothing_is_held, frame_of, pages_of, wait_until
 from write_steps import Fault, Gate, WritableStore, dirty_pages, fill_dirty, flags_of, folio_of
 
 import pagecache
@@ -66,7 +67,7 @@ class TestAgainstWriteBack:
         writer = Crew(file.fsync)
         gate.wait_entered()
         cutter = Crew(lambda: file.truncate(size))
-        wait_until_in(cutter, "truncate_inode_pages_range", "cached_tail")
+        wait_until_in(cutter, "truncate_inode_pages_range", "wait_for_folios")
         assert "truncate" not in store.names()
         gate.go_on.set()
         writer.join_well()
@@ -83,7 +84,7 @@ class TestAgainstWriteBack:
         writer = Crew(file.fsync)
         gate.wait_entered()
         cutter = Crew(lambda: file.truncate(PAGE))
-        wait_until(lambda: file.mapping.get_folio(2) is None, "the pages that are not being written to go")
+        wait_until(lambda: file.mapping.size == PAGE, "the size to change")
         gate.go_on.set()
         writer.join_well()
         cutter.join_well()
@@ -96,7 +97,7 @@ class TestAgainstWriteBack:
         writer = Crew(file.fsync)
         gate.wait_entered()
         cutter = Crew(lambda: file.truncate(0))
-        wait_until_in(cutter, "truncate_inode_pages_range", "cached_tail")
+        wait_until_in(cutter, "truncate_inode_pages_range", "wait_for_folios")
         gate.go_on.set()
         assert isinstance(writer.join()[0], OSError)
         cutter.join_well()
@@ -351,7 +352,6 @@ class TestFailingStores:
     @pytest.mark.parametrize("size", [0, 100, PAGE, 5 * PAGE + 7])
     @pytest.mark.parametrize("state", ["cached", "cold", "dirty"])
     def test_a_cut_that_fails_leaves_what_the_store_has(self, file, store, size, state):
-        """Only what was written behind the cut, and never reached the store, may be lost."""
         expected = bytearray(DATA)
         if state != "cold":
             file.pread(NR_PAGES * PAGE, 0)
@@ -362,6 +362,90 @@ class TestFailingStores:
         with pytest.raises(OSError, match="broken"):
             file.truncate(size)
         assert file.pread(NR_PAGES * PAGE + 1, 0) == expected
+        file.fsync()
+        assert store.data == expected
+
+    @pytest.mark.parametrize("size", [0, 100, PAGE, 2 * PAGE, 5 * PAGE + 7, NR_PAGES * PAGE + 5])
+    @pytest.mark.parametrize("large", [False, True])
+    def test_a_cut_that_fails_loses_nothing_that_was_written(self, file, store, size, large):
+        expected = DATA + pages_of(8 * PAGE, start=7)
+        if large:
+            expected = write_large(file, 16)
+        else:
+            fill_dirty(file, NR_PAGES)
+            expected = file.pread(NR_PAGES * PAGE, 0) + expected[NR_PAGES * PAGE :]
+            file.pwrite(expected[NR_PAGES * PAGE :], NR_PAGES * PAGE)
+        nr_dirty = dirty_pages(file)
+        store.on_truncate = Fault(EIO, 1)
+        with pytest.raises(OSError, match="broken"):
+            file.truncate(min(size, len(expected) - 1))
+        assert dirty_pages(file) == nr_dirty > 0
+        assert (file.seek(0, 2), file.pread(len(expected) + 1, 0)) == (len(expected), expected)
+        file.fsync()
+        assert store.data == expected
+
+    @pytest.mark.parametrize("left", [3 * PAGE, 100])
+    def test_a_cut_that_fails_half_way_leaves_what_the_store_has(self, file, store, left):
+        """The store has lost bytes: what is cached of them is no longer shown."""
+        file.pread(NR_PAGES * PAGE, 0)
+        file.pwrite(b"new", 6 * PAGE)
+
+        def cut_more(size):
+            del store.data[left:]
+            raise EIO
+
+        store.on_truncate = cut_more
+        with pytest.raises(OSError, match="broken"):
+            file.truncate(100)
+        assert file.pread(NR_PAGES * PAGE, 0) == DATA[:left]
+
+    def test_write_back_does_not_take_half_of_a_folio_that_is_being_cut(self, file, store):
+        """What lies behind the cut would count as written with the rest of the page."""
+        file.pwrite(b"behind the cut", 2 * PAGE + 500)
+        expected = file.pread(NR_PAGES * PAGE, 0)
+        crews = []
+
+        def write_back_and_fail(size):
+            crews.append(Crew(lambda: file.sync_range(0)))
+            thread, looks, place = crews[0].threads[0], 0, None
+            while thread.is_alive() and looks < 20:
+                frame = frame_of(thread.ident)
+                here = (frame, frame and frame.f_lasti)
+                looks, place = (looks + 1 if here == place else 0), here
+                time.sleep(0.002)
+            raise EIO
+
+        store.on_truncate = write_back_and_fail
+        with pytest.raises(OSError, match="broken"):
+            file.truncate(2 * PAGE + 100)
+        crews[0].join_well()
+        file.fsync()
+        assert store.data == expected
+
+    @pytest.mark.stress
+    def test_cuts_that_fail_while_others_write_back(self, file, store, rng):
+        """Write-back of any part, at any moment of a cut that fails, neither loses bytes nor writes behind the cut."""
+        expected = bytearray(DATA)
+        done = threading.Event()
+
+        def write_back():
+            while not done.is_set():
+                file.sync_range(0, 0)
+
+        def cut():
+            try:
+                for _ in range(500 if STRESS else 60):
+                    offset, data = rng.randrange(NR_PAGES * PAGE - 50), rng.randbytes(50)
+                    file.pwrite(data, offset)
+                    expected[offset : offset + 50] = data
+                    store.on_truncate = Fault(EIO, 1)
+                    with pytest.raises(OSError, match="broken"):
+                        file.truncate(rng.randrange(NR_PAGES * PAGE))
+                    assert file.pread(NR_PAGES * PAGE + 1, 0) == expected
+            finally:
+                done.set()
+
+        Crew(cut, write_back, write_back).join_well()
         file.fsync()
         assert store.data == expected
 

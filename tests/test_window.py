@@ -79,12 +79,33 @@ class TestRequests:
         assert request_bytes(StoreHints(preferred_request=1, max_request=1), StoreSpeed()) == PAGE
 
     @pytest.mark.parametrize(
-        ("nr_pages", "expected"), [(1, 32), (32, 32), (256, 32), (512, 64), (4096, 512), (10**6, 4096)]
+        ("nr_pages", "expected"), [(1, 1), (32, 32), (256, 256), (653, 653), (654, 327), (4096, 512), (10**6, 4096)]
     )
-    def test_of_a_short_run_are_spread_over_all_connections(self, nr_pages, expected):
+    def test_of_a_run_are_spread_over_the_connections_that_are_worthwhile(self, nr_pages, expected):
         line = Line(StoreHints(), None)
         line.speed = speed_of(0.02, 64 * MIB)
         assert line.request_pages(nr_pages) == expected
+
+    @pytest.mark.parametrize(
+        ("nr_pages", "expected"), [(32, 32), (400, 400), (653, 653), (654, 327), (10**4, 1250), (10**6, 4096)]
+    )
+    def test_of_a_block_carry_no_less_than_they_cost(self, nr_pages, expected):
+        line = Line(StoreHints(), None)
+        line.speed = speed_of(0.02, 64 * MIB)  # 327 pages in flight
+        assert line.block_request_pages(nr_pages) == expected
+
+    @pytest.mark.parametrize(
+        ("latency_s", "bandwidth", "expected"), [(0.02, 64 * MIB, 256), (0.002, 64 * MIB, 32), (0.0001, 64 * MIB, 16)]
+    )
+    def test_read_through_holes_that_cost_less(self, latency_s, bandwidth, expected):
+        line = Line(StoreHints(), None)
+        line.speed = speed_of(latency_s, bandwidth)
+        assert line.hole_pages() == expected
+
+    def test_that_are_too_short_to_measure_bandwidth_say_how_high_it_is_at_least(self):
+        speed = speed_of(0.02, 1000 * MIB, sizes=(4 * KIB, 256 * KIB))
+        assert speed.free_bytes >= 256 * KIB / 0.05
+        assert speed_of(0.02, MIB).free_bytes == pytest.approx(0.02 * MIB)
 
 
 class TestWindows:

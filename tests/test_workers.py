@@ -1,15 +1,21 @@
 """Threads on demand, and what one object lets run at once."""
 
+import functools
 import os
+import signal
 import subprocess
 import sys
 import threading
 
 import pytest
-from support import PATIENCE_S, Crew, wait_until
+from support import PATIENCE_S, STRESS, Crew, wait_until
 
 from pagecache import workers
 from pagecache.workers import Channel, WorkerPool
+
+
+class Interrupted(BaseException):
+    """What a signal handler raises."""
 
 
 class Gate:
@@ -90,14 +96,54 @@ class TestPool:
         assert done.wait(PATIENCE_S)
 
     def test_does_the_work_itself_where_no_thread_can_be_had(self, monkeypatch):
-        def no_thread(self):
+        def no_thread(*args):
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        monkeypatch.setattr(workers._thread, "start_new_thread", no_thread)
         pool, ran = WorkerPool(), []
         pool.run(lambda: ran.append(1))
         assert ran == [1]
         assert pool.nr_workers == 0
+
+    def test_makes_do_with_the_one_thread_that_can_be_had(self, monkeypatch):
+        def no_thread(self):
+            raise RuntimeError("can't start new thread")
+
+        pool, done = WorkerPool(), threading.Event()
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        pool.run(done.set)
+        assert done.wait(PATIENCE_S)
+        assert pool.nr_workers == 1
+
+    def test_a_signal_while_a_thread_is_started_loses_no_task(self, rng):
+        """The main thread hands tasks over and is interrupted again and again: each task runs, or was never handed over."""
+
+        armed = []
+
+        def interrupt(number, frame):
+            if armed:
+                armed.clear()
+                raise Interrupted
+
+        ran, before = [], signal.signal(signal.SIGALRM, interrupt)
+        try:
+            for number in range(2000 if STRESS else 200):
+                pool = WorkerPool()
+                try:
+                    armed.append(1)
+                    signal.setitimer(signal.ITIMER_REAL, rng.random() * 3e-4 + 1e-6)
+                    pool.run(functools.partial(ran.append, number))
+                    armed.clear()
+                except Interrupted:
+                    pass
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                pool.run(functools.partial(ran.append, -number - 1))  # finds a worker for what was left behind
+                wait_until(lambda p=pool, n=number: -n - 1 in ran and p._tasks.empty(), "the tasks to run")
+                assert not pool._lock.is_held
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        wait_until(lambda: pool._nr_idle == pool.nr_workers, "the workers to be idle")
 
     def test_a_forked_child_has_threads_of_its_own(self):
         code = (
@@ -143,6 +189,7 @@ class TestChannel:
                 order.append("reader")
 
         channel.submit(gate.task("first"))
+        wait_until(lambda: gate.nr_running == 1, "the place to be taken")
         channel.submit(lambda: order.append("readahead"))
         thread = threading.Thread(target=reader)
         thread.start()
@@ -162,6 +209,7 @@ class TestChannel:
                 order.append("prefetch")
 
         channel.submit(gate.task("first"))
+        wait_until(lambda: gate.nr_running == 1, "the place to be taken")
         channel.submit(lambda: order.append("readahead"))
         thread = threading.Thread(target=prefetcher)
         thread.start()
@@ -211,6 +259,7 @@ class TestChannel:
 
         for number in range(4):
             channel.submit(blockers.task(number))
+        wait_until(lambda: blockers.nr_running == 4, "all places to be taken")
         for number in range(8):
             channel.submit(gate.task(number))
         thread = threading.Thread(target=reader)

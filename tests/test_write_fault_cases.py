@@ -10,7 +10,8 @@ import threading
 
 import pytest
 from failing_store import FailingStore
-from support import PAGE, PATIENCE_S, STRESS, Crew
+from remote_stores import HangingStore
+from support import PAGE, PATIENCE_S, STRESS, Crew, wait_until
 
 import pagecache
 from pagecache import fill, truncate, writeback
@@ -195,7 +196,13 @@ def test_what_a_failed_sync_left_in_doubt_stays_so_until_it_is_written_again(mak
 
 
 def test_interrupted_cut_or_hole_leaves_the_bytes(make_cache, monkeypatch):
-    def interrupted(*_):
+    """What the store has done already is done in the cache as well."""
+    original = truncate._truncate_blocking
+
+    def interrupted(*arguments):
+        if not interrupts:
+            return original(*arguments)
+        interrupts.pop()
         raise KeyboardInterrupt
 
     store = pagecache.MemoryStore(b"\x07" * (4 * PAGE))
@@ -203,16 +210,44 @@ def test_interrupted_cut_or_hole_leaves_the_bytes(make_cache, monkeypatch):
     with cache.open(store, "r+b") as file:
         file.pwrite(b"x", PAGE)
         file.pread(4 * PAGE, 0)
-        for change in (lambda: file.truncate(PAGE + 100), lambda: file.punch_hole(PAGE + 100, PAGE)):
+        expected = b"\x07" * PAGE + b"x" + b"\x07" * (3 * PAGE - 1)
+        for change in (lambda: file.punch_hole(PAGE + 100, PAGE), lambda: file.truncate(PAGE + 100)):
+            interrupts = [1]
             with monkeypatch.context() as patch:
                 patch.setattr(truncate, "_truncate_blocking", interrupted)
                 with pytest.raises(KeyboardInterrupt):
                     change()
+            assert interrupts == []
+            if file.seek(0, 2) < 4 * PAGE:
+                expected = expected[: PAGE + 100] + bytes(3 * PAGE - 100)
             file.truncate(4 * PAGE)
-            expected = b"\x07" * PAGE + b"x" + b"\x07" * (3 * PAGE - 1)
             assert file.pread(4 * PAGE, 0) == expected
             file.fsync()
             assert store.tobytes() == expected
+
+
+def test_allocation_does_not_give_up_while_a_read_that_will_end_has_the_other_frame(make_cache, monkeypatch):
+    """One frame is dirty, cannot be written, and has a view, so that it counts twice; the other is being filled."""
+    monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", WAIT_S)
+    broken = FailingStore(b"\x01" * SIZE, fails_at=0, for_ever=True)
+    hanging = HangingStore(b"\x02" * PAGE, range(1))
+    with pagecache.PageCache(2 * PAGE) as cache, cache.open(broken, "r+b") as one:
+        one.pwrite(b"dirty", 0)
+        view = one.view(5, 0)
+        with cache.open(hanging) as two, cache.open(pagecache.MemoryStore(b"\x03" * PAGE)) as three:
+            filler = Crew(lambda: two.pread(1, 0))
+            assert hanging.entered.wait(PATIENCE_S)
+            seen = cache.stats().writeback_errors
+            reader = Crew(lambda: three.pread(1, 0))
+            wait_until(lambda: cache.stats().writeback_errors >= seen + 3, "the dirty page to be tried again")
+            assert reader.threads[0].is_alive()
+            hanging.go_on.set()
+            assert view == b"dirty"
+            assert (filler.join_well(), reader.join_well()) == ([b"\x02"], [b"\x03"])
+        view.release()
+        broken.is_healed = True
+        with contextlib.suppress(OSError):  # of the flusher, which tried meanwhile
+            one.fsync()
 
 
 def test_allocation_does_not_give_up_because_all_is_free_for_a_moment(make_cache, monkeypatch):

@@ -431,5 +431,6 @@ class TestFlusher:
         with pagecache.PageCache(64 * PAGE) as cache, cache.open(store, "r+b") as file:
             file.pwrite(b"x", 0)
             thread = cache.flusher._thread
+            wait_until(thread.is_alive, "the flusher to start")
         thread.join(PATIENCE_S)
         assert not thread.is_alive()

@@ -4,64 +4,70 @@ A way is made once, for both passes, and called once a pass; it opens what it re
 """
 
 import datetime
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import fsspec
 import numpy
-from http_objects import HttpStore
 from samples import TIFF_TILE, ZARR_SHAPE
 
 import pagecache
+import pagecache.adapters.fsspec
 from pagecache.adapters.objects import Objects
+from pagecache.stores.fsspec import store_of_url
 
 FSSPEC_CACHES = ["none", "bytes", "readahead", "blockcache", "background", "all"]
 CACHE_SIZE = "1GiB"
+RECHECK_S = 600  # objects are taken to be the same for so long, as fsspec's own caches do for ever
 Pass = Callable[[], Any]
 Way = tuple[str, Callable[[], tuple[Pass, Callable[[], None]]]]
 
 
-def http(**options: Any) -> Any:
-    """Return fsspec's HTTP file system, which shares nothing with another one."""
-    return fsspec.filesystem("http", skip_instance_cache=True, use_listings_cache=False, **options)
-
-
-def chained(protocol: str) -> Any:
-    """Return a file system of fsspec that caches on disk."""
-    options = {"target_protocol": "http", "target_options": {"skip_instance_cache": True}}
-    return fsspec.filesystem(protocol, cache_storage=tempfile.mkdtemp(), skip_instance_cache=True, **options)
-
-
-def openers(url: str) -> Iterator[tuple[str, Callable[[], tuple[Callable[[], Any], Callable[[], None]]]]]:
+def openers(server: Any, name: str) -> Iterator[tuple[str, Callable[[], tuple[Callable[[], Any], Callable[[], None]]]]]:
     """Yield (name, make), where make() returns a function that opens the object, and one that ends the way."""
     for kind in FSSPEC_CACHES:
-        yield f"fsspec {kind}", lambda kind=kind: opening_with(http(), url, cache_type=kind)
+        yield f"fsspec {kind}", lambda kind=kind: opening_with(server.files(), server.path(name), cache_type=kind)
     for protocol in ("blockcache", "filecache"):
-        yield f"fsspec {protocol}::", lambda protocol=protocol: opening_with(chained(protocol), url)
-    yield "pagecache", lambda: opening_ours(url)
+        yield f"fsspec {protocol}::", lambda protocol=protocol: opening_with(server.chained(protocol), server.path(name))
+    yield "pagecache::", lambda: opening_chained(server, name)
+    yield "pagecache, obstore", lambda: opening_obstore(server, name)
 
 
-def opening_with(files: Any, url: str, **options: Any) -> tuple[Callable[[], Any], Callable[[], None]]:
+def opening_with(files: Any, path: str, **options: Any) -> tuple[Callable[[], Any], Callable[[], None]]:
     """Return how to open the object through a file system of fsspec, and how to end that."""
-    return lambda: files.open(url, **options), lambda: None
+    return lambda: files.open(path, **options), lambda: None
 
 
-def opening_ours(url: str) -> tuple[Callable[[], Any], Callable[[], None]]:
-    """Return how to open the object through a new cache, and how to end that."""
+def opening_chained(server: Any, name: str) -> tuple[Callable[[], Any], Callable[[], None]]:
+    """Return how to open the object through `pagecache::` with a new cache, and how to end that."""
     cache = pagecache.PageCache(CACHE_SIZE)
-    objects = Objects(cache, HttpStore)
+    files = server.chained("pagecache", recheck=RECHECK_S)
+
+    def open_file() -> Any:
+        with pagecache.using(cache):
+            return files.open(server.path(name))
+
+    def end() -> None:
+        files.invalidate_cache()
+        cache.close()
+
+    return open_file, end
+
+
+def opening_obstore(server: Any, name: str) -> tuple[Callable[[], Any], Callable[[], None]]:
+    """Return how to open the object through obstore with a new cache, and how to end that."""
+    cache = pagecache.PageCache(CACHE_SIZE)
+    objects = Objects(cache, lambda path: pagecache.ObspecStore(server.obstore(), path))
 
     def end() -> None:
         objects.close()
         cache.close()
 
-    return lambda: objects.open(url), end
+    return lambda: objects.open(name), end
 
 
-def with_files(url: str, read: Callable[[Any], Any]) -> Iterator[Way]:
+def with_files(server: Any, path: str, read: Callable[[Any], Any]) -> Iterator[Way]:
     """Yield the ways to do something with a file object."""
-    for name, make in openers(url):
+    for name, make in openers(server, path):
 
         def begin(make=make):
             open_file, end = make()
@@ -102,10 +108,10 @@ def read_parquet_prefetched(file: Any) -> float:
 
 def parquet_ways(server: Any) -> Iterator[Way]:
     """pyarrow: 3 columns of a 200 MB Parquet file."""
-    url = server.url("table.parquet")
-    yield from with_files(url, read_parquet)
-    *_, (_, begin) = with_files(url, read_parquet_prefetched)
-    yield "pagecache, prefetch_parquet", begin
+    yield from with_files(server, "table.parquet", read_parquet)
+    for name, begin in with_files(server, "table.parquet", read_parquet_prefetched):
+        if name.startswith("pagecache"):
+            yield f"{name}, prefetch_parquet", begin
 
 
 # -- h5py --------------------------------------------------------------------------------------------------------------
@@ -128,7 +134,7 @@ def walk_hdf5(file: Any) -> float:
 
 def hdf5_ways(server: Any) -> Iterator[Way]:
     """h5py: walking a file of 2000 small data sets."""
-    yield from with_files(server.url("many.h5"), walk_hdf5)
+    yield from with_files(server, "many.h5", walk_hdf5)
 
 
 # -- zarr --------------------------------------------------------------------------------------------------------------
@@ -203,7 +209,7 @@ def duckdb_ways(server: Any) -> Iterator[Way]:
 
     def begin_ours() -> Any:
         connection, cache = duckdb.connect(), pagecache.PageCache(CACHE_SIZE)
-        files = register(connection, cache, lambda path: HttpStore(server.url(path)))
+        files = register(connection, cache, lambda path: store_of_url(server.url(path), skip_instance_cache=True))
 
         def end() -> None:
             connection.close()
@@ -248,12 +254,12 @@ def rasterio_ways(server: Any) -> Iterator[Way]:
         return run, lambda: None
 
     def begin_fsspec(kind: str) -> Any:
-        files = http(cache_type=kind)
+        files = server.files(cache_type=kind)
         return lambda: read_tiles(server.url("image.tif"), opener=lambda path, mode="rb": files.open(path)), lambda: None
 
     def begin_ours() -> Any:
         cache = pagecache.PageCache(CACHE_SIZE)
-        opener = PageCacheOpener(cache, lambda path: HttpStore(server.url(path)))
+        opener = PageCacheOpener(cache, lambda path: store_of_url(server.url(path), skip_instance_cache=True))
 
         def end() -> None:
             opener.close()
@@ -269,4 +275,5 @@ def rasterio_ways(server: Any) -> Iterator[Way]:
 
 WORKS = {
     "parquet": parquet_ways, "zarr": zarr_ways, "hdf5": hdf5_ways, "duckdb": duckdb_ways, "rasterio": rasterio_ways,
-}  # fmt: skip
+}
+S3_WORKS = {"s3-parquet": parquet_ways, "s3-hdf5": hdf5_ways}  # fmt: skip

@@ -1,9 +1,15 @@
 """The real files that the libraries read side by side, made by those libraries, and a server of them in a process."""
 
+import logging
 import multiprocessing
 import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy
 
 TESTS = Path(__file__).resolve().parents[2] / "tests" / "ecosystem"
@@ -11,6 +17,8 @@ PARQUET_ROWS, PARQUET_COLUMNS, ROW_GROUP_ROWS = 2_200_000, 12, 220_000
 ZARR_SHAPE, ZARR_SHARD, ZARR_CHUNK = (64, 1024, 1024), (16, 1024, 1024), (4, 128, 128)
 HDF5_SETS = 2000
 TIFF_SIDE, TIFF_TILE = 4096, 256
+BUCKET = "bucket"
+S3_KEYS = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
 
 
 def make_parquet(root: Path) -> None:
@@ -68,7 +76,7 @@ def make_all(root: Path) -> None:
             make(root)
 
 
-def _serve(root: str, latency_s: float, pipe) -> None:
+def _serve_http(root: str, latency_s: float, pipe) -> None:
     sys.path.insert(0, str(TESTS))
     from http_objects import ObjectServer
 
@@ -79,19 +87,54 @@ def _serve(root: str, latency_s: float, pipe) -> None:
             pipe.send(server.counts.take())
 
 
+def _serve_s3(root: str, latency_s: float, pipe) -> None:
+    """Serve the files by moto, which gets them past HTTP; each request waits before it is answered."""
+    import boto3
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+    from moto.s3.models import s3_backends
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    while server._server is None:
+        time.sleep(0.01)
+    application, lock, counts = server._server.app, threading.Lock(), [0, 0]
+
+    def counting(environ, start_response):
+        time.sleep(latency_s)
+        with lock:
+            counts[0] += 1
+        for piece in application(environ, start_response):
+            with lock:
+                counts[1] += len(piece) if environ["REQUEST_METHOD"] == "GET" else 0
+            yield piece
+
+    address = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    boto3.client("s3", endpoint_url=address, **S3_KEYS).create_bucket(Bucket=BUCKET)
+    backend = next(iter(s3_backends.values()))["aws"]
+    for file in sorted(Path(root).iterdir()):
+        if file.is_file():
+            backend.put_object(BUCKET, file.name, file.read_bytes())
+    server._server.app = counting
+    pipe.send(address)
+    while pipe.recv() == "take":
+        with lock:
+            taken, counts[:] = tuple(counts), [0, 0]
+        pipe.send(taken)
+    server.stop()
+
+
 class RemoteServer:
     """A server of a directory's files in a process of its own, so that it takes none of the readers' time."""
+
+    serve = staticmethod(_serve_http)
 
     def __init__(self, root: Path, latency_s: float):
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(str(root), latency_s, theirs), daemon=True)
+        self._process = context.Process(target=self.serve, args=(str(root), latency_s, theirs), daemon=True)
         self._process.start()
         self.base = self._pipe.recv()
-
-    def url(self, path: str) -> str:
-        """Return the address of an object."""
-        return f"{self.base}/{path}"
 
     def take(self) -> tuple[int, int]:
         """Return (requests, bytes) since the last time."""
@@ -102,3 +145,60 @@ class RemoteServer:
         """End the process."""
         self._pipe.send("end")
         self._process.join()
+
+    def url(self, path: str) -> str:
+        """Return the address of an object."""
+        return f"{self.base}/{path}"
+
+    path = url  # what file systems call it
+
+    def files(self, **options: Any) -> Any:
+        """Return fsspec's file system for it, which shares nothing with another one."""
+        return fsspec.filesystem("http", skip_instance_cache=True, use_listings_cache=False, **options)
+
+    def chained(self, protocol: str, **options: Any) -> Any:
+        """Return a file system of fsspec that caches."""
+        if protocol != "pagecache":
+            options["cache_storage"] = tempfile.mkdtemp()
+        target = {"target_protocol": "http", "target_options": {"skip_instance_cache": True}}
+        return fsspec.filesystem(protocol, skip_instance_cache=True, **target, **options)
+
+    def obstore(self) -> Any:
+        """Return obstore's store for it."""
+        from obstore.store import HTTPStore
+
+        return HTTPStore.from_url(self.base, client_options={"allow_http": True})
+
+
+class S3Server(RemoteServer):
+    """The same, of moto's S3."""
+
+    serve = staticmethod(_serve_s3)
+
+    def path(self, path: str) -> str:
+        """Return what file systems call an object."""
+        return f"{BUCKET}/{path}"
+
+    def _options(self) -> dict[str, Any]:
+        return {"endpoint_url": self.base, "key": S3_KEYS["aws_access_key_id"], "secret": S3_KEYS["aws_secret_access_key"],
+                "client_kwargs": {"region_name": S3_KEYS["region_name"]}, "skip_instance_cache": True}  # fmt: skip
+
+    def files(self, **options: Any) -> Any:
+        """Return s3fs."""
+        cache = {"default_cache_type": options.pop("cache_type")} if "cache_type" in options else {}
+        return fsspec.filesystem("s3", use_listings_cache=False, **self._options(), **cache)
+
+    def chained(self, protocol: str, **options: Any) -> Any:
+        """Return a file system of fsspec that caches."""
+        if protocol != "pagecache":
+            options["cache_storage"] = tempfile.mkdtemp()
+        target = {"target_protocol": "s3", "target_options": self._options()}
+        return fsspec.filesystem(protocol, skip_instance_cache=True, **target, **options)
+
+    def obstore(self) -> Any:
+        """Return obstore's store for it."""
+        from obstore.store import S3Store
+
+        return S3Store(BUCKET, endpoint=self.base, client_options={"allow_http": True}, region=S3_KEYS["region_name"],
+                       access_key_id=S3_KEYS["aws_access_key_id"],
+                       secret_access_key=S3_KEYS["aws_secret_access_key"])  # fmt: skip

@@ -2,8 +2,8 @@
 
     PYTHONPATH=build/lib-release:bench/ecosystem:tests/ecosystem python bench/ecosystem/side_by_side.py
 
-The server counts requests and bytes and answers each request after 20 ms. Each way reads twice; whatever gives another
-answer than the others is marked as wrong, whatever fails with its error.
+The server counts requests and bytes and answers each request after 20 ms. Each way begins with nothing known of the server,
+and reads twice; whatever gives another answer than the others is marked as wrong, whatever fails with its error.
 """
 
 import argparse
@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import readers
-from samples import RemoteServer, make_all
+from samples import RemoteServer, S3Server, make_all
+
+from pagecache.window import forget_origins
 
 SETTLE_S = 0.3  # after a pass: what was read ahead still counts for it
-LIBRARIES = ["fsspec", "aiohttp", "pyarrow", "zarr", "obstore", "h5py", "duckdb", "rasterio"]
+LIBRARIES = ["fsspec", "aiohttp", "s3fs", "pyarrow", "zarr", "obstore", "h5py", "duckdb", "rasterio"]
 
 
 def measure(begin: Any, server: RemoteServer) -> list[Any]:
     """Run both passes of a way. Returns (answer or exception, seconds, requests, bytes) of each."""
+    forget_origins()
     run, end = begin()
     passes = []
     for _ in range(2):
@@ -61,20 +64,32 @@ def table(title: str, rows: list[tuple[str, list[Any]]]) -> str:
 def main() -> None:
     """Run the works that are asked for and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", nargs="*", choices=[*readers.WORKS, []], help="all if none is given")
+    works = [*readers.WORKS, *readers.S3_WORKS]
+    parser.add_argument("works", nargs="*", choices=[*works, []], help="all over HTTP if none is given")
     parser.add_argument("--directory", type=Path, default=Path("build/ecosystem"), help="where the files are, or are made")
     parser.add_argument("--latency", type=float, default=0.02, help="seconds before each answer")
     parser.add_argument("--only", help="ways whose names contain this")
+    parser.add_argument("--without", help="leave out ways of this name")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     make_all(arguments.directory)
-    server = RemoteServer(arguments.directory, arguments.latency)
     print(", ".join(f"{name} {version(name)}" for name in LIBRARIES) + f"; {arguments.latency * 1000:g} ms a request\n")
-    for work in arguments.works or readers.WORKS:
-        ways = readers.WORKS[work]
-        rows = [(name, measure(begin, server)) for name, begin in ways(server) if (arguments.only or "") in name]
-        print(table(ways.__doc__.rstrip("."), rows), end="\n\n", flush=True)
-    server.close()
+    works = arguments.works or list(readers.WORKS)
+    for kind, table_of in ((RemoteServer, readers.WORKS), (S3Server, readers.S3_WORKS)):
+        names = [work for work in works if work in table_of]
+        if not names:
+            continue
+        server = kind(arguments.directory, arguments.latency)
+        for work in names:
+            ways = table_of[work]
+            rows = [
+                (name, measure(begin, server))
+                for name, begin in ways(server)
+                if (arguments.only or "") in name and name != arguments.without
+            ]
+            title = ways.__doc__.rstrip(".") + (" (S3)" if kind is S3Server else "")
+            print(table(title, rows), end="\n\n", flush=True)
+        server.close()
 
 
 if __name__ == "__main__":

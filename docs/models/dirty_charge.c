@@ -9,7 +9,7 @@ static pc_u32 state[2], charged;                /* the first folio is under writ
 /* mirrors dirty.pxd: dirty_try_charge */
 static int try_charge(void) {
     uint32_t before = load_relaxed_u32(&charged);
-    while (before + 1 <= LIMIT)
+    while (before + 1 <= LIMIT || before == 0)
         if (cas_acq_rel_u32(&charged, &before, before + 1)) {
             assert(before + 1 <= LIMIT);
             return 1;
@@ -34,7 +34,7 @@ static void mark_dirty(int which) {
 #else
     if (!try_charge()) return;
     before = or_acq_rel_u32(&state[which], DIRTY);
-    if (before & WRITEBACK) uncharge();
+    if (before & (WRITEBACK | DIRTY)) uncharge();
 #endif
 }
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pagecache.prefetch import PAGE_SHIFT, Prefetch
-from pagecache.ranges import HOLE_SIZE, missing_runs
+from pagecache.ranges import missing_runs
 
 
 class PrefetchGroup:
@@ -38,13 +38,14 @@ class PrefetchGroup:
             part.wait()
 
 
-def prefetch_ranges(file: Any, ranges: Iterable[tuple[int, int]], *, hole_size: int = HOLE_SIZE) -> PrefetchGroup:
+def prefetch_ranges(file: Any, ranges: Iterable[tuple[int, int]], *, hole_size: int | None = None) -> PrefetchGroup:
     """Bring many ranges of a file in, in the background.
 
-    ranges: (offset, nbytes) of each. hole_size: gaps up to this many bytes between missing pages are read through.
+    ranges: (offset, nbytes) of each. hole_size: gaps up to this many bytes between missing pages are read through;
+    None: those that cost less than another request.
     Returns what can be waited for.
     """
-    runs = missing_runs(file.mapping, list(ranges), hole_size >> PAGE_SHIFT)
+    runs = missing_runs(file.mapping, list(ranges), hole_size)
     return PrefetchGroup([file.prefetch(first << PAGE_SHIFT, (last - first + 1) << PAGE_SHIFT) for first, last in runs])
 
 
@@ -53,12 +54,12 @@ def prefetch_parquet(
     columns: Sequence[str] | None = None,
     *,
     row_groups: Iterable[int] | None = None,
-    hole_size: int = HOLE_SIZE,
+    hole_size: int | None = None,
 ) -> PrefetchGroup:
     """Bring the column chunks of a Parquet file in that a query will read, in the background.
 
     file: a cached `File`. columns: names as `pyarrow.parquet.read_table` takes them ("a" stands for all of "a.b" too);
-    None: all. row_groups: numbers; None: all. hole_size: gaps up to this many bytes are read through.
+    None: all. row_groups: numbers; None: all. hole_size: as for `prefetch_ranges`.
     Returns what can be waited for; reading may begin at once. Raises KeyError for a column that does not exist, OSError.
     Context: reads the footer in the calling thread.
     """

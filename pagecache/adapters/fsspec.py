@@ -112,7 +112,10 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         return FsspecStore(self.fs, path, recheck=self.recheck, version=known)
 
     def _open_file(self, path: str) -> Any:
-        return self.page_cache.open(self._store(path), recheck=self.recheck, on_change=self.on_change)
+        store = self._store(path)
+        file = self.page_cache.open(store, recheck=self.recheck, on_change=self.on_change)
+        self._handles.note_version(path, store.known_version)
+        return file
 
     def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
         """Open for reading through the cache, for writing on the target."""

@@ -1,12 +1,14 @@
-"""Files that a file system keeps open for calls that name a path and not a file."""
+"""Files that a file system keeps open for calls that name a path and not a file, and the versions it has seen."""
 
-import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
+from pagecache._core import Mutex
 from pagecache.stores.validators import Version
 
 HANDLES_MAX = 512
+VERSIONS_MAX = 8192
 
 
 class Handles:
@@ -15,11 +17,12 @@ class Handles:
     def __init__(self, limit: int = HANDLES_MAX):
         self._limit = limit
         self._files: OrderedDict[str, Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._versions: OrderedDict[str, Version] = OrderedDict()
+        self._lock = Mutex()
 
     def get(self, path: str, cache: Any) -> Any:
         """Return the open file of a path in a cache, or None."""
-        with self._lock:
+        with self._lock.held():
             file = self._files.get(path)
             if file is None or file.closed or file.cache is not cache:
                 return None
@@ -29,7 +32,7 @@ class Handles:
     def put(self, path: str, file: Any) -> Any:
         """Keep a file, unless another thread was faster; returns the one that is kept."""
         closing = []
-        with self._lock:
+        with self._lock.held():
             kept = self._files.get(path)
             if kept is not None and not kept.closed and kept.cache is file.cache:
                 closing.append(file)
@@ -47,16 +50,17 @@ class Handles:
 
     def drop(self, path: str, file: Any) -> None:
         """Close a file, and keep it no longer."""
-        with self._lock:
+        with self._lock.held():
             if self._files.get(path) is file:
                 del self._files[path]
         file.close()
 
     def forget(self, path: str | None) -> None:
-        """Close the files of a path and of all below it, or all."""
-        with self._lock:
-            paths = [known for known in self._files if path is None or known == path or known.startswith(f"{path}/")]
-            files = [self._files.pop(known) for known in paths]
+        """Close the files of a path and of all below it, or all; and know no version of them any more."""
+        with self._lock.held():
+            files = [self._files.pop(known) for known in _below(self._files, path)]
+            for known in _below(self._versions, path):
+                del self._versions[known]
         for file in files:
             file.close()
 
@@ -64,14 +68,30 @@ class Handles:
         for file in self._files.values():
             file.close()
 
+    def note_version(self, path: str, version: Version | None) -> None:
+        """Remember what was seen of an object."""
+        if version is None:
+            return
+        with self._lock.held():
+            self._versions[path] = version
+            self._versions.move_to_end(path)
+            if len(self._versions) > VERSIONS_MAX:
+                self._versions.popitem(last=False)
+
     def known_version(self, path: str, recheck: bool | str | float) -> Version | None:
-        """Return what is known of an object that is open here, if that is as recent as `recheck` wants it."""
+        """Return what is known of an object, if that is as recent as `recheck` wants it."""
         if recheck is True or isinstance(recheck, str):
             return None
-        with self._lock:
-            file = self._files.get(path)
+        with self._lock.held():
+            file, noted = self._files.get(path), self._versions.get(path)
         store = None if file is None or file.closed else file.inode.store
-        version: Version | None = getattr(store, "known_version", None)
+        seen = [version for version in (getattr(store, "known_version", None), noted) if version is not None]
+        version: Version | None = max(seen, key=lambda one: one.checked_at, default=None)
         if version is None or (recheck is not False and version.age_s() >= recheck):
             return None
         return version
+
+
+def _below(names: Iterable[str], path: str | None) -> list[str]:
+    """Return the names that are a path or below it; all for None."""
+    return [name for name in names if path is None or name == path or name.startswith(f"{path}/")]

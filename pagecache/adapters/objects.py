@@ -1,11 +1,11 @@
 """Objects that a library names by path and asks about again and again: each is looked up once and stays open."""
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from pagecache._core import Mutex
 from pagecache.file import File
 
 MAX_OBJECTS = 1024
@@ -26,13 +26,13 @@ class Objects:
         self.cache = cache
         self._open_store = open_store
         self._max_objects = max_objects
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._found: OrderedDict[str, tuple[File, Any] | None] = OrderedDict()
         self._seen_s: dict[str, int] = {}
 
     def _lookup(self, path: str) -> tuple[File, Any] | None:
         """Return the file that is kept open on a path and its store, or None if there is no such object."""
-        with self._lock:
+        with self._lock.held():
             if path in self._found:
                 self._found.move_to_end(path)
                 return self._found[path]
@@ -45,7 +45,7 @@ class Objects:
 
     def _keep(self, path: str, found: tuple[File, Any] | None) -> tuple[File, Any] | None:
         surplus: list[tuple[File, Any] | None] = []
-        with self._lock:
+        with self._lock.held():
             if path in self._found:  # another thread was faster
                 surplus.append(found)
                 found = self._found[path]
@@ -90,7 +90,7 @@ class Objects:
 
     def invalidate(self, path: str | None = None) -> None:
         """Look an object (None: all of them) up anew when it is used next; a changed one is read anew."""
-        with self._lock:
+        with self._lock.held():
             paths = list(self._found) if path is None else [path]
             entries = [self._found.pop(name, None) for name in paths]
             for name in paths:

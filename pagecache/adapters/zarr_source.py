@@ -226,6 +226,7 @@ class ValueStore:
 
     def __init__(self, source: StoreSource | ObstoreSource, name: str, key: str, answer: Answer, version: str):
         self.key = self.name = f"{name}/{key}"
+        self.origin = name
         self.latency = "local" if source.is_local else "remote"
         self._source, self._path = source, key
         self._size, self._version, self._origin_version = answer.size, version, answer.version

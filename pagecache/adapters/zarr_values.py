@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import threading
 import time
 import weakref
 from collections import OrderedDict
@@ -11,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from pagecache import fill, submit
+from pagecache._core import Mutex
 from pagecache.adapters.zarr_source import Answer, ObstoreSource, StoreSource, ValueStore
 from pagecache.cache import default_cache
 from pagecache.file import File
@@ -63,7 +63,7 @@ class Values:
         """Return the values of a name on a cache: the same for all who ask, as long as somebody has them."""
         if name is None:
             return cls(cache, None)
-        with _named_lock:
+        with _named_lock.held():
             values = _named.get((id(cache), name))
             if values is None:
                 values = _named[id(cache), name] = cls(cache, name)  # which keeps the cache, and so its id, alive
@@ -71,7 +71,7 @@ class Values:
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._values: OrderedDict[str, Value] = OrderedDict()
         self._files: OrderedDict[str, File] = OrderedDict()
         self.loading: dict[str, Loading] = {}
@@ -97,7 +97,7 @@ class Values:
     def begin_load(self, key: str) -> tuple[Loading, bool]:
         """Return the first request for a key, and whether the caller is to make it and call `end_load`."""
         self._check_process()
-        with self._lock:
+        with self._lock.held():
             loading = self.loading.get(key)
             if loading is not None:
                 return loading, False
@@ -108,7 +108,7 @@ class Values:
         """Note what the first request brought, and tell those who wait for it. Returns what is known now."""
         store = None if answer is None else ValueStore(source, self.name, key, answer, self._new_version(answer))
         value = Value(None, None, None) if answer is None else Value(answer.size, answer.version, store)
-        with self._lock:
+        with self._lock.held():
             if not loading.is_stale:
                 del self.loading[key]
                 self._values[key] = value
@@ -122,7 +122,7 @@ class Values:
 
     def fail_load(self, key: str, loading: Loading, error: BaseException) -> None:
         """Tell those who wait that there is no answer; after what is no error of the store they ask for themselves."""
-        with self._lock:
+        with self._lock.held():
             if not loading.is_stale:
                 del self.loading[key]
         loading.set_exception(error if isinstance(error, Exception) else LoadCancelled())
@@ -136,7 +136,7 @@ class Values:
             return file
         file = self.cache.open(value.store)
         surplus: list[File] = [file]
-        with self._lock:
+        with self._lock.held():
             if self._values.get(key) is value:
                 if value.file is None or value.file.closed:
                     value.file = self._files[key] = file
@@ -179,7 +179,7 @@ class Values:
     def forget(self, key: str) -> None:
         """Know nothing of a key any more: it was, or will be, written."""
         self._check_process()
-        with self._lock:
+        with self._lock.held():
             file = self._forget(key)
         if file is not None:
             _drop(file)
@@ -193,14 +193,14 @@ class Values:
 
     def forget_prefix(self, prefix: str) -> None:
         """Know nothing of any key that begins so any more."""
-        with self._lock:
+        with self._lock.held():
             keys = {key for key in (*self._values, *self.loading) if key.startswith(prefix)}
         for key in keys:
             self.forget(key)
 
     def close_files(self) -> None:
         """Close what is open; it is opened again when it is used."""
-        with self._lock:
+        with self._lock.held():
             files = list(self._files.values())
             self._files.clear()
         for file in files:
@@ -219,5 +219,5 @@ def _close_files(files: OrderedDict[str, File]) -> None:
         files.popitem()[1].close()
 
 
-_named_lock = threading.Lock()
+_named_lock = Mutex()
 _named: weakref.WeakValueDictionary[tuple[int, str], Values] = weakref.WeakValueDictionary()

@@ -14,7 +14,11 @@ import pagecache
 
 VERBS = {
     "demo": "read a real file through a cache smaller than it and compare every byte with plain reads",
+    "sqlite": "open a shell, or run SQL, on a database at a path or URL, through a cache",
     "stat": "read a file or URL once through a cache and say what that cost, and what is cached then",
+    "trace": "run an access trace through the engine and print what each eviction policy misses",
+    "mount": "mount a directory or URL as a file system whose bytes go through a cache",
+    "top": "show what the caches of a mount or a process do and hold, again and again",
 }
 
 EXIT_USAGE = 2

@@ -5,7 +5,7 @@ State word (32 bits)
     4 UPTODATE 5 DIRTY    6 WRITEBACK                   what the data is
     7 REFERENCED 8 ACCESSED 9 ACTIVE 10 WORKINGSET 11 LRU  what reclaim knows
     12 READAHEAD (= RECLAIM while under writeback)  13 DROPBEHIND  14 UNEVICTABLE  15 ALLOCATED  16 UNUSED_READAHEAD
-    17 MAPPED  20 FREE (buddy.pxd)   28..31 order
+    17 MAPPED  18 AHEAD  19 FIRST  20 FREE (buddy.pxd)  21 LAST   28..31 order
 `ACCESSED` is the second access of a referenced folio: activation is left to reclaim, so that a hot hit, which finds
 both bits set, writes nothing.
 
@@ -66,6 +66,9 @@ cdef enum FolioFlag:
     FOLIO_ALLOCATED = 1 << 15
     FOLIO_UNUSED = 1 << 16          # brought in by readahead and not yet asked for
     FOLIO_MAPPED = 1 << 17          # a page table may translate to it
+    FOLIO_AHEAD = 1 << 18           # on the list of what nobody has used yet (lru_lock)
+    FOLIO_FIRST = 1 << 19           # leaves before anything else; fixed when it enters
+    FOLIO_LAST = 1 << 21            # leaves when nothing else can; fixed when it enters
 
 cdef enum:
     FOLIO_ORDER_MASK = 0xF0000000
@@ -127,7 +130,7 @@ cdef inline void folio_mark_accessed(Folio* folio) noexcept nogil:
         noted = state & ~<uint32_t>FOLIO_UNUSED
         if not state & FOLIO_REFERENCED:
             noted |= FOLIO_REFERENCED
-        elif not state & FOLIO_ACTIVE:
+        else:
             noted |= FOLIO_ACCESSED
         if noted == state or cas_relaxed_u32(&folio.state, &state, noted):
             return

@@ -64,6 +64,18 @@ cdef inline void spin_lock(SpinLock* lock) noexcept nogil:
         spin_lock_slow(lock)
 
 
+cdef inline int spin_lock_slice(SpinLock* lock) noexcept nogil:
+    """Tries to lock, sleeping for one slice at most. Returns 0, -EINTR after a signal, -EAGAIN. The word is looked at and
+    left as 2 after the sleep: whoever gives up then has not had a wake-up that another sleeper needs."""
+    cdef int r
+    if exchange_acq_rel_u32(&lock.word, 2) == 0:
+        return 0
+    r = futex_wait(&lock.word, 2, WAIT_SLICE_NS)
+    if exchange_acq_rel_u32(&lock.word, 2) == 0:
+        return 0
+    return -EINTR if r == -EINTR else -EAGAIN
+
+
 cdef inline void spin_unlock(SpinLock* lock) noexcept nogil:
     cdef uint32_t before = exchange_acq_rel_u32(&lock.word, 0)
     pc_assert(before != 0)

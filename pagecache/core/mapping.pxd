@@ -14,6 +14,7 @@ folio.mapping therefore pins membership.  Removal stores the shadow or NULL firs
 from libc.errno cimport EBUSY, EEXIST, ENFILE, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
+from pagecache.core.admit cimport lru_admit
 from pagecache.core.atomic cimport (add_relaxed_u64, ctz32, load_acquire_u32, load_relaxed_u32, load_relaxed_u64,
                                     or_relaxed_u32, store_relaxed_u32, store_relaxed_u64, store_release_u32)
 from pagecache.core.check cimport pc_assert
@@ -26,8 +27,9 @@ from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, 
 from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
 from pagecache.core.dirty cimport dirty_uncharge
 from pagecache.core.lock cimport RWSEM_WRITER, spin_lock, spin_unlock
-from pagecache.core.lru cimport folio_put, folio_put_many, lru_add, lru_link
-from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTY, NR_FILE_HUGEPAGES, NR_FILE_PAGES, READAHEAD_WASTED, Folio,
+from pagecache.core.lru cimport folio_put, folio_put_many
+from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTY, NR_FILE_HUGEPAGES, NR_FILE_PAGES, PRIORITY_NORMAL,
+                                     READAHEAD_WASTED, Folio,
                                      Mapping, Segment, count, folio_number)
 from pagecache.core.workingset cimport workingset_eviction, workingset_refault, workingset_update_node
 from pagecache.core.xa_node cimport XaPool, XArray, xa_entry, xa_is_pointer, xa_is_value
@@ -51,8 +53,7 @@ cdef inline uint32_t entry_order(xa_entry entry) noexcept nogil:
     return ctz32(entry >> 2)
 
 cdef inline uint32_t entry_frame(xa_entry entry) noexcept nogil:
-    cdef uint32_t code = entry >> 2
-    return (code & (code - 1)) >> 1
+    return (entry & (entry - 4)) >> 3       # without the lowest bit of the code, which is the order's
 
 
 # -- life of a mapping -----------------------------------------------------------------------------------------------
@@ -91,6 +92,8 @@ cdef inline uint32_t mapping_alloc(Segment* seg) noexcept nogil:
     store_relaxed_u32(&mapping.wb_err, 0)
     store_relaxed_u64(&mapping.disk_size, ALL_ON_DISK)
     mapping.writeback_index = 0
+    store_relaxed_u32(&mapping.priority, PRIORITY_NORMAL)
+    store_relaxed_u32(&mapping.tenant, 0)
     mapping_forget_counts(mapping)
     store_release_u32(&mapping.in_use, 1)
     return number
@@ -118,6 +121,21 @@ cdef inline void mapping_free(Segment* seg, uint32_t number) noexcept nogil:
     seg.header.free_mapping = number
     seg.header.nr_mappings_used -= 1
     spin_unlock(&seg.header.mapping_lock)
+
+
+cdef inline void mapping_set_tenant(Segment* seg, Mapping* mapping, uint32_t tenant) noexcept nogil:
+    """Makes a mapping one of a tenant's, with what it has cached. tenant: number, 0 for none."""
+    cdef uint64_t nrpages
+    cdef uint32_t before
+    spin_lock(&mapping.pages.lock)
+    nrpages = load_relaxed_u64(&mapping.nrpages)
+    before = load_relaxed_u32(&mapping.tenant)
+    if before != 0:
+        add_relaxed_u64(&seg.header.tenants[before].nr_pages, 0 - nrpages)
+    if tenant != 0:
+        add_relaxed_u64(&seg.header.tenants[tenant].nr_pages, nrpages)
+    store_relaxed_u32(&mapping.tenant, tenant)
+    spin_unlock(&mapping.pages.lock)
 
 
 # -- adding ----------------------------------------------------------------------------------------------------------
@@ -174,6 +192,8 @@ cdef inline int mapping_insert(Segment* seg, uint32_t number, Folio* folio, uint
         error = xas_error(&xas)
     if error == 0:
         store_relaxed_u64(&mapping.nrpages, load_relaxed_u64(&mapping.nrpages) + nr)
+        if load_relaxed_u32(&mapping.tenant) != 0:
+            add_relaxed_u64(&seg.header.tenants[load_relaxed_u32(&mapping.tenant)].nr_pages, nr)
     spin_unlock(&mapping.pages.lock)
     if error != 0:
         store_release_u32(&folio.mapping, 0)
@@ -199,7 +219,7 @@ cdef inline int mapping_add_folio(Segment* seg, uint32_t number, Folio* folio, u
         return error
     if shadow != 0 and not writing:
         workingset_refault(seg, folio, shadow)
-    lru_add(seg, folio)
+    lru_admit(seg, folio)
     return 0
 
 
@@ -209,6 +229,8 @@ cdef inline void mapping_unaccount(Segment* seg, Mapping* mapping, Folio* folio)
     cdef uint32_t order = folio_order(folio)
     cdef int64_t nr = <int64_t>1 << order
     store_relaxed_u64(&mapping.nrpages, load_relaxed_u64(&mapping.nrpages) - <uint64_t>nr)
+    if load_relaxed_u32(&mapping.tenant) != 0:
+        add_relaxed_u64(&seg.header.tenants[load_relaxed_u32(&mapping.tenant)].nr_pages, <uint64_t>-nr)
     count(seg, NR_FILE_PAGES, -nr)
     if order > 0:
         count(seg, NR_FILE_HUGEPAGES, -nr)
@@ -310,5 +332,5 @@ cdef inline void filemap_replace_folio(Segment* seg, Folio* old, Folio* new) noe
     store_release_u32(&old.mapping, 0)
     folio_seq_bump(old)
     spin_unlock(&mapping.pages.lock)
-    lru_add(seg, new)
+    lru_admit(seg, new)
     folio_put_many(seg, old, nr)

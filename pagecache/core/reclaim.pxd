@@ -1,196 +1,194 @@
 """Reclaim: what leaves when frames are short.
 
-Scans take folios from the tail of the inactive list in chunks of 32.  A folio that was accessed twice moves to the
-active list (the move that its readers left to reclaim); one that is dirty or under write-back moves there too and is
-sent back to the inactive tail when it is clean; one that is locked or held stays; all others are removed, leaving a
-shadow, and freed.  The active list is trimmed, referenced or not, while the inactive one is too short or refaults
-show that it is.  Pressure rises from 1/4096 of the lists to all of them.
-
-Reclaim never waits and never writes.  Readers rarely run it themselves: a background thread, which needs no GIL,
-starts when fewer than `watermark_low` frames are free and stops at `watermark_high`.
+What leaves before anything else leaves first (priority.pxd); then the segment's policy says who (policy.pxd), passing by
+what is protected; then, if the caller may, it does so again without that, and what leaves last goes.  Here they are
+evicted, in batches, and memory is given to those who ask.  Reclaim never waits and never writes.  Readers rarely run it
+themselves: a background thread, which needs no GIL, starts when fewer than `watermark_low` frames are free and stops at
+`watermark_high`.
 """
-from libc.errno cimport EBUSY
-from libc.math cimport sqrt
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from pagecache.core.atomic cimport (add_acq_rel_u32, cas_acq_rel_u32, hint_u64, load_acquire_u32,
-                                    load_relaxed_u32, load_relaxed_u64, store_release_u32)
-from pagecache.core.check cimport pc_assert
-from pagecache.core.config cimport DEF_PRIORITY, NIL, SWAP_CLUSTER_MAX
-from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_LOCKED, FOLIO_LRU, FOLIO_READAHEAD,
-                                   FOLIO_REFERENCED, FOLIO_UNEVICTABLE, FOLIO_WAITERS, FOLIO_WORKINGSET,
-                                   FOLIO_WRITEBACK, folio_alloc_nowait, folio_clear, folio_mapping, folio_nr_pages,
-                                   folio_set, folio_test, folio_test_clear, folio_trylock, folio_try_get, folio_unlock)
+from pagecache.core.adaptive cimport adaptive_fit
+from pagecache.core.atomic cimport cas_acq_rel_u32, hint_u64, load_acquire_u32, load_relaxed_u32, store_release_u32
+from pagecache.core.config cimport SWAP_CLUSTER_MAX
+from pagecache.core.evict cimport folio_evict, lru_putback
+from pagecache.core.folio cimport (FOLIO_UNUSED, folio_alloc_nowait, folio_index, folio_mapping, folio_nr_pages,
+                                   folio_test)
 from pagecache.core.futex cimport futex_wait, futex_wake
+from pagecache.core.ghost cimport folio_hash, ghost_add, ghost_slot
+from pagecache.core.kernel_lru cimport kernel_round
 from pagecache.core.lock cimport WAKE_ALL, spin_lock, spin_unlock
-from pagecache.core.lru cimport folio_free_last, folio_put, lru_link, lru_unlink
-from pagecache.core.mapping cimport filemap_remove_clean
-from pagecache.core.segment cimport (ALLOCSTALL, LRU_ACTIVE, LRU_INACTIVE, PGACTIVATE, PGDEACTIVATE, PGREFILL,
-                                     PGSCAN_DIRECT, PGSCAN_KSWAPD, PGSTEAL_DIRECT, PGSTEAL_KSWAPD, Folio, LruHead,
-                                     Segment, count)
-from pagecache.core.workingset cimport shadow_nodes_trim, workingset_age
+from pagecache.core.policy cimport (Scan, folio_must_stay, folio_rotate, folio_stamp, list_tail, listed_pages, scan_look,
+                                    victim_take)
+from pagecache.core.priority cimport reclaim_batch
+from pagecache.core.queues cimport queues_pick
+from pagecache.core.segment cimport (ALLOCSTALL, LRU_FIRST, LRU_LAST, PGSCAN_DIRECT, PGSCAN_KSWAPD,
+                                     PGSTEAL_DIRECT, PGSTEAL_KSWAPD,
+                                     POLICY_ADAPTIVE, POLICY_KERNEL, POLICY_SIEVE, Folio, Segment, count)
+from pagecache.core.sieve cimport sieve_pick
+from pagecache.core.workingset cimport shadow_nodes_trim
 
 cdef enum:
     KSWAPD_ASLEEP = 0
     KSWAPD_AWAKE = 1
     KSWAPD_ENDED = 2
     RECLAIM_ROUNDS = 3              # full rounds of rising pressure before an allocation gives up
+    TURN_FOLIOS = 128               # looked at in one turn under lru_lock
+    AHEAD_SIXTEENTHS = 9            # of the frames: more readahead than that leaves, of what leaves first, used or not
+
+cdef enum:                          # of a round
+    STAGE_FIRST = 0
+    STAGE_POLICY = 1
+    STAGE_FIRST_UNUSED = 2
+    STAGE_LAST = 3
+
+ctypedef struct Victims:
+    uint32_t nr
+    Folio* folios[32]
+    uint32_t[32] keys
+    uint32_t[32] stamps
 
 
-cdef inline uint32_t lru_isolate(Segment* seg, int which, uint32_t nr_to_scan, Folio** out,
-                                 uint32_t* nr_scanned) noexcept nogil:
-    """Takes folios off the tail of a list, with a reference each, until nr_to_scan pages (32 at most) were looked at:
-    one large folio is a chunk of its own. Returns the folios taken."""
-    cdef uint32_t number, nr = 0
+# -- picking and evicting --------------------------------------------------------------------------------------------
+
+cdef inline uint64_t policy_begin(Segment* seg) noexcept nogil:
+    """Notes how large the cache is, now that it is full. Returns how many folios a round may look at."""
+    cdef uint64_t nr_pages
+    spin_lock(&seg.header.lru_lock)
+    nr_pages = listed_pages(seg)
+    seg.header.policy_pages = <uint32_t>nr_pages
+    if seg.header.policy == POLICY_ADAPTIVE:
+        adaptive_fit(seg)
+    nr_pages = 4 * <uint64_t>seg.header.nr_listed + 64
+    spin_unlock(&seg.header.lru_lock)
+    return nr_pages
+
+
+cdef inline Folio* list_pick(Segment* seg, Scan* scan, int which, bint unused_too) noexcept nogil:
+    """A victim from the tail of FIRST or LAST, or NULL. What nobody has used yet stays if it may. lru_lock is held."""
+    cdef Folio* folio = list_tail(seg, which)
+    while folio != NULL and scan.budget > 0 and scan.nr_stuck_small < seg.header.lru[which].nr_pages:
+        scan_look(scan, folio)
+        if not folio_must_stay(folio) and (unused_too or not folio_test(folio, FOLIO_UNUSED)):
+            return victim_take(seg, folio)
+        scan.nr_stuck_small += folio_nr_pages(folio)
+        folio_rotate(seg, folio)
+        folio = list_tail(seg, which)
+    return NULL
+
+
+cdef inline Folio* stage_pick(Segment* seg, Scan* scan, int stage) noexcept nogil:
+    if stage == STAGE_POLICY:
+        return sieve_pick(seg, scan) if seg.header.policy == POLICY_SIEVE else queues_pick(seg, scan)
+    if stage == STAGE_LAST:
+        return list_pick(seg, scan, <int>LRU_LAST, True)
+    return list_pick(seg, scan, <int>LRU_FIRST, stage == STAGE_FIRST_UNUSED or first_is_too_much(seg))
+
+
+cdef inline bint first_is_too_much(Segment* seg) noexcept nogil:
+    return seg.header.lru[<int>LRU_FIRST].nr_pages > (<uint64_t>seg.nr_frames * AHEAD_SIXTEENTHS) // 16
+
+
+cdef inline uint32_t pick_victims(Segment* seg, uint32_t nr_wanted, Scan* scan, int stage, Victims* out) noexcept nogil:
+    """One turn under lru_lock: victims of nr_wanted pages, or as far as the budget goes. Returns their pages."""
+    cdef uint32_t pages = 0
     cdef Folio* folio
-    nr_scanned[0] = 0
-    if nr_to_scan > SWAP_CLUSTER_MAX:
-        nr_to_scan = SWAP_CLUSTER_MAX
+    out.nr = 0
     spin_lock(&seg.header.lru_lock)
-    number = seg.header.lru[which].last
-    while number != NIL and nr < SWAP_CLUSTER_MAX and nr_scanned[0] < nr_to_scan:
-        folio = &seg.folios[number]
-        number = folio.lru_prev
-        nr_scanned[0] += folio_nr_pages(folio)
-        if folio_try_get(folio):
-            lru_unlink(seg, folio)
-            out[nr] = folio
-            nr += 1
+    while out.nr < SWAP_CLUSTER_MAX and pages < nr_wanted:
+        folio = stage_pick(seg, scan, stage)
+        if folio == NULL:
+            break
+        out.folios[out.nr] = folio
+        out.keys[out.nr] = folio_hash(folio_mapping(folio), folio_index(folio))
+        out.stamps[out.nr] = folio_stamp(folio)
+        out.nr += 1
+        pages += folio_nr_pages(folio)
     spin_unlock(&seg.header.lru_lock)
-    return nr
+    return pages
 
 
-cdef inline void lru_putback(Segment* seg, Folio** folios, uint32_t nr) noexcept nogil:
-    """Returns isolated folios to the heads of the lists their flags name, and drops the references."""
-    cdef uint32_t i
-    if nr == 0:
-        return
-    spin_lock(&seg.header.lru_lock)
-    for i in range(nr):
-        lru_link(seg, folios[i], False)
-    spin_unlock(&seg.header.lru_lock)
-    for i in range(nr):
-        folio_put(seg, folios[i])
-
-
-cdef inline bint folio_should_stay(Segment* seg, Folio* folio) noexcept nogil:
-    """Whether a locked, isolated folio is in use; moves it to the active list if it deserves that."""
-    cdef bint accessed, referenced
-    if folio_test(folio, FOLIO_UNEVICTABLE):
-        return True
-    if folio_test(folio, FOLIO_DIRTY | FOLIO_WRITEBACK):
-        folio_set(folio, FOLIO_READAHEAD | FOLIO_ACTIVE)
-        return True
-    accessed = folio_test_clear(folio, FOLIO_ACCESSED)
-    referenced = folio_test_clear(folio, FOLIO_REFERENCED)
-    if accessed and referenced:
-        folio_set(folio, FOLIO_ACTIVE)
-        count(seg, PGACTIVATE, folio_nr_pages(folio))
-        return True
-    return folio_mapping(folio) == 0
-
-
-cdef inline uint32_t folio_reclaim(Segment* seg, Folio* folio) noexcept nogil:
-    """Frees one isolated folio if it may leave. Returns its pages, or 0: then the reference is kept."""
-    cdef uint32_t nr
-    if not folio_trylock(folio):
-        return 0
-    if folio_should_stay(seg, folio) or filemap_remove_clean(seg, folio, 1, True) != 0:
-        folio_unlock(seg, folio)
-        return 0
-    nr = folio_nr_pages(folio)
-    folio_clear(folio, FOLIO_LOCKED)
-    folio_free_last(seg, folio)
-    return nr
-
-
-cdef inline uint32_t shrink_inactive(Segment* seg, uint32_t nr_to_scan, bint background,
-                                     uint32_t* nr_scanned) noexcept nogil:
-    """Scans one chunk of the inactive tail. Returns the pages freed."""
-    cdef Folio* batch[32]
+cdef inline uint32_t evict_victims(Segment* seg, Victims* victims, bint leaves_ghosts) noexcept nogil:
+    """Evicts what may leave, and puts the others back. Returns the pages freed."""
     cdef Folio* kept[32]
-    cdef uint32_t i, got, freed_pages = 0, nr_kept = 0
-    cdef uint32_t nr = lru_isolate(seg, <int>LRU_INACTIVE, nr_to_scan, batch, nr_scanned)
-    for i in range(nr):
-        got = folio_reclaim(seg, batch[i])
-        freed_pages += got
-        if got == 0:
-            kept[nr_kept] = batch[i]
+    cdef uint32_t i, pages, freed = 0, nr_gone = 0, nr_kept = 0
+    for i in range(victims.nr):
+        pages = folio_evict(seg, victims.folios[i])
+        freed += pages
+        if pages == 0:
+            kept[nr_kept] = victims.folios[i]
             nr_kept += 1
-    for i in range(nr_kept):
-        if folio_test(kept[i], FOLIO_ACTIVE):
-            workingset_age(seg, folio_nr_pages(kept[i]))
+        else:
+            victims.keys[nr_gone] = victims.keys[i]
+            victims.stamps[nr_gone] = victims.stamps[i]
+            nr_gone += 1
+    if nr_gone > 0 and leaves_ghosts:
+        spin_lock(&seg.header.lru_lock)
+        for i in range(nr_gone):
+            ghost_add(&seg.folios[ghost_slot(victims.keys[i], seg.nr_frames)].ghosts, victims.keys[i],
+                      victims.stamps[i], seg.nr_frames)
+        spin_unlock(&seg.header.lru_lock)
     lru_putback(seg, kept, nr_kept)
-    count(seg, PGSCAN_KSWAPD if background else PGSCAN_DIRECT, nr_scanned[0])
-    count(seg, PGSTEAL_KSWAPD if background else PGSTEAL_DIRECT, freed_pages)
-    return freed_pages
+    return freed
 
 
-cdef inline uint32_t shrink_active(Segment* seg, uint32_t nr_to_scan) noexcept nogil:
-    """Demotes one chunk of folios from the active tail, referenced or not; they are marked as having been in the
-    working set. Returns the pages looked at."""
-    cdef Folio* batch[32]
-    cdef uint32_t i, nr, nr_scanned, pages = 0
-    nr = lru_isolate(seg, <int>LRU_ACTIVE, nr_to_scan, batch, &nr_scanned)
-    for i in range(nr):
-        folio_clear(batch[i], FOLIO_ACTIVE)
-        folio_set(batch[i], FOLIO_WORKINGSET)
-        pages += folio_nr_pages(batch[i])
-    lru_putback(seg, batch, nr)
-    count(seg, PGREFILL, nr_scanned)
-    count(seg, PGDEACTIVATE, pages)
-    return nr_scanned
+cdef inline uint32_t stage_round(Segment* seg, Scan* scan, uint32_t nr_wanted, int stage, uint64_t nr_left) noexcept nogil:
+    """Evicts what a stage picks, until nr_wanted pages are free or nr_left folios were looked at. Returns the pages
+    freed."""
+    cdef Victims victims
+    cdef uint32_t freed = 0
+    cdef bint leaves_ghosts = stage == STAGE_POLICY and seg.header.policy != POLICY_SIEVE
+    scan.nr_stuck_small = 0
+    scan.nr_stuck_main = 0
+    scan.nr_stuck_ahead = 0
+    scan.nr_kept_main = 0
+    while freed < nr_wanted and nr_left > 0:
+        scan.budget = TURN_FOLIOS if nr_left > TURN_FOLIOS else <int>nr_left
+        nr_left -= scan.budget
+        pick_victims(seg, nr_wanted - freed, scan, stage, &victims)
+        nr_left += scan.budget if scan.budget > 0 else 0
+        if victims.nr == 0 and scan.budget > 0:
+            break
+        freed += evict_victims(seg, &victims, leaves_ghosts)
+    return freed
 
 
-cdef inline bint inactive_is_low(Segment* seg) noexcept nogil:
-    cdef uint64_t inactive = hint_u64(&seg.header.lru[<int>LRU_INACTIVE].nr_pages)
-    cdef uint64_t active = hint_u64(&seg.header.lru[<int>LRU_ACTIVE].nr_pages)
-    cdef uint64_t gib = (inactive + active) >> 18
-    cdef uint64_t ratio = <uint64_t>sqrt(10.0 * <double>gib) if gib else 1
-    return inactive * ratio < active
+cdef inline uint32_t policy_round(Segment* seg, Scan* scan, uint32_t nr_wanted, bint protects,
+                                  bint background) noexcept nogil:
+    """The policy's part of a round. Returns the pages freed."""
+    scan.protects = protects
+    if seg.header.policy == POLICY_KERNEL:
+        return kernel_round(seg, scan, nr_wanted, background)
+    return stage_round(seg, scan, nr_wanted, STAGE_POLICY, policy_begin(seg))
 
 
-cdef inline bint may_deactivate(Segment* seg) noexcept nogil:
-    """The inactive list is too short, or pages that were activated on refault since the last round say so."""
-    cdef uint64_t activated = load_relaxed_u64(&seg.header.nr_refault_activated)
-    cdef bint changed
-    spin_lock(&seg.header.lru_lock)
-    changed = activated != seg.header.refault_activated_seen
-    seg.header.refault_activated_seen = activated
-    spin_unlock(&seg.header.lru_lock)
-    return changed or inactive_is_low(seg)
+# -- rounds ----------------------------------------------------------------------------------------------------------
+
+cdef inline uint32_t first_round(Segment* seg, Scan* scan, uint32_t nr_wanted, int stage) noexcept nogil:
+    """Evicts from the lists of what leaves first, or last. Returns the pages freed."""
+    cdef int which = <int>LRU_LAST if stage == STAGE_LAST else <int>LRU_FIRST
+    if hint_u64(&seg.header.lru[which].nr_pages) == 0:
+        return 0
+    return stage_round(seg, scan, nr_wanted, stage, 2 * <uint64_t>seg.nr_frames)
 
 
-cdef inline uint32_t scan_target(Segment* seg, int which, int priority) noexcept nogil:
-    cdef uint64_t pages = hint_u64(&seg.header.lru[which].nr_pages) >> priority
-    return <uint32_t>pages if pages < 0x7FFFFFFF else 0x7FFFFFFF
-
-
-cdef inline void trim_active(Segment* seg, int priority) noexcept nogil:
-    """Scans the active list while the inactive one is too short, and at least a chunk of it when refaults ask for it."""
-    cdef uint32_t target = scan_target(seg, <int>LRU_ACTIVE, priority)
-    cdef uint32_t nr_scanned
-    while target > 0:
-        nr_scanned = shrink_active(seg, target)
-        if nr_scanned == 0 or nr_scanned >= target or not inactive_is_low(seg):
-            return
-        target -= nr_scanned
-
-
-cdef inline uint32_t reclaim_round(Segment* seg, uint32_t nr_wanted, bint background) noexcept nogil:
-    """One round of rising pressure. Returns the pages freed."""
-    cdef int priority = DEF_PRIORITY
-    cdef uint32_t freed = 0, target, nr_scanned
-    cdef bint deactivate = may_deactivate(seg)
-    while priority >= 0 and freed < nr_wanted:
-        if deactivate or inactive_is_low(seg):
-            trim_active(seg, priority)
-        target = scan_target(seg, <int>LRU_INACTIVE, priority)
-        while target > 0 and freed < nr_wanted:
-            freed += shrink_inactive(seg, target, background, &nr_scanned)
-            if nr_scanned == 0:
-                break
-            target -= target if target < nr_scanned else nr_scanned
-        priority -= 1
+cdef inline uint32_t reclaim_round(Segment* seg, uint32_t nr_wanted, bint background, bint hard) noexcept nogil:
+    """One round. hard: what is protected or kept leaves too if nothing else does. Returns the pages freed."""
+    cdef Scan scan
+    cdef uint32_t freed
+    scan.nr_pages = 0
+    scan.nr_protected = 0
+    freed = first_round(seg, &scan, nr_wanted, STAGE_FIRST)
+    if freed < nr_wanted:
+        freed += policy_round(seg, &scan, nr_wanted - freed, True, background)
+    if freed == 0:
+        freed = first_round(seg, &scan, nr_wanted, STAGE_FIRST_UNUSED)
+    if freed == 0 and hard and scan.nr_protected > 0:
+        freed = policy_round(seg, &scan, nr_wanted, False, background)
+    if freed == 0 and hard:
+        freed = first_round(seg, &scan, nr_wanted, STAGE_LAST)
+    if seg.header.policy != POLICY_KERNEL:
+        count(seg, PGSCAN_KSWAPD if background else PGSCAN_DIRECT, <int64_t>scan.nr_pages)
+        count(seg, PGSTEAL_KSWAPD if background else PGSTEAL_DIRECT, freed)
     shadow_nodes_trim(seg)
     return freed
 
@@ -201,7 +199,7 @@ cdef inline uint32_t reclaim_pages(Segment* seg, uint32_t nr_wanted) noexcept no
     cdef int i
     count(seg, ALLOCSTALL, 1)
     for i in range(RECLAIM_ROUNDS):
-        freed += reclaim_round(seg, nr_wanted, False)
+        freed += reclaim_round(seg, nr_wanted, False, True)
         if freed > 0:
             break
     return freed
@@ -226,9 +224,9 @@ cdef inline Folio* folio_alloc(Segment* seg, uint32_t order, bint hard) noexcept
     if folio != NULL:
         return folio
     if not hard:
-        reclaim_round(seg, nr if nr > SWAP_CLUSTER_MAX else <uint32_t>SWAP_CLUSTER_MAX, False)
+        reclaim_round(seg, reclaim_batch(seg, nr), False, False)
         return folio_alloc_nowait(seg, order)
-    while reclaim_pages(seg, nr if nr > SWAP_CLUSTER_MAX else <uint32_t>SWAP_CLUSTER_MAX) > 0:
+    while reclaim_pages(seg, reclaim_batch(seg, nr)) > 0:
         folio = folio_alloc_nowait(seg, order)
         if folio != NULL:
             return folio
@@ -252,7 +250,7 @@ cdef inline void* kswapd_main(void* argument) noexcept nogil:
             continue
         while (load_relaxed_u32(&seg.header.nr_free) < seg.header.watermark_high
                and load_acquire_u32(&seg.header.kswapd_word) == KSWAPD_AWAKE
-               and reclaim_round(seg, SWAP_CLUSTER_MAX, True) > 0):
+               and reclaim_round(seg, SWAP_CLUSTER_MAX, True, False) > 0):
             pass
         awake = KSWAPD_AWAKE
         cas_acq_rel_u32(&seg.header.kswapd_word, &awake, KSWAPD_ASLEEP)

@@ -32,7 +32,7 @@ from pagecache.core.xa_node cimport XaNode, XaPool, XaPoolHeader, XArray, xa_poo
 
 cdef enum:
     SEGMENT_MAGIC = 0x50434853      # "PCHS"
-    SEGMENT_VERSION = 2
+    SEGMENT_VERSION = 4
     DIRTY_PART = 5                  # a fifth of the frames may be dirty, a tenth starts the flusher
     BACKGROUND_PART = 10
 
@@ -49,7 +49,32 @@ cdef enum LruList:
     LRU_INACTIVE = 0
     LRU_ACTIVE = 1
     LRU_UNEVICTABLE = 2
-    NR_LRU_LISTS = 3
+    LRU_AHEAD = 3                   # brought in, and not used when last looked at
+    LRU_FIRST = 4                   # leaves before anything else (priority.pxd)
+    LRU_LAST = 5                    # leaves when nothing else can
+    NR_LRU_LISTS = 6
+
+cdef enum PolicyNumber:             # Header.policy
+    POLICY_KERNEL = 0
+    POLICY_S3FIFO = 1
+    POLICY_SIEVE = 2
+    POLICY_LIRS = 3
+    POLICY_ADAPTIVE = 4
+    NR_POLICIES = 5
+
+cdef enum PriorityNumber:           # Mapping.priority
+    PRIORITY_NORMAL = 0
+    PRIORITY_LOW = 1
+    PRIORITY_HIGH = 2
+    PRIORITY_KEEP = 3
+    NR_PRIORITIES = 4
+
+cdef enum:
+    NR_TENANTS = 64                 # number 0 means "none"
+
+cdef enum:
+    PROBE_FOLIOS = 255              # most folios a probe holds (probe.pxd)
+    NR_PROBES = 5
 
 cdef enum Counter:                  # per shard, summed on reading; gauges go up and down
     NR_FILE_PAGES
@@ -100,6 +125,10 @@ ctypedef struct LruHead:
     uint32_t last
     uint64_t nr_pages
 
+ctypedef struct Tenant:             # some mappings that share a part of the budget
+    pc_u64 nr_pages                 # cached, of its mappings
+    pc_u64 share_pages              # that are passed by as long as others have some (priority.pxd)
+
 ctypedef struct Folio:
     pc_u32 state
     pc_u32 refcount
@@ -112,7 +141,51 @@ ctypedef struct Folio:
     pc_u32 nr_pins                  # views and page tables among the references
     pc_u64 dirtied_at_ns            # under the folio lock
     pc_u64 private_data
-    uint64_t spare
+    uint64_t ghosts                 # lru_lock: four evicted folios whose hash leads here (ghost.pxd); outlives the folio
+
+ctypedef struct QueueRules:         # how the two queues work (queues.pxd)
+    uint32_t small_permille         # of the pages: what the small queue is entitled to
+    uint32_t by_recency             # 1: who enters the main queue must beat its tail (LIRS); 0: whoever was used again
+    uint32_t memory_percent         # of the pages: how many admissions ago an eviction may be to count
+
+ctypedef struct ProbeEntry:
+    uint32_t key                    # hash of the folio
+    uint32_t stamp
+    uint16_t previous
+    uint16_t next
+    uint16_t chain
+    uint8_t queue
+    uint8_t uses
+
+ctypedef struct Probe:              # a small cache that is only simulated
+    QueueRules rules
+    uint32_t capacity               # folios
+    uint32_t clock                  # admissions
+    uint32_t misses                 # decayed
+    uint16_t[2] first
+    uint16_t[2] last
+    uint16_t[2] nr
+    uint16_t free
+    uint16_t nr_touched
+    ProbeEntry[256] entries
+    uint16_t[512] buckets
+    uint64_t[256] ghosts
+
+ctypedef struct Sample:             # a resident folio whose uses are watched
+    uint32_t frame
+    uint32_t key
+
+ctypedef struct Adaptive:           # all of it: lru_lock
+    uint32_t current                # probe whose rules the cache follows
+    uint32_t shift                  # one of 2**shift folios is watched
+    uint32_t nr_samples
+    uint32_t last_tick              # policy_clock
+    uint32_t nr_fed                 # since the last decision
+    uint32_t nr_weighed             # decayed
+    uint32_t nr_switches
+    uint32_t ready
+    Sample[1024] samples
+    Probe[5] probes                 # NR_PROBES of them
 
 ctypedef struct Mapping:
     XArray pages                    # the folio index; pages.lock is xa_lock
@@ -139,6 +212,8 @@ ctypedef struct Mapping:
     pc_u64 store_read_bytes
     pc_u64 readahead_pages          # brought in before they were asked for
     pc_u64 readahead_wasted         # of those: left the cache before anybody used them
+    pc_u32 priority                 # PriorityNumber
+    pc_u32 tenant                   # written under xa_lock
 
 ctypedef struct Header:
     uint32_t magic
@@ -148,6 +223,7 @@ ctypedef struct Header:
     uint64_t nodes_offset
     uint64_t folios_offset
     uint64_t frames_offset
+    uint64_t adaptive_offset
     uint32_t nr_frames
     uint32_t nr_nodes
     uint32_t nr_mappings
@@ -159,10 +235,16 @@ ctypedef struct Header:
     pc_u32 nr_waiting_for_memory
     pc_u32 memory_event             # changes whenever memory may have become free
     SpinLock lru_lock               # guards the lists
-    LruHead[4] lru                  # NR_LRU_LISTS of them
+    LruHead[6] lru                  # NR_LRU_LISTS of them
     pc_u64 nonresident_age          # pages
     pc_u64 nr_refault_activated     # since the beginning
     uint64_t refault_activated_seen # lru_lock
+    uint32_t policy                 # PolicyNumber; fixed when the segment is made
+    uint32_t policy_clock           # lru_lock: pages admitted
+    uint32_t policy_pages           # lru_lock: pages on the lists when reclaim last began
+    uint32_t nr_listed              # lru_lock: folios on the policy's lists
+    uint32_t sieve_hand             # lru_lock: folio to look at next, or NIL
+    QueueRules rules                # lru_lock
     SpinLock mapping_lock           # guards the free list of mappings
     uint32_t free_mapping
     uint32_t nr_mappings_touched
@@ -176,6 +258,7 @@ ctypedef struct Header:
     uint32_t dirty_limit            # pages: writers wait
     uint32_t dirty_background       # pages: the flusher starts
     pc_u32 flusher_word             # changes when the flusher is asked to look
+    Tenant[64] tenants              # NR_TENANTS of them
     CounterShard[16] shards         # STAT_SHARDS of them
 
 ctypedef struct Segment:
@@ -184,6 +267,7 @@ ctypedef struct Segment:
     Mapping* mappings
     XaPool pool
     Folio* folios
+    Adaptive* adaptive
     char* frames
     uint32_t nr_frames
     bint dead                       # set in the child of a fork: nothing here may be used
@@ -212,7 +296,9 @@ cdef inline uint64_t segment_layout(Header* out, uint32_t nr_frames, uint32_t nr
     out.nodes_offset = at
     at = round_up(at + <uint64_t>out.nr_nodes * sizeof(XaNode), PAGE_SIZE)
     out.folios_offset = at
-    at = round_up(at + <uint64_t>nr_frames * sizeof(Folio), FRAME_ALIGNMENT)
+    at = round_up(at + <uint64_t>nr_frames * sizeof(Folio), PAGE_SIZE)
+    out.adaptive_offset = at
+    at = round_up(at + sizeof(Adaptive), FRAME_ALIGNMENT)
     out.frames_offset = at
     if has_data:
         at += <uint64_t>nr_frames * PAGE_SIZE
@@ -228,6 +314,7 @@ cdef inline void segment_view(Segment* seg, char* base, const Header* layout) no
     seg.pool.header = &seg.header.pool
     seg.pool.nodes = <XaNode*>(base + layout.nodes_offset)
     seg.folios = <Folio*>(base + layout.folios_offset)
+    seg.adaptive = <Adaptive*>(base + layout.adaptive_offset)
     seg.frames = base + layout.frames_offset
     seg.nr_frames = layout.nr_frames
     seg.total_bytes = layout.total_bytes
@@ -261,6 +348,8 @@ cdef inline void segment_init_header(Header* header) noexcept nogil:
     for i in range(NR_LRU_LISTS):
         header.lru[i].first = NIL
         header.lru[i].last = NIL
+    header.sieve_hand = NIL
+    header.policy_pages = header.nr_frames
     header.free_mapping = NIL
     header.nr_mappings_touched = 1          # number 0 means "no mapping"
     xa_pool_init(&header.pool, header.nr_nodes)
@@ -307,6 +396,7 @@ cdef inline bint header_layout_ok(const Header* header, uint64_t file_bytes) noe
             and segment_layout(&expected, header.nr_frames, header.nr_mappings, header.has_data) == file_bytes
             and expected.mappings_offset == header.mappings_offset and expected.nodes_offset == header.nodes_offset
             and expected.folios_offset == header.folios_offset and expected.frames_offset == header.frames_offset
+            and expected.adaptive_offset == header.adaptive_offset
             and header.total_bytes == file_bytes and header.nr_nodes == expected.nr_nodes)
 
 
@@ -325,6 +415,7 @@ cdef inline bint header_links_ok(const Header* header) noexcept nogil:
         if not (link_ok(header.lru[i].first, header.nr_frames) and link_ok(header.lru[i].last, header.nr_frames)):
             return False
     return (load_relaxed_u32(&header.nr_free) <= header.nr_frames and link_ok(header.free_mapping, header.nr_mappings)
+            and header.policy < NR_POLICIES and link_ok(header.sieve_hand, header.nr_frames)
             and 0 < header.nr_mappings_touched <= header.nr_mappings and header.nr_mappings_used < header.nr_mappings
             and pool.nr_nodes == header.nr_nodes and pool.nr_touched <= pool.nr_nodes
             and pool.nr_used <= pool.nr_nodes and link_ok(pool.free_head, pool.nr_nodes)

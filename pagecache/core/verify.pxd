@@ -16,8 +16,8 @@ from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_ALLOCATED, FOLIO_DIRTY, F
 from pagecache.core.lock cimport SpinLock, spin_is_locked, spin_lock, spin_unlock
 from pagecache.core.lru cimport folio_lru_list
 from pagecache.core.mapping cimport MARK_DIRTY, MARK_WRITEBACK, entry_frame, entry_order
-from pagecache.core.segment cimport (NR_DIRTY, NR_FILE_PAGES, NR_LRU_LISTS, NR_WRITEBACK, Folio, LruHead, Mapping,
-                                     Segment, counted)
+from pagecache.core.segment cimport (NR_DIRTY, NR_FILE_PAGES, NR_LRU_LISTS, NR_TENANTS, NR_WRITEBACK, Folio, LruHead,
+                                     Mapping, Segment, counted)
 from pagecache.core.stamp cimport own_write_active
 from pagecache.core.xa_check cimport xa_check
 from pagecache.core.xa_find cimport xas_find
@@ -46,6 +46,7 @@ cdef enum:
     BAD_SEQ
     BAD_CHARGE
     BAD_BEHIND_END
+    BAD_TENANT
 
 ctypedef struct Finding:
     int what                        # 0: nothing is wrong
@@ -241,6 +242,22 @@ cdef inline bint verify_mapping(Segment* seg, uint32_t number, uint64_t* nr_node
     return True
 
 
+cdef inline bint verify_tenants(Segment* seg, Finding* out) noexcept nogil:
+    """What is counted for a tenant is what its mappings have."""
+    cdef uint64_t[64] pages
+    cdef uint32_t number
+    for number in range(NR_TENANTS):
+        pages[number] = 0
+    for number in range(1, seg.header.nr_mappings_touched):
+        if load_relaxed_u32(&seg.mappings[number].in_use) != 0:
+            pages[load_relaxed_u32(&seg.mappings[number].tenant)] += load_relaxed_u64(&seg.mappings[number].nrpages)
+    for number in range(1, NR_TENANTS):
+        if pages[number] != load_relaxed_u64(&seg.header.tenants[number].nr_pages):
+            return fail(out, BAD_TENANT, number, <int64_t>pages[number],
+                        <int64_t>load_relaxed_u64(&seg.header.tenants[number].nr_pages))
+    return True
+
+
 cdef inline bint verify_mappings(Segment* seg, Finding* out) noexcept nogil:
     cdef uint64_t nr_nodes = 0, nr_pages = 0
     cdef int64_t nr_dirty = 0, nr_writeback = 0, nr_charged = 0
@@ -250,6 +267,8 @@ cdef inline bint verify_mappings(Segment* seg, Finding* out) noexcept nogil:
             continue
         if not verify_mapping(seg, number, &nr_nodes, &nr_pages, &nr_dirty, &nr_writeback, &nr_charged, out):
             return False
+    if not verify_tenants(seg, out):
+        return False
     if <int64_t>nr_pages != counted(seg, <int>NR_FILE_PAGES):
         return fail(out, BAD_MEMBERSHIP, 0, counted(seg, <int>NR_FILE_PAGES), nr_pages)
     if nr_dirty != counted(seg, <int>NR_DIRTY):

@@ -15,8 +15,8 @@ from pagecache.core.atomic cimport add_relaxed_u64, hint_u32, hint_u64, load_rel
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport FOLIO_ACTIVE, FOLIO_WORKINGSET, folio_nr_pages, folio_set, folio_test
 from pagecache.core.lock cimport spin_lock, spin_trylock, spin_unlock
-from pagecache.core.segment cimport (LRU_ACTIVE, WORKINGSET_ACTIVATE, WORKINGSET_NODERECLAIM, WORKINGSET_REFAULT,
-                                     WORKINGSET_RESTORE, Folio, Mapping, Segment, count)
+from pagecache.core.segment cimport (LRU_ACTIVE, POLICY_KERNEL, WORKINGSET_ACTIVATE, WORKINGSET_NODERECLAIM,
+                                     WORKINGSET_REFAULT, WORKINGSET_RESTORE, Folio, Mapping, Segment, count)
 from pagecache.core.xa_node cimport (XaNode, XaPool, XaPoolHeader, XArray, xa_entry, xa_mk_value, xa_shadow_list_add,
                                      xa_shadow_list_del, xa_to_value)
 from pagecache.core.xa_state cimport XaState, xas_init, xas_store
@@ -47,10 +47,11 @@ cdef inline xa_entry workingset_eviction(Segment* seg, Folio* folio) noexcept no
 
 
 cdef inline void workingset_refault(Segment* seg, Folio* folio, xa_entry shadow) noexcept nogil:
-    """Decides what a folio that comes back deserves. The folio is not on a list yet."""
+    """Decides what a folio that comes back deserves. The folio is not on a list yet. Policies other than the kernel's
+    have a memory of their own (ghost.pxd); shadows then only tell `cachestat` what was evicted."""
     cdef uint32_t nr = folio_nr_pages(folio)
     count(seg, WORKINGSET_REFAULT, nr)
-    if not shadow_is_recent(seg, shadow):
+    if seg.header.policy != POLICY_KERNEL or not shadow_is_recent(seg, shadow):
         return
     folio_set(folio, FOLIO_ACTIVE)
     workingset_age(seg, nr)

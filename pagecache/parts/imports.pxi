@@ -3,11 +3,13 @@ from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, Py
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear
 from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport (EAGAIN, EBUSY, EEXIST, EINTR, EINVAL, EIO, ENODATA, ENOENT, ENOMEM, ENOSPC, ESTALE, errno)
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as posix_close, getpid
 
+from pagecache.core.admit cimport policy_init
 from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, add_relaxed_u64, cas_acq_rel_u32, ctz32,
                                     ctz64, exchange_acq_rel_u32, exchange_acq_rel_u64, fence_acquire, fence_seq_cst,
                                     hint_u32, hint_u64, load_acquire_u32, load_acquire_u64, load_relaxed_u32,
@@ -15,8 +17,10 @@ from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, add_relaxe
                                     store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64,
                                     sub_acq_rel_u32)
 from pagecache.core.buddy cimport buddy_init, memory_event
+from pagecache.core.copy cimport copy_page, copy_shared, prefetch_range
 from pagecache.core.dirty cimport dirty_charged, flusher_wake
 from pagecache.core.errseq cimport errseq_check_and_advance, errseq_sample, errseq_set
+from pagecache.core.fill cimport filemap_fill_page
 from pagecache.core.check cimport PAGECACHE_CHECKS, PC_OPTIMISTIC, pc_assert
 from pagecache.core.config cimport (BATCH_PAGES, MAX_FRAMES, MAX_ORDER, NIL, PAGE_SHIFT, PAGE_SIZE, NR_ORDERS)
 from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_HANDOFF,
@@ -33,25 +37,28 @@ from pagecache.core.io cimport bytes_on_disk, punch_hole_fd, run_read_fd, run_ve
 from libc.stdlib cimport calloc, free
 from pagecache.core.io_queue cimport (IO_RING, IoQueue, IoRequest, io_prepare, io_queue_end, io_queue_init,
                                       io_request_new, io_submit)
-from pagecache.core.lock cimport (RwSem, WAIT_SLICE_NS, WAKE_ALL, rwsem_read_begin, rwsem_read_end, rwsem_read_slice,
-                                  rwsem_try_read, rwsem_try_write, rwsem_unlock_read, rwsem_unlock_write,
-                                  rwsem_write_begin, rwsem_write_end, rwsem_write_slice, spin_lock, spin_unlock)
+from pagecache.core.lock cimport (RwSem, SpinLock, WAIT_SLICE_NS, WAKE_ALL, rwsem_read_begin, rwsem_read_end,
+                                  rwsem_read_slice, rwsem_try_read, rwsem_try_write, rwsem_unlock_read,
+                                  rwsem_unlock_write, rwsem_write_begin, rwsem_write_end, rwsem_write_slice,
+                                  spin_is_locked, spin_lock, spin_lock_slice, spin_trylock, spin_unlock)
 from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_hint, folio_is, folio_readable, folio_used,
                                     hint_holds, hint_source, prefetch_cached, read_cached)
 from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)
 from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_frame, entry_order, filemap_remove_clean,
                                      filemap_remove_folio, filemap_replace_folio, filemap_zero_unshared,
-                                     mapping_add_folio, mapping_alloc, mapping_free, mapping_remove)
-from pagecache.core.memory cimport (copy_page, copy_shared, memory_advise_huge, memory_file, memory_unmap,
-                                    memory_unpoison, prefetch_range)
+                                     mapping_add_folio, mapping_alloc, mapping_free, mapping_remove,
+                                     mapping_set_tenant)
+from pagecache.core.memory cimport memory_advise_huge, memory_file, memory_unmap, memory_unpoison
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)
-from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_INACTIVE,
+from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_AHEAD, LRU_FIRST,
+                                     LRU_INACTIVE, LRU_LAST,
                                      LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, MISSES, NR_COUNTERS, NR_DIRTY,
-                                     NR_FILE_PAGES, NR_PINNED, NR_WRITEBACK, READAHEAD_PAGES, STORE_READ_BYTES,
-                                     STORE_READS, STORE_WRITE_BYTES, STORE_WRITES, header_set_dirty_limits,
-                                     Folio as CFolio, Mapping as CMapping, Segment as CSegment, Header, count,
-                                     count_store_read, counted, folio_number, frame_address, segment_attach,
+                                     NR_FILE_PAGES, NR_PINNED, NR_PROBES, NR_TENANTS, NR_WRITEBACK, POLICY_ADAPTIVE,
+                                     READAHEAD_PAGES, STORE_READ_BYTES, STORE_READS, STORE_WRITE_BYTES, STORE_WRITES,
+                                     header_set_dirty_limits, Adaptive as CAdaptive, Folio as CFolio, Mapping as
+                                     CMapping, Segment as CSegment, Header, count, count_store_read, counted,
+                                     folio_number, frame_address, segment_attach,
                                      segment_create, segment_layout)
 from pagecache.core.split cimport folio_split
 from pagecache.core.stamp cimport own_write_begin, own_write_end, stamp_is_current, stamp_take

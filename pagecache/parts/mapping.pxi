@@ -58,7 +58,7 @@ cdef class AddressSpace:
         cdef CFolio* folio
         cdef CSegment* seg = self.seg
         cdef uint32_t nr_inflight
-        cdef uint64_t start = 0  # what is before it has been dropped: shadows are not walked again for each folio
+        cdef uint64_t at = 0        # shadows before it are not walked over again for every folio
         with nogil:
             while True:
                 nr_inflight = load_acquire_u32(&self.m.nr_inflight)
@@ -67,18 +67,20 @@ cdef class AddressSpace:
                 futex_wait(&self.m.nr_inflight, nr_inflight, WAIT_SLICE_NS)
             while True:
                 spin_lock(&self.m.pages.lock)
-                xas_init(&xas, &self.m.pages, &seg.pool, start, 0)
+                xas_init(&xas, &self.m.pages, &seg.pool, at, 0)
                 entry = xas_find(&xas, <uint64_t>-1)
                 while entry != 0 and not xa_is_pointer(entry):
                     entry = xas_find(&xas, <uint64_t>-1)
-                start = xas.index
                 folio = NULL
                 if entry != 0:
                     folio = &seg.folios[entry_frame(entry)]
                     folio_try_get(folio)
                 spin_unlock(&self.m.pages.lock)
-                if folio == NULL:
+                if folio == NULL and at == 0:
                     break
+                at = xas.index if folio != NULL else 0
+                if folio == NULL:
+                    continue
                 folio_lock_uninterruptible(folio)
                 if folio_mapping(folio) == self.number:
                     filemap_remove_folio(seg, folio)
@@ -411,6 +413,9 @@ cdef class AddressSpace:
 
     def count_miss(self, uint64_t nbytes):
         """Counts a read that was not served from the cache alone, and what it was given after it had missed."""
+        self.note_miss(nbytes)
+
+    cdef void note_miss(self, uint64_t nbytes) noexcept:
         count(self.seg, MISSES, 1)
         count(self.seg, BYTES_ASKED, <int64_t>nbytes)
         add_relaxed_u64(&self.m.nr_misses, 1)

@@ -18,6 +18,7 @@ _FINDINGS = {
     17: "a folio's sequence counter is odd",
     18: "pages charged as dirty and those that are disagree",
     19: "a byte behind the end of the object is not zero",
+    20: "the pages counted for a tenant are not those of its objects",
 }
 
 _COUNTER_NAMES = (
@@ -29,6 +30,7 @@ _COUNTER_NAMES = (
     "readahead_pages", "readahead_hits", "readahead_wasted", "readahead_errors", "store_reads", "store_read_bytes",
     "store_writes", "store_write_bytes", "bytes_asked", "drop_pagecache", "optimistic_retries",
 )
+_POLICIES = ("kernel", "s3fifo", "sieve", "lirs", "adaptive")
 _COUNTERS = {name: number for number, name in enumerate(_COUNTER_NAMES)}
 if len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or sizeof(CFolio) != 64 or sizeof(CMapping) > 256:
     raise ImportError("the layout of the segment does not add up")
@@ -40,7 +42,8 @@ cdef class Segment:
 
     nr_frames: page frames (4096 bytes each). nr_mappings: most store objects cached at once. data: False for
     descriptors without frames (running access traces). shared: back the region by a memory file, so that `attach`
-    can map it again at another address.
+    can map it again at another address. policy: who leaves when frames are short: "kernel", "s3fifo", "sieve", "lirs" or
+    "adaptive".
 
     Context: allocated memory is returned when the last object that uses the segment is gone.
     """
@@ -61,7 +64,7 @@ cdef class Segment:
         self.owner = False
         self.kswapd.started = False
 
-    def __init__(self, nr_frames, *, nr_mappings=8192, data=True, shared=False):
+    def __init__(self, nr_frames, *, nr_mappings=8192, data=True, shared=False, str policy="kernel"):
         cdef Header layout
         cdef int r
         cdef uint64_t total
@@ -73,6 +76,8 @@ cdef class Segment:
             raise ValueError(f"nr_frames must be in 1..{MAX_FRAMES}, not {nr_frames}")
         if not 2 <= nr_mappings <= 1 << 24:
             raise ValueError(f"nr_mappings must be in 2..{1 << 24}, not {nr_mappings}")
+        if policy not in _POLICIES:
+            raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(_POLICIES)}")
         total = segment_layout(&layout, nr_frames, nr_mappings, data)
         if shared:
             self.fd = memory_file(total)
@@ -86,6 +91,7 @@ cdef class Segment:
         self.mapped = True
         self.owner = True
         buddy_init(&self.seg)
+        policy_init(&self.seg, _POLICIES.index(policy))
 
     @staticmethod
     def attach(int fd):
@@ -165,13 +171,31 @@ cdef class Segment:
         """Whether there are frames behind the descriptors."""
         return bool(self.seg.header.has_data)
 
+    @property
+    def policy(self):
+        """The eviction policy's name."""
+        return _POLICIES[self.seg.header.policy]
+
+    @property
+    def adapted(self):
+        """What the adaptive policy follows now, (share of the small queue, whether recency decides), how often that
+        changed, and the misses of each of its probes; None for other policies."""
+        cdef CAdaptive* adaptive = self.seg.adaptive
+        if self.seg.header.policy != <uint32_t>POLICY_ADAPTIVE:
+            return None
+        return ((self.seg.header.rules.small_permille / 1000, bool(self.seg.header.rules.by_recency)),
+                adaptive.nr_switches, [adaptive.probes[i].misses for i in range(NR_PROBES)])
+
     def counters(self):
         """All counters and gauges by name (pages, events, bytes); sums over threads, so not one instant's picture."""
         cdef int number
         out = {name: counted(&self.seg, number) for number, name in enumerate(_COUNTER_NAMES)}
         cdef Header* header = self.seg.header
-        out["nr_inactive_file"] = hint_u64(&header.lru[<int>LRU_INACTIVE].nr_pages)
-        out["nr_active_file"] = hint_u64(&header.lru[<int>LRU_ACTIVE].nr_pages)
+        out["nr_inactive_file"] = (hint_u64(&header.lru[<int>LRU_INACTIVE].nr_pages)
+                                   + hint_u64(&header.lru[<int>LRU_AHEAD].nr_pages)
+                                   + hint_u64(&header.lru[<int>LRU_FIRST].nr_pages))
+        out["nr_active_file"] = (hint_u64(&header.lru[<int>LRU_ACTIVE].nr_pages)
+                                 + hint_u64(&header.lru[<int>LRU_LAST].nr_pages))
         out["nr_unevictable"] = hint_u64(&header.lru[<int>LRU_UNEVICTABLE].nr_pages)
         out["nr_free_pages"] = load_relaxed_u32(&header.nr_free)
         out["nr_frames"] = header.nr_frames
@@ -192,8 +216,9 @@ cdef class Segment:
     def sizes(self):
         """Sizes of the arrays: bytes of one record, records, and bytes in use, by array."""
         cdef Header* header = self.seg.header
+        cdef uint64_t probes = sizeof(CAdaptive) if header.policy == <uint32_t>POLICY_ADAPTIVE else 0
         return {
-            "header": (sizeof(Header), 1, sizeof(Header)),
+            "header": (sizeof(Header) + probes, 1, sizeof(Header) + probes),
             "mappings": (sizeof(CMapping), header.nr_mappings, header.nr_mappings_used * sizeof(CMapping)),
             "nodes": (320, header.nr_nodes, hint_u32(&header.pool.nr_used) * 320),
             "folios": (sizeof(CFolio), header.nr_frames, header.nr_frames * sizeof(CFolio)),

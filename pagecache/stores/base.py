@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+MAX_FOLIO_ORDER = 9
+
 
 @runtime_checkable
 class BackingStore(Protocol):
@@ -44,6 +46,7 @@ class StoreHints:
     windows that are as wide.
     latency: "local" (the system below reads ahead itself), "device" (it does not), or "remote" (milliseconds a request).
     stable_writes: bytes must not change while `writev` has them; a write to such a page then waits.
+    folio_order: pages come and go in runs of 2**folio_order, and no larger ones (-1: as large as readahead wants).
     """
 
     preferred_request: int = 128 * 1024
@@ -52,6 +55,7 @@ class StoreHints:
     latency: str = "remote"
     stable_writes: bool = False
     readahead_requests: int = 0
+    folio_order: int = -1
 
 
 def hints_of(store: Any) -> StoreHints:
@@ -63,5 +67,7 @@ def hints_of(store: Any) -> StoreHints:
             raise ValueError(f"{name} of store {store.key!r} must be a positive int, not {values[name]!r}")
     if not isinstance(values["readahead_requests"], int) or values["readahead_requests"] < 0:
         raise ValueError(f"readahead_requests of store {store.key!r} must be an int, not {values['readahead_requests']!r}")
+    if not isinstance(values["folio_order"], int) or not -1 <= values["folio_order"] <= MAX_FOLIO_ORDER:
+        raise ValueError(f"folio_order of store {store.key!r} must be in -1..9, not {values['folio_order']!r}")
     values["readahead_requests"] = min(values["readahead_requests"], values["parallel_requests"])
     return StoreHints(**values)

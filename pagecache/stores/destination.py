@@ -1,8 +1,9 @@
 """Buffers that a request fills piece by piece, and which can be taken away from it at any moment."""
 
-import threading
 from collections.abc import Sequence
 from typing import Any
+
+from pagecache._core import Mutex
 
 
 class Destination:
@@ -14,7 +15,7 @@ class Destination:
 
     def __init__(self, buffers: Sequence[memoryview]):
         self._buffers = list(buffers)
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._number = 0  # of the buffer that is being filled
         self._at = 0
         self.wanted = sum(map(len, buffers))
@@ -27,7 +28,7 @@ class Destination:
 
     def put(self, data: Any) -> None:
         """Copy a piece behind the last one; what does not fit is left out."""
-        with self._lock, memoryview(data) as piece:
+        with self._lock.held(), memoryview(data) as piece:
             start = 0
             while start < len(piece) and self._number < len(self._buffers):
                 buffer = self._buffers[self._number]
@@ -41,5 +42,5 @@ class Destination:
 
     def detach(self) -> None:
         """Let go of the buffers."""
-        with self._lock:
+        with self._lock.held():
             self._buffers = []

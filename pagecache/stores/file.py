@@ -4,11 +4,10 @@ import contextlib
 import errno
 import os
 import stat
-import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pagecache._core import punch_hole
+from pagecache._core import Mutex, punch_hole
 
 _MODES = {
     "rb": os.O_RDONLY,
@@ -48,7 +47,7 @@ class FileStore:
             self.path = os.fsdecode(self.path)
         self._tail_fd = -1
         self._is_new = False  # whether the directory does not durably know the file yet
-        self._sync_lock = threading.Lock()
+        self._sync_lock = Mutex()
         flags = _MODES[mode] | os.O_CLOEXEC | os.O_NONBLOCK | (getattr(os, "O_DIRECT", 0) if direct else 0)
         self.direct = bool(direct and hasattr(os, "O_DIRECT"))
         if self.direct:
@@ -126,7 +125,7 @@ class FileStore:
 
     def write_tail(self, offset: int, data: memoryview) -> int:
         """Write the end of a file that is open past the kernel's page cache: it is no whole page. Returns the bytes."""
-        with self._sync_lock:
+        with self._sync_lock.held():
             if self._tail_fd < 0:
                 self._tail_fd = self._open_again()
         return os.pwrite(self._tail_fd, data, offset)
@@ -152,7 +151,7 @@ class FileStore:
             os.fdatasync(self.fd)
         else:
             os.fsync(self.fd)
-        with self._sync_lock:
+        with self._sync_lock.held():
             if self._is_new:
                 _sync_directory(os.path.dirname(self.path) or ".")
                 self._is_new = False

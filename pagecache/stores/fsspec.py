@@ -14,11 +14,11 @@ import asyncio
 import hashlib
 import itertools
 import os
-import threading
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from pagecache._core import Mutex
 from pagecache.stores import fsspec_ranges
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
@@ -28,7 +28,7 @@ _OPTIONS_WITHOUT_MEANING = ("asynchronous", "loop", "skip_instance_cache", "batc
                             "listings_expiry_time", "max_paths")  # fmt: skip
 PARALLEL_REQUESTS = 32  # of one object; the library behind may carry out fewer at once
 _numbers = itertools.count(1)
-_numbers_lock = threading.Lock()
+_numbers_lock = Mutex()
 
 
 def own_instance(fs: Any) -> Any:
@@ -49,10 +49,16 @@ def identity_of(fs: Any) -> str:
     options = {name: value for name, value in fs.storage_options.items() if name not in _OPTIONS_WITHOUT_MEANING}
     text = f"{type(fs).__module__}.{type(fs).__qualname__} {fs.storage_args!r} {sorted(options.items(), key=str)!r}"
     if " at 0x" in text:  # an object that only its address tells from others, and addresses come back
-        with _numbers_lock:
+        with _numbers_lock.held():
             number = fs.__dict__.setdefault("_pagecache_number", f"{os.getpid()}.{next(_numbers)}")
         text = f"{type(fs).__qualname__} number {number}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _place_of(path: str) -> str:
+    """Return the server or bucket of a path."""
+    scheme, separator, rest = path.rpartition("://")
+    return scheme + separator + rest.lstrip("/").partition("/")[0]
 
 
 class FsspecStore:
@@ -84,6 +90,7 @@ class FsspecStore:
         self.key = f"fsspec:{identity_of(self.fs)}:{self.path}"
         if self.is_immutable and not self._ranges.conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
+        self.origin = f"fsspec:{identity_of(self.fs)}:{_place_of(self.path)}"
         self.parallel_requests = PARALLEL_REQUESTS if self._ranges.parallel else 1
         self.latency = "remote" if self._ranges.remote else "local"
         numbered = "_pagecache_number" in self.fs.__dict__

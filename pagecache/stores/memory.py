@@ -1,8 +1,9 @@
 """A store in memory: an object that never was in a file, and the simplest writable store."""
 
 import itertools
-import threading
 from collections.abc import Sequence
+
+from pagecache._core import Mutex
 
 _numbers = itertools.count(1)  # an address would come back when the store that had it is gone
 
@@ -18,7 +19,7 @@ class MemoryStore:
     def __init__(self, data: bytes | bytearray | memoryview = b"", *, key: str | None = None):
         self._data = bytearray(data)
         self._version = 0
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self.key = key if key is not None else f"memory:{next(_numbers)}"
 
     def size(self) -> int:
@@ -31,14 +32,14 @@ class MemoryStore:
 
     def replace(self, data: bytes | bytearray | memoryview) -> None:
         """Put other contents in place of the present ones, as somebody else would: the cache finds the object changed."""
-        with self._lock:
+        with self._lock.held():
             self._data = bytearray(data)
             self._version += 1
 
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """Fill the buffers from `offset`; return the bytes filled, fewer only at the end."""
         done = 0
-        with self._lock:
+        with self._lock.held():
             for buffer in buffers:
                 # Released under the lock: the object cannot be resized while a view of it exists.
                 with memoryview(self._data) as whole, whole[offset + done : offset + done + len(buffer)] as piece:
@@ -52,7 +53,7 @@ class MemoryStore:
     def writev(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """Write the buffers at `offset`, growing the object as needed; return the bytes written."""
         done = 0
-        with self._lock:
+        with self._lock.held():
             self._version += 1
             for buffer in buffers:
                 at = offset + done
@@ -64,7 +65,7 @@ class MemoryStore:
 
     def truncate(self, size: int) -> None:
         """Cut the object to `size` bytes, or extend it with zeros."""
-        with self._lock:
+        with self._lock.held():
             self._version += 1
             if size < len(self._data):
                 del self._data[size:]
@@ -73,7 +74,7 @@ class MemoryStore:
 
     def punch_hole(self, offset: int, length: int) -> None:
         """Zero a range; the size stays."""
-        with self._lock:
+        with self._lock.held():
             self._version += 1
             end = min(offset + length, len(self._data))
             if end > offset:
@@ -93,5 +94,5 @@ class MemoryStore:
 
     def tobytes(self) -> bytes:
         """Return a copy of the contents."""
-        with self._lock:
+        with self._lock.held():
             return bytes(self._data)

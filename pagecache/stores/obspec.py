@@ -6,19 +6,19 @@ there is only `get_range`, `head` is asked for after each read, except with `rec
 
 import hashlib
 import itertools
-import threading
 import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from pagecache._core import Mutex
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
 
 _numbers = itertools.count(1)
 _numbered: dict[int, int] = {}  # by address, as long as the store lives
-_numbers_lock = threading.Lock()
+_numbers_lock = Mutex()
 _NOT_THIS_VERSION = ("PreconditionError", "NotModifiedError")  # by name: obspec's are classes without an import of theirs
 
 
@@ -27,7 +27,7 @@ def identity_of(store: Any) -> str:
     prefix and configuration; a number for a store that has none."""
     config = getattr(store, "config", None)
     if config is None and not getattr(store, "prefix", None):
-        with _numbers_lock:
+        with _numbers_lock.held():
             if id(store) not in _numbered:
                 weakref.finalize(store, _numbered.pop, id(store), None)
                 _numbered[id(store)] = next(_numbers)
@@ -86,6 +86,7 @@ class ObspecStore:
         self._given_key = key
         self._conditional = hasattr(store, "get")
         self.key = f"obspec:{key or identity_of(store)}:{path}"
+        self.origin = f"obspec:{identity_of(store)}"
         if self.is_immutable and not self._conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
         self.key_scope = "everywhere" if key else scope_of(store)

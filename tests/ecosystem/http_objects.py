@@ -190,6 +190,7 @@ class HttpStore:
         self.key = self.name = url
         parts = urlsplit(url)
         self._address, self._path = (parts.hostname, parts.port), parts.path
+        self.origin = parts.netloc
         self._lock = threading.Lock()
         self._idle = []
         self._size = self._etag = None

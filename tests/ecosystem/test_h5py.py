@@ -47,6 +47,14 @@ class TestReading:
             assert opened["group3/set13"].attrs["number"] == 13
         assert server.counts.take() == (0, 0)
 
+    def test_a_walk_over_a_far_file_takes_few_requests(self, many, open_object, server):
+        data, wanted = many
+        assert len(data) < 1 << 20  # so that one request brings all of it, whatever the bandwidth
+        server.latency_s = 0.005
+        with h5py.File(open_object("far.h5", data), "r") as opened:
+            assert_same(walk(opened), wanted)
+        assert server.counts.take()[0] <= 5
+
     def test_chunked_and_compressed(self, open_object, tmp_path, rng):
         path = tmp_path / "chunked.h5"
         wanted = numpy.arange(400_000, dtype="i4").reshape(200, 2000)

@@ -14,16 +14,18 @@ then for what the segment's own check finds.
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
-from pagecache.core.atomic cimport add_acq_rel_u32, cpu_relax, load_acquire_u32, pc_u32, store_release_u32
+from pagecache.core.admit cimport policy_init
+from pagecache.core.atomic cimport (add_acq_rel_u32, cpu_relax, load_acquire_u32, pc_u32, store_relaxed_u32,
+                                    store_relaxed_u64, store_release_u32)
 from pagecache.core.buddy cimport buddy_init
 from pagecache.core.config cimport PAGE_SIZE
 from pagecache.core.errseq cimport errseq_sample
 from pagecache.core.futex cimport futex_setup
 from pagecache.core.io_queue cimport io_queue_end, io_queue_init
-from pagecache.core.mapping cimport mapping_alloc, mapping_free
+from pagecache.core.mapping cimport mapping_alloc, mapping_free, mapping_set_tenant
 from pagecache.core.memory cimport memory_unmap
 from pagecache.core.reclaim cimport kswapd_end, kswapd_main, reclaim_pages
-from pagecache.core.segment cimport READAHEAD_ERRORS, counted, header_set_dirty_limits, segment_create
+from pagecache.core.segment cimport NR_PRIORITIES, READAHEAD_ERRORS, counted, header_set_dirty_limits, segment_create
 from pagecache.core.stamp cimport stamp_take
 from pagecache.core.thread cimport pc_thread, thread_join, thread_start
 from pagecache.core.verify cimport Finding, segment_verify
@@ -39,6 +41,7 @@ cdef enum:
     THREADS_MAX = 16
 
 OPERATIONS = ("read", "read_pinned", "read_ahead", "write", "write_back", "sync", "truncate", "evict", "split", "sample")
+POLICIES = ("kernel", "s3fifo", "sieve", "lirs", "adaptive")     # in the order of PolicyNumber
 
 
 cdef void step(Worker* worker) noexcept nogil:
@@ -80,8 +83,16 @@ cdef void step(Worker* worker) noexcept nogil:
     else:
         what = 9
         errseq_sample(&worker.work.seg.mappings[worker.work.files[m].number].wb_err)
+        change_priority(worker, m)
         reclaim_pages(&worker.work.seg, 4)
     worker.counts[what] += 1
+
+
+cdef void change_priority(Worker* worker, uint32_t m) noexcept nogil:
+    """Gives a file another priority and tenant, most often none."""
+    cdef Mapping* mapping = &worker.work.seg.mappings[worker.work.files[m].number]
+    store_relaxed_u32(&mapping.priority, random_below(worker, 2) * random_below(worker, NR_PRIORITIES))
+    mapping_set_tenant(&worker.work.seg, mapping, random_below(worker, 3))
 
 
 cdef void* thread_main(void* argument) noexcept nogil:
@@ -98,12 +109,14 @@ cdef void* thread_main(void* argument) noexcept nogil:
     return NULL
 
 
-cdef int prepare(Work* work, list descriptors, uint32_t nr_frames) except -1:
+cdef int prepare(Work* work, list descriptors, uint32_t nr_frames, uint32_t policy) except -1:
     """Makes the segment and its files, the first version of every page in each."""
     cdef uint32_t m, page
     if segment_create(&work.seg, nr_frames, 8, True, -1, 0) != 0:
         raise MemoryError("no room for the segment")
     buddy_init(&work.seg)
+    policy_init(&work.seg, policy)
+    store_relaxed_u64(&work.seg.header.tenants[1].share_pages, nr_frames // 2)
     header_set_dirty_limits(work.seg.header, nr_frames // 2, nr_frames // 4)
     io_queue_init(&work.queue, &work.seg, False, False)
     page_bytes = bytearray(PAGE_SIZE)
@@ -151,7 +164,7 @@ cdef int finish(Work* work) except -1:
 
 
 def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed: int, faults: bool,
-        span: int = NR_PAGES) -> dict:
+        span: int = NR_PAGES, policy: str = "kernel") -> dict:
     """Let threads work on files that start with the first version of every page.
 
     Arguments:
@@ -162,6 +175,7 @@ def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed:
         seed: of the choices; not of the schedule.
         faults: whether some write-back fails.
         span: pages that are used; fewer than all: only reads and evictions.
+        policy: one of POLICIES.
     Returns:
         How often each operation was done.
     Raises:
@@ -178,7 +192,7 @@ def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed:
     if work == NULL or workers == NULL:
         raise MemoryError
     assert 1 <= nr_threads <= THREADS_MAX and 1 <= span <= NR_PAGES and len(descriptors) == NR_FILES
-    prepare(work, descriptors, nr_frames)
+    prepare(work, descriptors, nr_frames, POLICIES.index(policy))
     work.nr_threads = nr_threads
     work.span = span
     for i in range(work.nr_threads):

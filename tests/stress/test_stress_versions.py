@@ -62,7 +62,7 @@ class CodedStore(pagecache.MemoryStore):
 
     def truncate(self, size):
         super().truncate(size)
-        with self._lock:
+        with self._lock.held():
             self._data[:] = self.next_state.content(0, size).tobytes()
 
 

@@ -1,0 +1,145 @@
+"""Recording which pages a live program uses, as a trace for `pagecache trace`.
+
+While a recorder runs, the cache's open files are of a class that notes each call; otherwise they are not, so that the
+hit path knows nothing of recording.  Pages of different objects get numbers far apart.
+"""
+
+import io
+import struct
+import zipfile
+from array import array
+from pathlib import Path
+from typing import Any
+
+from pagecache._core import Mutex
+from pagecache.file import File
+
+PAGE_SHIFT = 12
+OBJECT_SHIFT = 30  # pages of one object: 4 TiB
+FORMATS = (".npz", ".npy", ".txt")
+
+
+class RecordedFile(File):
+    """A file whose accesses are noted; same layout and behaviour."""
+
+    def _note(self, pos: int, nbytes: int) -> None:
+        recorder = self.cache.recorder
+        if recorder is not None and nbytes > 0:
+            recorder.note(self, pos, nbytes)
+
+    def pread(self, nbytes: int, offset: int) -> bytes:
+        """As File.pread."""
+        data = super().pread(nbytes, offset)
+        self._note(offset, len(data))
+        return data
+
+    def preadinto(self, buffer: Any, offset: int) -> int:
+        """As File.preadinto."""
+        got = super().preadinto(buffer, offset)
+        self._note(offset, got)
+        return got
+
+    def view(self, nbytes: int, offset: int) -> memoryview:
+        """As File.view."""
+        seen = super().view(nbytes, offset)
+        self._note(offset, seen.nbytes)
+        return seen
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As File.read."""
+        data = super().read(size)
+        self._note(self.tell() - len(data), len(data))
+        return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        """As File.readinto."""
+        got = super().readinto(buffer)
+        self._note(self.tell() - got, got)
+        return got
+
+    def pwrite(self, data: Any, offset: int) -> int:
+        """As File.pwrite."""
+        took = super().pwrite(data, offset)
+        self._note(offset, took)
+        return took
+
+    def write(self, data: Any, /) -> int:
+        """As File.write."""
+        took = super().write(data)
+        self._note(self.tell() - took, took)
+        return took
+
+
+class Recorder:
+    """Notes the pages that files of a cache use, until it is stopped; also a context manager.
+
+    cache: whose files, open now and opened from now on. path: the trace to write when it stops: .npz, .npy or .txt.
+    Recorded are reads, views and writes of files (pread, read, readline's, write and their relatives); not memory maps,
+    readahead, or calls of many ranges that read in the background. Calls one after the other in one page count once, as
+    they do for eviction. Raises ValueError for another kind of file, or when the cache is recorded already.
+    """
+
+    def __init__(self, cache: Any, path: str | Path):
+        self.path = Path(path)
+        if self.path.suffix not in FORMATS:
+            raise ValueError(f"cannot record into {str(path)!r}: the name must end in {', '.join(FORMATS)}")
+        self._cache = cache
+        self._lock = Mutex()
+        self._pages = array("Q")
+        self._objects: dict[int, int] = {}
+        self._last = -1
+        self._stopped = False
+
+    def note(self, file: File, pos: int, nbytes: int) -> None:
+        """Note an access. Context: takes the recorder's lock for a moment."""
+        first, last = pos >> PAGE_SHIFT, (pos + nbytes - 1) >> PAGE_SHIFT
+        with self._lock.held():
+            if self._stopped:
+                return
+            base = self._objects.setdefault(file.mapping.number, len(self._objects)) << OBJECT_SHIFT
+            if base + first == self._last:
+                first += 1
+            self._pages.extend(range(base + first, base + last + 1))
+            self._last = base + last
+
+    @property
+    def nr_accesses(self) -> int:
+        """Accesses noted so far."""
+        return len(self._pages)
+
+    def stop(self) -> int:
+        """Stop, and write the trace. Idempotent. Returns the accesses. Raises OSError."""
+        with self._lock.held():
+            if self._stopped:
+                return len(self._pages)
+            self._stopped = True
+        self._cache.end_recording(self)
+        write_trace(self.path, self._pages)
+        return len(self._pages)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+def write_trace(path: Path, pages: array) -> None:
+    """Write page numbers (unsigned 64-bit) as .npz (key `pages`), .npy or text, by the name's ending."""
+    if path.suffix == ".txt":
+        with path.open("w", encoding="ascii") as text:
+            text.writelines(f"{page}\n" for page in pages)
+        return
+    header = f"{{'descr': '<u8', 'fortran_order': False, 'shape': ({len(pages)},), }}"
+    header = header.ljust(117) + "\n"
+    if pages and struct.pack("=H", 1) != struct.pack("<H", 1):
+        pages = array("Q", pages)
+        pages.byteswap()
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode("ascii") + pages.tobytes()
+    if path.suffix == ".npy":
+        path.write_bytes(data)
+        return
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("pages.npy", data)
+    path.write_bytes(packed.getvalue())

@@ -1,0 +1,61 @@
+"""Shares of a cache's budget: each tenant keeps its own, and may borrow what nobody else wants."""
+
+from collections.abc import Callable
+
+from pagecache import _core
+from pagecache._core import AddressSpace, Mutex, Segment
+
+PAGE_SIZE = 4096
+NR_TENANTS_MAX = 63
+
+
+class Shares:
+    """The tenants of one cache by name, with their shares of the budget.
+
+    segment: whose frames are shared. pages_of: turns a part of the budget (bytes, "64MiB" or "25%") into pages.
+    """
+
+    def __init__(self, segment: Segment, pages_of: Callable[[int | str], int]):
+        self._segment = segment
+        self._pages_of = pages_of
+        self._lock = Mutex()
+        self._numbers: dict[str, int] = {}
+        self._pages: dict[str, int] = {}
+
+    def set(self, tenant: str, part: int | str) -> None:
+        """Give a tenant a share: bytes, "64MiB", or "25%" of the budget; 0 leaves it nothing that is kept for it.
+
+        Pages of its objects within the share are not evicted while those of others can be. It may use more than that as
+        long as there is room; what it has borrowed goes first when others need it.
+        Raises ValueError when the shares together are more than the budget, or for more than 63 tenants.
+        """
+        nr_pages = self._pages_of(part)
+        if nr_pages < 0:
+            raise ValueError(f"the share of {tenant!r} must not be negative: {part!r}")
+        with self._lock.held():
+            total = sum(self._pages.values()) - self._pages.get(tenant, 0) + nr_pages
+            if total > self._segment.nr_frames:
+                raise ValueError(
+                    f"the shares would be {total * PAGE_SIZE} bytes together, with {part!r} for {tenant!r}, and the "
+                    f"budget is {self._segment.nr_frames * PAGE_SIZE}: give less"
+                )
+            if tenant not in self._numbers and len(self._numbers) == NR_TENANTS_MAX:
+                raise ValueError(f"a cache has {NR_TENANTS_MAX} tenants at most: {tenant!r} is one more")
+            number = self._numbers.setdefault(tenant, len(self._numbers) + 1)
+            self._pages[tenant] = nr_pages
+            _core.set_share(self._segment, number, nr_pages)
+
+    def assign(self, mapping: AddressSpace, tenant: str | None) -> None:
+        """Make an object a tenant's, with what it has cached; None: nobody's. Raises ValueError for a tenant without a
+        share."""
+        if tenant is not None and tenant not in self._numbers:
+            known = ", ".join(sorted(self._numbers)) or "nobody has one"
+            raise ValueError(f"no share is set for tenant {tenant!r} ({known}): use cache.shares.set")
+        _core.set_tenant(mapping, self._numbers[tenant] if tenant is not None else 0)
+
+    def usage(self) -> dict[str, tuple[int, int]]:
+        """Return share and cached bytes of each tenant, by name."""
+        return {
+            tenant: (self._pages[tenant] * PAGE_SIZE, _core.tenant_pages(self._segment, number) * PAGE_SIZE)
+            for tenant, number in list(self._numbers.items())
+        }
