@@ -3,7 +3,8 @@
 What leaves before anything else leaves first (priority.pxd); then the segment's policy says who (policy.pxd), passing by
 what is protected; then, if the caller may, it does so again without that, and what leaves last goes.  Here they are
 evicted, in batches, and memory is given to those who ask.  Reclaim never waits and never writes.  Readers rarely run it
-themselves: a background thread, which needs no GIL, starts when fewer than `watermark_low` frames are free and stops at `watermark_high`.
+themselves: a background thread, which needs no GIL, starts when fewer than `watermark_low` frames are free and stops at
+`watermark_high`.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.adaptive cimport adaptive_fit
