@@ -21,7 +21,7 @@ from pagecache.core.mapping cimport entry_frame, filemap_remove_clean, mapping_a
 from pagecache.core.memory cimport memory_unmap
 from pagecache.core.segment cimport Folio, Segment, frame_address, folio_number, segment_create
 from pagecache.core.thread cimport monotonic_ns, pc_thread, thread_join, thread_start
-from pagecache.core.xa_node cimport xa_entry
+from pagecache.core.xa_node cimport XArray, xa_entry
 from pagecache.core.xarray cimport xa_load
 
 import random
@@ -105,6 +105,7 @@ cdef void work(Worker* worker, uint64_t nr_operations) noexcept nogil:
     cdef uint64_t unused = <uint64_t>bench.nr_pages * (1 + worker.slot)     # where this thread inserts
     cdef uint64_t i, offset, sum = 0
     cdef xa_entry entry = 0
+    cdef XArray* pages = &seg.mappings[bench.number].pages      # as an open file keeps it
     cdef Folio* folio
     cdef char[64] target
     if bench.operation == RADIX_WALK:
@@ -112,7 +113,7 @@ cdef void work(Worker* worker, uint64_t nr_operations) noexcept nogil:
             sum += radix_load(bench.radix, indices[i & mask])
     elif bench.operation == LOOKUP:
         for i in range(first, first + nr_operations):
-            sum += entry_frame(xa_load(&seg.mappings[bench.number].pages, &seg.pool, indices[i & mask]))
+            sum += entry_frame(xa_load(pages, &seg.pool, indices[i & mask]))
     elif bench.operation == LOOKUP_PIN:
         for i in range(first, first + nr_operations):
             folio = filemap_get_entry(seg, bench.number, indices[i & mask], &entry)

@@ -5,7 +5,8 @@
 * a cached read of 1 MiB, in one thread;
 * a peer: reads of 1 MiB from the page server of another process over TCP, by 1 and by 4 threads, with the processor time of
   both processes for each GiB;
-* a second level: the same reads from a real Valkey (or Redis) server, whose processor time is counted too;
+* a second level: the same reads from a real Valkey (or Redis) server, whose processor time is
+  counted too;
 * one connection to a page server that is kept open: memory of the server's process;
 * finding the owner of an extent among 1,000 members, the first time and again.
 """
@@ -137,7 +138,8 @@ def peer_costs() -> dict[str, Any]:
 def second_level_costs() -> dict[str, Any]:
     """Measure reads from a server of values."""
     found: dict[str, Any] = {"program": Path(valkey_program() or "none").name}
-    with ValueServer() as server, SecondLevel(server.url, queue_bytes="512MiB", patience_s=30, timeout_s=30) as level:
+    options = {"queue_bytes": "512MiB", "patience_s": 30, "timeout_s": 30}
+    with ValueServer() as server, SecondLevel(server.url, **options) as level:
         store = TieredStore(origin(), level)
         buffer = memoryview(bytearray(READ_BYTES))
         offsets = list(range(0, OBJECT_BYTES, READ_BYTES))

@@ -1,6 +1,7 @@
 """A cluster on paper: what the origin and the network carry as it grows to a thousand workers, and which limit comes first.
 
     python bench/cluster_simulation.py [--costs FILE] [--workers 1,10,100,1000] [--skew 1.0] [--seed 1] [--markdown]
+        [--chart FILE]
 
 Every worker reads extents of a common data set at random, some more often than others (Zipf), at a fixed rate.  Placement
 is the real one (`Membership.owner`: rendezvous hashing by mmh3); each worker has a cache of a fixed number of extents, of
@@ -40,6 +41,7 @@ ASSUMED = {
     "descriptors": 1024,  # the usual limit of one process
 }
 SECOND_LEVEL = "one server of a second level instead"
+RATE_GIB_S = ASSUMED["read_mib_s"] / 1024
 WAYS = ("plain", "none", "hot", "all")
 MEASURED_COSTS = Path(__file__).with_name("cluster_costs.json")
 
@@ -162,7 +164,7 @@ def simulate(nr_workers: int, way: str, reads: list[tuple[int, int]], owners: li
 
 def limits(shares: Shares, costs: dict[str, Any]) -> dict[str, float]:
     """Return how far each limit is used: 1.0 is all of it."""
-    rate, nr_workers = ASSUMED["read_mib_s"] / 1024, shares.workers
+    rate, nr_workers = RATE_GIB_S, shares.workers
     served_gib_s = shares.hottest * rate
     received_gib_s = (shares.peer + shares.origin) * rate
     peer = costs["peer"]["threads_4"]
@@ -194,7 +196,7 @@ def rows_of(workers: list[int], skew: float, seed: int, costs: dict[str, Any]) -
 
 def shown(rows: list[tuple[Shares, dict[str, float]]], markdown: bool) -> str:
     """Return the table."""
-    rate = ASSUMED["read_mib_s"] / 1024
+    rate = RATE_GIB_S
     lines = [["workers", "replicate", "own %", "peers %", "origin %", "origin GiB/s", "peers GiB/s", "hottest owner GiB/s",
               "distinct GiB", "copies", "first limit", "used"]]  # fmt: skip
     for shares, used in rows:
@@ -214,6 +216,24 @@ def shown(rows: list[tuple[Shares, dict[str, float]]], markdown: bool) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
+def draw(rows: list[tuple[Shares, dict[str, float]]], path: str) -> None:
+    """Draw what the origin carries."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3.6))
+    for way in WAYS:
+        points = [(shares.workers, shares.origin * shares.workers * RATE_GIB_S) for shares, _ in rows if shares.way == way]
+        axes.plot(*zip(*points, strict=True), marker="o", label=way)
+    axes.axhline(ASSUMED["origin_gib_s"], color="grey", linestyle="--", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="workers", ylabel="GiB/s from the origin")
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     """Simulate, and print a table and how far each limit is used."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -222,10 +242,13 @@ def main() -> None:
     parser.add_argument("--skew", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--chart", help="SVG file to draw, with matplotlib")
     options = parser.parse_args()
     costs = json.loads(Path(options.costs).read_text())
     rows = rows_of([int(number) for number in options.workers.split(",")], options.skew, options.seed, costs)
     print(shown(rows, options.markdown))
+    if options.chart:
+        draw(rows, options.chart)
     for shares, used in rows:
         parts = ", ".join(f"{name} {value * 100:.0f} %" for name, value in used.items() if value)
         print(f"{shares.workers} {shares.way}: {parts}")

@@ -54,7 +54,6 @@ class File(FileWrites):
         self.mode = mode
         self.durability = durability
         self.no_reuse = False
-        self.is_random = False
         self._window_factor = 1
         self._is_stream = False
         self._attach(
@@ -110,8 +109,12 @@ class File(FileWrites):
         try:
             return filemap.filemap_read(self, target, done, pos)
         finally:
-            if self.closed:
-                self.inode.close_retired()
+            self._read_ended()
+
+    def _read_ended(self) -> None:
+        """Close what could not be closed while this read was under way."""
+        if self.closed:
+            self.inode.close_retired()
 
     def _grown(self, pos: int) -> bool:
         """Whether the object has bytes at `pos` that the cache does not know of; raises ESTALE if it changed."""

@@ -1,6 +1,7 @@
 """Mounts for tests: each is served by a process of its own, which a hang cannot outlive."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -43,6 +44,11 @@ def needs_program(name):
     return pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
 
 
+def end_with_parent():
+    """Have the kernel end this process, by SIGTERM, when the tests are killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
 class Mount:
     """A source mounted while the block runs. words: of the command line. serve: run tests/fuse_serve.py with them."""
 
@@ -59,8 +65,9 @@ class Mount:
     def __enter__(self):
         self._log = open(self._directory / "log", "w+")
         self.process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=end_with_parent,
+        )  # fmt: skip
         self._guard = threading.Timer(MOUNT_SECONDS_MAX, self.process.kill)
         self._guard.daemon = True
         self._guard.start()

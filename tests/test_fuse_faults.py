@@ -75,24 +75,26 @@ class TestKilled:
             assert (mount.path / "closed").read_bytes() == b"x" * 50_000
 
 
-class TestFailingSource:
-    @pytest.fixture(scope="class")
-    def mount(self, tmp_path_factory):
-        """One mount for all tests, whose source fails as told: `mount.fail(word)`."""
-        source, control = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("control") / "control"
-        control.write_text("")
-        with Mount(source, control, serve=True) as mount:
-            mount.fail = control.write_text
-            yield mount
-
-    @pytest.fixture
-    def failing(self, mount, request):
-        """The mount, and a file name of this test's own."""
-        mount.fail("")
-        mount.name = f"file-{abs(hash(request.node.nodeid)):x}"
+@pytest.fixture(scope="module")
+def failing_mount(tmp_path_factory):
+    """One mount for all tests, whose source fails as told: `mount.fail(word)`."""
+    source, control = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("control") / "control"
+    control.write_text("")
+    with Mount(source, control, serve=True) as mount:
+        mount.fail = control.write_text
         yield mount
-        mount.fail("")
 
+
+@pytest.fixture
+def failing(failing_mount, request):
+    """The mount, and a file name of this test's own."""
+    failing_mount.fail("")
+    failing_mount.name = f"file-{abs(hash(request.node.nodeid)):x}"
+    yield failing_mount
+    failing_mount.fail("")
+
+
+class TestFailingSource:
     @pytest.mark.parametrize("name", ["EIO", "ENOSPC", "EDQUOT"])
     def test_from_fsync_once(self, failing, name):
         fd = os.open(failing.path / failing.name, os.O_CREAT | os.O_RDWR)

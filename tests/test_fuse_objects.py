@@ -63,14 +63,15 @@ class TestReading:
             assert (mount.path / "a").read_bytes() == b"new" * 1000
 
 
-class TestWriting:
-    @pytest.fixture(scope="class", params=FEW_KINDS)
-    def shared(self, tmp_path_factory, request):
-        """A bucket that is mounted so that objects can be changed."""
-        bucket = tmp_path_factory.mktemp("bucket")
-        with Mount(f"local://{bucket}", "--write-back", *KINDS[request.param]) as mount:
-            yield mount, bucket
+@pytest.fixture(scope="module", params=FEW_KINDS)
+def shared(tmp_path_factory, request):
+    """A bucket that is mounted so that objects can be changed."""
+    bucket = tmp_path_factory.mktemp("bucket")
+    with Mount(f"local://{bucket}", "--write-back", *KINDS[request.param]) as mount:
+        yield mount, bucket
 
+
+class TestWriting:
     @pytest.fixture
     def mount(self, shared):
         """The mount, with nothing in it."""

@@ -128,6 +128,7 @@ def make_repository(path):
         shutil.copy2(ROOT / name, path)
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.c", *(() if STRESS else ("parts", "adapters", "[m-z]*.py")))
     shutil.copytree(ROOT / "pagecache", path / "pagecache", ignore=ignored)
+    shutil.copytree(ROOT / "tests/engine_threads", path / "tests/engine_threads", ignore=ignored)
     run("git", "init", "-q", path, env=git_environment())
     for add in ("pagecache/core", "pagecache", ".") if STRESS else (".",):
         run("git", "add", add, cwd=path, env=git_environment())

@@ -5,8 +5,8 @@ from network_hosts import Network, why_not
 from support import PATIENCE_S, wait_until
 
 HOSTS = ("a", "b", "c")
-NBYTES = 6 * 1024 * 1024
-EXTENT = 256 * 1024
+NBYTES = 3 * 1024 * 1024
+EXTENT = 128 * 1024
 PORT = 7400
 
 

@@ -13,8 +13,35 @@ from support import PAGE
 ROOT = Path(__file__).resolve().parent.parent
 HEADERS = sorted((ROOT / "pagecache" / "core").glob("*.h"))
 
-PROGRAM = """
+COPIES = """
 #include <assert.h>
+static void check_copies(void) {
+    static char source[8192 + 64], target[8192 + 128], many[COPY_STREAMS * COPY_PAGE_BYTES + 8];
+    for (size_t i = 0; i < sizeof source; i++) source[i] = (char)(i * 31 >> 3);
+    for (size_t nbytes = 1; nbytes <= 8192; nbytes += nbytes < 300 ? 1 : 397) {
+        memset(target, 0x55, sizeof target);
+        copy_page(target + 3, source + 1, nbytes);
+        assert(memcmp(target + 3, source + 1, nbytes) == 0);
+        assert(target[2] == 0x55 && target[3 + nbytes] == 0x55);
+    }
+    for (unsigned nr = 1; nr <= COPY_STREAMS; nr++) {
+        const char *pages[COPY_STREAMS];
+        for (unsigned k = 0; k < nr; k++) pages[k] = source + (nr * 7 + k * 13) % 60;
+        memset(many, 0x55, sizeof many);
+        copy_pages(many + 3, pages, nr);
+        for (unsigned k = 0; k < nr; k++) assert(memcmp(many + 3 + k * COPY_PAGE_BYTES, pages[k], COPY_PAGE_BYTES) == 0);
+        assert(many[2] == 0x55 && many[3 + nr * COPY_PAGE_BYTES] == 0x55);
+    }
+    for (size_t nbytes = 4000; nbytes <= 8192; nbytes += 61) {
+        memset(target, 0x55, sizeof target);
+        copy_long(target + nbytes % 64 + 1, source + 1, nbytes);
+        assert(memcmp(target + nbytes % 64 + 1, source + 1, nbytes) == 0);
+        assert(target[nbytes % 64] == 0x55 && target[nbytes % 64 + 1 + nbytes] == 0x55);
+    }
+}
+"""
+
+PROGRAM = """
 static uint32_t word;
 static int woken;
 
@@ -27,7 +54,6 @@ static void *sleeper(void *unused) {
 
 int main(void) {
     pc_ring ring;
-    char source[8192 + 64], target[8192 + 64];
     futex_setup();
     assert(!futex_is_native());
     assert(futex_wait(&word, 1, -1) == 0);                  /* differs: does not sleep */
@@ -48,13 +74,7 @@ int main(void) {
     memory_advise_nodump(region, 3 << 21);
     region[(3 << 21) - 1] = 1;
     assert(memory_unmap(region, 3 << 21) == 0);
-    for (size_t i = 0; i < sizeof source; i++) source[i] = (char)(i * 31 >> 3);
-    for (size_t nbytes = 1; nbytes <= 8192; nbytes += nbytes < 300 ? 1 : 397) {
-        memset(target, 0x55, sizeof target);
-        copy_page(target + 3, source + 1, nbytes);
-        assert(memcmp(target + 3, source + 1, nbytes) == 0);
-        assert(target[2] == 0x55 && target[3 + nbytes] == 0x55);
-    }
+    check_copies();
     return 0;
 }
 """
@@ -82,13 +102,19 @@ def build(tmp_path, source, *flags):
 
 
 def test_headers_work_with_posix_alone(tmp_path):
-    program = build(tmp_path, GONE + PROGRAM, "-include", ROOT / "tests" / "portable.h")
+    program = build(tmp_path, GONE + COPIES + PROGRAM, "-include", ROOT / "tests" / "portable.h")
     ran = subprocess.run([program], capture_output=True, text=True, timeout=100)
     assert ran.returncode == 0, ran.stderr
 
 
 def test_headers_compile_with_what_there_is(tmp_path):
     build(tmp_path, f"{THERE}int main(void) {{ return 0; }}\n")
+
+
+def test_copies_with_what_there_is_bring_every_byte_and_no_other(tmp_path):
+    program = build(tmp_path, COPIES + "int main(void) { check_copies(); return 0; }\n", "-O3")
+    ran = subprocess.run([program], capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_direct_files_are_buffered_where_there_is_no_o_direct(monkeypatch, make_cache, data_file):

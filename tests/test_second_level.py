@@ -11,12 +11,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from second_level_support import EXTENT, Origin, filled, hurry, level_on, read_all, values_of
+from second_level_support import EXTENT, PATIENT, Origin, filled, hurry, level_on, read_all, values_of
 from support import PAGE, PATIENCE_S, Crew, assert_nothing_is_held, nr_descriptors, pages_of, wait_until
 from value_servers import PROGRAMS, ValueServer, has_client
 
 import pagecache
-from pagecache.adapters.valkey import SecondLevel, TieredStore
+from pagecache.adapters.valkey import SecondLevel, TieredStore, connections
 from pagecache.adapters.valkey.extents import HEADER_BYTES
 from pagecache.stores import MemoryStore
 from pagecache.testing import StoreTests
@@ -507,3 +507,31 @@ class TestLife:
         origin.requests.clear()
         assert read_all(store) == DATA
         assert origin.requests == []
+
+
+class TestClients:
+    @pytest.mark.parametrize("library", ["valkey", "redis"])
+    @pytest.mark.parametrize("password", ["right", "wrong"])
+    def test_either_library_connects_by_tcp_with_a_password(self, library, password, monkeypatch):
+        module = pytest.importorskip(library, reason=f"{library}, the client library, is not installed")
+        if PROGRAMS["valkey"] is None:
+            pytest.skip("no valkey-server and no redis-server")
+        monkeypatch.setattr(connections, "client_library", lambda: module)
+        origin = Origin(DATA)
+        with ValueServer("valkey", "--requirepass", "right", tcp=True) as server:
+            url = server.url.replace("//", f"//:{password}@")
+            with SecondLevel(url, extent_bytes=EXTENT, **PATIENT) as level:
+                filled(level, origin)
+                assert read_all(TieredStore(origin, level)) == DATA
+                is_right = password == "right"
+                assert origin.bytes_read() == len(DATA) * (1 if is_right else 2)
+                assert level.stats()["suspected"] == ([] if is_right else ["server"])
+
+    def test_memcached_by_tcp(self):
+        if PROGRAMS["memcached"] is None:
+            pytest.skip("memcached is not installed")
+        origin = Origin(DATA)
+        with ValueServer("memcached", tcp=True) as server, level_on(server) as level:
+            filled(level, origin)
+            assert read_all(TieredStore(origin, level)) == DATA
+            assert origin.bytes_read() == len(DATA)

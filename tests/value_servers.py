@@ -36,28 +36,38 @@ def memcached_program():
 PROGRAMS = {"valkey": valkey_program(), "memcached": memcached_program()}
 
 
-class ValueServer:
-    """A server in a process of its own, reached by a Unix socket, whose address stays when it starts again.
+def _free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
-    kind: "valkey" or "memcached". options: of its command line.
+
+class ValueServer:
+    """A server in a process of its own, whose address stays when it starts again.
+
+    kind: "valkey" or "memcached". options: of its command line. tcp: reached on a port of the loopback interface, not by a
+    Unix socket.
     """
 
-    def __init__(self, kind="valkey", *options):
+    def __init__(self, kind="valkey", *options, tcp=False):
         self.kind = kind
         self.directory = tempfile.mkdtemp(prefix="pagecache-values-")
         self.path = str(Path(self.directory) / "socket")
         self.options = options
         self.process = None
-        scheme = "unix" if kind == "valkey" else "memcached"
-        self.url = f"{scheme}://{self.path}"
+        self.port = _free_port() if tcp else 0
+        scheme = "memcached" if kind == "memcached" else "valkey" if tcp else "unix"
+        self.url = f"{scheme}://127.0.0.1:{self.port}" if tcp else f"{scheme}://{self.path}"
         self.start()
 
     def _command(self):
         if self.kind == "memcached":
             user = ["-u", "root"] if os.geteuid() == 0 else []
-            return [memcached_program(), "-s", self.path, "-m", "256", *user, *self.options]
-        settings = ["--port", "0", "--unixsocket", self.path, "--save", "", "--appendonly", "no", "--dir", self.directory]
-        return [valkey_program(), *settings, *self.options]
+            place = ["-l", "127.0.0.1", "-p", str(self.port)] if self.port else ["-s", self.path]
+            return [memcached_program(), *place, "-m", "256", *user, *self.options]
+        place = ["--bind", "127.0.0.1", "--port", str(self.port)]
+        place += [] if self.port else ["--unixsocket", self.path]
+        settings = ["--save", "", "--appendonly", "no", "--dir", self.directory]
+        return [valkey_program(), *place, *settings, *self.options]
 
     def start(self):
         """Start the server, empty, and wait until it answers."""
@@ -72,15 +82,16 @@ class ValueServer:
 
     def _answers(self):
         try:
-            return self.say(b"version\r\n" if self.kind == "memcached" else b"PING\r\n").startswith((b"VERSION", b"+PONG"))
+            said = self.say(b"version\r\n" if self.kind == "memcached" else b"PING\r\n")
+            return said.startswith((b"VERSION", b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 
     def say(self, command):
         """Send a command, and return the first bytes of the answer."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        with socket.socket(socket.AF_INET if self.port else socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(START_PATIENCE_S)
-            connection.connect(self.path)
+            connection.connect(("127.0.0.1", self.port) if self.port else self.path)
             connection.sendall(command)
             return connection.recv(1 << 16)
 

@@ -13,6 +13,8 @@ matters when the same frame comes back for the same page: a mapping that is seen
 cleared, makes the load of state see the new folio, which is not uptodate before its bytes are there.  A state loaded
 before could be the old folio's, as it outlives its mapping.
 
+Long reads do the same for eight pages at a time, whose lines are copied in turns (copy.h): each folio is validated before
+the copy and again after it, and the bytes count up to the first one that changed.
 The pinned variant takes a reference between 1 and 2 (increment unless zero), so that long copies may take their time.
 A lookup that finds nothing without the lock looks again under xa_lock before it is believed.
 
@@ -25,20 +27,22 @@ from pagecache.core.atomic cimport (ctz32, fence_acquire, load_acquire_u32, load
 from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
 from pagecache.core.check cimport PC_OPTIMISTIC, pc_assert
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
+from pagecache.core.copy cimport COPY_STREAMS, copy_long, copy_page, copy_pages, prefetch_range
 from pagecache.core.folio cimport (FOLIO_DROPBEHIND, FOLIO_ORDER_MASK, FOLIO_READAHEAD, FOLIO_UNUSED, FOLIO_UPTODATE,
                                    folio_index, folio_mapping, folio_mark_accessed, folio_nr_pages, folio_order, folio_test,
                                    folio_try_get)
 from pagecache.core.lock cimport spin_lock, spin_unlock
 from pagecache.core.lru cimport folio_put
 from pagecache.core.mapping cimport entry_frame, entry_order
-from pagecache.core.memory cimport copy_page, copy_page_ahead, copy_shared, prefetch_range
 from pagecache.core.segment cimport (OPTIMISTIC_RETRIES, READAHEAD_HITS, Folio, Mapping, Segment, count,
                                      frame_address)
 from pagecache.core.xa_node cimport XA_RETRY_ENTRY, xa_entry, xa_is_pointer
 from pagecache.core.xarray cimport xa_load
 
 cdef enum:
-    COPY_PAGE_MAX = 8192            # bytes; longer pieces are left to memcpy
+    COPY_PAGE_MAX = 8192            # bytes; longer pieces are copied with a reference
+    COPY_TURNS_MAX = 262144         # bytes of a read that are copied in turns though they lie side by side
+    TURNS_ORDER = 6                 # folios of that order lie side by side well enough
     READ_TRIES = 8                  # times an optimistic copy is repeated before the slow path takes over
 
 cdef inline void folio_used(Segment* seg, Folio* folio) noexcept nogil:
@@ -116,34 +120,22 @@ cdef inline uint64_t read_chunk_pinned(Segment* seg, uint32_t number, uint64_t p
             or folio_index(folio) != first):
         folio_put(seg, folio)
         return 0
-    copy_shared(target, frame_address(seg, frame) + offset, nbytes)
+    copy_long(target, frame_address(seg, frame) + offset, nbytes)
     if last_index < first or last_index - first >= (<uint64_t>1 << order):
         folio_used(seg, folio)
     folio_put(seg, folio)
     return nbytes
 
 
-cdef inline const char* chunk_ahead(Segment* seg, uint32_t number, uint64_t index) noexcept nogil:
-    """Where the data of page `index`, which will be copied next, seems to be; its descriptor is asked for. NULL if it is
-    not cached."""
-    cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
-    if not xa_is_pointer(entry):
-        return NULL
-    prefetch_read(&seg.folios[entry_frame(entry)].state)
-    return frame_address(seg, entry_frame(entry))
-
-
 cdef inline uint64_t read_chunk(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes, char* target,
                                 uint64_t last_index) noexcept nogil:
-    """The same without a reference, except for long pieces. While one piece of several is copied, the lines of the next
-    are asked for."""
+    """The same without a reference, except for long pieces."""
     cdef uint64_t index = pos >> PAGE_SHIFT
     cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
     cdef uint32_t frame, order, seq, state
     cdef uint64_t first, offset
     cdef Folio* folio
     cdef const char* source
-    cdef const char* ahead = NULL
     if not xa_is_pointer(entry):
         return 0
     order = entry_order(entry)
@@ -153,8 +145,6 @@ cdef inline uint64_t read_chunk(Segment* seg, uint32_t number, uint64_t pos, uin
     source = frame_address(seg, frame) + offset
     if nbytes > (<uint64_t>PAGE_SIZE << order) - offset:
         nbytes = (<uint64_t>PAGE_SIZE << order) - offset
-        if nbytes <= COPY_PAGE_MAX:
-            ahead = chunk_ahead(seg, number, first + (<uint64_t>1 << order))
     if nbytes > COPY_PAGE_MAX:
         return read_chunk_pinned(seg, number, pos, nbytes, target, last_index)
     folio = &seg.folios[frame]
@@ -164,16 +154,95 @@ cdef inline uint64_t read_chunk(Segment* seg, uint32_t number, uint64_t pos, uin
     state = load_acquire_u32(&folio.state)
     if not folio_readable(state, order):
         return 0
-    if ahead != NULL:
-        copy_page_ahead(target, source, nbytes, ahead)
-    else:
-        copy_page(target, source, nbytes)
+    copy_page(target, source, nbytes)
     fence_acquire()
     if load_relaxed_u32(&folio.seq) != seq:
         return 0
     if last_index < first or last_index - first >= (<uint64_t>1 << order):
         folio_used(seg, folio)
     return nbytes
+
+
+ctypedef struct PageRun:            # folios whose pages are copied in turns
+    uint32_t nr_folios
+    Folio* folios[8]                # COPY_STREAMS of each
+    uint32_t[8] seqs
+    uint64_t[8] firsts              # index of the first page of each folio
+    uint32_t[8] orders
+    uint32_t[8] ends                # pages of the run up to the end of each
+    const char* sources[8]          # of each page
+
+
+cdef inline void page_run_find(PageRun* run, Segment* seg, uint32_t number, uint64_t index, uint32_t nr) noexcept nogil:
+    """Where the data of up to `nr` pages from `index` on seems to be; their descriptors and first lines are asked for."""
+    cdef xa_entry entry
+    cdef const char* address
+    cdef uint32_t order, offset, found = 0
+    run.nr_folios = 0
+    while found < nr:
+        entry = xa_load(&seg.mappings[number].pages, &seg.pool, index + found)
+        if not xa_is_pointer(entry):
+            return
+        order = entry_order(entry)
+        offset = <uint32_t>(index + found) & ((<uint32_t>1 << order) - 1)
+        address = frame_address(seg, entry_frame(entry)) + (<uint64_t>offset << PAGE_SHIFT)
+        prefetch_read(&seg.folios[entry_frame(entry)].state)
+        run.folios[run.nr_folios] = &seg.folios[entry_frame(entry)]
+        run.firsts[run.nr_folios] = index + found - offset
+        run.orders[run.nr_folios] = order
+        while found < nr and offset < <uint32_t>1 << order:
+            prefetch_read(address)
+            run.sources[found] = address
+            address += PAGE_SIZE
+            offset += 1
+            found += 1
+        run.ends[run.nr_folios] = found
+        run.nr_folios += 1
+
+
+cdef inline uint32_t page_run_validate(PageRun* run, uint32_t number) noexcept nogil:
+    """Cuts the run at the first folio that is not to be read, and notes each one's seq. Returns its pages."""
+    cdef uint32_t i
+    for i in range(run.nr_folios):
+        run.seqs[i] = load_acquire_u32(&run.folios[i].seq)
+        if (run.seqs[i] & 1 or folio_mapping(run.folios[i]) != number or folio_index(run.folios[i]) != run.firsts[i]
+                or not folio_readable(load_acquire_u32(&run.folios[i].state), run.orders[i])):
+            run.nr_folios = i
+            break
+    return run.ends[run.nr_folios - 1] if run.nr_folios > 0 else 0
+
+
+cdef inline uint64_t read_pages(Segment* seg, uint32_t number, uint64_t index, uint32_t nr, char* target,
+                                uint64_t last_index) noexcept nogil:
+    """Copies up to `nr` (at most COPY_STREAMS) whole cached pages from page `index` on, without a reference. Returns the
+    bytes copied; 0 as for `read_chunk`."""
+    cdef PageRun run
+    cdef uint32_t i
+    page_run_find(&run, seg, number, index, nr)
+    nr = page_run_validate(&run, number)
+    if nr == 0:
+        return 0
+    copy_pages(target, run.sources, nr)
+    fence_acquire()
+    for i in range(run.nr_folios):
+        if load_relaxed_u32(&run.folios[i].seq) != run.seqs[i]:
+            return <uint64_t>run.ends[i - 1] << PAGE_SHIFT if i > 0 else 0
+        if last_index < run.firsts[i] or last_index - run.firsts[i] >= <uint64_t>1 << run.orders[i]:
+            folio_used(seg, run.folios[i])
+    return <uint64_t>nr << PAGE_SHIFT
+
+
+cdef inline uint64_t read_piece(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes, char* target,
+                                uint64_t last_index, bint in_turns) noexcept nogil:
+    """Copies the next piece of a read: whole pages in turns where that may pay, up to the next page where it will."""
+    cdef uint32_t in_page = <uint32_t>pos & (PAGE_SIZE - 1)
+    if in_turns and nbytes >= 2 * PAGE_SIZE:
+        if in_page != 0:
+            return read_chunk(seg, number, pos, PAGE_SIZE - in_page, target, last_index)
+        nbytes >>= PAGE_SHIFT
+        return read_pages(seg, number, pos >> PAGE_SHIFT, <uint32_t>nbytes if nbytes < COPY_STREAMS else COPY_STREAMS,
+                          target, last_index)
+    return read_chunk(seg, number, pos, nbytes, target, last_index)
 
 
 cdef inline uint64_t folio_hint(Segment* seg, uint32_t number, uint64_t pos) noexcept nogil:
@@ -212,14 +281,28 @@ cdef inline bint hint_holds(Segment* seg, uint64_t hint) noexcept nogil:
     return load_relaxed_u32(&seg.folios[hint >> 32].seq) == <uint32_t>hint
 
 
+cdef inline bint in_turns_at(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes) noexcept nogil:
+    """Whether a read of nbytes is copied in turns at byte `pos`: a long one where folios are small, a shorter one
+    anywhere."""
+    cdef xa_entry entry
+    if nbytes <= COPY_PAGE_MAX:
+        return False
+    if nbytes <= COPY_TURNS_MAX:
+        return True
+    entry = xa_load(&seg.mappings[number].pages, &seg.pool, pos >> PAGE_SHIFT)
+    return xa_is_pointer(entry) and entry_order(entry) < TURNS_ORDER
+
+
 cdef inline uint64_t read_cached(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes, char* target,
                                  uint64_t last_index) noexcept nogil:
     """Copies the cached beginning of [pos, pos + nbytes), which lies inside i_size. Returns the bytes copied."""
     cdef uint64_t done = 0, got
     cdef uint32_t tries = 0
+    cdef bint has_lost = False      # a race at this place: the next attempt may take a reference
     while done < nbytes:
         if PC_OPTIMISTIC:
-            got = read_chunk(seg, number, pos + done, nbytes - done, target + done, last_index)
+            got = read_piece(seg, number, pos + done, nbytes - done, target + done, last_index,
+                             not has_lost and in_turns_at(seg, number, pos + done, nbytes))
         else:
             got = read_chunk_pinned(seg, number, pos + done, nbytes - done, target + done, last_index)
         if got == 0:
@@ -227,8 +310,10 @@ cdef inline uint64_t read_cached(Segment* seg, uint32_t number, uint64_t pos, ui
             if tries >= READ_TRIES or not worth_another_try(seg, number, (pos + done) >> PAGE_SHIFT):
                 return done
             count(seg, OPTIMISTIC_RETRIES, 1)
+            has_lost = True
             continue
         done += got
+        has_lost = False
         last_index = (pos + done - 1) >> PAGE_SHIFT
     return done
 

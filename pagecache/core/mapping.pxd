@@ -53,8 +53,7 @@ cdef inline uint32_t entry_order(xa_entry entry) noexcept nogil:
     return ctz32(entry >> 2)
 
 cdef inline uint32_t entry_frame(xa_entry entry) noexcept nogil:
-    cdef uint32_t code = entry >> 2
-    return (code & (code - 1)) >> 1
+    return (entry & (entry - 4)) >> 3       # without the lowest bit of the code, which is the order's
 
 
 # -- life of a mapping -----------------------------------------------------------------------------------------------

@@ -114,11 +114,6 @@ cdef inline xa_entry xa_mk_node(uint32_t node) noexcept nogil:
 cdef inline uint32_t xa_to_node(xa_entry entry) noexcept nogil:
     return (entry >> 2) - XA_NODE_BASE
 
-cdef inline XaNode* xa_node_at(XaNode* nodes, xa_entry entry) noexcept nogil:
-    """As &nodes[xa_to_node(entry)], with two operations less on the way from one level's load to the next."""
-    return <XaNode*>(<char*>nodes + <size_t>entry * (sizeof(XaNode) >> 2)
-                     - <size_t>((XA_NODE_BASE << 2) | 2) * (sizeof(XaNode) >> 2))
-
 
 # -- head ------------------------------------------------------------------------------------------------------------
 

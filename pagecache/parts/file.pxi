@@ -56,6 +56,7 @@ cdef class FileCore:
     cdef int64_t position
     cdef pc_u64 hint                        # the folio read last at the position (folio_hint)
     cdef readonly FileRaState ra
+    cdef public bint is_random              # advised: a miss reads what was asked for and nothing else
     cdef object __weakref__
 
     def __cinit__(self, *args, **kwargs):
@@ -169,11 +170,41 @@ cdef class FileCore:
     cdef uint64_t finish_slow(self, object owner, char* address, uint64_t nbytes, uint64_t pos,
                               uint64_t done) except? 0xFFFFFFFFFFFFFFFF:
         """Lets the layer above bring in and copy the rest. Returns the bytes there are in the end."""
-        cdef CopyTarget target = CopyTarget.__new__(CopyTarget)
+        cdef CopyTarget target
+        if done == 0 and self.is_random and self.read_missing(address, nbytes, pos):
+            return nbytes
+        target = CopyTarget.__new__(CopyTarget)
         target.address = address
         target.nbytes = nbytes
         target.owner = owner
         return self._read_slow(target, done, pos)
+
+    cdef bint read_missing(self, char* target, uint64_t nbytes, uint64_t pos) except -1:
+        """A read inside one missing page of a file that the engine may read itself, if nothing is in the way. Returns
+        whether it was served. invalidate_lock keeps the descriptor open."""
+        cdef CFolio* folio
+        cdef int fd
+        cdef bint direct, is_whole = False
+        if ((pos & (PAGE_SIZE - 1)) + nbytes > PAGE_SIZE or self.ra.dropbehind
+                or xa_is_pointer(xa_load(&self.m.pages, &self.seg.pool, pos >> PAGE_SHIFT))
+                or not rwsem_try_read(&self.m.invalidate_lock)):
+            return False
+        fd = self.mapping.fd if self.mapping.host is not None else -1
+        direct = self.mapping.direct
+        with nogil:
+            folio = NULL if fd < 0 else filemap_fill_page(self.seg, self.number, pos >> PAGE_SHIFT, fd, direct)
+            rwsem_unlock_read(&self.m.invalidate_lock)
+            if folio != NULL:
+                copy_shared(target, folio_address(self.seg, folio) + (pos & (PAGE_SIZE - 1)), nbytes)
+                folio_used(self.seg, folio)
+                folio_put(self.seg, folio)
+                is_whole = pos + nbytes <= load_acquire_u64(&self.m.size)
+        if is_whole:
+            self.ra.prev_pos = <int64_t>(pos + nbytes)
+            self.mapping.note_miss(nbytes)
+        if not self.is_open:
+            self._read_ended()
+        return is_whole
 
     def preadinto(self, buffer, offset):
         """Fills a writable buffer with the bytes at `offset`.

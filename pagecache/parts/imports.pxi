@@ -17,8 +17,10 @@ from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, add_relaxe
                                     store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64,
                                     sub_acq_rel_u32)
 from pagecache.core.buddy cimport buddy_init, memory_event
+from pagecache.core.copy cimport copy_page, copy_shared, prefetch_range
 from pagecache.core.dirty cimport dirty_charged, flusher_wake
 from pagecache.core.errseq cimport errseq_check_and_advance, errseq_sample, errseq_set
+from pagecache.core.fill cimport filemap_fill_page
 from pagecache.core.check cimport PAGECACHE_CHECKS, PC_OPTIMISTIC, pc_assert
 from pagecache.core.config cimport (BATCH_PAGES, MAX_FRAMES, MAX_ORDER, NIL, PAGE_SHIFT, PAGE_SIZE, NR_ORDERS)
 from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_HANDOFF,
@@ -46,8 +48,7 @@ from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_fra
                                      filemap_remove_folio, filemap_replace_folio, filemap_zero_unshared,
                                      mapping_add_folio, mapping_alloc, mapping_free, mapping_remove,
                                      mapping_set_tenant)
-from pagecache.core.memory cimport (copy_page, copy_shared, memory_advise_huge, memory_file, memory_unmap,
-                                    memory_unpoison, prefetch_range)
+from pagecache.core.memory cimport memory_advise_huge, memory_file, memory_unmap, memory_unpoison
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)
 from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_AHEAD, LRU_FIRST,

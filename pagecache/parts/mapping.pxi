@@ -413,6 +413,9 @@ cdef class AddressSpace:
 
     def count_miss(self, uint64_t nbytes):
         """Counts a read that was not served from the cache alone, and what it was given after it had missed."""
+        self.note_miss(nbytes)
+
+    cdef void note_miss(self, uint64_t nbytes) noexcept:
         count(self.seg, MISSES, 1)
         count(self.seg, BYTES_ASKED, <int64_t>nbytes)
         add_relaxed_u64(&self.m.nr_misses, 1)

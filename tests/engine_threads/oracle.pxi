@@ -50,7 +50,7 @@ ctypedef struct Worker:
     uint64_t[16] counts
     uint32_t[2] since               # errors seen (errseq)
     bint no_faults
-    uint64_t[1024] buffer
+    uint64_t[6144] buffer           # READ_PAGES_MAX pages
 
 
 cdef uint32_t random_below(Worker* worker, uint32_t limit) noexcept nogil:

@@ -1,5 +1,6 @@
 from pagecache.core.check cimport PC_OPTIMISTIC
 from pagecache.core.config cimport PAGE_SHIFT
+from pagecache.core.copy cimport copy_shared
 from pagecache.core.folio cimport (FOLIO_LOCKED, FOLIO_READAHEAD, FOLIO_UPTODATE, folio_address, folio_clear,
                                    folio_end_read, folio_index, folio_lock_uninterruptible, folio_mapping,
                                    folio_nr_pages, folio_test, folio_trylock, folio_unlock, folio_wait_slice)
@@ -10,7 +11,6 @@ from pagecache.core.lock cimport (RwSem, rwsem_read_begin, rwsem_read_end, rwsem
 from pagecache.core.lookup cimport filemap_get_entry, prefetch_cached, read_cached
 from pagecache.core.lru cimport folio_put
 from pagecache.core.mapping cimport filemap_remove_folio, mapping_add_folio
-from pagecache.core.memory cimport copy_shared
 from pagecache.core.reclaim cimport folio_alloc
 from pagecache.core.segment cimport Folio, Mapping
 from pagecache.core.stamp cimport stamp_is_current
@@ -18,6 +18,10 @@ from pagecache.core.xa_node cimport xa_entry
 
 cdef enum:
     READ_AHEAD_PAGES = 8
+
+
+cdef enum:
+    READ_PAGES_MAX = 12
 
 
 cdef void lock_shared(RwSem* sem) noexcept nogil:
@@ -35,17 +39,18 @@ cdef void lock_exclusive(RwSem* sem) noexcept nogil:
 
 
 cdef void read_page(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
-    """Reads part of a page, or two pages, and checks every word; brings in what is missing."""
+    """Reads part of a page, two pages or many, and checks every word; brings in what is missing."""
     cdef Work* work = worker.work
     cdef File* file = &work.files[m]
     cdef Mapping* mapping = &work.seg.mappings[file.number]
-    cdef uint64_t first = random_below(worker, PAGE_WORDS), nr = 1 + random_below(worker, 2 * PAGE_WORDS - 1)
+    cdef uint32_t pages = READ_PAGES_MAX - 1 if random_below(worker, 4) == 0 else 2
+    cdef uint64_t first = random_below(worker, PAGE_WORDS), nr = 1 + random_below(worker, pages * PAGE_WORDS - 1)
     cdef uint64_t pos = ((<uint64_t>page * PAGE_WORDS) + first) * 8
     cdef uint64_t done, size, part, at = 0
     cdef uint32_t cuts = load_acquire_u32(&file.cuts)
-    cdef uint32_t[3] low
+    cdef uint32_t[12] low           # READ_PAGES_MAX of them
     cdef uint32_t i
-    for i in range(3):
+    for i in range(pages + 1):
         low[i] = load_acquire_u32(&file.done[page + i]) if page + i < NR_PAGES else 0
     size = load_acquire_u64(&mapping.size)
     if pos >= size:
@@ -66,7 +71,7 @@ cdef void read_page(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
         if cuts & 1 or load_acquire_u32(&file.cuts) != cuts:
             low[i] = 0
         if not words_good(work, m, worker.buffer + at, <uint64_t>page * PAGE_WORDS + first + at, part, low[i],
-                          load_acquire_u32(&file.begun[page + i]), PC_OPTIMISTIC):
+                          load_acquire_u32(&file.begun[page + i]), PC_OPTIMISTIC and nr <= 2 * PAGE_WORDS):
             return
         at += part
         i += 1

@@ -47,13 +47,14 @@ class Wire:
         self._view = memoryview(self._buffer)
         self._start = self._end = 0  # of what was received and not yet read
         self.ends_at = 0.0
-        self._flags = self._wait_in_kernel()
+        self._kernel_waits = self._let_kernel_wait()
+        # A Unix socket hands over small pieces, each of which would wake this thread; TCP is slower if it is waited for so.
+        self._waits_for_all = self._kernel_waits and connection.family == getattr(socket, "AF_UNIX", None)
 
-    def _wait_in_kernel(self) -> int:
-        """Have the kernel keep the time-out, where it can: then one call waits for a whole value, however many pieces it
-        comes in. Returns the flag for such a call, or 0."""
-        if isinstance(self.socket, ssl.SSLSocket) or not hasattr(socket, "MSG_WAITALL"):
-            return 0
+    def _let_kernel_wait(self) -> bool:
+        """Have the kernel keep the time-out, where it can: then the socket blocks, and a call is one call."""
+        if isinstance(self.socket, ssl.SSLSocket):
+            return False
         seconds, part = divmod(self._timeout_s, 1.0)
         try:
             self.socket.settimeout(None)
@@ -61,11 +62,11 @@ class Wire:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
         except OSError:
-            return 0
-        return int(socket.MSG_WAITALL)
+            return False
+        return True
 
     def _receive(self, nbytes: int = 0) -> None:
-        """Receive some bytes behind those that are there, or exactly so many unless they take too long.
+        """Receive some bytes behind those that are there. nbytes: what is due at least, if that is known.
 
         Raises OSError, EOFError.
         """
@@ -75,8 +76,8 @@ class Wire:
             self._start, self._end = 0, left
         self._wait_at_most()
         try:
-            if nbytes and self._flags:
-                got = self.socket.recv_into(self._view[self._end : self._end + nbytes], 0, self._flags)
+            if nbytes and self._waits_for_all:
+                got = self.socket.recv_into(self._view[self._end : self._end + nbytes], 0, socket.MSG_WAITALL)
             else:
                 got = self.socket.recv_into(self._view[self._end :])
         except BlockingIOError:
@@ -89,13 +90,13 @@ class Wire:
         left = self.ends_at - time.monotonic()
         if left <= 0:
             raise TimeoutError("the server answers too slowly")
-        if not self._flags:
+        if not self._kernel_waits:
             self.socket.settimeout(min(left, self._timeout_s))
 
     def send(self, data: bytes) -> None:
         """Send all of it. Raises OSError."""
         self._wait_at_most()
-        if not self._flags:
+        if not self._kernel_waits:
             self.socket.sendall(data)
             return
         with memoryview(data) as left:
@@ -263,9 +264,9 @@ def client_library() -> Any:
     raise ImportError("a second level in Valkey or Redis needs a client: pip install 'pagecache-engine[valkey]'")
 
 
-def valkey_dial(url: str, timeout_s: float, options: Mapping[str, Any]) -> Dial:
-    """Return what connects to a Valkey or Redis server. options: for the library's connections. Raises ImportError,
-    ValueError."""
+def valkey_dial(url: str, timeout_s: float, patience_s: float, options: Mapping[str, Any]) -> Dial:
+    """Return what connects to a Valkey or Redis server: in timeout_s, with patience_s for each word of the greeting, which
+    a busy server may need. options: for the library's connections. Raises ImportError, ValueError."""
     library = client_library()
     scheme, separator, rest = url.partition("://")
     if library.__name__ == "redis":
@@ -274,7 +275,10 @@ def valkey_dial(url: str, timeout_s: float, options: Mapping[str, Any]) -> Dial:
     no_backoff = importlib.import_module(f"{library.__name__}.backoff").NoBackoff
     errors = importlib.import_module(f"{library.__name__}.exceptions")
     error_type = getattr(errors, "ValkeyError", None) or errors.RedisError
-    wanted = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "protocol": 2, **options}
+    wanted: dict[str, Any] = {"socket_timeout": patience_s, "socket_connect_timeout": timeout_s, "protocol": 2}
+    if library.__name__ == "valkey":
+        wanted |= {"lib_name": None, "lib_version": None}  # two words less
+    wanted |= options
     pool = library.ConnectionPool.from_url(scheme + separator + rest, **wanted)
 
     def dial() -> Any:
@@ -298,7 +302,9 @@ def memcached_dial(url: str, timeout_s: float) -> Dial:
 
     def dial() -> socket.socket:
         if parts.hostname:
-            return socket.create_connection((parts.hostname, port), timeout_s)
+            connection = socket.create_connection((parts.hostname, port), timeout_s)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return connection
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.settimeout(timeout_s)

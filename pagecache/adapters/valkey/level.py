@@ -61,8 +61,10 @@ class SecondLevel:
     extent_bytes: what one value holds; processes share what they have cut alike. prefix: of all names on the server.
     ttl_s: how long a value is kept (seconds); 0: as long as the server has room. Old versions are never looked up
     again, and go only so.
-    timeout_s: silence after which the server has failed; patience_s: what one request may take in all; suspect_s: how long
-    the server is not asked then (seconds). queue_bytes: most that waits to be written. connections: at once.
+    timeout_s: silence after which the server has failed; patience_s: what one request may take in all, what a new
+    connection may take for each word of its greeting, and how long a request waits for one of the `connections` that there
+    are at most; suspect_s: how long the server is not asked after a failure (seconds). queue_bytes: most that waits to be
+    written.
     item_bytes_max: the server's limit of one value: 1 MiB on memcached. options: for the library's connections.
 
     The same arguments in one process are to be one level, so that stores share its connections and its queue; `TieredStore`
@@ -82,7 +84,7 @@ class SecondLevel:
         patience_s: float = 1.0,
         suspect_s: float = 5.0,
         queue_bytes: int | str = "64MiB",
-        connections: int = 16,
+        connections: int = 8,
         item_bytes_max: int | str | None = None,
         options: Mapping[str, Any] | None = None,
     ):
@@ -127,7 +129,7 @@ class SecondLevel:
         if scheme == connections.MEMCACHED_SCHEME:
             return connections.memcached_dial(self._url, self.timeout_s), connections.MemcachedProtocol(ttl_s)
         if scheme in connections.VALKEY_SCHEMES:
-            dial = connections.valkey_dial(self._url, self.timeout_s, options)
+            dial = connections.valkey_dial(self._url, self.timeout_s, self.patience_s, options)
             return dial, connections.ValkeyProtocol(ttl_s)
         known = ", ".join([*connections.VALKEY_SCHEMES, connections.MEMCACHED_SCHEME])
         raise ValueError(f"the URL of a second level begins with one of {known}, not with {scheme!r}")
@@ -176,7 +178,7 @@ class SecondLevel:
         return True
 
     def _read_some(self, names: Sequence[bytes], take: Take) -> bool:
-        if not self._places.acquire(timeout=self.timeout_s):
+        if not self._places.acquire(timeout=self.patience_s):
             return False  # all connections are busy: that says nothing about the server
         try:
             return self._ask(lambda wire: self._protocol.get_many(wire, names, take))
