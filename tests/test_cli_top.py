@@ -150,14 +150,18 @@ class TestVerb:
     def test_on_a_terminal(self, process):
         command = [sys.executable, "-P", "-m", "pagecache", "top", "--interval", "0.05", str(process.pid)]
         terminal, other = pty.openpty()
-        with subprocess.Popen(command, stdin=other, stdout=other, stderr=other, close_fds=True) as watcher:
-            os.close(other)
-            shown = read_until(terminal, lambda text: text.count("\x1b[H") >= 3 and "0/s" in text)
-            assert "\x1b[?1049h" in shown
-            assert "hit ratio" in shown
-            os.write(terminal, b"q")
-            shown += read_until(terminal, lambda text: "\x1b[?1049l" in text)
-            assert watcher.wait(PATIENCE_S) == 0
+        environment = {**os.environ, "TERM": "xterm"}
+        with subprocess.Popen(command, stdin=other, stdout=other, stderr=other, env=environment) as watcher:
+            try:
+                os.close(other)
+                shown = read_until(terminal, lambda text: text.count("\x1b[H") >= 3 and "0/s" in text)
+                assert "\x1b[?1049h" in shown
+                assert "hit ratio" in shown
+                os.write(terminal, b"q")
+                shown += read_until(terminal, lambda text: "\x1b[?1049l" in text)
+                assert watcher.wait(PATIENCE_S) == 0
+            finally:
+                watcher.kill()
         os.close(terminal)
 
     @pytest.mark.parametrize("words", [["999999999"], ["/"], ["/nowhere"], ["--interval", "0"], []])
