@@ -113,13 +113,31 @@ def read_run(mapping: AddressSpace, batch: FolioBatch) -> None:
         raise ValueError("I/O operation on closed file")
     if mapping.fd >= 0 and batch.fill_fd(mapping.fd, mapping.direct):
         return
-    expected = batch.data_bytes()
-    offset = batch.start * 4096
+    _read(mapping, (batch,))
+
+
+def read_runs(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+    """Read new batches from a Python store by one request; what lies between them is brought too, and thrown away.
+
+    batches: in order. Raises as `read_run`; then all are as before. Context: as `read_run`.
+    """
+    if len(batches) == 1:
+        read_run(mapping, batches[0])
+        return
+    if mapping.host is None:
+        raise ValueError("I/O operation on closed file")
+    _read(mapping, batches)
+
+
+def _read(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+    offset = batches[0].start * 4096
+    sizes = [batch.data_bytes() for batch in batches]  # what the store has now; it may grow meanwhile
+    expected = batches[-1].start * 4096 + sizes[-1] - offset
     try:
         if mapping.fd >= 0:
-            got = batch.read_fd(mapping.fd, mapping.direct)
+            got = batches[0].read_fd(mapping.fd, mapping.direct)
         else:
-            got = _read_store(mapping, [batch], offset, expected)
+            got = _read_store(mapping, batches, offset, expected)
         changed = _has_changed(mapping, got < expected)
     except CacheFullError:
         raise
@@ -129,12 +147,13 @@ def read_run(mapping: AddressSpace, batch: FolioBatch) -> None:
         raise stale_error(mapping, offset + got)
     if got < expected:
         raise _early_end(mapping, offset + got)
-    if mapping.fd >= 0:
-        batch.end_read_filled()
-    else:
+    for batch, size in zip(batches, sizes, strict=True):
+        if mapping.fd >= 0:
+            batch.end_read_filled()
+            continue
         if mapping.extra.replicate != "all":
             copies.mark_copies(mapping, batch)
-        batch.end_read(expected)
+        batch.end_read(size)
 
 
 def _has_changed(mapping: AddressSpace, ended_early: bool) -> bool:
@@ -152,34 +171,6 @@ def _early_end(mapping: AddressSpace, offset: int) -> OSError:
         f"cannot read {mapping.name} at offset {offset}: the store brought no more bytes, "
         f"though the object has {mapping.disk_size}",
     )
-
-
-def read_runs(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
-    """Read new batches from a Python store by one request; what lies between them is brought too, and thrown away.
-
-    batches: in order. Raises as `read_run`; then all are as before. Context: as `read_run`.
-    """
-    if len(batches) == 1:
-        read_run(mapping, batches[0])
-        return
-    if mapping.host is None:
-        raise ValueError("I/O operation on closed file")
-    offset = batches[0].start * 4096
-    sizes = [batch.data_bytes() for batch in batches]
-    expected = batches[-1].start * 4096 + sizes[-1] - offset
-    try:
-        got = _read_store(mapping, batches, offset, expected)
-        changed = _has_changed(mapping, got < expected)
-    except CacheFullError:
-        raise
-    except Exception as cause:
-        raise store_error(mapping, offset, cause) from cause
-    if changed:
-        raise stale_error(mapping, offset + got)
-    if got < expected:
-        raise _early_end(mapping, offset + got)
-    for batch, size in zip(batches, sizes, strict=True):
-        batch.end_read(size)
 
 
 def _memory_of(batches: Sequence[FolioBatch]) -> list[memoryview]:

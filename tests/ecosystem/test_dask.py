@@ -17,6 +17,7 @@ pytest.importorskip("aiohttp", reason="aiohttp is not installed")
 from pagecache.adapters.dask import PageCachePlugin, cluster_stats  # noqa: E402
 
 NR_WORKERS = 4
+NR_KILLABLE = 4 if STRESS else 2
 MIB = 1 << 20
 SIZE = 1024 * MIB if STRESS else 32 * MIB
 NR_KILLS = 20 if STRESS else 1
@@ -165,14 +166,14 @@ def test_workers_that_are_killed_and_one_that_joins(server, data, rng):
     with (
         distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
-        DaskWorkers(cluster.scheduler_address, NR_WORKERS) as workers,
+        DaskWorkers(cluster.scheduler_address, NR_KILLABLE) as workers,
     ):
         client.register_plugin(PageCachePlugin("512MiB" if STRESS else "64MiB", **PLUGIN))
         for number in range(NR_KILLS):
             workers.wait_for(client, PATIENCE_S)
             client.run(drop_caches)
             nr_asked = server.count() + rng.randrange(2, 12)
-            futures = [client.submit(read_all, url, pure=False, retries=5) for _ in range(NR_WORKERS)]
+            futures = [client.submit(read_all, url, pure=False, retries=5) for _ in range(NR_KILLABLE)]
             wait_until(lambda nr=nr_asked: server.count() >= nr, "requests of the origin")
             workers.kill(rng.choice(sorted(workers.processes)))
             workers.start()
@@ -183,7 +184,7 @@ def test_workers_that_are_killed_and_one_that_joins(server, data, rng):
             for store_reads, asked in client.run(attempts_of_store).values():
                 assert asked <= store_reads
         workers.wait_for(client, PATIENCE_S)
-        wait_until(lambda: set(client.run(nr_members).values()) == {NR_WORKERS + 1}, "everybody to know everybody")
+        wait_until(lambda: set(client.run(nr_members).values()) == {NR_KILLABLE + 1}, "everybody to know everybody")
         assert all(digest == expected for digest, _, _ in client.run(read_all, url).values())
 
 
