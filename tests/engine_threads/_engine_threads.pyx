@@ -23,7 +23,7 @@ from pagecache.core.errseq cimport errseq_sample
 from pagecache.core.futex cimport futex_setup
 from pagecache.core.io_queue cimport io_queue_end, io_queue_init
 from pagecache.core.mapping cimport mapping_alloc, mapping_free, mapping_set_tenant
-from pagecache.core.memory cimport memory_unmap
+from pagecache.core.memory cimport memory_unmap, memory_unpoison
 from pagecache.core.reclaim cimport kswapd_end, kswapd_main, reclaim_pages
 from pagecache.core.segment cimport NR_PRIORITIES, READAHEAD_ERRORS, counted, header_set_dirty_limits, segment_create
 from pagecache.core.stamp cimport stamp_take
@@ -216,6 +216,7 @@ def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed:
     raise_failure(work)
     finish(work)
     counts = {name: sum(workers[i].counts[number] for i in range(nr_threads)) for number, name in enumerate(OPERATIONS)}
+    memory_unpoison(work.seg.base, work.seg.total_bytes)     # what is mapped there next is another's
     memory_unmap(work.seg.base, work.seg.total_bytes)
     free(workers)
     free(work)
