@@ -20,7 +20,8 @@
 
 enum { COPY_PAGE_BYTES = 4096, COPY_STREAMS = 8 };
 
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(PAGECACHE_RACE_POINTS)
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) \
+    && !defined(PAGECACHE_RACE_POINTS)
 #define PC_COPY_VECTORS 1
 #else
 #define PC_COPY_VECTORS 0

@@ -13,6 +13,7 @@ from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZ
 from pagecache.core.xa_state cimport (XaState, xa_update_fn, xas_clear_mark, xas_create, xas_delete_empty,
                                       xas_get_mark, xas_init, xas_is_node, xas_load, xas_set, xas_set_err,
                                       xas_set_mark, xas_set_order, xas_store)
+from pagecache.core.xa_walk cimport xa_walk_pointer, xa_walk_slot
 
 
 # -- without a lock --------------------------------------------------------------------------------------------------
@@ -20,11 +21,6 @@ from pagecache.core.xa_state cimport (XaState, xa_update_fn, xas_clear_mark, xas
 cdef inline xa_entry xa_absent(XArray* xa, uint64_t head) noexcept nogil:
     """NULL, or retry if nodes were taken out of the array since its head was read."""
     return 0 if head_generation(load_acquire_u64(&xa.head)) == head_generation(head) else XA_RETRY_ENTRY
-
-
-cdef extern from "core/xa_walk.h" nogil:
-    xa_entry xa_walk_slot(const void* nodes, xa_entry node, uint64_t slot) noexcept
-    xa_entry xa_walk_pointer(uint64_t head, const void* nodes, uint64_t index) noexcept
 
 
 cdef inline xa_entry xa_load(XArray* xa, XaPool* pool, uint64_t index) noexcept nogil:
