@@ -47,7 +47,10 @@ static inline void *memory_map(size_t bytes, size_t alignment, int fd) {
 #define memory_unpoison(address, bytes) ((void)(address), (void)(bytes))
 #endif
 
-static inline int memory_unmap(void *base, size_t bytes) { return munmap(base, bytes); }
+static inline int memory_unmap(void *base, size_t bytes) {
+    memory_unpoison(base, bytes);       /* the address may be mapped again */
+    return munmap(base, bytes);
+}
 
 /* A nameless shared memory file of `bytes`, sealed against shrinking. Returns the descriptor or -errno. */
 static inline int memory_file(size_t bytes) {
