@@ -303,7 +303,8 @@ cdef inline int filemap_zero_unshared(Segment* seg, Folio* folio, uint64_t offse
         spin_unlock(&mapping.pages.lock)
         return -EBUSY
     folio_write_begin(folio)
-    memset(folio_address(seg, folio) + offset, 0, nbytes)
+    if seg.header.has_data:
+        memset(folio_address(seg, folio) + offset, 0, nbytes)
     folio_write_end(folio)
     folio_ref_unfreeze(folio, expected)
     spin_unlock(&mapping.pages.lock)

@@ -243,7 +243,8 @@ cdef class Folio:
         if offset > length or nbytes > length - offset:
             raise ValueError("range outside the folio")
         folio_write_begin(folio)
-        memset(folio_address(&self.segment.seg, folio) + offset, 0, nbytes)
+        if self.segment.seg.header.has_data:
+            memset(folio_address(&self.segment.seg, folio) + offset, 0, nbytes)
         folio_write_end(folio)
 
     def zero_unshared(self, uint64_t offset, uint64_t nbytes):
