@@ -33,7 +33,7 @@ def test_race_fault_has_the_folio_locked_first(cache):
     vmf, result = area.fault(5)
     assert result == mm.VM_FAULT_LOCKED
     with in_thread(lambda: area.file.truncate(2 * PAGE)) as cut:
-        cut.wait_inside("_truncate_blocking")
+        cut.wait_inside("wait_for_folios")
         assert mm.finish_fault(vmf, result) == 0
         vmf.drop_mmap_lock()
         cut.result()
