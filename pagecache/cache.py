@@ -19,7 +19,7 @@ from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirt
 from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
 from pagecache.recorder import RecordedFile, Recorder
 from pagecache.shares import Shares
-from pagecache.sizes import format_size, parse_size
+from pagecache.sizes import budget_pages, format_size, parse_size
 from pagecache.sources import SourceTotals
 from pagecache.stats import Stats, read_stats
 from pagecache.stores import FileStore
@@ -79,7 +79,8 @@ class PageCache:
         if on_write_error not in ("retry", "drop"):
             raise ValueError(f"on_write_error must be 'retry' or 'drop', not {on_write_error!r}")
         self._keeps_failed = on_write_error == "retry"
-        self.segment.set_dirty_limits(*(self._pages(part) for part in (dirty_limit, dirty_background)))
+        nr_frames = self.segment.nr_frames
+        self.segment.set_dirty_limits(*(budget_pages(part, nr_frames) for part in (dirty_limit, dirty_background)))
         self.flusher = Flusher(self.segment, dirty_expire_s, min(DIRTY_INTERVAL_S, max(dirty_expire_s / 2, 0.01)))
         self.io_backend = self.segment.start_io(ring=io != "threads", register_frames=register_frames)
         self.segment.start_kswapd()
@@ -91,7 +92,7 @@ class PageCache:
         self._totals = SourceTotals()
         self._wrap_store: Callable[[Any], Any] | None = None
         self._maps: WeakMembers[Any] = WeakMembers()
-        self.shares = Shares(self.segment, self._pages)
+        self.shares = Shares(self.segment)
         for name, part in (shares or {}).items():
             self.shares.set(name, part)
         self.recorder: Recorder | None = None
@@ -298,12 +299,6 @@ class PageCache:
             del self._inodes[idle]
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
-
-    def _pages(self, part: int | str) -> int:
-        """Return a part of the budget, given in bytes or as a percentage of it, in pages."""
-        if isinstance(part, str) and part.strip().endswith("%"):
-            return int(self.segment.nr_frames * float(part.strip()[:-1]) / 100)
-        return parse_size(part) // PAGE_SIZE
 
     @property
     def size(self) -> int:

@@ -1,9 +1,8 @@
 """Shares of a cache's budget: each tenant keeps its own, and may borrow what nobody else wants."""
 
-from collections.abc import Callable
-
 from pagecache import _core
 from pagecache._core import AddressSpace, Mutex, Segment
+from pagecache.sizes import budget_pages
 
 PAGE_SIZE = 4096
 NR_TENANTS_MAX = 63
@@ -12,12 +11,11 @@ NR_TENANTS_MAX = 63
 class Shares:
     """The tenants of one cache by name, with their shares of the budget.
 
-    segment: whose frames are shared. pages_of: turns a part of the budget (bytes, "64MiB" or "25%") into pages.
+    segment: whose frames are shared.
     """
 
-    def __init__(self, segment: Segment, pages_of: Callable[[int | str], int]):
+    def __init__(self, segment: Segment):
         self._segment = segment
-        self._pages_of = pages_of
         self._lock = Mutex()
         self._numbers: dict[str, int] = {}
         self._pages: dict[str, int] = {}
@@ -29,7 +27,7 @@ class Shares:
         long as there is room; what it has borrowed goes first when others need it.
         Raises ValueError when the shares together are more than the budget, or for more than 63 tenants.
         """
-        nr_pages = self._pages_of(part)
+        nr_pages = budget_pages(part, self._segment.nr_frames)
         if nr_pages < 0:
             raise ValueError(f"the share of {tenant!r} must not be negative: {part!r}")
         with self._lock.held():

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+PAGE_SIZE = 4096
 _UNITS = {
     "": 1, "b": 1,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -44,6 +45,13 @@ def _cgroup_limit_files() -> list[Path]:
             elif "memory" in controllers.split(","):
                 files.append((root / "memory").joinpath(*parts[:depth]) / "memory.limit_in_bytes")
     return files
+
+
+def budget_pages(part: int | str, nr_frames: int) -> int:
+    """Return a part of a budget of so many page frames, in pages. part: bytes, "64MiB", or "25%" of the budget."""
+    if isinstance(part, str) and part.strip().endswith("%"):
+        return int(nr_frames * float(part.strip()[:-1]) / 100)
+    return parse_size(part) // PAGE_SIZE
 
 
 def parse_size(size: int | str) -> int:

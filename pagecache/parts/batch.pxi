@@ -371,7 +371,7 @@ cdef class FolioBatch:
                 continue
             offset = pos - first
             piece = length - offset if length - offset < nbytes - copied else nbytes - copied
-            memcpy(target + copied, folio_address(self.seg, self.folios[i]) + offset, piece)
+            copy_shared(target + copied, folio_address(self.seg, self.folios[i]) + offset, piece)
             if last_pos <= <int64_t>first or last_pos > <int64_t>(first + length):
                 folio_used(self.seg, self.folios[i])
             copied += piece
