@@ -188,13 +188,10 @@ class DirectoryOperations:
         """Rename in one step; flags are those of renameat2(2)."""
         if not flags and HIDDEN.fullmatch(os.path.basename(new)):
             node = self.files.find(os.lstat(self.root + old))
-            if node is not None:
-                self.unlinked.hide(old, new, node)
-                if node.has_names:  # the kernel knows the file by the hidden name from now on
-                    self.linked.add(node.key, new)
-                    self.linked.changed(node.key, old)
-            else:  # closed meanwhile
-                self._remove(old)
+            self.unlinked.hide(old, new, node)
+            if node is not None and node.has_names:  # the kernel knows the file by the hidden name from now on
+                self.linked.add(node.key, new)
+                self.linked.changed(node.key, old)
             return
         self.unlinked.claim(new)
         self.unlinked.carry_out(os.path.dirname(new))

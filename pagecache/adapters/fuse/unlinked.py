@@ -15,6 +15,7 @@ import contextlib
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,25 +29,34 @@ class Unlinked:
     def __init__(self, remove: Callable[[str], None]):
         self._remove = remove
         self._nodes: dict[str, Any] = {}  # hidden name -> node
-        self._pending: dict[str, tuple[int, Any]] = {}  # path -> thread that is removing it, node
+        self._pending: dict[str, tuple[int, Any, float]] = {}  # path -> thread that is removing it, node, since when
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
 
     def hide(self, path: str, hidden: str, node: Any) -> None:
-        """Remove the name of an open file, which a hidden name leads to from now on."""
+        """Remove the name of an open file, which a hidden name leads to from now on. node: None if it is closed."""
         with self._lock:
-            self._nodes[os.path.basename(hidden)] = node
-            self._pending[path] = (threading.get_ident(), node)
-            if self._timer is None:
-                self._timer = threading.Timer(GRACE_S, self._grace_is_over)
-                self._timer.daemon = True
-                self._timer.start()
+            if node is not None:
+                self._nodes[os.path.basename(hidden)] = node
+            self._pending[path] = (threading.get_ident(), node, time.monotonic())
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = threading.Timer(GRACE_S, self._grace_is_over)
+            self._timer.daemon = True
+            self._timer.start()
 
     def _grace_is_over(self) -> None:
+        """Carry out what has waited long enough; what came later has its own time."""
+        now = time.monotonic()
         with self._lock:
             self._timer = None
-        with contextlib.suppress(OSError):
-            self.carry_out()
+            for path in [path for path, (_, _, since) in self._pending.items() if now - since >= GRACE_S]:
+                with contextlib.suppress(OSError):
+                    self._carry_out(path)
+            if self._pending:
+                self._start_timer()
 
     def find(self, path: str) -> Any:
         """Return the node that a hidden name leads to, or None."""
@@ -67,12 +77,12 @@ class Unlinked:
 
     def nr_removed(self, node: Any) -> int:
         """Return how many names of an open file are still in the source, but not in the mount."""
-        return sum(1 for _, removed in list(self._pending.values()) if removed is node)
+        return sum(1 for _, removed, _ in list(self._pending.values()) if removed is node)
 
     def claim(self, path: str) -> None:
         """Leave the removal of a path to the caller, who replaces it in the source, if it is this thread that hid it."""
         with self._lock:
-            if self._pending.get(path, (0, None))[0] == threading.get_ident():
+            if path in self._pending and self._pending[path][0] == threading.get_ident():
                 del self._pending[path]
 
     def carry_out(self, directory: str | None = None) -> None:
@@ -81,9 +91,13 @@ class Unlinked:
             return
         with self._lock:
             for path in [path for path in self._pending if directory is None or os.path.dirname(path) == directory]:
-                try:
-                    self._remove(path)
-                except FileNotFoundError:
-                    pass
-                finally:
-                    del self._pending[path]  # last: who finds nothing pending finds the names gone
+                self._carry_out(path)
+
+    def _carry_out(self, path: str) -> None:
+        """Remove one path. Context: self._lock held."""
+        try:
+            self._remove(path)
+        except FileNotFoundError:
+            pass
+        finally:
+            del self._pending[path]  # last: who finds nothing pending finds the names gone
