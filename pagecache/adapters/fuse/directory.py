@@ -187,8 +187,9 @@ class DirectoryOperations:
     def rename(self, old: str, new: str, flags: int) -> None:
         """Rename in one step; flags are those of renameat2(2)."""
         if not flags and HIDDEN.fullmatch(os.path.basename(new)):
-            node = self.files.find(os.lstat(self.root + old))
-            self.unlinked.hide(old, new, node)
+            status = os.lstat(self.root + old)
+            node = self.files.find(status)
+            self.unlinked.hide(old, new, node, (status.st_dev, status.st_ino))
             if node is not None and node.has_names:  # the kernel knows the file by the hidden name from now on
                 self.linked.add(node.key, new)
                 self.linked.changed(node.key, old)
@@ -229,8 +230,7 @@ class DirectoryOperations:
             if self.linked.knows(key) or (status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)):
                 self.linked.add(key, path)
         found = {name: getattr(status, name) for name in ATTRIBUTES}
-        if node is not None:
-            found["st_nlink"] -= self.unlinked.nr_removed(node)
+        found["st_nlink"] -= self.unlinked.nr_removed((status.st_dev, status.st_ino))
         if node is not None and node.is_touched:
             size, mtime_ns = node.file.size, node.mtime_ns
             found["st_size"] = size

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{16}")
-GRACE_S = 0.05
+GRACE_S = 0.25
 
 
 class Unlinked:
@@ -29,16 +29,16 @@ class Unlinked:
     def __init__(self, remove: Callable[[str], None]):
         self._remove = remove
         self._nodes: dict[str, Any] = {}  # hidden name -> node
-        self._pending: dict[str, tuple[int, Any, float]] = {}  # path -> thread that is removing it, node, since when
+        self._pending: dict[str, tuple[int, tuple[int, int], float]] = {}  # path -> thread, file, since when
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
 
-    def hide(self, path: str, hidden: str, node: Any) -> None:
+    def hide(self, path: str, hidden: str, node: Any, key: tuple[int, int]) -> None:
         """Remove the name of an open file, which a hidden name leads to from now on. node: None if it is closed."""
         with self._lock:
             if node is not None:
                 self._nodes[os.path.basename(hidden)] = node
-            self._pending[path] = (threading.get_ident(), node, time.monotonic())
+            self._pending[path] = (threading.get_ident(), key, time.monotonic())
             self._start_timer()
 
     def _start_timer(self) -> None:
@@ -75,9 +75,9 @@ class Unlinked:
         """Whether a name is still in the source, but not in the mount."""
         return path in self._pending
 
-    def nr_removed(self, node: Any) -> int:
-        """Return how many names of an open file are still in the source, but not in the mount."""
-        return sum(1 for _, removed, _ in list(self._pending.values()) if removed is node)
+    def nr_removed(self, key: tuple[int, int]) -> int:
+        """Return how many names of a file (device, inode) are still in the source, but not in the mount."""
+        return sum(1 for _, removed, _ in list(self._pending.values()) if removed == key)
 
     def claim(self, path: str) -> None:
         """Leave the removal of a path to the caller, who replaces it in the source, if it is this thread that hid it."""
