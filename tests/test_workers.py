@@ -115,6 +115,7 @@ class TestPool:
         assert done.wait(PATIENCE_S)
         assert pool.nr_workers == 1
 
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a callback of the collector
     def test_a_signal_while_a_thread_is_started_loses_no_task(self, rng):
         """The main thread hands tasks over and is interrupted again and again: each task runs, or was never handed over."""
 
