@@ -1,6 +1,7 @@
 """What reading and writing one object needs to know: its store's hints, its speed, its channel, what is not durable yet."""
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from pagecache._core import AddressSpace, Mutex, own_write_word
@@ -40,7 +41,7 @@ class Line:
         self.locality = Locality()
         self.keeps_failed = keeps_failed
         self.replicate = "all"  # what becomes of pages that other processes hold as well
-        self.nr_failures = 0  # requests to write that failed
+        self._nr_failures = 0  # requests to write that failed
         self.sync_failed = False  # whether what is in `unsynced` may be lost below
         self.nr_doubts = 0  # how often that began or ended
         self.last_error: OSError | None = None  # of the last request that wrote, None if that went well
@@ -150,14 +151,22 @@ class Line:
         """Whether the store was changed since it was last asked to make all durable, or that failed."""
         return bool(self._unsynced) or self.sync_failed
 
-    def note_failure(self) -> None:
-        """Note that a request to write failed. Context: any thread."""
+    @property
+    def nr_failures(self) -> int:
+        """How many requests to write failed, of those for whose pages nobody waits any more. Context: any thread."""
         with self._lock.held():
-            self.nr_failures += 1
+            return self._nr_failures
+
+    def end_failed(self, end: Callable[[], None]) -> None:
+        """Count a request to write that failed, and have `end` let those go on who wait for its pages: whoever counts
+        sees neither or both. Context: any thread."""
+        with self._lock.held():
+            self._nr_failures += 1
+            end()
 
     def take_over(self, old: "Line") -> None:
         """Remember what another line to the object's store left undurable."""
-        self._unsynced, self.sync_failed, self.nr_failures = old.take_unsynced(), old.sync_failed, old.nr_failures
+        self._unsynced, self.sync_failed, self._nr_failures = old.take_unsynced(), old.sync_failed, old.nr_failures
 
     def take_unsynced(self) -> list[tuple[int, int]]:
         """Return the runs of pages that were written since the last sync, and forget them."""

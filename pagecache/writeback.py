@@ -103,11 +103,13 @@ def write_batch(
     mapping.extra.note_result(error)
     if error is not None:
         mapping.segment.add_count("writeback_errors", 1)
-        mapping.extra.note_failure()
         _core.mapping_set_error(mapping, error.errno or errno.EIO)
     if done:
         mapping.extra.note_written(batch.start, batch.next_index - 1)
-    batch.end(done, mapping.extra.keeps_failed)
+    if error is None:
+        batch.end(done)
+    else:
+        mapping.extra.end_failed(lambda: batch.end(done, mapping.extra.keeps_failed))
     return error
 
 

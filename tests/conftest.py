@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -30,8 +31,10 @@ _stderr_key = pytest.StashKey[int]()
 
 
 def pytest_configure(config):
-    """Keep a way to the real standard error, which a test that hangs has captured."""
+    """Keep a way to the real standard error, which a test that hangs has captured, and have Ctrl-C raise."""
     config.stash[_stderr_key] = os.dup(sys.__stderr__.fileno())
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells leave it to what runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config):

@@ -2,10 +2,12 @@
 waiting for a condition instead of for a clock."""
 
 import contextlib
+import faulthandler
 import gc
 import itertools
 import os
 import sys
+import tempfile
 import threading
 import time
 
@@ -165,6 +167,14 @@ def nr_threads_waiting(threads):
     return sum(frame is not None and frame.f_code.co_name == "wait_for_folio" for frame in frames)
 
 
+def stacks():
+    """Return where all threads are now."""
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read().decode()
+
+
 class Crew:
     """Threads that start together; `join` returns what each returned, or the exception that it raised."""
 
@@ -189,7 +199,7 @@ class Crew:
         deadline = time.monotonic() + PATIENCE_S
         for thread in self.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-            assert not thread.is_alive(), "a thread hangs"
+            assert not thread.is_alive(), f"a thread hangs\n{stacks()}"
         return self.results
 
     def join_well(self):

@@ -7,6 +7,8 @@ import pytest
 from support import PAGE, Crew, assert_nothing_is_held, frame_of, pages_of, wait_until
 from write_steps import Fault, Gate, WritableStore, dirty_pages, fill_dirty
 
+from pagecache import writeback
+
 EIO, ENOSPC = OSError(errno.EIO, "broken"), OSError(errno.ENOSPC, "full")
 DATA = pages_of(8 * PAGE)
 
@@ -159,6 +161,22 @@ class TestThreads:
                 assert sorted(crew.join_well()) == [0] * 7 + [errno.EIO]
                 assert all(byte == number for result, byte in seen if result == 0), "a sync that wrote nothing says it did"
                 assert [errno_of(other.fsync), errno_of(other.fsync)] == [errno.EIO, 0]
+
+    def test_a_sync_that_begins_while_a_failure_is_told_does_not_take_it_for_written(self, cache, store, monkeypatch):
+        with cache.open(store, "r+b") as file:
+            file.pwrite(bytes(PAGE), 0)
+            store.on_write, told = Fault(EIO, 1), Gate()
+            set_error = writeback._core.mapping_set_error
+            monkeypatch.setattr(writeback._core, "mapping_set_error", lambda *error: (set_error(*error), told()))
+            first = Crew(lambda: cache.flusher.write_some(file.inode))
+            told.wait_entered()
+            assert file._check_and_advance_wb_err() == errno.EIO  # as another thread's sync does
+            second = Crew(lambda: (file.fsync(), store.data[:PAGE]))
+            ident = second.threads[0].ident
+            wait_until(lambda: frame_of(ident).f_code.co_name == "filemap_fdatawait_range", "the second sync to wait")
+            told.go_on.set()
+            assert second.join_well() == [(None, bytes(PAGE))]
+            first.join_well()
 
     def test_eight_files_are_told_once_each(self, cache, store):
         files = [cache.open(store, "r+b") for _ in range(8)]
