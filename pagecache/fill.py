@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from pagecache import copies
 from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Segment
+from pagecache.line import holds_beside_own_writes
 
 ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that others hold for a moment
 SEQ_STEP = 2  # what a removal adds to a folio's sequence counter
@@ -162,7 +163,7 @@ def _has_changed(mapping: AddressSpace, ended_early: bool) -> bool:
         return not mapping.stamp_unchanged()
     if not mapping.extra.is_current(mapping):
         return True
-    return ended_early and mapping.host.size() != mapping.disk_size
+    return ended_early and not holds_beside_own_writes(mapping, lambda: mapping.host.size() == mapping.disk_size)
 
 
 def _early_end(mapping: AddressSpace, offset: int) -> OSError:

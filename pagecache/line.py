@@ -18,6 +18,16 @@ HOLE_BYTES_MAX = 1024 * 1024
 UNSYNCED_MAX = 4096  # runs of pages that are remembered one by one
 
 
+def holds_beside_own_writes(mapping: AddressSpace, is_same: Callable[[], bool]) -> bool:
+    """Whether the store's object compares as the cached one; while the cache itself writes to it, it does."""
+    while True:
+        word = own_write_word(mapping)
+        if word & OWN_WRITES_MASK or is_same():
+            return True
+        if own_write_word(mapping) == word:
+            return False
+
+
 class Line:
     """The line between one object's pages and its store.
 
@@ -108,14 +118,12 @@ class Line:
             return mapping.stamp_unchanged(fd)
         if mapping.validator is None or store is None:
             return True
-        while True:
-            word = own_write_word(mapping)
-            if word & OWN_WRITES_MASK:
-                return True
+
+        def is_same() -> bool:
             with self._lock.held():
-                is_same = bool(store.validator() == mapping.validator)
-            if is_same or own_write_word(mapping) == word:
-                return is_same
+                return bool(store.validator() == mapping.validator)
+
+        return holds_beside_own_writes(mapping, is_same)
 
     def take_version(self, mapping: AddressSpace) -> None:
         """Take the version of a Python store's object, which the cache has just changed, for that of the cached bytes."""

@@ -3,8 +3,8 @@
 import errno
 
 import pytest
-from support import PAGE, assert_nothing_is_held, pages_of
-from write_steps import Fault, WritableStore, dirty_pages, fill_dirty
+from support import PAGE, Crew, assert_nothing_is_held, pages_of
+from write_steps import Fault, Gate, WritableStore, dirty_pages, fill_dirty
 
 DATA = pages_of(64 * PAGE)
 PARALLEL = pytest.mark.parametrize("requests", [1, 4], ids="requests={}".format)
@@ -127,4 +127,22 @@ class TestOddStores:
             assert caught.value.errno == errno.EDEADLK
             store.on_write = lambda *call: None
             file.fsync()
+        assert_nothing_is_held(cache)
+
+    def test_one_that_ends_early_while_it_is_extended_is_broken_and_not_changed(self, cache, store):
+        extended = Gate()
+        take = store.take
+        store.take = lambda offset, buffers: (take(offset, buffers), extended())[0]
+        with cache.open(store, "r+b") as file:
+            file.pwrite(bytes(PAGE), len(DATA))
+            crew = Crew(file.fsync)
+            extended.wait_entered()
+            store.answer = lambda offset, buffers: 0
+            with pytest.raises(OSError, match="brought no more bytes") as caught:
+                file.pread(1, 0)
+            assert caught.value.errno == errno.EIO
+            del store.answer
+            extended.go_on.set()
+            crew.join_well()
+            assert file.pread(1, 0) == DATA[:1]
         assert_nothing_is_held(cache)
