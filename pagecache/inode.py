@@ -443,6 +443,8 @@ class Inode:
             self.nr_writers -= writes
             self.idle_since = time.monotonic()
         self.close_retired()
+        if self.store is not None and self.flusher is not None and not self.nr_open:
+            self.flusher.segment.wake_flusher()
 
     def _retire_idle(self) -> None:
         """Give up the store when nobody has the object open, it is clean, and the store has made it durable, which the
@@ -450,7 +452,6 @@ class Inode:
         if self.nr_open or self.store is None:
             return
         if self.flusher is not None and not self.flusher.drop_if_done(self):
-            self.flusher.segment.wake_flusher()
             return
         self._retired.append(self.store)
         self.known_version = getattr(self.store, "known_version", None)
