@@ -166,6 +166,15 @@ class TestSyncOfWhatIsClosed:
         wait_until(lambda: store.nr_closed, "the store to be closed")
         assert store.names()[-1] == "sync"
 
+    def test_the_flusher_sleeps_until_then(self, cache, store):
+        with cache.open(store, "r+b") as file:
+            file.pwrite(b"x", 0)
+        word = cache.segment.flusher_word
+        for _ in range(3):
+            file.inode.close_retired()
+        assert file.inode.store is not None
+        assert cache.segment.flusher_word == word, "looking after a closed file wakes the flusher, which looks after it"
+
     def test_only_so_many_stores_stay_open(self, make_cache):
         cache, stores = make_cache(64 * PAGE, nr_objects=39), [WritableStore(DATA, key=str(n)) for n in range(100)]
         for store in stores:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "stress"))
 
 from sqlite_writer import BALANCE, NR_ACCOUNTS, NR_THREADS, make_bank, open_bank, transfer, verdict  # noqa: E402
 
-NR_TRANSFERS = 2000 if STRESS else 10
+NR_TRANSFERS = 2000 if STRESS else 50
 MODES = ["DELETE", "TRUNCATE", "PERSIST", "WAL"]
 CASES = [(mode, frames) for mode in MODES for frames in (16, 1024)]
 if not STRESS:

@@ -2,14 +2,17 @@
 
 import os
 import sqlite3
+import sys
+import threading
 
 import pytest
 from sqlite_peer import Peer
-from support import STRESS, Crew
+from support import PATIENCE_S, STRESS, Crew
 
 apsw = pytest.importorskip("apsw")
 
 from pagecache.adapters.sqlite import locks  # noqa: E402
+from pagecache.adapters.sqlite.vfs import vfs_of  # noqa: E402
 
 BUSY = "BusyError"
 PAIRS = [("cached", "plain"), ("plain", "cached"), ("cached", "cached")]
@@ -294,3 +297,23 @@ def test_no_increment_is_lost(second, path, connect, open_there):
     assert peer.run("SELECT b FROM t WHERE a = 1") == [[3 * NR_INCREMENTS]]
     assert connect(path).execute("SELECT b FROM t WHERE a = 1").fetchall() == [(3 * NR_INCREMENTS,)]
     assert connect(path).execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_other_threads_run_while_a_connection_waits_for_a_lock(make_cache):
+    sleep = vfs_of(make_cache("1MiB")).xSleep
+    waits, is_over = threading.Event(), threading.Event()
+
+    def wait():
+        waits.set()
+        sleep(1_000_000)
+        is_over.set()
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(100)  # nobody gets the GIL from a thread that keeps it
+    try:
+        crew = Crew(wait)
+        assert waits.wait(PATIENCE_S)
+        assert not is_over.is_set()
+    finally:
+        sys.setswitchinterval(interval_s)
+    crew.join_well()

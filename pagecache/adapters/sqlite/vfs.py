@@ -3,6 +3,7 @@
 import itertools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -88,6 +89,11 @@ class VFS(apsw.VFS):
             raise sqlite_error(apsw.SQLITE_IOERR_DELETE_NOENT, str(error)) from None
         except OSError as error:
             raise io_error(apsw.SQLITE_IOERR_DELETE, error) from error
+
+    def xSleep(self, microseconds: int) -> int:
+        """Wait for a lock that another connection holds. Context: without the GIL, which that connection may want."""
+        time.sleep(microseconds / 1_000_000)
+        return microseconds
 
     def xOpen(self, name: Any, flags: list[int]) -> Any:
         """Open a file. flags: how, and, put in by this, how it was opened in the end."""
