@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import gc
 import os
 import random
 import signal
@@ -41,6 +42,12 @@ def pytest_unconfigure(config):
     """Give back what pytest_configure took."""
     faulthandler.cancel_dump_traceback_later()
     os.close(config.stash[_stderr_key])
+
+
+def pytest_collection_finish(session):
+    """Keep the collector away from what all the libraries made while they were imported: many tests collect."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

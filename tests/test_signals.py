@@ -190,7 +190,6 @@ def without_collector():
         yield
     finally:
         gc.enable()
-        gc.unfreeze()
 
 
 @pytest.mark.stress

@@ -8,7 +8,8 @@ the old nor the new file would have the name.
 Here a hidden name is no name of the source but an entry of `Unlinked`, which leads to the open file.  The name itself is
 removed from the source a moment later: a rename onto it follows at once in the same thread, if it was that, and takes it
 over in one step (`claim`).  Anything else in its directory means that the removal has ended, because the kernel lets nobody
-into a directory that is being changed; then, and after `GRACE_S` at the latest, it is carried out (`carry_out`).
+into a directory that is being changed; then it is carried out (`carry_out`).  If nothing comes, a timer does it as soon as
+the thread has ended its request: it waits for the next one in a system call on /dev/fuse, as /proc tells on Linux.
 """
 
 import contextlib
@@ -20,7 +21,22 @@ from collections.abc import Callable
 from typing import Any
 
 HIDDEN = re.compile(r"\.fuse_hidden[0-9a-f]{16}")
-GRACE_S = 0.25
+GRACE_S = 0.05  # until the thread that removed a name is looked at
+PATIENCE_S = 10.0  # after which a removal that nobody can be seen to have ended is carried out
+
+
+def has_ended(thread: int) -> bool:
+    """Whether a thread (its number in the system) of this process is gone, or waits for a request of /dev/fuse; True too
+    where that cannot be told."""
+    try:
+        with open(f"/proc/self/task/{thread}/syscall") as file:
+            words = file.read().split()
+    except OSError:
+        return True
+    try:
+        return len(words) > 1 and os.readlink(f"/proc/self/fd/{int(words[1], 16)}") == "/dev/fuse"
+    except OSError:
+        return False  # the first argument of what it waits in is no descriptor
 
 
 class Unlinked:
@@ -38,7 +54,7 @@ class Unlinked:
         with self._lock:
             if node is not None:
                 self._nodes[os.path.basename(hidden)] = node
-            self._pending[path] = (threading.get_ident(), key, time.monotonic())
+            self._pending[path] = (threading.get_native_id(), key, time.monotonic())
             self._start_timer()
 
     def _start_timer(self) -> None:
@@ -48,11 +64,13 @@ class Unlinked:
             self._timer.start()
 
     def _grace_is_over(self) -> None:
-        """Carry out what has waited long enough; what came later has its own time."""
+        """Carry out what has waited long enough; the rest is looked at again."""
         now = time.monotonic()
         with self._lock:
             self._timer = None
-            for path in [path for path, (_, _, since) in self._pending.items() if now - since >= GRACE_S]:
+            for path, (thread, _, since) in list(self._pending.items()):
+                if not (now - since >= GRACE_S and has_ended(thread)) and now - since < PATIENCE_S:
+                    continue
                 with contextlib.suppress(OSError):
                     self._carry_out(path)
             if self._pending:
@@ -82,7 +100,7 @@ class Unlinked:
     def claim(self, path: str) -> None:
         """Leave the removal of a path to the caller, who replaces it in the source, if it is this thread that hid it."""
         with self._lock:
-            if path in self._pending and self._pending[path][0] == threading.get_ident():
+            if path in self._pending and self._pending[path][0] == threading.get_native_id():
                 del self._pending[path]
 
     def carry_out(self, directory: str | None = None) -> None:
