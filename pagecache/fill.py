@@ -191,7 +191,7 @@ def _read_store(mapping: AddressSpace, batches: Sequence[FolioBatch], offset: in
     if expected == 0:
         return 0
     buffers = _memory_of(batches)
-    limit = max(4096, getattr(mapping.host, "max_request", expected))
+    limit = max(4096, mapping.extra.max_request(mapping))
     done = 0
     try:
         while done < expected:

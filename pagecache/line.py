@@ -13,6 +13,7 @@ from pagecache.workers import Channel
 
 PAGE_SHIFT = 12
 OWN_WRITES_MASK = 0xFFFF
+WHOLE_SHARE = 2  # no larger part of the cache is read by one miss
 HOLE_BYTES = 64 * 1024
 HOLE_BYTES_MAX = 1024 * 1024
 UNSYNCED_MAX = 4096  # runs of pages that are remembered one by one
@@ -92,6 +93,15 @@ class Line:
         worthwhile = max(int(self.speed.free_bytes) >> PAGE_SHIFT, at_least, 1)
         part = -(-nr_pages // max(1, min(nr_requests, nr_pages // worthwhile)))
         return max(1, min(part, at_most))
+
+    def reads_whole(self, mapping: AddressSpace) -> bool:
+        """Whether the object is one that its first miss brings whole."""
+        most = min(self.hints.whole_up_to, mapping.segment.nr_frames // WHOLE_SHARE << PAGE_SHIFT)
+        return 0 < mapping.size <= most
+
+    def max_request(self, mapping: AddressSpace) -> int:
+        """Return how much one request may carry (bytes)."""
+        return mapping.size if self.reads_whole(mapping) else self.hints.max_request
 
     def is_far(self) -> bool:
         """Whether waiting for the store costs more than copying its bytes."""

@@ -83,6 +83,9 @@ def _gap_end(mapping: AddressSpace, first: int, last: int) -> int:
 def fetch(mapping: AddressSpace, runs: Sequence[tuple[int, int]]) -> None:
     """Start reading runs of pages; whoever copies the bytes waits for them, and sees the errors."""
     step = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
+    if runs and mapping.extra.reads_whole(mapping):
+        step = -(-mapping.size >> PAGE_SHIFT)
+        runs = [(0, step - 1)]
     with mapping.shared():
         if mapping.fd < 0:
             for request in submit.requests_for(mapping, runs, step, demanded=True):

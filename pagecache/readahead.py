@@ -66,6 +66,10 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
     if random:
         force_page_cache_ra(mapping, ra, index, req)
         return
+    if mapping.extra.reads_whole(mapping):
+        read_block(mapping, 0, -(-mapping.size >> PAGE_SHIFT), index, ra.dropbehind)
+        do_page_cache_ra(mapping, index, req, 0, demand_end=index + req, dropbehind=ra.dropbehind)
+        return
     small = mapping.extra.hints.latency == "remote" and is_small(mapping, ra.ra_pages)
     part = part_of_small_object(mapping, index, req) if small else None
     if part is not None:

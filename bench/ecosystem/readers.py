@@ -7,16 +7,18 @@ import datetime
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import fsspec
 import numpy
 from samples import TIFF_TILE, ZARR_SHAPE
 
 import pagecache
 import pagecache.adapters.fsspec
 from pagecache.adapters.objects import Objects
-from pagecache.stores.fsspec import store_of_url
+from pagecache.stores.fsspec import FsspecStore
 
 FSSPEC_CACHES = ["none", "bytes", "readahead", "blockcache", "background", "all"]
 CACHE_SIZE = "1GiB"
+WHOLE = "512MiB"  # for those who ask for whole objects
 RECHECK_S = 600  # objects are taken to be the same for so long, as fsspec's own caches do for ever
 Pass = Callable[[], Any]
 Way = tuple[str, Callable[[], tuple[Pass, Callable[[], None]]]]
@@ -29,7 +31,9 @@ def openers(server: Any, name: str) -> Iterator[tuple[str, Callable[[], tuple[Ca
     for protocol in ("blockcache", "filecache"):
         yield f"fsspec {protocol}::", lambda protocol=protocol: opening_with(server.chained(protocol), server.path(name))
     yield "pagecache::", lambda: opening_chained(server, name)
+    yield "pagecache::, whole_up_to", lambda: opening_chained(server, name, whole_up_to=WHOLE)
     yield "pagecache, obstore", lambda: opening_obstore(server, name)
+    yield "pagecache, obstore, whole_up_to", lambda: opening_obstore(server, name, whole_up_to=WHOLE)
 
 
 def opening_with(files: Any, path: str, **options: Any) -> tuple[Callable[[], Any], Callable[[], None]]:
@@ -37,10 +41,10 @@ def opening_with(files: Any, path: str, **options: Any) -> tuple[Callable[[], An
     return lambda: files.open(path, **options), lambda: None
 
 
-def opening_chained(server: Any, name: str) -> tuple[Callable[[], Any], Callable[[], None]]:
+def opening_chained(server: Any, name: str, **options: Any) -> tuple[Callable[[], Any], Callable[[], None]]:
     """Return how to open the object through `pagecache::` with a new cache, and how to end that."""
     cache = pagecache.PageCache(CACHE_SIZE)
-    files = server.chained("pagecache", recheck=RECHECK_S)
+    files = server.chained("pagecache", recheck=RECHECK_S, **options)
 
     def open_file() -> Any:
         with pagecache.using(cache):
@@ -53,16 +57,23 @@ def opening_chained(server: Any, name: str) -> tuple[Callable[[], Any], Callable
     return open_file, end
 
 
-def opening_obstore(server: Any, name: str) -> tuple[Callable[[], Any], Callable[[], None]]:
+def opening_obstore(server: Any, name: str, **options: Any) -> tuple[Callable[[], Any], Callable[[], None]]:
     """Return how to open the object through obstore with a new cache, and how to end that."""
     cache = pagecache.PageCache(CACHE_SIZE)
-    objects = Objects(cache, lambda path: pagecache.ObspecStore(server.obstore(), path))
+    objects = Objects(cache, lambda path: pagecache.ObspecStore(server.obstore(), path, **options))
 
     def end() -> None:
         objects.close()
         cache.close()
 
     return lambda: objects.open(name), end
+
+
+def opened(server: Any, path: str, **options: Any) -> Any:
+    """Return the store of an object through fsspec."""
+    url, storage_options = server.address(path)
+    files, path = fsspec.core.url_to_fs(url, **storage_options)
+    return FsspecStore(files, path, **options)
 
 
 def with_files(server: Any, path: str, read: Callable[[Any], Any]) -> Iterator[Way]:
@@ -110,7 +121,7 @@ def parquet_ways(server: Any) -> Iterator[Way]:
     """pyarrow: 3 columns of a 200 MB Parquet file."""
     yield from with_files(server, "table.parquet", read_parquet)
     for name, begin in with_files(server, "table.parquet", read_parquet_prefetched):
-        if name.startswith("pagecache"):
+        if name.startswith("pagecache") and "whole" not in name:
             yield f"{name}, prefetch_parquet", begin
 
 
@@ -143,19 +154,19 @@ def hdf5_ways(server: Any) -> Iterator[Way]:
 def zarr_ways(server: Any) -> Iterator[Way]:
     """zarr: 12 slices of a sharded array."""
     import zarr
-    from obstore.store import HTTPStore
     from zarr.experimental.cache_store import CacheStore
-    from zarr.storage import FsspecStore, MemoryStore, ObjectStore
+    from zarr.storage import FsspecStore as ZarrFsspecStore
+    from zarr.storage import MemoryStore, ObjectStore
 
     from pagecache.adapters.zarr import PageCacheStore
 
-    url = server.url("cube.zarr")
+    url, options = server.address("cube.zarr")
 
     def of_fsspec() -> Any:
-        return FsspecStore.from_url(url, read_only=True, storage_options={"skip_instance_cache": True})
+        return ZarrFsspecStore.from_url(url, read_only=True, storage_options=options)
 
     def of_obstore() -> Any:
-        return ObjectStore(HTTPStore.from_url(url, client_options={"allow_http": True}), read_only=True)
+        return ObjectStore(server.obstore("cube.zarr"), read_only=True)
 
     def slices(store: Any) -> int:
         array = zarr.open_group(store, mode="r", use_consolidated=True)["cube"]
@@ -202,14 +213,17 @@ def duckdb_ways(server: Any) -> Iterator[Way]:
         def modified(self, path: str) -> datetime.datetime:
             return datetime.datetime.fromtimestamp(0, datetime.UTC)
 
+    url, options = server.address("table.parquet")
+
     def begin_plain(kind: str) -> Any:
         connection = duckdb.connect()
-        connection.register_filesystem(Dated(cache_type=kind, skip_instance_cache=True))
-        return lambda: query(connection, server.url("table.parquet")), connection.close
+        is_http = url.startswith("http")
+        connection.register_filesystem(Dated(cache_type=kind, **options) if is_http else server.files(cache_type=kind))
+        return lambda: query(connection, url), connection.close
 
-    def begin_ours() -> Any:
+    def begin_ours(**more: Any) -> Any:
         connection, cache = duckdb.connect(), pagecache.PageCache(CACHE_SIZE)
-        files = register(connection, cache, lambda path: store_of_url(server.url(path), skip_instance_cache=True))
+        files = register(connection, cache, lambda path: opened(server, path, **more))
 
         def end() -> None:
             connection.close()
@@ -221,6 +235,7 @@ def duckdb_ways(server: Any) -> Iterator[Way]:
     for kind in FSSPEC_CACHES:
         yield f"fsspec {kind}", lambda kind=kind: begin_plain(kind)
     yield "pagecache", begin_ours
+    yield "pagecache, whole_up_to", lambda: begin_ours(whole_up_to=WHOLE)
 
 
 # -- rasterio ----------------------------------------------------------------------------------------------------------
@@ -247,19 +262,21 @@ def rasterio_ways(server: Any) -> Iterator[Way]:
     from pagecache.adapters.rasterio import PageCacheOpener
 
     def begin_gdal() -> Any:
+        path, options = server.gdal("image.tif")
+
         def run() -> int:
-            with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-                return read_tiles(f"/vsicurl/{server.url('image.tif')}")
+            with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", **options):
+                return read_tiles(path)
 
         return run, lambda: None
 
     def begin_fsspec(kind: str) -> Any:
         files = server.files(cache_type=kind)
-        return lambda: read_tiles(server.url("image.tif"), opener=lambda path, mode="rb": files.open(path)), lambda: None
+        return lambda: read_tiles("image.tif", opener=lambda path, mode="rb": files.open(server.path(path))), lambda: None
 
-    def begin_ours() -> Any:
+    def begin_ours(**more: Any) -> Any:
         cache = pagecache.PageCache(CACHE_SIZE)
-        opener = PageCacheOpener(cache, lambda path: store_of_url(server.url(path), skip_instance_cache=True))
+        opener = PageCacheOpener(cache, lambda path: opened(server, path, **more))
 
         def end() -> None:
             opener.close()
@@ -267,13 +284,14 @@ def rasterio_ways(server: Any) -> Iterator[Way]:
 
         return lambda: read_tiles("image.tif", opener=opener), end
 
-    yield "GDAL /vsicurl", begin_gdal
+    yield "GDAL", begin_gdal
     for kind in FSSPEC_CACHES:
         yield f"fsspec {kind}", lambda kind=kind: begin_fsspec(kind)
     yield "pagecache", begin_ours
+    yield "pagecache, whole_up_to", lambda: begin_ours(whole_up_to=WHOLE)
 
 
 WORKS = {
     "parquet": parquet_ways, "zarr": zarr_ways, "hdf5": hdf5_ways, "duckdb": duckdb_ways, "rasterio": rasterio_ways,
 }
-S3_WORKS = {"s3-parquet": parquet_ways, "s3-hdf5": hdf5_ways}  # fmt: skip
+S3_WORKS = {f"s3-{work}": ways for work, ways in WORKS.items()}

@@ -18,6 +18,7 @@ ZARR_SHAPE, ZARR_SHARD, ZARR_CHUNK = (64, 1024, 1024), (16, 1024, 1024), (4, 128
 HDF5_SETS = 2000
 TIFF_SIDE, TIFF_TILE = 4096, 256
 BUCKET = "bucket"
+S3_SECRETS = ("aws_access_key_id", "aws_secret_access_key")
 S3_KEYS = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
 
 
@@ -112,9 +113,9 @@ def _serve_s3(root: str, latency_s: float, pipe) -> None:
     address = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
     boto3.client("s3", endpoint_url=address, **S3_KEYS).create_bucket(Bucket=BUCKET)
     backend = next(iter(s3_backends.values()))["aws"]
-    for file in sorted(Path(root).iterdir()):
+    for file in sorted(Path(root).rglob("*")):
         if file.is_file():
-            backend.put_object(BUCKET, file.name, file.read_bytes())
+            backend.put_object(BUCKET, file.relative_to(root).as_posix(), file.read_bytes())
     server._server.app = counting
     pipe.send(address)
     while pipe.recv() == "take":
@@ -163,11 +164,19 @@ class RemoteServer:
         target = {"target_protocol": "http", "target_options": {"skip_instance_cache": True}}
         return fsspec.filesystem(protocol, skip_instance_cache=True, **target, **options)
 
-    def obstore(self) -> Any:
-        """Return obstore's store for it."""
+    def address(self, path: str) -> tuple[str, dict[str, Any]]:
+        """Return the URL of an object, and the options with which fsspec opens it."""
+        return self.url(path), {"skip_instance_cache": True}
+
+    def obstore(self, prefix: str = "") -> Any:
+        """Return obstore's store for it, or for what is below a prefix."""
         from obstore.store import HTTPStore
 
-        return HTTPStore.from_url(self.base, client_options={"allow_http": True})
+        return HTTPStore.from_url(f"{self.base}/{prefix}", client_options={"allow_http": True})
+
+    def gdal(self, path: str) -> tuple[str, dict[str, str]]:
+        """Return what GDAL calls an object, and its options."""
+        return f"/vsicurl/{self.url(path)}", {}
 
 
 class S3Server(RemoteServer):
@@ -195,10 +204,20 @@ class S3Server(RemoteServer):
         target = {"target_protocol": "s3", "target_options": self._options()}
         return fsspec.filesystem(protocol, skip_instance_cache=True, **target, **options)
 
-    def obstore(self) -> Any:
-        """Return obstore's store for it."""
+    def address(self, path: str) -> tuple[str, dict[str, Any]]:
+        """Return the URL of an object, and the options with which fsspec opens it."""
+        return f"s3://{BUCKET}/{path}", self._options()
+
+    def gdal(self, path: str) -> tuple[str, dict[str, str]]:
+        """Return what GDAL calls an object, and its options."""
+        options = {"AWS_S3_ENDPOINT": self.base.removeprefix("http://"), "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE"}
+        keys = {"AWS_REGION": S3_KEYS["region_name"], **{name.upper(): S3_KEYS[name] for name in S3_SECRETS}}
+        return f"/vsis3/{BUCKET}/{path}", {**options, **keys}
+
+    def obstore(self, prefix: str = "") -> Any:
+        """Return obstore's store for it, or for what is below a prefix."""
         from obstore.store import S3Store
 
-        return S3Store(BUCKET, endpoint=self.base, client_options={"allow_http": True}, region=S3_KEYS["region_name"],
-                       access_key_id=S3_KEYS["aws_access_key_id"],
+        return S3Store(BUCKET, prefix=prefix or None, endpoint=self.base, client_options={"allow_http": True},
+                       region=S3_KEYS["region_name"], access_key_id=S3_KEYS["aws_access_key_id"],
                        secret_access_key=S3_KEYS["aws_secret_access_key"])  # fmt: skip

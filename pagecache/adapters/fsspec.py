@@ -23,6 +23,7 @@ from pagecache.adapters.fsspec_delegation import Delegation
 from pagecache.adapters.fsspec_handles import Handles
 from pagecache.asyncio_reads import in_worker
 from pagecache.cache import PageCache, default_cache, forget_everywhere
+from pagecache.sizes import parse_size
 from pagecache.stores.fsspec import FsspecStore, identity_of, own_instance
 from pagecache.stores.validators import checked_recheck
 
@@ -36,7 +37,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     target_protocol, target_options, fs: the target, by name and options or as an instance. size: the budget, if the
     process has no default cache yet (see `default_cache`). recheck, on_change: as for `PageCache.open`; `cat_file`,
     `cat_ranges` and their like keep an object open from its first use until `invalidate_cache`, so recheck="open" looks at
-    it once, and an object that changed raises ESTALE once and is then read anew.
+    it once, and an object that changed raises ESTALE once and is then read anew. whole_up_to: as for FsspecStore.
 
     Instances pickle as their arguments, and can be used in a child of fork() and from any thread or event loop. A hit of
     `cat_file`, `cat_ranges` and of open files needs no event loop.
@@ -55,6 +56,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         size: int | str | None = None,
         recheck: bool | str | float = "open",
         on_change: str = "error",
+        whole_up_to: int | str = 0,
         **options: Any,
     ):
         super().__init__(**options)
@@ -62,6 +64,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
             raise ValueError("give either fs or target_protocol, as in 'pagecache::s3://bucket/key'")
         self.recheck = checked_recheck(recheck)
         self.on_change = on_change
+        self.whole_up_to = parse_size(whole_up_to)
         self.size_of_cache = size
         self.target_protocol = target_protocol
         self._make_target: Callable[[], Any] = (
@@ -109,7 +112,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     def _store(self, path: str) -> FsspecStore:
         """Return a store of an object, with what is known of its version, if that is recent enough."""
         known = self._handles.known_version(path, self.recheck)
-        return FsspecStore(self.fs, path, recheck=self.recheck, version=known)
+        return FsspecStore(self.fs, path, recheck=self.recheck, version=known, whole_up_to=self.whole_up_to)
 
     def _open_file(self, path: str) -> Any:
         store = self._store(path)

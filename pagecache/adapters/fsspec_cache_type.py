@@ -52,7 +52,7 @@ class PageCacheType(BaseCache):
 
     Files of one file system and path share their pages, with each other and with `pagecache::` over the same target, as
     long as they are of one version. A fetcher that belongs to no file has pages of its own.
-    recheck, on_change: as for `PageCache.open`, given as `cache_options`.
+    recheck, on_change: as for `PageCache.open`, given as `cache_options`. whole_up_to: as for FsspecStore, likewise.
     """
 
     name = "pagecache"
@@ -64,15 +64,17 @@ class PageCacheType(BaseCache):
         size: int,
         recheck: bool | str | float = "open",
         on_change: str = "error",
+        whole_up_to: int | str = 0,
     ):
         super().__init__(blocksize, fetcher, size)
         self._options: dict[str, Any] = {"recheck": recheck, "on_change": on_change}
+        self._whole_up_to = whole_up_to
         self._file: Any = None
         owner = getattr(fetcher, "__self__", None)
         if getattr(owner, "fs", None) is None or not isinstance(getattr(owner, "path", None), str):
             store: Any = FetcherStore(fetcher, size)
         else:
-            store = _store_of(owner, recheck)
+            store = _store_of(owner, recheck, whole_up_to)
             if not store.is_immutable and store.size() != size:
                 raise OSError(errno.ESTALE, f"{store.name} was replaced while it was being opened: open it again")
         self._file = default_cache().open(store, **self._options)
@@ -98,14 +100,13 @@ class PageCacheType(BaseCache):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = self._options
-        return PageCacheType, (self.blocksize, self.fetcher, self.size, options["recheck"], options["on_change"])
+        return PageCacheType, (self.blocksize, self.fetcher, self.size, *self._options.values(), self._whole_up_to)
 
 
-def _store_of(owner: Any, recheck: bool | str | float) -> FsspecStore:
+def _store_of(owner: Any, recheck: bool | str | float, whole_up_to: int | str) -> FsspecStore:
     """Return the store of an fsspec file's object, with the version that the file was opened on, if it knows one."""
     details = getattr(owner, "_details", None) or {}
     version = None
     if validator_of(details) is not None and recheck is not False:
         version = version_of(details, owner.path, time.monotonic())
-    return FsspecStore(owner.fs, owner.path, recheck=recheck, version=version)
+    return FsspecStore(owner.fs, owner.path, recheck=recheck, version=version, whole_up_to=whole_up_to)

@@ -47,6 +47,8 @@ class StoreHints:
     latency: "local" (the system below reads ahead itself), "device" (it does not), or "remote" (milliseconds a request).
     stable_writes: bytes must not change while `writev` has them; a write to such a page then waits.
     folio_order: pages come and go in runs of 2**folio_order, and no larger ones (-1: as large as readahead wants).
+    whole_up_to: bytes; an object no larger than this, and than half the cache, is read whole by its first miss, in one
+    request however large (0: none is).
     """
 
     preferred_request: int = 128 * 1024
@@ -56,6 +58,7 @@ class StoreHints:
     stable_writes: bool = False
     readahead_requests: int = 0
     folio_order: int = -1
+    whole_up_to: int = 0
 
 
 def hints_of(store: Any) -> StoreHints:
@@ -67,6 +70,8 @@ def hints_of(store: Any) -> StoreHints:
             raise ValueError(f"{name} of store {store.key!r} must be a positive int, not {values[name]!r}")
     if not isinstance(values["readahead_requests"], int) or values["readahead_requests"] < 0:
         raise ValueError(f"readahead_requests of store {store.key!r} must be an int, not {values['readahead_requests']!r}")
+    if not isinstance(values["whole_up_to"], int) or values["whole_up_to"] < 0:
+        raise ValueError(f"whole_up_to of store {store.key!r} must be an int (bytes), not {values['whole_up_to']!r}")
     if not isinstance(values["folio_order"], int) or not -1 <= values["folio_order"] <= MAX_FOLIO_ORDER:
         raise ValueError(f"folio_order of store {store.key!r} must be in -1..9, not {values['folio_order']!r}")
     values["readahead_requests"] = min(values["readahead_requests"], values["parallel_requests"])

@@ -19,6 +19,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from pagecache._core import Mutex
+from pagecache.sizes import parse_size
 from pagecache.stores import fsspec_ranges
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
@@ -67,7 +68,7 @@ class FsspecStore:
     fs: the file system. path: the object's, as the file system or as a URL writes it. recheck: False for objects that
     never change: then cached bytes are taken for good without asking, and read without `info` where the file system has
     no conditional requests. version: what is already known of the object; else `info` is asked for, at once, or when it is
-    needed if recheck is False.
+    needed if recheck is False. whole_up_to: bytes; an object no larger is read whole, by one request, at its first miss.
     Raises FileNotFoundError, IsADirectoryError, OSError; ENOTSUP if the object has no size.
     Context: requests of asynchronous file systems run on fsspec's loop while the calling thread waits; do not call this
     on that loop.
@@ -78,12 +79,19 @@ class FsspecStore:
     readahead_requests = 8
 
     def __init__(
-        self, fs: Any, path: str, *, recheck: bool | str | float = "open", version: Version | None = None
+        self,
+        fs: Any,
+        path: str,
+        *,
+        recheck: bool | str | float = "open",
+        version: Version | None = None,
+        whole_up_to: int | str = 0,
     ):
         self.recheck = checked_recheck(recheck)
         self.fs = own_instance(fs)
         self.path = self.fs._strip_protocol(path)
         self.name = self.fs.unstrip_protocol(self.path)
+        self.whole_up_to = parse_size(whole_up_to)
         self._ranges = fsspec_ranges.ranges_of(self.fs)
         self.is_immutable = self.recheck is False
         self._verifies = not self.is_immutable
@@ -176,21 +184,23 @@ class FsspecStore:
         """Do nothing: the file system lives on."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.fs, self.path, self.recheck)
+        return _open_again, (self.fs, self.path, self.recheck, self.whole_up_to)
 
     def __repr__(self) -> str:
         return f"<FsspecStore {self.name}>"
 
 
-def _open_again(fs: Any, path: str, recheck: bool | str | float) -> FsspecStore:
-    return FsspecStore(fs, path, recheck=recheck)
+def _open_again(fs: Any, path: str, recheck: bool | str | float, whole_up_to: int) -> FsspecStore:
+    return FsspecStore(fs, path, recheck=recheck, whole_up_to=whole_up_to)
 
 
-def store_of_url(url: str, *, recheck: bool | str | float = "open", **storage_options: Any) -> FsspecStore:
+def store_of_url(
+    url: str, *, recheck: bool | str | float = "open", whole_up_to: int | str = 0, **storage_options: Any
+) -> FsspecStore:
     """Return the store of a URL, which may be chained.
 
-    storage_options: for the file system, as `fsspec.open` takes them. Raises ImportError, with what to install, when
-    fsspec or the protocol's library is missing; else as FsspecStore.
+    recheck, whole_up_to: as for FsspecStore. storage_options: for the file system, as `fsspec.open` takes them.
+    Raises ImportError, with what to install, when fsspec or the protocol's library is missing; else as FsspecStore.
     """
     try:
         from fsspec.core import url_to_fs
@@ -200,4 +210,4 @@ def store_of_url(url: str, *, recheck: bool | str | float = "open", **storage_op
         fs, path = url_to_fs(url, **storage_options)
     except (ValueError, ImportError) as error:
         raise type(error)(f"cannot open {url}: {error}") from error
-    return FsspecStore(fs, path, recheck=recheck)
+    return FsspecStore(fs, path, recheck=recheck, whole_up_to=whole_up_to)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pagecache._core import Mutex
+from pagecache.sizes import parse_size
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
@@ -56,6 +57,7 @@ class ObspecStore:
     """One object of an obspec store.
 
     store: for example an `obstore.store.S3Store`. path: of the object in it. recheck: as for FsspecStore.
+    whole_up_to: as for FsspecStore.
     key: identity, if two store objects are known to be the same; else it is taken from kind, prefix and configuration.
     Raises FileNotFoundError, OSError, and what `head` raises.
     Context: obstore reads without the GIL.
@@ -74,12 +76,14 @@ class ObspecStore:
         recheck: bool | str | float = "open",
         key: str | None = None,
         version: Version | None = None,
+        whole_up_to: int | str = 0,
     ):
         missing = [name for name in ("head", "get_range") if not hasattr(store, name)]
         if missing:
             raise TypeError(f"{type(store).__name__} is no obspec store: it lacks {', '.join(missing)}")
         self.recheck = checked_recheck(recheck)
         self.is_immutable = self.recheck is False
+        self.whole_up_to = parse_size(whole_up_to)
         self.store = store
         self.path = path
         self.name = f"{type(store).__name__}:{path}"
@@ -174,10 +178,10 @@ class ObspecStore:
         """Do nothing: the object store lives on."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.store, self.path, self.recheck, self._given_key)
+        return _open_again, (self.store, self.path, self.recheck, self._given_key, self.whole_up_to)
 
     def __copy__(self) -> "ObspecStore":
-        return _open_again(self.store, self.path, self.recheck, self._given_key)
+        return _open_again(self.store, self.path, self.recheck, self._given_key, self.whole_up_to)
 
     def __repr__(self) -> str:
         return f"<ObspecStore {self.name}>"
@@ -192,5 +196,7 @@ def _raise_if_changed(meta: Any, version: Version) -> None:
         raise ChangedError
 
 
-def _open_again(store: Any, path: str, recheck: bool | str | float, key: str | None) -> ObspecStore:
-    return ObspecStore(store, path, recheck=recheck, key=key)
+def _open_again(
+    store: Any, path: str, recheck: bool | str | float, key: str | None, whole_up_to: int
+) -> ObspecStore:
+    return ObspecStore(store, path, recheck=recheck, key=key, whole_up_to=whole_up_to)
