@@ -94,6 +94,16 @@ class Line:
         part = -(-nr_pages // max(1, min(nr_requests, nr_pages // worthwhile)))
         return max(1, min(part, at_most))
 
+    def last_of_request(self, index: int, last: int) -> int:
+        """Return the last page that a request from page `index` to page `last` may reach."""
+        boundary = self.hints.request_boundary >> PAGE_SHIFT
+        return min(last, (index // boundary + 1) * boundary - 1) if boundary else last
+
+    def order_of_request(self, order: int) -> int:
+        """Return the largest order of folios, up to a given one, that do not cross what no request crosses."""
+        boundary = self.hints.request_boundary >> PAGE_SHIFT
+        return min(order, (boundary & -boundary).bit_length() - 1) if boundary else order
+
     def reads_whole(self, mapping: AddressSpace) -> bool:
         """Whether the object is one that its first miss brings whole."""
         most = min(self.hints.whole_up_to, mapping.segment.nr_frames // WHOLE_SHARE << PAGE_SHIFT)

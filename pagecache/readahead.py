@@ -175,7 +175,8 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
     wanted = wanted_order(mapping)
     if wanted >= 0:
         order = wanted
-    ra.order = order
+    line = mapping.extra
+    ra.order = order = line.order_of_request(order)
     async_size = ra.async_size
     mark = start + size - async_size
     index, result = start, 0
@@ -183,7 +184,7 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
         limit = min(-(-mapping.size >> PAGE_SHIFT), start + size) - 1
         while index <= limit and result in (0, ENOSPC):
             batch = mapping.new_batch(index)
-            result = batch.extend(limit, order, mark, demand_end, ra.dropbehind)
+            result = batch.extend(line.last_of_request(index, limit), order, mark, demand_end, ra.dropbehind)
             index = batch.next_index
             read_pages(mapping, batch, demand_end, background)
     if index <= limit:

@@ -26,15 +26,16 @@ def missing_batches(
     dropbehind: bool = False,
 ) -> Iterator[FolioBatch]:
     """Iterate over new batches for the pages start..last (inclusive) that are not cached; ends early without memory, and
-    at the end of the file.
+    at the end of the file. No batch crosses what no request of the store crosses.
 
     Each batch has to be read, or it is taken out again. Context: invalidate_lock held shared.
     """
     last = min(last, -(-mapping.size >> PAGE_SHIFT) - 1)
-    wanted_order = order
+    line = mapping.extra
+    order = wanted_order = line.order_of_request(order)
     while start <= last:
         batch = mapping.new_batch(start)
-        result = batch.extend(last, order, mark, demand_end, dropbehind)
+        result = batch.extend(line.last_of_request(start, last), order, mark, demand_end, dropbehind)
         start = batch.next_index
         if len(batch):
             yield batch
@@ -119,7 +120,8 @@ def requests_for(
     per_request: most pages of one. demanded: whether somebody asked for all of them.
     Context: as `missing_batches`; for Python stores only.
     """
-    hole = mapping.extra.hole_pages()
+    line = mapping.extra
+    hole = line.hole_pages()
     for first, last in runs:
         request: list[FolioBatch] = []
         demand_end = last + 1 if demanded else 0
@@ -128,6 +130,7 @@ def requests_for(
                 room = per_request
                 if request:
                     is_near = batch.start - request[-1].next_index <= hole
+                    is_near = is_near and line.last_of_request(request[0].start, batch.start) == batch.start
                     room = request[0].start + per_request - batch.start if is_near else 0
                 if room < max(1, min(per_request // 2, batch.nr_pages)):
                     whole, request, room = request, [], per_request

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 MAX_FOLIO_ORDER = 9
+PAGE_SIZE = 4096
 
 
 @runtime_checkable
@@ -46,6 +47,7 @@ class StoreHints:
     windows that are as wide.
     latency: "local" (the system below reads ahead itself), "device" (it does not), or "remote" (milliseconds a request).
     stable_writes: bytes must not change while `writev` has them; a write to such a page then waits.
+    request_boundary: bytes, whole pages; no request crosses a multiple of it (0: any may).
     folio_order: pages come and go in runs of 2**folio_order, and no larger ones (-1: as large as readahead wants).
     whole_up_to: bytes; an object no larger than this, and than half the cache, is read whole by its first miss, in one
     request however large (0: none is).
@@ -59,6 +61,7 @@ class StoreHints:
     readahead_requests: int = 0
     folio_order: int = -1
     whole_up_to: int = 0
+    request_boundary: int = 0
 
 
 def hints_of(store: Any) -> StoreHints:
@@ -70,6 +73,9 @@ def hints_of(store: Any) -> StoreHints:
             raise ValueError(f"{name} of store {store.key!r} must be a positive int, not {values[name]!r}")
     if not isinstance(values["readahead_requests"], int) or values["readahead_requests"] < 0:
         raise ValueError(f"readahead_requests of store {store.key!r} must be an int, not {values['readahead_requests']!r}")
+    boundary = values["request_boundary"]
+    if not isinstance(boundary, int) or boundary < 0 or boundary % PAGE_SIZE:
+        raise ValueError(f"request_boundary of store {store.key!r} must be whole pages, not {boundary!r}")
     if not isinstance(values["whole_up_to"], int) or values["whole_up_to"] < 0:
         raise ValueError(f"whole_up_to of store {store.key!r} must be an int (bytes), not {values['whole_up_to']!r}")
     if not isinstance(values["folio_order"], int) or not -1 <= values["folio_order"] <= MAX_FOLIO_ORDER:

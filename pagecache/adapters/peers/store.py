@@ -45,6 +45,7 @@ class PeerStore:
         hints = hints_of(origin)
         self.max_request = min(hints.max_request, group.request_bytes)
         self.preferred_request = min(hints.preferred_request, self.max_request)
+        self.request_boundary = group.extent_bytes  # pages that wait for one owner wait for no other
         self.parallel_requests = max(PARALLEL_REQUESTS, hints.parallel_requests) if hints.parallel_requests > 1 else 1
         self.readahead_requests = min(READAHEAD_REQUESTS, self.parallel_requests)
         self._digest: tuple[str | None, bytes] = (None, b"")
