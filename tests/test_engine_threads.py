@@ -44,3 +44,8 @@ def test_every_policy_keeps_its_lists_while_the_same_pages_come_and_go(descripto
     """Few pages more than frames, read again and again: folios are on the move all the time."""
     counts = engine_threads.run(descriptors, 24, 4, 2 * NR_STEPS, seed % 2**32, False, 40, policy)
     assert counts["read"] > 0 and counts["evict"] > 0
+
+
+@pytest.mark.parametrize(("m", "page", "nr_valid"), [(0, 0, 1), (0, 3, 0), (1, 0, 0)], ids=["same", "page", "file"])
+def test_a_reader_of_many_pages_copies_none_that_came_into_the_frame_since(descriptors, m, page, nr_valid):
+    assert engine_threads.pages_valid_after_reuse(descriptors, m, page) == nr_valid

@@ -36,6 +36,7 @@ include "tests/engine_threads/oracle.pxi"       # what the bytes of a page must 
 include "tests/engine_threads/readers.pxi"      # reads, pins, fills
 include "tests/engine_threads/writers.pxi"      # writes, write-back, syncs
 include "tests/engine_threads/removers.pxi"     # truncation, eviction, splits
+include "tests/engine_threads/reuse.pxi"        # a frame that holds another page than a reader found in it
 
 cdef enum:
     THREADS_MAX = 16
@@ -163,6 +164,13 @@ cdef int finish(Work* work) except -1:
     return 0
 
 
+cdef void give_back(Work* work) noexcept:
+    """Lets go of the segment and the work."""
+    memory_unpoison(work.seg.base, work.seg.total_bytes)     # what is mapped there next is another's
+    memory_unmap(work.seg.base, work.seg.total_bytes)
+    free(work)
+
+
 def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed: int, faults: bool,
         span: int = NR_PAGES, policy: str = "kernel") -> dict:
     """Let threads work on files that start with the first version of every page.
@@ -216,10 +224,8 @@ def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed:
     raise_failure(work)
     finish(work)
     counts = {name: sum(workers[i].counts[number] for i in range(nr_threads)) for number, name in enumerate(OPERATIONS)}
-    memory_unpoison(work.seg.base, work.seg.total_bytes)     # what is mapped there next is another's
-    memory_unmap(work.seg.base, work.seg.total_bytes)
     free(workers)
-    free(work)
+    give_back(work)
     return counts
 
 
