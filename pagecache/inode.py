@@ -234,10 +234,13 @@ class Inode:
     def _cut_store(self, size: int) -> None:
         """Cut the store, while the pages behind the cut stay as they are: if it fails, nothing of them is lost.
 
-        Write-back begins nothing behind i_size; the folio over the cut, of which it would write a part, is kept locked.
+        Write-back begins nothing behind i_size; the folio over the cut, of which it would write a part, is kept locked, and
+        what it was writing of it has ended: it would bring back what is cut off.
         """
         mapping, behind = self.mapping, -(-size >> PAGE_SHIFT)
-        with truncate.locked(truncate.lock_cached(mapping, (size - 1) >> PAGE_SHIFT) if size else None):
+        with truncate.locked(truncate.lock_cached(mapping, (size - 1) >> PAGE_SHIFT) if size else None) as folio:
+            if folio is not None:
+                folio.wait_writeback()
             mapping.size = size
             truncate.unmap_mapping_pages(mapping, behind, 0)
             truncate.wait_for_folios(mapping, behind)

@@ -19,7 +19,7 @@ from pagecache import readahead
 PAGE = 4096
 STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
 WAYS = ("pread", "preadinto", "view", "iter_views")
-PATIENCE_S = 30  # how long a wait may take before the test says what did not happen
+PATIENCE_S = int(os.environ.get("PAGECACHE_TEST_SECONDS", 120)) // 4  # then a test says what it waits for in vain
 
 
 def few(examples):
@@ -165,6 +165,20 @@ def nr_threads_waiting(threads):
     """Count the threads that are in the engine's wait for somebody else's read: they will get what it gives."""
     frames = [frame_of(thread.ident) for thread in threads]
     return sum(frame is not None and frame.f_code.co_name == "wait_for_folio" for frame in frames)
+
+
+def assert_same(found, expected, start=0):
+    """Check that bytes, which begin at offset `start`, are those expected; says where they differ."""
+    if found == expected:
+        return
+    pairs = zip(found, expected, strict=False)
+    differing = [at for at, (one, other) in enumerate(pairs) if one != other] or [min(len(found), len(expected))]
+    first, last = differing[0], differing[-1]
+    raise AssertionError(
+        f"{len(found)} bytes, {len(expected)} expected; {len(differing)} differ, from {start + first} (byte "
+        f"{(start + first) % PAGE} of page {(start + first) // PAGE}) to {start + last}: "
+        f"{bytes(found[first : first + 8]).hex()} instead of {bytes(expected[first : first + 8]).hex()}"
+    )
 
 
 def stacks():

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support import PAGE, PATIENCE_S, STRESS, Crew, assert_nothing_is_held
+from support import PAGE, PATIENCE_S, STRESS, Crew, assert_nothing_is_held, assert_same
 from test_model import ADVICE, lengths, picks, positions, random_bytes, sizes
 
 import pagecache
@@ -368,11 +368,11 @@ class Owner:
             mapped[self.first + begin : self.first + end] = self.new(begin, end, step)
 
     def read(self, begin, end, _step):
-        assert self.file.pread(end - begin, self.first + begin) == self.data[begin:end]
+        assert_same(self.file.pread(end - begin, self.first + begin), self.data[begin:end], self.first + begin)
 
     def read_map(self, begin, end, _step):
         with self.file.mmap() as mapped:
-            assert mapped[self.first + begin : self.first + end] == self.data[begin:end]
+            assert_same(mapped[self.first + begin : self.first + end], self.data[begin:end], self.first + begin)
 
     def punch(self, begin, end, _step):
         self.file.punch_hole(self.first + begin, end - begin)
@@ -415,7 +415,7 @@ class OwnerOfTheEnd(Owner):
             self.data += bytes(gap) + data
 
     def check(self, _step):
-        assert self.file.pread(len(self.data) + PAGE, self.first) == self.data
+        assert_same(self.file.pread(len(self.data) + PAGE, self.first), self.data, self.first)
         assert self.file.mapping.size == self.first + len(self.data)
 
     def drop(self, step):
@@ -439,10 +439,9 @@ def test_threads_that_own_their_bytes(make_cache, tmp_path, frames, kind, nr_thr
         owners.append(OwnerOfTheEnd(file, nr_threads, random.Random(rng.random()), cache))
         Crew(*(owner.run for owner in owners)).join_well()
         expected = b"".join(owner.data for owner in owners)
-        assert file.pread(2 * len(expected), 0) == expected
+        assert_same(file.pread(2 * len(expected), 0), expected)
         file.fsync()
-        stored = source.tobytes() if kind in ("memory", "plain") else source.read_bytes()
-        assert stored == expected
+        assert_same(source.tobytes() if kind in ("memory", "plain") else source.read_bytes(), expected)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import errno
 
 import pytest
-from support import PAGE, Crew, assert_nothing_is_held, pages_of
+from support import PAGE, Crew, assert_nothing_is_held, frame_of, pages_of, wait_until
 from write_steps import Fault, Gate, WritableStore, dirty_pages, fill_dirty
 
 DATA = pages_of(64 * PAGE)
@@ -145,4 +145,26 @@ class TestOddStores:
             extended.go_on.set()
             crew.join_well()
             assert file.pread(1, 0) == DATA[:1]
+        assert_nothing_is_held(cache)
+
+    @pytest.mark.parametrize(
+        ("cut", "nbytes"), [(1, 3000), (PAGE + 1, 2 * PAGE), (PAGE, 2 * PAGE), (5 * PAGE + 1, 7 * PAGE)]
+    )
+    def test_what_is_being_written_over_a_cut_does_not_come_back(self, cache, store, cut, nbytes):
+        with cache.open(store, "r+b") as file:
+            file.truncate(0)
+            file.pwrite(b"x" * nbytes, 0)
+            store.on_write = taken = Gate()
+            writing = Crew(file.fsync)
+            taken.wait_entered()
+            cutting = Crew(lambda: file.truncate(cut))
+            place = ("wait_writeback", "_cut_store", "wait_for_folios")
+            wait_until(lambda: frame_of(cutting.threads[0].ident).f_code.co_name in place, "the cut to wait")
+            assert "truncate" not in store.names()[1:], "the store is cut while it is written"
+            taken.go_on.set()
+            writing.join_well()
+            cutting.join_well()
+            file.truncate(nbytes)
+            cache.drop_caches()
+            assert file.pread(nbytes, 0) == (b"x" * cut).ljust(nbytes, b"\0")
         assert_nothing_is_held(cache)
