@@ -83,7 +83,7 @@ def test_any_allocations_and_frees_keep_blocks_apart_aligned_and_counted(nr_fram
     frames.free_all()
 
 
-@few(40)
+@few(15)
 @given(FRAMES, st.integers(0, MAX_ORDER), st.randoms(use_true_random=False))
 def test_all_blocks_merge_back_whatever_the_order_of_frees(nr_frames, order, rng):
     frames = Frames(nr_frames)

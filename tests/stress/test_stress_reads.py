@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 IS_SANITIZED = "san.so" in os.environ.get("LD_PRELOAD", "")  # shadow memory counts as resident
-SECONDS = 30 if os.environ.get("PAGECACHE_STRESS") == "1" else 3
+SECONDS = 30 if os.environ.get("PAGECACHE_STRESS") == "1" else 1.5
 
 # Runs in a process of its own, so that resident memory is the interpreter's and the cache's and nobody else's.
 READER = """
