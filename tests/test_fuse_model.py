@@ -37,11 +37,16 @@ class Driver:
         self.log.append(name)
         getattr(self, name)()
 
+    def note(self, *details):
+        """Say more of the present operation, for who reads of a failure."""
+        self.log[-1] = " ".join((self.log[-1], *details))
+
     def open_file(self):
         name = self.rng.choice(NAMES)
         flags = os.O_RDWR | os.O_CREAT | self.rng.choice((0, 0, 0, os.O_APPEND, os.O_TRUNC))
         if len(self.open) >= NR_OPEN_MAX:
             self.close()
+        self.note(name)
         fd = os.open(self.path(name), flags)
         data = self.named.setdefault(name, bytearray())
         if flags & os.O_TRUNC:
@@ -107,6 +112,7 @@ class Driver:
     def rename(self):
         if self.named:
             old, new = self.rng.choice(list(self.named)), self.rng.choice(NAMES)
+            self.note(old, new)
             os.rename(self.path(old), self.path(new))
             if self.named[old] is not self.named.get(new):  # two names of one file stay as they are
                 self.named[new] = self.named.pop(old)
@@ -114,6 +120,7 @@ class Driver:
     def unlink(self):
         if self.named:
             name = self.rng.choice(list(self.named))
+            self.note(name)
             os.unlink(self.path(name))
             del self.named[name]
 
@@ -121,6 +128,7 @@ class Driver:
         free = [name for name in NAMES if name not in self.named]
         if self.named and free and not self.is_mapped:  # the kernel has pages for each name
             name = self.rng.choice(list(self.named))
+            self.note(name, free[0])
             os.link(self.path(name), self.path(free[0]))
             self.named[free[0]] = self.named[name]
 
@@ -145,7 +153,7 @@ def test_every_byte_is_what_it_must_be(mounted, rng, kind, size):
             for _ in range(NR_OPERATIONS if size != "8KiB" else NR_OPERATIONS // 3):
                 driver.step()
         except BaseException as error:
-            error.add_note(f"after {len(driver.log)} operations, the last ones {driver.log[-8:]}")
+            error.add_note(f"after {len(driver.log)} operations, the last ones {driver.log[-80:]}")
             raise
         finally:
             for fd, _, _ in driver.open:

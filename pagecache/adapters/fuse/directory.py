@@ -223,6 +223,7 @@ class DirectoryOperations:
         else:
             path = str(path)
             if self.unlinked.is_removed(path):
+                self.unlinked.carry_out(os.path.dirname(path))  # whoever looks the name up is let into the directory
                 raise errno_error(errno.ENOENT, path)
             status = os.lstat(self.root + path)
             node = self.files.find(status)
