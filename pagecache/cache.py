@@ -34,6 +34,7 @@ DIRTY_BACKGROUND = "10%"
 DIRTY_EXPIRE_S = 30.0  # age at which dirty pages are written back, however few they are
 DIRTY_INTERVAL_S = 5.0  # how often that is looked at
 NR_MAPPINGS = 8192
+FORGET_TRIES = 64
 logger = logging.getLogger("pagecache")
 CHECK_PATIENCE_S = 10.0  # how long `check` waits for background reads of one object
 
@@ -268,13 +269,25 @@ class PageCache:
         """Return the inode of a key, made if there is none for this store, counted as open. Context: self._lock held."""
         inode = self._inodes.get(key)
         if inode is None or inode.mapping.key != store.key:
-            self._make_room()
-            inode = Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
-            self._inodes[key] = inode
+            inode = self._inodes[key] = self._new_inode(store)
             self._all_inodes.add(inode)
         self._inodes.move_to_end(key)
         inode.acquire(store, writes=writes)
         return inode
+
+    def _new_inode(self, store: Any) -> Inode:
+        """Return an inode for a store. One that was forgotten may be held for a moment by whoever looks at all: then others
+        are forgotten too, if any is idle. Raises OSError (ENFILE). Context: self._lock held."""
+        self._make_room()
+        for _ in range(FORGET_TRIES):
+            try:
+                return Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
+            except OSError as error:
+                idle = next((key for key, inode in self._inodes.items() if inode.is_idle), None)
+                if error.errno != errno.ENFILE or idle is None:
+                    raise
+                del self._inodes[idle]
+        return Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
 
     @staticmethod
     def _is_shared(inode: Inode, store: Any) -> bool:

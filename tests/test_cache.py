@@ -216,6 +216,15 @@ class TestNumberOfObjects:
                 assert file.readall() == stores[number].data
         assert [len(store.requests) for store in stores] == nr_requests
 
+    def test_an_object_that_somebody_still_looks_at_keeps_no_other_from_being_opened(self, make_cache):
+        cache = make_cache("1MiB", nr_objects=3)
+        held = []
+        for number in range(3):
+            with cache.open(Store(bytes(PAGE), key=str(number))) as file:
+                held += [file.inode] if number == 0 else []
+        with cache.open(Store(bytes(PAGE), key="one more")) as file:
+            assert file.pread(1, 0) == b"\0"
+
     def test_any_number_can_come_and_go(self, make_cache):
         cache = make_cache("1MiB", nr_objects=2)
         for number in range(50):

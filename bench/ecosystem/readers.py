@@ -4,6 +4,7 @@ A way is made once, for both passes, and called once a pass; it opens what it re
 """
 
 import datetime
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -263,9 +264,10 @@ def rasterio_ways(server: Any) -> Iterator[Way]:
 
     def begin_gdal() -> Any:
         path, options = server.gdal("image.tif")
+        os.environ.update(options)  # keys are not for rasterio.Env
 
         def run() -> int:
-            with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", **options):
+            with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
                 return read_tiles(path)
 
         return run, lambda: None
