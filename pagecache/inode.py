@@ -239,10 +239,10 @@ class Inode:
         """
         mapping, behind = self.mapping, -(-size >> PAGE_SHIFT)
         with truncate.locked(truncate.lock_cached(mapping, (size - 1) >> PAGE_SHIFT) if size else None) as folio:
-            if folio is not None:
-                folio.wait_writeback()
             mapping.size = size
             truncate.unmap_mapping_pages(mapping, behind, 0)
+            if folio is not None:
+                folio.wait_writeback()
             truncate.wait_for_folios(mapping, behind)
             self.store.truncate(size)
 
