@@ -74,7 +74,7 @@ def _read_missing(mapping: Any, first: int, last: int) -> None:
     with mapping.shared():
         for batch in submit.missing_batches(mapping, first, last, min(ORDER_MAX, (last - first + 1).bit_length() - 1)):
             try:
-                submit.read_now(mapping, batch)
+                submit.read_timed(mapping, [batch])  # takes no place: reads that wait for peers may have them all
             finally:
                 batch.release()
     index = first
