@@ -117,9 +117,11 @@ class Line:
         """Whether waiting for the store costs more than copying its bytes."""
         return is_far(self.hints, self.speed)
 
-    def block_request_pages(self, nr_pages: int) -> int:
+    def block_request_pages(self, mapping: AddressSpace, nr_pages: int) -> int:
         """As `request_pages`, of a block that was chosen by what it costs: so a request may be as large as the store
-        takes, and is never too small to measure bandwidth by."""
+        takes, and is never too small to measure bandwidth by. An object that is read whole is read by one."""
+        if self.reads_whole(mapping):
+            return nr_pages
         return self._shared_out(nr_pages, PROBE_PAGES, self.hints.max_request >> PAGE_SHIFT)
 
     def hole_pages(self) -> int:

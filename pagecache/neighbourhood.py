@@ -91,14 +91,23 @@ def _has_neighbours(mapping: AddressSpace, index: int, size: int) -> bool:
 
 
 def is_small(mapping: AddressSpace, window: int) -> bool:
-    """Whether the object is one that misses may bring whole. window: as for `block_pages`."""
+    """Whether the object is one that misses may bring whole, as its store is far. window: as for `block_pages`."""
+    if mapping.extra.hints.latency != "remote":
+        return False
     limit = min(SMALL_OBJECT, mapping.segment.nr_frames // SMALL_SHARE)
     return mapping.size <= (min(limit, window) if mapping.extra.is_crowded else limit) << PAGE_SHIFT
 
 
-def part_of_small_object(mapping: AddressSpace, index: int, req: int) -> tuple[int, int] | None:
-    """Note a miss of page `index`, where `req` pages are wanted, of a small object. Returns (first, end) of the pages to
-    read, None if just those that are wanted."""
+def part_to_read(mapping: AddressSpace, index: int, req: int, window: int) -> tuple[int, int] | None:
+    """Note a miss of page `index`, where `req` pages are wanted. Returns (first, end) of the pages to read if the object
+    is read whole or is small and its store far; None if just those that are wanted, or by windows. window: as for
+    `block_pages`."""
+    if mapping.extra.reads_whole(mapping):
+        return 0, -(-mapping.size >> PAGE_SHIFT)
+    return _part_of_small_object(mapping, index, req) if is_small(mapping, window) else None
+
+
+def _part_of_small_object(mapping: AddressSpace, index: int, req: int) -> tuple[int, int] | None:
     line = mapping.extra
     line.locality.nr_misses += 1
     worth = _worth_pages(line)

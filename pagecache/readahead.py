@@ -10,7 +10,7 @@ All sizes here are pages, unless a name says bytes.
 from typing import Any
 
 from pagecache._core import AddressSpace, FileRaState, Folio
-from pagecache.neighbourhood import block_pages, is_small, part_of_small_object, reads_around
+from pagecache.neighbourhood import block_pages, is_small, part_to_read, reads_around
 from pagecache.submit import ENOSPC, missing_batches, read_block, read_pages
 
 PAGE_SHIFT = 12
@@ -66,12 +66,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
     if random:
         force_page_cache_ra(mapping, ra, index, req)
         return
-    if mapping.extra.reads_whole(mapping):
-        read_block(mapping, 0, -(-mapping.size >> PAGE_SHIFT), index, ra.dropbehind)
-        do_page_cache_ra(mapping, index, req, 0, demand_end=index + req, dropbehind=ra.dropbehind)
-        return
-    small = mapping.extra.hints.latency == "remote" and is_small(mapping, ra.ra_pages)
-    part = part_of_small_object(mapping, index, req) if small else None
+    part = part_to_read(mapping, index, req, ra.ra_pages)
     if part is not None:
         read_block(mapping, *part, index, ra.dropbehind)
         do_page_cache_ra(mapping, index, req, 0, demand_end=index + req, dropbehind=ra.dropbehind)
@@ -89,7 +84,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
         gap = mapping.prev_gap(index - 1, max_pages)
         contiguous = index - gap - 1
         if contiguous <= req:
-            if not small:
+            if not is_small(mapping, ra.ra_pages):
                 read_around(mapping, ra, index, req)
             do_page_cache_ra(mapping, index, req, 0, demand_end=index + req, dropbehind=ra.dropbehind)
             return

@@ -89,8 +89,7 @@ def read_block(mapping: AddressSpace, first: int, end: int, index: int, dropbehi
     """
     own: list[FolioBatch] = []
     with mapping.shared():
-        is_whole = mapping.extra.reads_whole(mapping)
-        per_request = end - first if is_whole else mapping.extra.block_request_pages(end - first)
+        per_request = mapping.extra.block_request_pages(mapping, end - first)
         try:
             for request in requests_for(mapping, [(first, end - 1)], per_request, dropbehind=dropbehind):
                 if any(batch.start <= index < batch.next_index for batch in request):

@@ -89,10 +89,11 @@ class TestRequests:
     @pytest.mark.parametrize(
         ("nr_pages", "expected"), [(32, 32), (400, 400), (653, 653), (654, 327), (10**4, 1250), (10**6, 4096)]
     )
-    def test_of_a_block_carry_no_less_than_they_cost(self, nr_pages, expected):
-        line = Line(StoreHints(), None)
-        line.speed = speed_of(0.02, 64 * MIB)  # 327 pages in flight
-        assert line.block_request_pages(nr_pages) == expected
+    def test_of_a_block_carry_no_less_than_they_cost(self, make_cache, nr_pages, expected):
+        with make_cache(MIB).open(CountingStore(pages_of(1))) as file:
+            line = Line(StoreHints(), None)
+            line.speed = speed_of(0.02, 64 * MIB)  # 327 pages in flight
+            assert line.block_request_pages(file.mapping, nr_pages) == expected
 
     @pytest.mark.parametrize(
         ("latency_s", "bandwidth", "expected"), [(0.02, 64 * MIB, 256), (0.002, 64 * MIB, 32), (0.0001, 64 * MIB, 16)]
