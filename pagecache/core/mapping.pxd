@@ -47,13 +47,13 @@ cdef enum Mark:
 # -- folio entries -----------------------------------------------------------------------------------------------------
 
 cdef inline xa_entry folio_entry(uint32_t frame, uint32_t order) noexcept nogil:
-    return ((frame << 1) | (<uint32_t>1 << order)) << 2
+    return (frame << 1) | (<uint32_t>1 << order)
 
 cdef inline uint32_t entry_order(xa_entry entry) noexcept nogil:
-    return ctz32(entry >> 2)
+    return ctz32(entry)
 
 cdef inline uint32_t entry_frame(xa_entry entry) noexcept nogil:
-    return (entry & (entry - 4)) >> 3       # without the lowest bit of the code, which is the order's
+    return (entry & (entry - 1)) >> 1       # without the lowest bit, which is the order's
 
 
 # -- life of a mapping -----------------------------------------------------------------------------------------------

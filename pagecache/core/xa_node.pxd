@@ -1,10 +1,13 @@
 """XArray entries, nodes and the pool they come from: the data layout every other xa_ file works on.
 
-Entry (32 bits, class in the low two bits)
-    00  pointer   0 is "absent"; else a code of the owner's (a folio entry, an object handle) shifted left by two
-    x1  value     31-bit unsigned integer << 1 | 1
-    10  internal  n << 2 | 2 with n = 0..62 sibling (slot of the canonical entry in the same node), 256 retry,
-                  257 zero (reserved), NODE_BASE + i the node i of the pool
+Entry (32 bits, a class is a range)
+    0                  absent
+    1 .. 2**30 - 1     pointer: a code of the owner's (a folio entry, an object handle)
+    2**30 + n          internal: n = 0..62 sibling (slot of the canonical entry in the same node), 256 retry,
+                       257 zero (reserved), 1024 + 5 * i the node i of the pool, 5 cache lines each
+    2**31 ..           value: 31-bit unsigned integer
+A walk subtracts the first node's entry: the difference is the node's place in cache lines, and one comparison of it
+tells that it is a node's.
 
 Head (one 64-bit word, so that a reader gets entry and shift together)
     bits 0..31 entry, bits 32..39 shift of the node if the entry is one, bits 40..63 generation: counts the nodes that
@@ -15,7 +18,7 @@ Node (320 bytes = 5 cache lines; the 64 slots are the first four, so a walk touc
 
 Benefits: half the size of pointer nodes, so live index plus as many shadows as pages fit into 0.24 % of the cached
 bytes; position independent; a walk reads head and slots only, never a node's header.
-Costs: values have 31 bits; 2**28 pointers and nodes at most.
+Costs: values have 31 bits, pointers 30; 2**27 nodes at most.
 
 Nodes are type-stable: a slot array is always a slot array, so a reader without a lock may stand in a node that was
 freed or reused meanwhile. What it finds there may belong to another place or array: the owner of the entries
@@ -37,9 +40,11 @@ cdef enum:
     XA_CHUNK_MASK = 63
     XA_MAX_MARKS = 3
     XA_SIBLING_MAX = 62
-    XA_RETRY_ENTRY = (256 << 2) | 2
-    XA_ZERO_ENTRY = (257 << 2) | 2
-    XA_NODE_BASE = 1025
+    XA_INTERNAL_FIRST = 1 << 30
+    XA_RETRY_ENTRY = XA_INTERNAL_FIRST + 256
+    XA_ZERO_ENTRY = XA_INTERNAL_FIRST + 257
+    XA_NODE_FIRST = XA_INTERNAL_FIRST + 1024
+    XA_NODE_LINES = 5               # from a node's entry to the next one's
     HEAD_GENERATION_SHIFT = 40
 
 ctypedef struct XaNode:
@@ -82,37 +87,37 @@ ctypedef struct XArray:
 # -- entries -------------------------------------------------------------------------------------------------------
 
 cdef inline bint xa_is_value(xa_entry entry) noexcept nogil:
-    return (entry & 1) != 0
+    return entry >> 31 != 0
 
 cdef inline bint xa_is_internal(xa_entry entry) noexcept nogil:
-    return (entry & 3) == 2
+    return entry >> 30 == 1
 
 cdef inline bint xa_is_pointer(xa_entry entry) noexcept nogil:
-    return (entry & 3) == 0 and entry != 0
+    return entry - 1 < <uint32_t>XA_INTERNAL_FIRST - 1
 
 cdef inline bint xa_is_node(xa_entry entry) noexcept nogil:
-    return (entry & 3) == 2 and entry >= <uint32_t>(XA_NODE_BASE << 2)
+    return xa_is_internal(entry) and entry >= <uint32_t>XA_NODE_FIRST
 
 cdef inline bint xa_is_sibling(xa_entry entry) noexcept nogil:
-    return (entry & 3) == 2 and entry <= <uint32_t>((XA_SIBLING_MAX << 2) | 2)
+    return xa_is_internal(entry) and entry <= <uint32_t>XA_INTERNAL_FIRST + XA_SIBLING_MAX
 
 cdef inline xa_entry xa_mk_value(uint32_t value) noexcept nogil:
-    return (value << 1) | 1
+    return value | <uint32_t>1 << 31
 
 cdef inline uint32_t xa_to_value(xa_entry entry) noexcept nogil:
-    return entry >> 1
+    return entry & ~(<uint32_t>1 << 31)
 
 cdef inline xa_entry xa_mk_sibling(uint32_t slot) noexcept nogil:
-    return (slot << 2) | 2
+    return XA_INTERNAL_FIRST + slot
 
 cdef inline uint32_t xa_to_sibling(xa_entry entry) noexcept nogil:
-    return entry >> 2
+    return entry & XA_CHUNK_MASK
 
 cdef inline xa_entry xa_mk_node(uint32_t node) noexcept nogil:
-    return ((node + XA_NODE_BASE) << 2) | 2
+    return XA_NODE_FIRST + XA_NODE_LINES * node
 
 cdef inline uint32_t xa_to_node(xa_entry entry) noexcept nogil:
-    return (entry >> 2) - XA_NODE_BASE
+    return (entry - XA_NODE_FIRST) // XA_NODE_LINES
 
 
 # -- head ------------------------------------------------------------------------------------------------------------

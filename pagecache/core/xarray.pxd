@@ -7,54 +7,22 @@ from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport ctz64, hint_u32, load_acquire_u32, load_acquire_u64
 from pagecache.core.xa_find cimport xas_continue, xas_entry_last, xas_search
 from pagecache.core.xa_multi cimport xas_get_order
-from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_RETRY_ENTRY, XaNode,
-                                     XaPool, XArray, head_entry, head_generation, head_shift, xa_entry,
-                                     xa_is_internal, xa_is_node, xa_is_sibling, xa_to_sibling)
+from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SIZE, XA_RETRY_ENTRY, XaNode, XaPool, XArray, head_entry,
+                                     xa_entry, xa_is_internal)
 from pagecache.core.xa_state cimport (XaState, xa_update_fn, xas_clear_mark, xas_create, xas_delete_empty,
                                       xas_get_mark, xas_init, xas_is_node, xas_load, xas_set, xas_set_err,
                                       xas_set_mark, xas_set_order, xas_store)
-from pagecache.core.xa_walk cimport xa_walk_pointer, xa_walk_slot
+from pagecache.core.xa_walk cimport xa_walk_load
 
 
 # -- without a lock --------------------------------------------------------------------------------------------------
-
-cdef inline xa_entry xa_absent(XArray* xa, uint64_t head) noexcept nogil:
-    """NULL, or retry if nodes were taken out of the array since its head was read."""
-    return 0 if head_generation(load_acquire_u64(&xa.head)) == head_generation(head) else XA_RETRY_ENTRY
-
 
 cdef inline xa_entry xa_load(XArray* xa, XaPool* pool, uint64_t index) noexcept nogil:
     """What is stored at an index, without a lock and without reading a node's header: NULL, a value, a pointer, or
     an internal entry: reserved, or XA_RETRY_ENTRY when the walk met something in motion.  A NULL was true at some
     moment of the call.  An entry may belong to another place if its own was changed meanwhile: the owner of the
     entries recognises that, and looks again under the lock."""
-    cdef xa_entry entry = xa_walk_pointer(load_acquire_u64(&xa.head), pool.nodes, index)
-    return entry if entry != 0 else xa_walk(xa, pool, index)
-
-
-cdef inline xa_entry xa_walk(XArray* xa, XaPool* pool, uint64_t index) noexcept nogil:
-    """The same for arrays of any height and entries of all kinds."""
-    cdef uint64_t head = load_acquire_u64(&xa.head)
-    cdef xa_entry node = <xa_entry>head, entry = node
-    cdef uint32_t shift
-    if not xa_is_node(node):
-        return entry if index == 0 else 0
-    shift = head_shift(head)
-    if (index >> shift) >= XA_CHUNK_SIZE:
-        return 0
-    while True:
-        entry = xa_walk_slot(pool.nodes, node, (index >> shift) & XA_CHUNK_MASK)
-        if not xa_is_node(entry):
-            break
-        if shift == 0:
-            return XA_RETRY_ENTRY
-        shift -= XA_CHUNK_SHIFT
-        node = entry
-    if xa_is_sibling(entry):
-        entry = xa_walk_slot(pool.nodes, node, xa_to_sibling(entry))
-        if xa_is_internal(entry):
-            return XA_RETRY_ENTRY
-    return entry if entry != 0 else xa_absent(xa, head)
+    return xa_walk_load(&xa.head, pool.nodes, index)
 
 
 cdef inline bint xa_empty(XArray* xa) noexcept nogil:

@@ -35,7 +35,7 @@ if sizeof(XaNode) != 320 or sizeof(CXArray) != 24:
 cdef enum:
     NODE_BYTES = 320
     NODE_ALIGNMENT = 4096
-    MAX_NODES = 1 << 28
+    MAX_NODES = 1 << 27
     VALUE_MAX = 0x7FFFFFFF
     ENTRY_ORDER_MAX = 63
     CURSOR_ORDER_MAX = 64           # erases everything
@@ -116,14 +116,14 @@ cdef class EntryTable:
             self.counts.append(0)
             self.objects.append(None)
         self.objects[handle] = value
-        return (handle + 1) << 2
+        return handle + 1
 
     cdef object value_of(self, xa_entry entry):
         """Returns what a user sees of an entry."""
         if xa_is_value(entry):
             return xa_to_value(entry)
         if xa_is_pointer(entry):
-            return self.objects[(entry >> 2) - 1]
+            return self.objects[entry - 1]
         return None
 
     cdef object raw_value_of(self, xa_entry entry):
@@ -142,7 +142,7 @@ cdef class EntryTable:
             return 0
         self.nr_entries += nr
         if xa_is_pointer(entry):
-            self.counts[(entry >> 2) - 1] += nr
+            self.counts[entry - 1] += nr
         return 0
 
     cdef int drop(self, xa_entry entry) except -1:
@@ -152,7 +152,7 @@ cdef class EntryTable:
             return 0
         self.nr_entries -= 1
         if xa_is_pointer(entry):
-            handle = (entry >> 2) - 1
+            handle = entry - 1
             self.counts[handle] -= 1
             if self.counts[handle] == 0:
                 self.forget(entry)
@@ -160,7 +160,7 @@ cdef class EntryTable:
 
     cdef int forget(self, xa_entry entry) except -1:
         """Frees the handle of an object that no entry names. May run Python code."""
-        cdef uint32_t handle = (entry >> 2) - 1
+        cdef uint32_t handle = entry - 1
         if xa_is_pointer(entry) and self.counts[handle] == 0:
             value = self.objects[handle]
             self.objects[handle] = None

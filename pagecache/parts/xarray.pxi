@@ -495,7 +495,7 @@ cdef class XArray:
                 raise AssertionError(f"{len(entries)} entries are counted as {self._table.nr_entries}")
             for entry in entries:
                 if xa_is_pointer(entry):
-                    named[(entry >> 2) - 1] = named.get((entry >> 2) - 1, 0) + 1
+                    named[entry - 1] = named.get(entry - 1, 0) + 1
             for handle, count in enumerate(self._table.counts):
                 if count != named.get(handle, 0):
                     raise AssertionError(f"{named.get(handle, 0)} entries of an object are counted as {count}")
