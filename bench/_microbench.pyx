@@ -22,7 +22,7 @@ from pagecache.core.memory cimport memory_unmap
 from pagecache.core.segment cimport Folio, Segment, frame_address, folio_number, segment_create
 from pagecache.core.thread cimport monotonic_ns, pc_thread, thread_join, thread_start
 from pagecache.core.xa_node cimport XArray, xa_entry
-from pagecache.core.xarray cimport xa_load
+from pagecache.core.xa_walk cimport xa_load
 
 import random
 

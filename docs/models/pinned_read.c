@@ -9,9 +9,10 @@ static uint32_t bytes;                          /* plain: GenMC reports a race *
 
 /* mirrors folio.pxd: folio_try_get */
 static int try_get(void) {
-    uint32_t refcount = load_relaxed_u32(&folio.refcount);
-    if (refcount == 0) return 0;
-    return cas_acq_rel_u32(&folio.refcount, &refcount, refcount + 1);
+    uint32_t refcount = 1, tries;
+    for (tries = 0; tries < 3 && refcount != 0; tries++)        /* others change it twice at most */
+        if (cas_acq_rel_u32(&folio.refcount, &refcount, refcount + 1)) return 1;
+    return 0;
 }
 
 /* mirrors lookup.pxd: folio_is */

@@ -161,7 +161,7 @@ cdef inline Folio* folio_alloc_nowait(Segment* seg, uint32_t order) noexcept nog
 
 cdef inline bint folio_try_get(Folio* folio) noexcept nogil:
     """Takes a reference unless there is none left. The caller validates afterwards what it got."""
-    cdef uint32_t refcount = load_relaxed_u32(&folio.refcount)
+    cdef uint32_t refcount = 1          # what most have; if not, the comparison tells
     while refcount != 0:
         if cas_acq_rel_u32(&folio.refcount, &refcount, refcount + 1):
             return True

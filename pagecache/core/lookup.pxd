@@ -37,7 +37,7 @@ from pagecache.core.mapping cimport entry_frame, entry_order
 from pagecache.core.segment cimport (OPTIMISTIC_RETRIES, READAHEAD_HITS, Folio, Mapping, Segment, count,
                                      frame_address)
 from pagecache.core.xa_node cimport XA_RETRY_ENTRY, xa_entry, xa_is_pointer
-from pagecache.core.xarray cimport xa_load
+from pagecache.core.xa_walk cimport xa_load
 
 cdef enum:
     COPY_PAGE_MAX = 8192            # bytes; longer pieces are copied with a reference
@@ -54,11 +54,9 @@ cdef inline void folio_used(Segment* seg, Folio* folio) noexcept nogil:
 
 cdef inline bint folio_is(Folio* folio, uint32_t number, uint64_t index) noexcept nogil:
     """Whether the folio caches page `index` of the mapping. Certain only while a reference or the lock is held."""
-    cdef uint64_t first
     if folio_mapping(folio) != number:      # before the index: a new folio has its former one until it is added
         return False
-    first = folio_index(folio)
-    return first <= index < first + folio_nr_pages(folio)
+    return index - folio_index(folio) < folio_nr_pages(folio)
 
 
 cdef inline Folio* filemap_get_locked(Segment* seg, uint32_t number, uint64_t index, xa_entry* entry) noexcept nogil:

@@ -24,7 +24,7 @@ from pagecache.core.xa_find cimport xas_find
 from pagecache.core.xa_multi cimport xas_get_order
 from pagecache.core.xa_node cimport xa_entry, xa_is_pointer
 from pagecache.core.xa_state cimport XaState, xas_get_mark, xas_init
-from pagecache.core.xarray cimport xa_load
+from pagecache.core.xa_walk cimport xa_load
 
 cdef enum:
     BAD_FREE_BLOCK = 1

@@ -89,4 +89,7 @@ XA_WALK_INLINE uint32_t xa_walk_load(const pc_u64 *at, const void *nodes, uint64
     const uint32_t entry = xa_walk_pointer(load_acquire_u64(at), nodes, index);
     return XA_WALK_LIKELY(entry != 0) ? entry : xa_walk_any(at, nodes, index);
 }
+
+/* A macro, as a function that calls it would not always be inlined. */
+#define xa_load(xa, pool, index) xa_walk_load(&(xa)->head, (pool)->nodes, (index))
 #endif

@@ -1,6 +1,12 @@
-"""The walk of the index in C, inlined wherever it is used."""
-from libc.stdint cimport uint32_t, uint64_t
-from pagecache.core.atomic cimport pc_u64
+"""The walk of the index in C, inlined wherever it is used.
+
+`xa_load` returns what is stored at an index, without a lock and without reading a node's header: NULL, a value, a pointer,
+or an internal entry: reserved, or XA_RETRY_ENTRY when the walk met something in motion.  A NULL was true at some moment of
+the call.  An entry may belong to another place if its own was changed meanwhile: the owner of the entries recognises that,
+and looks again under the lock.
+"""
+from libc.stdint cimport uint64_t
+from pagecache.core.xa_node cimport XaPool, XArray, xa_entry
 
 cdef extern from "core/xa_walk.h" nogil:
-    uint32_t xa_walk_load(const pc_u64* head, const void* nodes, uint64_t index) noexcept
+    xa_entry xa_load(XArray* xa, XaPool* pool, uint64_t index) noexcept

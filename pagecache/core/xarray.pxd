@@ -1,4 +1,4 @@
-"""The XArray's normal interface: loads without a lock, and one-call operations for those who hold the array's lock.
+"""The XArray's normal interface: one-call operations for those who hold the array's lock. Loads without it: xa_walk.pxd.
 
 Operations that store take a cursor, which names the place and carries the update callback; the others take an index.
 Reserved slots count as occupied for them and are skipped by searches.
@@ -12,20 +12,10 @@ from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SIZE, XA_RETRY_ENTR
 from pagecache.core.xa_state cimport (XaState, xa_update_fn, xas_clear_mark, xas_create, xas_delete_empty,
                                       xas_get_mark, xas_init, xas_is_node, xas_load, xas_set, xas_set_err,
                                       xas_set_mark, xas_set_order, xas_store)
-from pagecache.core.xa_walk cimport xa_walk_load
-
-
-# -- without a lock --------------------------------------------------------------------------------------------------
-
-cdef inline xa_entry xa_load(XArray* xa, XaPool* pool, uint64_t index) noexcept nogil:
-    """What is stored at an index, without a lock and without reading a node's header: NULL, a value, a pointer, or
-    an internal entry: reserved, or XA_RETRY_ENTRY when the walk met something in motion.  A NULL was true at some
-    moment of the call.  An entry may belong to another place if its own was changed meanwhile: the owner of the
-    entries recognises that, and looks again under the lock."""
-    return xa_walk_load(&xa.head, pool.nodes, index)
 
 
 cdef inline bint xa_empty(XArray* xa) noexcept nogil:
+    """Whether nothing is stored; a hint without the lock."""
     return head_entry(load_acquire_u64(&xa.head)) == 0
 
 

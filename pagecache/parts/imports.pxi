@@ -74,4 +74,5 @@ from pagecache.core.xa_multi cimport xas_get_order
 from pagecache.core.xa_node cimport xa_entry, xa_is_pointer, xa_is_value, xa_to_value
 from pagecache.core.xa_state cimport (XaState as CXaState, xas_clear_mark, xas_get_mark, xas_init, xas_load, xas_set_mark,
                                       xas_store)
-from pagecache.core.xarray cimport xa_load, xa_empty, xa_marked
+from pagecache.core.xa_walk cimport xa_load
+from pagecache.core.xarray cimport xa_empty, xa_marked

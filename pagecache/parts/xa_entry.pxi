@@ -26,7 +26,7 @@ from pagecache.core.xa_state cimport (XAS_BOUNDS, XAS_HEAD, XAS_RESTART, XaState
                                       xas_load, xas_reload, xas_reset, xas_retry, xas_set, xas_set_err, xas_set_mark,
                                       xas_set_order, xas_store)
 from pagecache.core.xarray cimport (xa_clear_mark, xa_destroy, xa_empty, xa_find, xa_find_after,
-                                    xa_find_free, xa_get_mark, xa_get_order, xa_load, xa_marked, xa_set_mark,
+                                    xa_find_free, xa_get_mark, xa_get_order, xa_marked, xa_set_mark,
                                     xas_cmpxchg, xas_store_range)
 
 if sizeof(XaNode) != 320 or sizeof(CXArray) != 24:
