@@ -99,8 +99,8 @@ def do_async_mmap_readahead(vmf: VmFault, folio: Folio) -> Any:
     ra = file.ra
     if vmf.vma.flags & VM_RAND_READ or ra.ra_pages == 0:
         return None
-    if not folio.locked and ra.mmap_miss > 0:  # a locked one is another thread's miss
-        ra.mmap_miss -= 1
+    if not folio.locked:  # a locked one is another thread's miss
+        ra.mmap_miss = max(0, ra.mmap_miss - 1)
     if not folio.readahead:
         return None
     file.fit_window()

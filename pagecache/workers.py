@@ -58,8 +58,9 @@ class WorkerPool:
     """Threads on demand. Context: tasks run without any lock of the pool."""
 
     def __init__(self, max_workers: int = MAX_WORKERS):
-        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        self._lock = Mutex()
+        self._lock = Mutex()  # guards all but the queue
+        self._tasks: deque[Task] = deque()
+        self._wake_ups: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each idle worker that has to look
         self._max_workers = max_workers
         self._nr_workers = 0
         self._nr_idle = 0
@@ -72,15 +73,17 @@ class WorkerPool:
     def run(self, task: Task) -> None:
         """Run a task in some thread, at once if there are fewer than max_workers busy."""
         with self._lock.held():
-            self._tasks.put(task)
-            if self._nr_idle >= self._tasks.qsize() or self._nr_workers >= self._max_workers:
+            self._tasks.append(task)
+            if self._nr_idle:
+                self._wake_ups.put(None)
+            if self._nr_idle >= len(self._tasks) or self._nr_workers >= self._max_workers:
                 return
         try:
             start_thread("pagecache-io", self._work)
         except RuntimeError:  # the system has no thread left: another worker will come by, or this one does the work
             if self._nr_workers == 0:
-                with suppress(queue.Empty):
-                    run_guarded(self._tasks.get_nowait())
+                with suppress(IndexError):
+                    run_guarded(self._tasks.popleft())
 
     def _work(self) -> None:
         with self._lock.held():  # counted here, where no signal strikes
@@ -89,19 +92,27 @@ class WorkerPool:
             self._nr_workers += 1
         while True:
             with self._lock.held():
-                self._nr_idle += 1
-            try:
-                task = self._tasks.get(timeout=IDLE_TIMEOUT_S)
-            except queue.Empty:
-                task = None
-            with self._lock.held():
-                self._nr_idle -= 1
-                if task is None and self._tasks.empty():
-                    self._nr_workers -= 1
-                    return
+                task = self._tasks.popleft() if self._tasks else None
+                self._nr_idle += task is None
+            if task is None:
+                is_late = self._wait()
+                with self._lock.held():  # a task is taken and a worker no longer idle at the same time
+                    self._nr_idle -= 1
+                    task = self._tasks.popleft() if self._tasks else None
+                    if task is None and is_late:
+                        self._nr_workers -= 1
+                        return
             if task is not None:
                 run_guarded(task)
                 task = None  # an idle thread keeps nothing alive
+
+    def _wait(self) -> bool:
+        """Wait for something to do. Returns whether that took too long."""
+        try:
+            self._wake_ups.get(timeout=IDLE_TIMEOUT_S)
+        except queue.Empty:
+            return True
+        return False
 
 
 class Channel:

@@ -48,6 +48,7 @@ class HangingStore(Store):
         self.hanging = hanging
         self.entered = threading.Event()
         self.go_on = threading.Event()
+        self._counting = threading.Lock()
         self.nr_left = 0
 
     def answer(self, offset, buffers):
@@ -59,7 +60,8 @@ class HangingStore(Store):
         try:
             return super().answer(offset, buffers)
         finally:
-            self.nr_left += hangs
+            with self._counting:
+                self.nr_left += hangs
 
 
 class RandomStore(Store):

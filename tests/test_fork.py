@@ -114,7 +114,7 @@ class Readers:
             nbytes, offset = rng.randrange(1, 5 * PAGE), rng.randrange(len(DATA))
             if rng.random() < 0.3:
                 self.file.seek(offset)
-                assert self.file.read(nbytes)
+                self.file.read(nbytes)  # from where another thread may have got to meanwhile, perhaps the end
             else:
                 assert self.file.pread(nbytes, offset) == DATA[offset : offset + nbytes]
             self.nr_reads[number] += 1

@@ -395,6 +395,8 @@ class TestBounds:
     def test_a_server_without_memory_is_read_and_not_written(self, kind):
         if PROGRAMS[kind] is None:
             pytest.skip("no valkey-server and no redis-server")
+        if not has_client():
+            pytest.skip("no client library")
         with ValueServer(kind, "--maxmemory", "3mb", "--maxmemory-policy", "noeviction") as server:
             origin = Origin(pages_of(200 * EXTENT))
             with level_on(server) as level:

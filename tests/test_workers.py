@@ -60,6 +60,15 @@ class TestPool:
             wait_until(lambda: pool._nr_idle == pool.nr_workers, "the worker to be idle")
         assert pool.nr_workers == 1
 
+    def test_never_counts_on_a_worker_that_has_just_taken_a_task(self):
+        """Else two that need each other would be left to one thread."""
+        pool = WorkerPool()
+        for _ in range(1000 * (10 if STRESS else 1)):
+            both = threading.Barrier(3)
+            for task in (int, functools.partial(both.wait, PATIENCE_S), functools.partial(both.wait, PATIENCE_S)):
+                pool.run(task)
+            both.wait(PATIENCE_S)
+
     def test_runs_what_hangs_beside_all_others(self, gate):
         pool, done = WorkerPool(), threading.Event()
         for number in range(8):
@@ -140,7 +149,7 @@ class TestPool:
                     pass
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 pool.run(functools.partial(ran.append, -number - 1))  # finds a worker for what was left behind
-                wait_until(lambda p=pool, n=number: -n - 1 in ran and p._tasks.empty(), "the tasks to run")
+                wait_until(lambda p=pool, n=number: -n - 1 in ran and not p._tasks, "the tasks to run")
                 assert not pool._lock.is_held
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 IS_SANITIZED = "san.so" in os.environ.get("LD_PRELOAD", "")  # shadow memory counts as resident
 SECONDS = 30 if os.environ.get("PAGECACHE_STRESS") == "1" else 1.5
 
@@ -80,5 +81,6 @@ def test_eight_threads_read_a_file_four_times_the_budget(tmp_path: Path, budget,
     assert result["wrong"] == []
     assert min(result["reads"]) > 0
     assert result["resident_bytes"] <= budget
-    allocator_bytes = 8 * 2**20  # what the interpreter's allocator may hold more than it did with plain reads
+    # what the interpreter's allocator may hold more than it did with plain reads; without a GIL each thread has its own
+    allocator_bytes = (8 if HAS_GIL else 32) * 2**20
     assert IS_SANITIZED or result["growth_bytes"] <= budget * 1.05 + allocator_bytes
