@@ -108,6 +108,22 @@ class TestViews:
         assert [address_of(view) for view in again] == [address_of(view) for view in views]
         assert cache.stats().nr_pinned >= 10
 
+    def test_counts_until_its_last_buffer_is_released(self, opened):
+        """Not until what is behind the buffers ends, which may be later where there is no GIL."""
+        cache, file, data = opened
+        file.fadvise(pagecache.FADV_RANDOM)
+        view = file.view(PAGE, 0)
+        part, kept = view[10:20], view.obj
+        view.release()
+        with memoryview(kept) as again:
+            assert (cache.stats().nr_pinned, again) == (1, data[:PAGE])
+        assert (cache.stats().nr_pinned, part) == (1, data[10:20])
+        part.release()
+        assert cache.stats().nr_pinned == 0
+        with pytest.raises(BufferError, match="released"):
+            memoryview(kept)
+        assert cache.stats().nr_pinned == 0
+
     def test_each_page_counts_once_however_many_views_show_it(self, opened):
         cache, file, _ = opened
         file.fadvise(pagecache.FADV_RANDOM)

@@ -85,7 +85,8 @@ class TestOddStores:
             file.truncate(0)
             cache.drop_caches()
             assert [bytes(view) for view in kept] == expected
-            del kept[:]
+            for view in kept:
+                view.release()
             assert cache.stats().nr_pinned == 0
         assert_nothing_is_held(cache)
 

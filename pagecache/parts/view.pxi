@@ -2,20 +2,42 @@
 @cython.freelist(32)
 @cython.no_gc_clear      # what it holds is given back when it is deallocated
 cdef class FolioView:
-    """A read-only buffer over part of a folio; keeps the folio's contents until the last buffer is released."""
+    """A read-only buffer over part of a folio; keeps the folio's contents until the last buffer is released.
+
+    That counts, not the end of this object, which comes later where it was made by a thread that sleeps and there is no GIL.
+    """
     cdef Segment segment
     cdef CFolio* folio
     cdef char* address
     cdef Py_ssize_t nbytes
+    cdef pc_u32 nr_buffers          # 0 once the folio was let go of
+    cdef bint is_new                # the first buffer is counted already
 
     def __dealloc__(self):
-        if self.folio != NULL and not self.segment.seg.dead:
-            if sub_acq_rel_u32(&self.folio.nr_pins, 1) == 1:
-                count(&self.segment.seg, NR_PINNED, -<int64_t>folio_nr_pages(self.folio))
-            folio_put(&self.segment.seg, self.folio)
+        if self.is_new and self.folio != NULL:      # there was no memory for one
+            self.let_go()
+
+    cdef void let_go(self) noexcept:
+        if self.segment.seg.dead:
+            return
+        if sub_acq_rel_u32(&self.folio.nr_pins, 1) == 1:
+            count(&self.segment.seg, NR_PINNED, -<int64_t>folio_nr_pages(self.folio))
+        folio_put(&self.segment.seg, self.folio)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
+        cdef uint32_t nr_buffers = load_relaxed_u32(&self.nr_buffers)
         PyBuffer_FillInfo(buffer, self, self.address, self.nbytes, 1, flags)
+        if self.is_new:
+            self.is_new = False
+            return
+        while nr_buffers != 0:
+            if cas_acq_rel_u32(&self.nr_buffers, &nr_buffers, nr_buffers + 1):
+                return
+        raise BufferError("the view was released")
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        if sub_acq_rel_u32(&self.nr_buffers, 1) == 1:
+            self.let_go()
 
     def __len__(self):
         return self.nbytes
@@ -28,6 +50,8 @@ cdef object folio_view(Segment segment, CFolio* folio, uint64_t offset, uint64_t
     view.folio = folio
     view.address = folio_address(&segment.seg, folio) + offset
     view.nbytes = <Py_ssize_t>nbytes
+    view.is_new = True
+    store_relaxed_u32(&view.nr_buffers, 1)
     if add_acq_rel_u32(&folio.nr_pins, 1) == 0:
         count(&segment.seg, NR_PINNED, folio_nr_pages(folio))
     return PyMemoryView_FromObject(view)
