@@ -17,6 +17,7 @@ import pagecache
 from pagecache import readahead
 
 PAGE = 4096
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
 WAYS = ("pread", "preadinto", "view", "iter_views")
 PATIENCE_S = int(os.environ.get("PAGECACHE_TEST_SECONDS", 120)) // 4  # then a test says what it waits for in vain

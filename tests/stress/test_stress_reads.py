@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import HAS_GIL
 
-HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 IS_SANITIZED = "san.so" in os.environ.get("LD_PRELOAD", "")  # shadow memory counts as resident
 SECONDS = 30 if os.environ.get("PAGECACHE_STRESS") == "1" else 1.5
 
