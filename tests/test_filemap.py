@@ -129,7 +129,7 @@ class TestGetFolio:
 
     def test_create_takes_memory_that_becomes_free_while_it_waits(self, mapping):
         held = [mapping.segment.alloc_folio() for _ in range(64)]
-        crew = Crew(lambda: filemap_get_folio(mapping, 7, CREATE), held.clear)
+        crew = Crew(lambda: filemap_get_folio(mapping, 7, CREATE), lambda: [folio.put() for folio in held])
         folio, _ = crew.join_well()
         keep(folio)
 
