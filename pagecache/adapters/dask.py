@@ -3,7 +3,7 @@
 Each worker gets a cache, which is its process's default one, and a page server; all that tasks open of remote objects
 (`pagecache.open(url)`, `fsspec.open("pagecache::s3://...")`, Zarr, pyarrow and so on) then goes through the group.  Members
 come and go with the workers: a plugin of the scheduler, which the first worker brings there, keeps the list, counts its
-changes, and sends it over the stream that each worker has open to its scheduler.
+changes, and sends it to all. Who joins waits until the others know, so that all do once the plugin is registered.
 
 Addresses are those of the workers; where their connections use TLS, the page servers do, with the same certificates on
 both sides.  A secret of the plugin, which travels with it, keeps everybody else out.
@@ -37,6 +37,7 @@ NAME = "pagecache"
 JOIN = "pagecache_join"
 MEMBERS = "pagecache_members"
 ASK_AGAIN_S = 10.0  # how often a worker asks for the list, in case that a message was lost
+TELL_S = 1.0  # how long who joins waits for the others to know; one that is silent gets to know later
 SHOWN = ("hits", "misses", "resident_bytes", "peer_hits", "peer_bytes", "peer_failures", "second_level_hits",
          "second_level_bytes", "origin_requests", "origin_bytes")  # fmt: skip
 
@@ -75,7 +76,7 @@ class PageCachePlugin(WorkerPlugin):
         if self._node.users > 1:
             return  # another worker of this process has done it
         await worker.scheduler.register_scheduler_plugin(plugin=dumps(MembersPlugin()), name=NAME, idempotent=True)
-        worker.stream_handlers[MEMBERS] = self._node.take
+        worker.stream_handlers[MEMBERS] = worker.handlers[MEMBERS] = self._node.take
         for metric in SHOWN:
             worker.metrics[f"{NAME}_{metric}"] = _metric_of(self._node, metric)
         await self._node.ask(worker)
@@ -155,24 +156,28 @@ class MembersPlugin(SchedulerPlugin):
         self._epoch = time.time_ns()  # later than that of a scheduler before this one
         scheduler.handlers[JOIN] = self.join
 
-    def join(self, worker: str, member: list[str]) -> dict[str, Any]:
-        """Note a worker's member; returns the list and its epoch."""
+    async def join(self, worker: str, member: list[str]) -> dict[str, Any]:
+        """Note a worker's member, and let the others know; returns the list and its epoch."""
         if worker in self._scheduler.workers and self._members.get(worker) != list(member):
             self._members[worker] = list(member)
-            self._tell_all()
+            self._epoch += 1
+            others = [other for other in self._members if other != worker and other in self._scheduler.workers]
+            telling = self._scheduler.broadcast(msg={"op": MEMBERS, **self._list()}, workers=others, on_error="ignore")
+            with contextlib.suppress(asyncio.TimeoutError, OSError):
+                await asyncio.wait_for(telling, TELL_S)
+        return self._list()
+
+    def _list(self) -> dict[str, Any]:
         return {"members": list(self._members.values()), "epoch": self._epoch}
 
     def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
         """Note that a worker is gone."""
-        if self._members.pop(worker, None) is not None:
-            self._tell_all()
-
-    def _tell_all(self) -> None:
+        if self._members.pop(worker, None) is None:
+            return
         self._epoch += 1
-        message = {"op": MEMBERS, "members": list(self._members.values()), "epoch": self._epoch}
-        for worker in self._members:
-            if worker in self._scheduler.stream_comms:
-                self._scheduler.worker_send(worker, message)
+        for other in self._members:
+            if other in self._scheduler.stream_comms:
+                self._scheduler.worker_send(other, {"op": MEMBERS, **self._list()})
 
 
 # -- the part of this process ------------------------------------------------------------------------------------------
