@@ -210,24 +210,40 @@ cdef inline uint32_t page_run_validate(PageRun* run, uint32_t number) noexcept n
     return run.ends[run.nr_folios - 1] if run.nr_folios > 0 else 0
 
 
-cdef inline uint64_t read_pages(Segment* seg, uint32_t number, uint64_t index, uint32_t nr, char* target,
-                                uint64_t last_index) noexcept nogil:
-    """Copies up to `nr` (at most COPY_STREAMS) whole cached pages from page `index` on, without a reference. Returns the
-    bytes copied; 0 as for `read_chunk`."""
-    cdef PageRun run
-    cdef uint32_t i
-    page_run_find(&run, seg, number, index, nr)
-    nr = page_run_validate(&run, number)
+cdef inline uint32_t page_run_copy(PageRun* run, Segment* seg, uint32_t number, char* target,
+                                   uint64_t last_index) noexcept nogil:
+    """Copies the pages of a run as far as they are to be read, and were all the time. Returns how many those are."""
+    cdef uint32_t i, nr = page_run_validate(run, number)
     if nr == 0:
         return 0
     copy_pages(target, run.sources, nr)
     fence_acquire()
     for i in range(run.nr_folios):
         if load_relaxed_u32(&run.folios[i].seq) != run.seqs[i]:
-            return <uint64_t>run.ends[i - 1] << PAGE_SHIFT if i > 0 else 0
+            return run.ends[i - 1] if i > 0 else 0
         if last_index < run.firsts[i] or last_index - run.firsts[i] >= <uint64_t>1 << run.orders[i]:
             folio_used(seg, run.folios[i])
-    return <uint64_t>nr << PAGE_SHIFT
+    return nr
+
+
+cdef inline uint64_t read_pages(Segment* seg, uint32_t number, uint64_t index, uint32_t nr, char* target,
+                                uint64_t last_index) noexcept nogil:
+    """Copies up to `nr` whole cached pages from page `index` on, COPY_STREAMS at a time, without a reference; what the next
+    ones need travels meanwhile. Returns the bytes copied; 0 as for `read_chunk`."""
+    cdef PageRun[2] runs
+    cdef uint32_t turn = 0, done = 0, got, step = nr if nr < COPY_STREAMS else COPY_STREAMS
+    page_run_find(&runs[0], seg, number, index, step)
+    while True:
+        if done + step < nr:
+            page_run_find(&runs[turn ^ 1], seg, number, index + done + step,
+                          nr - done - step if nr - done - step < COPY_STREAMS else COPY_STREAMS)
+        got = page_run_copy(&runs[turn], seg, number, target + (<uint64_t>done << PAGE_SHIFT), last_index)
+        done += got
+        if got < step or done == nr:
+            return <uint64_t>done << PAGE_SHIFT
+        last_index = index + done - 1
+        step = nr - done if nr - done < COPY_STREAMS else COPY_STREAMS
+        turn ^= 1
 
 
 cdef inline uint64_t read_piece(Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes, char* target,
@@ -237,9 +253,9 @@ cdef inline uint64_t read_piece(Segment* seg, uint32_t number, uint64_t pos, uin
     if in_turns and nbytes >= 2 * PAGE_SIZE:
         if in_page != 0:
             return read_chunk(seg, number, pos, PAGE_SIZE - in_page, target, last_index)
-        nbytes >>= PAGE_SHIFT
-        return read_pages(seg, number, pos >> PAGE_SHIFT, <uint32_t>nbytes if nbytes < COPY_STREAMS else COPY_STREAMS,
-                          target, last_index)
+        if nbytes > COPY_TURNS_MAX:
+            nbytes = COPY_TURNS_MAX
+        return read_pages(seg, number, pos >> PAGE_SHIFT, <uint32_t>(nbytes >> PAGE_SHIFT), target, last_index)
     return read_chunk(seg, number, pos, nbytes, target, last_index)
 
 
