@@ -4,7 +4,7 @@
 cdef class FolioView:
     """A read-only buffer over part of a folio; keeps the folio's contents until the last buffer is released.
 
-    That counts, not the end of this object, which comes later where it was made by a thread that sleeps and there is no GIL.
+    That counts, not the end of this object: it comes later where there is no GIL and the thread that made it sleeps.
     """
     cdef Segment segment
     cdef CFolio* folio
