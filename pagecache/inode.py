@@ -235,16 +235,21 @@ class Inode:
         """Cut the store, while the pages behind the cut stay as they are: if it fails, nothing of them is lost.
 
         Write-back begins nothing behind i_size; the folio over the cut, of which it would write a part, is kept locked, and
-        what it was writing of it has ended: it would bring back what is cut off.
+        what it was writing of it has ended: it would bring back what is cut off. If the cut fails, the folio is as large as
+        it was again before it is unlocked: write-back of the part would count for all of it.
         """
-        mapping, behind = self.mapping, -(-size >> PAGE_SHIFT)
+        mapping, behind, old_size = self.mapping, -(-size >> PAGE_SHIFT), self.mapping.size
         with truncate.locked(truncate.lock_cached(mapping, (size - 1) >> PAGE_SHIFT) if size else None) as folio:
-            mapping.size = size
-            truncate.unmap_mapping_pages(mapping, behind, 0)
-            if folio is not None:
-                folio.wait_writeback()
-            truncate.wait_for_folios(mapping, behind)
-            self.store.truncate(size)
+            try:
+                mapping.size = size
+                truncate.unmap_mapping_pages(mapping, behind, 0)
+                if folio is not None:
+                    folio.wait_writeback()
+                truncate.wait_for_folios(mapping, behind)
+                self.store.truncate(size)
+            except BaseException:
+                mapping.size = old_size
+                raise
 
     def _take_size_of_store(self, old_size: int, size: int) -> None:
         """After a change of size that failed below: the object is as it was, unless the store has lost some of it."""

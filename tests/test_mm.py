@@ -10,6 +10,7 @@ import pytest
 from fault_steps import Mapped, SizedStore, in_thread
 from hypothesis import given
 from hypothesis import strategies as st
+from remote_stores import wait_all_read
 from support import PAGE, PATIENCE_S, Crew, Store, checked_cache, pages_of, wait_until
 
 import pagecache
@@ -334,6 +335,7 @@ def test_unmapping_and_evicting_end_translations(area):
     assert area.vma.unmap_object_pages(3, 5, True) == 2
     assert area.mapped() == set(range(NR_PAGES)) - {3, 4}
     area.mm.read(area.start, NR_PAGES * PAGE)
+    wait_all_read(area.file)
     area.cache.drop_caches()
     assert area.mapped() == set()
     assert area.mm.read(area.start, NR_PAGES * PAGE) == area.data

