@@ -27,6 +27,9 @@ enum { COPY_PAGE_BYTES = 4096, COPY_STREAMS = 8 };
 #define PC_COPY_VECTORS 0
 #endif
 
+/* Asks for a line up to the second level of caches, which waits for more of them at once than the first. */
+#define prefetch_near(address) __builtin_prefetch((address), 0, 2)
+
 #if PC_COPY_VECTORS
 static int pc_have_avx2 = -1;      /* unknown; several threads may find out at the same time */
 
@@ -52,6 +55,17 @@ static void copy_lines_avx2(char *target, const char *source, size_t nbytes) {
     size_t at = 0, last = nbytes - 64;
     for (; at < last; at += 64) COPY_LINE(target + at, source + at);
     COPY_LINE(target + last, source + last);        /* overlaps what was copied */
+}
+
+__attribute__((target("avx2"), noinline))
+static void copy_long_avx2(char *target, const char *source, size_t nbytes) {
+    enum { AHEAD_BYTES = 32 * 64 };
+    const char *end = source + nbytes - AHEAD_BYTES;
+    for (; source < end; source += 64, target += 64) {
+        prefetch_near(source + AHEAD_BYTES);
+        COPY_LINE(target, source);
+    }
+    copy_lines_avx2(target, source, (size_t)(end - source) + AHEAD_BYTES);
 }
 
 __attribute__((target("avx2"), noinline))
@@ -130,17 +144,16 @@ static inline void copy_long(char *target, const char *source, size_t nbytes) {
     if (nbytes >= COPY_PAGE_BYTES && copy_has_avx2()) {
         size_t head = -(uintptr_t)target & 63;      /* stores are aligned from there on */
         copy_lines_avx2(target, source, 64);
-        copy_lines_avx2(target + head, source + head, nbytes - head);
+        copy_long_avx2(target + head, source + head, nbytes - head);
         return;
     }
 #endif
     copy_shared(target, source, nbytes);
 }
 
-/* Asks for the first cache lines of [address, address + nbytes): the rest follows by itself. */
+/* Asks for the cache lines of [address, address + nbytes), a page of them at most. */
 static inline void prefetch_range(const char *address, size_t nbytes) {
-    enum { LINES = 4 };
-    const char *end = address + (nbytes < LINES * 64 ? nbytes : LINES * 64);
-    for (; address < end; address += 64) __builtin_prefetch(address, 0, 3);
+    const char *end = address + (nbytes < COPY_PAGE_BYTES ? nbytes : COPY_PAGE_BYTES);
+    for (; address < end; address += 64) prefetch_near(address);
 }
 #endif
