@@ -41,6 +41,25 @@ class TestRightBytes:
                     nbytes, offset = rng.choice([7, PAGE, 20 * PAGE]), rng.randrange(size + 1)
                     assert read(file, rng.choice(WAYS), nbytes, offset) == data[offset : offset + nbytes]
 
+    @pytest.mark.parametrize("folios", ["small", "large"])
+    def test_into_memory_that_begins_anywhere_in_a_page(self, make_cache, folios):
+        """Which loop copies depends on that; what lies around the memory is not touched."""
+        data = pages_of(80 * PAGE)
+        with make_cache(128 * PAGE).open(pagecache.MemoryStore(data)) as file:
+            if folios == "small":
+                file.fadvise(pagecache.FADV_RANDOM)
+                for page in (31 * page % 80 for page in range(80)):
+                    file.pread(1, page * PAGE)
+            assert file.readall() == data
+            for place in (0, 1, 16, 48, 496, 511, 512, 513, 2048, 3583, 3584, 3585, 4048, 4095):
+                memory = numpy.full(82 * PAGE, 0xAA, numpy.uint8)
+                start = (place - memory.ctypes.data) % PAGE
+                for nbytes, offset in ((16 * PAGE, 0), (19 * PAGE + 77, PAGE - 3), (80 * PAGE, 0)):
+                    memory[:] = 0xAA
+                    assert file.preadinto(memory[start : start + nbytes], offset) == nbytes
+                    assert memory[start : start + nbytes].tobytes() == data[offset : offset + nbytes]
+                    assert (memory[:start] == 0xAA).all() and (memory[start + nbytes :] == 0xAA).all()
+
     @pytest.mark.parametrize("kind", WAYS)
     def test_in_order_from_start_to_end(self, frames, kind, data_file):
         path, data = data_file(400 * PAGE + 99)

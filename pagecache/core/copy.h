@@ -69,16 +69,40 @@ static void copy_long_avx2(char *target, const char *source, size_t nbytes) {
 }
 
 __attribute__((target("avx2"), noinline))
-static void copy_pages_avx2(char *target, const char *const *sources, unsigned nr) {
-    size_t at;
-    unsigned k;
-    if (nr == COPY_STREAMS) {
-        for (at = 0; at < COPY_PAGE_BYTES; at += 64)
-            for (k = 0; k < COPY_STREAMS; k++) COPY_LINE(target + k * COPY_PAGE_BYTES + at, sources[k] + at);
-        return;
+static void copy_turns_avx2(char *target, const char *const *sources, unsigned nr) {
+    for (size_t at = 0; at < COPY_PAGE_BYTES; at += 64)
+        for (unsigned k = 0; k < nr; k++) COPY_LINE(target + k * COPY_PAGE_BYTES + at, sources[k] + at);
+}
+
+/* Two lines of each page in turns, each page two lines away from the one before, on the side where no store is under way. */
+__attribute__((target("avx2"), noinline))
+static void copy_rotated_avx2(char *target, const char *const *sources, unsigned shift) {
+    for (unsigned turn = 0; turn < COPY_PAGE_BYTES; turn += 128) {
+        for (unsigned k = 0; k < COPY_STREAMS; k++) {
+            size_t at = (turn + k * shift) & (COPY_PAGE_BYTES - 1);
+            const char *source = sources[k] + at;
+            char *to = target + k * COPY_PAGE_BYTES + at;
+            __m256i first = _mm256_loadu_si256((const __m256i *)source);
+            __m256i second = _mm256_loadu_si256((const __m256i *)(source + 32));
+            __m256i third = _mm256_loadu_si256((const __m256i *)(source + 64));
+            __m256i fourth = _mm256_loadu_si256((const __m256i *)(source + 96));
+            _mm256_storeu_si256((__m256i *)to, first);
+            _mm256_storeu_si256((__m256i *)(to + 32), second);
+            _mm256_storeu_si256((__m256i *)(to + 64), third);
+            _mm256_storeu_si256((__m256i *)(to + 96), fourth);
+        }
     }
-    for (at = 0; at < COPY_PAGE_BYTES; at += 64)
-        for (k = 0; k < nr; k++) COPY_LINE(target + k * COPY_PAGE_BYTES + at, sources[k] + at);
+}
+
+/* A load waits for a store that is under way if their addresses agree in the low twelve bits, as if it were to bring what is
+ * being stored. Pages begin at multiples of those, so the target's place decides: where its stores would lie shortly ahead
+ * of the loads, or just behind, the pages are read at different places. */
+static inline void copy_streams_avx2(char *target, const char *const *sources, unsigned nr) {
+    enum { UNDER_WAY = 512 };       /* bytes of each stream, of stores at a time */
+    const unsigned place = (uintptr_t)target & (COPY_PAGE_BYTES - 1);
+    if (nr == COPY_STREAMS && place < UNDER_WAY) copy_rotated_avx2(target, sources, -128u);
+    else if (nr == COPY_STREAMS && place >= COPY_PAGE_BYTES - UNDER_WAY) copy_rotated_avx2(target, sources, 128u);
+    else copy_turns_avx2(target, sources, nr);
 }
 #endif
 
@@ -113,7 +137,7 @@ static inline void copy_page(char *target, const char *source, size_t nbytes) {
 /* The same for up to COPY_STREAMS whole pages, which follow each other in the target. */
 static inline void copy_pages(char *target, const char *const *sources, unsigned nr) {
 #if PC_COPY_VECTORS
-    if (copy_has_avx2()) { copy_pages_avx2(target, sources, nr); return; }
+    if (copy_has_avx2()) { copy_streams_avx2(target, sources, nr); return; }
 #endif
     for (unsigned k = 0; k < nr; k++) copy_page(target + (size_t)k * COPY_PAGE_BYTES, sources[k], COPY_PAGE_BYTES);
 }
