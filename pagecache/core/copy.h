@@ -74,7 +74,7 @@ static void copy_turns_avx2(char *target, const char *const *sources, unsigned n
         for (unsigned k = 0; k < nr; k++) COPY_LINE(target + k * COPY_PAGE_BYTES + at, sources[k] + at);
 }
 
-/* Two lines of each page in turns, each page two lines away from the one before, on the side where no store is under way. */
+/* Two lines of each page in turns, each page two lines away from the one before, where no store is under way. */
 __attribute__((target("avx2"), noinline))
 static void copy_rotated_avx2(char *target, const char *const *sources, unsigned shift) {
     for (unsigned turn = 0; turn < COPY_PAGE_BYTES; turn += 128) {
@@ -94,7 +94,7 @@ static void copy_rotated_avx2(char *target, const char *const *sources, unsigned
     }
 }
 
-/* A load waits for a store that is under way if their addresses agree in the low twelve bits, as if it were to bring what is
+/* A load waits for a store that is under way if their addresses agree in the low twelve bits, as if it brought what is
  * being stored. Pages begin at multiples of those, so the target's place decides: where its stores would lie shortly ahead
  * of the loads, or just behind, the pages are read at different places. */
 static inline void copy_streams_avx2(char *target, const char *const *sources, unsigned nr) {
