@@ -256,7 +256,7 @@ class TestPaths:
         cache = make_cache("1MiB")
         before = nr_descriptors()
         yield cache
-        assert nr_descriptors() == before
+        assert nr_descriptors() <= before
 
     def refuse(self, cache, path, error, **options):
         with pytest.raises(error) as caught:

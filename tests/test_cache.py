@@ -199,7 +199,7 @@ class TestReopening:
 
         nr_open = nr_descriptors()
         Crew(*(lambda number=number: user(number) for number in range(6))).join_well()
-        assert nr_descriptors() == nr_open
+        assert nr_descriptors() <= nr_open
 
 
 class TestNumberOfObjects:
@@ -356,7 +356,7 @@ class TestDropAndClose:
             cache.open(path).readall()
             cache.close()
         del cache
-        assert nr_descriptors() == nr_open
+        assert nr_descriptors() <= nr_open
 
     def test_file_that_is_forgotten_is_reported_and_closed(self, make_cache):
         store = Store(b"x", key="forgotten")

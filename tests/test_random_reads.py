@@ -126,4 +126,4 @@ def test_a_file_may_be_closed_and_cut_while_it_is_read(make_cache, data_file, rn
         Crew(*(lambda seed=seed: read_until_closed(seed) for seed in seeds), cut_and_close).join_well()
         path.write_bytes(data)
     cache.sync()  # the last file of an object that was written stays open until then
-    assert nr_descriptors() == before
+    assert nr_descriptors() <= before

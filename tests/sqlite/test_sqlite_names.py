@@ -178,7 +178,7 @@ def test_nothing_is_held_afterwards(tmp_path, make_cache):
         for connection in connections:
             connection.execute("INSERT INTO t VALUES(?)", (number,))
             connection.close()
-    assert nr_descriptors() == before
+    assert nr_descriptors() <= before
 
 
 def test_connections_are_closed_with_their_last_reference(tmp_path, make_cache):

@@ -38,14 +38,17 @@ class History:
         self.file.truncate(size)
         self.nr_done += 1
 
-    def read(self, read, nbytes, offset):
-        """Read, and judge what came against all the sizes that the object may have had meanwhile."""
+    def read(self, read, nbytes, offset, unit=1):
+        """Read, and judge what came against all the sizes that the object may have had meanwhile.
+
+        unit: of which there may be a part beyond a size: a map shows the rest of the last page.
+        """
         done = self.nr_done
         cut = min(self.sizes[:done])
         data = read(nbytes, offset)
         sizes = self.sizes[done - 1 :]
         kept = min(self.sizes)
-        assert offset + len(data) <= max(*sizes, offset), "bytes from beyond every size"
+        assert offset + len(data) <= max(-(-max(sizes) // unit) * unit, offset), "bytes from beyond every size"
         zeros = data[max(0, cut - offset) :]
         assert zeros.count(0) == len(zeros), f"a byte from before a cut, {nbytes} at {offset}, cut at {cut}"
         whole = min(len(data), max(0, kept - offset))
@@ -59,7 +62,7 @@ class History:
     def fault(self, nbytes, offset):
         try:
             with self.file.mmap() as mapped:
-                self.read(lambda nbytes, offset: mapped[offset : offset + nbytes], nbytes, offset)
+                self.read(lambda nbytes, offset: mapped[offset : offset + nbytes], nbytes, offset, unit=PAGE)
         except (ValueError, pagecache.mm.BusError):
             pass  # empty at the moment, or the map goes beyond the end of the file: no bytes, no harm
 
