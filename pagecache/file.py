@@ -2,6 +2,7 @@
 
 import io
 import operator
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -310,11 +311,12 @@ class File(FileWrites):
             self.inode.release(writes=self.may_write)
         return was_open
 
-    def __del__(self) -> None:
+    def __del__(self, _warn: Any = warnings.warn, _is_finalizing: Any = sys.is_finalizing) -> None:
         if not self.closed:
             if not self.mapping.segment.dead:
-                warnings.warn(f"unclosed cached file {self.name!r}", ResourceWarning, stacklevel=2, source=self)
-            self._give_up()  # the flusher writes what is dirty: nothing may wait where objects are collected
+                _warn(f"unclosed cached file {self.name!r}", ResourceWarning, stacklevel=2, source=self)
+            if not _is_finalizing():  # then modules are gone, and what is dirty is written
+                self._give_up()  # the flusher writes what is dirty: nothing may wait where objects are collected
 
     def __repr__(self) -> str:
         if not hasattr(self, "inode"):

@@ -75,12 +75,13 @@ def _set_window(vmf: VmFault, ra: FileRaState) -> None:
     if vma.flags & VM_HUGEPAGE:
         ra.start = vmf.pgoff >> MAX_FOLIO_ORDER << MAX_FOLIO_ORDER
         ra.async_size = 1 << MAX_FOLIO_ORDER
-        ra.size = ra.async_size if vma.flags & VM_RAND_READ else 2 * ra.async_size
+        ra.size = 1 << MAX_FOLIO_ORDER + (0 if vma.flags & VM_RAND_READ else 1)
         ra.order = MAX_FOLIO_ORDER
     elif vma.flags & VM_EXEC:
         align = 1 << EXEC_FOLIO_ORDER
-        ra.start = max(vmf.pgoff // align * align, vma.pgoff)
-        ra.size = min(-(-(ra.start + ra.ra_pages) // align) * align, vma.pgoff + vma.nr_pages) - ra.start
+        start = max(vmf.pgoff // align * align, vma.pgoff)
+        ra.start = start
+        ra.size = min(-(-(start + ra.ra_pages) // align) * align, vma.pgoff + vma.nr_pages) - start
         ra.async_size = 0
         ra.order = EXEC_FOLIO_ORDER
     else:

@@ -2,7 +2,8 @@
 
 A window of pages is read when a page is missed, and the first page of its tail carries a *marker*.  Whoever reads the
 marked page starts the next window while the tail is still unread, so a sequential reader never waits.  The state of one
-open file (`FileRaState`) is updated without locks; it may be wrong, and then only speed is lost.
+open file (`FileRaState`) is updated without locks: each step computes from what it has read once, so that the state may be
+wrong, and then only speed is lost, but is never impossible.
 
 All sizes here are pages, unless a name says bytes.
 """
@@ -75,11 +76,11 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
     previous = ra.prev_pos >> PAGE_SHIFT if ra.prev_pos >= 0 else None
     sequential = previous is not None and 0 <= index - previous <= 1
     if index == 0 or req > max_pages or sequential:
-        ra.start = index
-        ra.size = max(init_ra_size(req, max_pages), min(block_pages(mapping, index, req, ra.ra_pages), max_pages))
-        ra.async_size = ra.size - req if ra.size > req else ra.size // 2
+        size = max(init_ra_size(req, max_pages), min(block_pages(mapping, index, req, ra.ra_pages), max_pages))
+        async_size = size - req if size > req else size // 2
         if req > ra.ra_pages and mapping.extra.is_crowded:
-            ra.async_size = 0  # what is asked for is more than this file's share already: nothing beyond it
+            async_size = 0  # what is asked for is more than this file's share already: nothing beyond it
+        ra.start, ra.size, ra.async_size = index, size, async_size
     else:
         gap = mapping.prev_gap(index - 1, max_pages)
         contiguous = index - gap - 1
@@ -90,9 +91,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
             return
         if gap == -1:
             contiguous *= 2
-        ra.start = index
-        ra.size = min(contiguous + req, max_pages)
-        ra.async_size = 1
+        ra.start, ra.size, ra.async_size = index, min(contiguous + req, max_pages), 1
     ra.order = 0
     page_cache_ra_order(mapping, ra, demand_end=index + req)
 
@@ -108,22 +107,21 @@ def page_cache_async_ra(mapping: AddressSpace, ra: FileRaState, index: int, foli
     if not folio.test_clear_readahead():
         return
     max_pages = max_window(ra, req)
-    expected = (ra.start + ra.size - ra.async_size) // nr_pages * nr_pages
+    start, size = ra.start, ra.size
+    expected = (start + size - ra.async_size) // nr_pages * nr_pages
     if index == expected:
-        ra.start += ra.size
-        ra.size = max(ra.size, next_ra_size(ra.size, max_pages))
+        start, size = start + size, max(size, next_ra_size(size, max_pages))
     else:
         start = mapping.next_gap(index + 1, max_pages)
         if start - index > max_pages:
             return
-        ra.start = start
-        ra.size = next_ra_size(start - index + req, max_pages)
-    ra.order += 2
-    align = 1 << min(ra.order, (max_pages & -max_pages).bit_length() - 1)
-    end = (ra.start + ra.size) // align * align
-    if end > ra.start:
-        ra.size = end - ra.start
-    ra.async_size = ra.size
+        size = next_ra_size(start - index + req, max_pages)
+    ra.order = order = ra.order + 2
+    align = 1 << min(order, (max_pages & -max_pages).bit_length() - 1)
+    end = (start + size) // align * align
+    if end > start:
+        size = end - start
+    ra.start, ra.size, ra.async_size = start, size, size
     page_cache_ra_order(mapping, ra, demand_end=0, background=True)
 
 

@@ -5,6 +5,7 @@ A page of an area is shown through a translation (`PageTable`), which holds no r
 """
 
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,8 +45,8 @@ class MappedFile:
         if not self.file.closed:
             self.file.fit_window()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_inode"):
+    def __del__(self, _is_finalizing: Any = sys.is_finalizing) -> None:
+        if hasattr(self, "_inode") and not _is_finalizing():
             self._inode.release(writes=self._writes)
 
 

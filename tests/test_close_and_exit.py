@@ -247,6 +247,22 @@ class TestExit:
         assert "lost" not in said
         assert path.read_bytes()[PAGE : PAGE + 3] == b"new"
 
+    def test_nothing_is_said_of_what_is_left_open(self, tmp_path):
+        path = tmp_path / "data"
+        path.write_bytes(DATA)
+        program = """
+            import sys, threading, pagecache
+            from pagecache import mm
+            cache = pagecache.PageCache("1MiB")
+            files = [cache.open(sys.argv[1], mode) for mode in ("rb", "r+b")]
+            memory = mm.MemoryMap()
+            memory.mmap(files[0], 4096)
+            threads = [threading.Thread(target=file.pread, args=(1, 0)) for file in files]
+            for thread in threads:
+                thread.start(); thread.join()
+            """
+        assert run(program, path) == (0, "")
+
     @pytest.mark.parametrize("error", ["OSError(28, 'full')", "SystemExit(9)", "MemoryError()"])
     def test_says_how_much_could_not_be_written(self, tmp_path, error):
         path = tmp_path / "data"
