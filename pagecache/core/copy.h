@@ -5,7 +5,8 @@
  *                   `rep movsb`, which is slow when the destination is not 64-byte aligned (the payload of a bytes object
  *                   rarely is) and when both addresses agree in their low twelve bits.
  * Longer            copy_pages: eight pages in turns, a line of each. The processor prefetches within a page and begins
- *                   anew with each; eight at once hide that, whether they lie side by side or in random frames.
+ *                   anew with each; eight at once hide that, whether they lie side by side or in random frames. Where the
+ *                   target begins decides in which order.
  * Very long         copy_long: one loop again. The destination leaves the nearer caches then, and eight more streams of
  *                   it would cost more than they hide. */
 #ifndef PC_COPY_H
