@@ -343,7 +343,8 @@ class TestMembers:
             for _ in range(nr_rounds):
                 guest = Machine(objects)
                 know_each_other([*made, guest])
-                wait_until(lambda g=guest: g.group.stats()["served_requests"] > 0, "the guest to be asked")
+                if owned(guest):  # one in a thousand guests owns none of 24 extents
+                    wait_until(lambda g=guest: g.group.stats()["served_requests"] > 0, "the guest to be asked")
                 guest.close()  # without a word: the others find out
             know_each_other(made)
             done.set()
