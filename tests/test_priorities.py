@@ -105,7 +105,8 @@ class TestPriority:
                 read_pages(file, rng.sample(range(nr_pages), nr_pages))
                 misses = cache.stats().store_reads - before
             spare = 32 if policy == "kernel" else nr_frames // 128
-            assert misses <= nr_pages - nr_frames + spare + nr_frames // 64 + 32 * (nr_frames >= 1024) + 2
+            ahead = 64 * (nr_frames >= 1024)  # what the background reclaimer may free before it is needed
+            assert misses <= nr_pages - nr_frames + spare + nr_frames // 64 + ahead + 2
 
     @every_policy
     def test_others_are_read_beside_what_is_kept(self, make_cache, policy):
