@@ -11,6 +11,7 @@ include "parts/segment.pxi"     # Segment: the mapped region, its counters, its 
 include "parts/folio.pxi"       # Folio: one reference to a folio
 include "parts/batch.pxi"       # FolioBatch: a run of folios that is filled, copied or removed together
 include "parts/mapping.pxi"     # AddressSpace: the cached pages of one store object
+include "parts/guard.pxi"       # LockGuard: one hold on a lock of a mapping
 include "parts/grab.pxi"        # the steps of truncation: folios of a range, locked or referenced
 include "parts/view.pxi"        # FolioView: a buffer that keeps its folio
 include "parts/writeback.pxi"   # WritebackBatch: a run of dirty folios on its way to the store; its errors

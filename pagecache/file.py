@@ -134,26 +134,34 @@ class File(FileWrites):
 
     def _view_piece(self, nbytes: int, pos: int) -> memoryview | None:
         """Return a view of what one folio holds of a range, or None at the end of the file."""
-        folio = self.mapping.get_folio(pos >> PAGE_SHIFT)
-        is_hit = folio is not None and folio.uptodate and not folio.readahead
-        if not is_hit:
-            folio = None  # no reference is held while others may wait for the page
-            folio = self._uptodate_folio(pos)
-        if folio is None:
-            return None
-        nbytes = min(nbytes, self.mapping.size - pos, ((folio.index + folio.nr_pages) << PAGE_SHIFT) - pos)
-        if nbytes <= 0:
-            return None
+        mapping = self.mapping
+        while True:
+            nr_cuts = mapping.nr_cuts
+            folio = mapping.get_folio(pos >> PAGE_SHIFT)
+            is_hit = folio is not None and folio.uptodate and not folio.readahead
+            if not is_hit:
+                folio = None  # no reference is held while others may wait for the page
+                folio = self._uptodate_folio(pos)
+            if folio is None:
+                return None
+            with folio:
+                length = min(nbytes, mapping.size - pos, ((folio.index + folio.nr_pages) << PAGE_SHIFT) - pos)
+                if length <= 0:
+                    return None
+                if mapping.nr_cuts == nr_cuts:
+                    return self._view_used(folio, pos, length, is_hit)
+
+    def _view_used(self, folio: Folio, pos: int, nbytes: int, is_hit: bool) -> memoryview:
+        """Return a view of bytes of a folio, and count it as a read."""
+        mapping = self.mapping
         folio.mark_accessed()
         self.ra.prev_pos = pos + nbytes
         if is_hit:
-            self.mapping.segment.add_count("hits", 1)
-            self.mapping.segment.add_count("bytes_asked", nbytes)
+            mapping.segment.add_count("hits", 1)
+            mapping.segment.add_count("bytes_asked", nbytes)
         else:
-            self.mapping.count_miss(nbytes)
-        view = self._view_folio(folio, pos, nbytes)
-        folio.put()
-        return view
+            mapping.count_miss(nbytes)
+        return self._view_folio(folio, pos, nbytes)
 
     def _uptodate_folio(self, pos: int) -> Folio | None:
         """Return the folio that holds byte `pos`, uptodate and referenced, or None at the end of the file."""

@@ -147,13 +147,16 @@ def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
     ra: FileRaState = file.ra
     wanted, had = len(target), done
     last_pos = pos + done if done else ra.prev_pos
-    while done < wanted and pos + done < mapping.size:
+    while done < wanted:
+        nr_cuts = mapping.nr_cuts
+        if pos + done >= mapping.size:
+            break
         batch = filemap_get_pages(file, pos + done, wanted - done)
         try:
             left = min(wanted - done, mapping.size - pos - done)
             if left <= 0:
                 break
-            copied = batch.copy_to(target, done, pos + done, left, last_pos)
+            copied = batch.copy_to(target, done, pos + done, left, last_pos, nr_cuts)
             done += copied
             last_pos = pos + done
             if file.drop_behind:

@@ -132,7 +132,7 @@ def read_runs(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
 
 def _read(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
     offset = batches[0].start * 4096
-    sizes = [batch.data_bytes() for batch in batches]  # what the store has now; it may grow meanwhile
+    sizes = [batch.data_bytes() for batch in batches]
     expected = batches[-1].start * 4096 + sizes[-1] - offset
     try:
         if mapping.fd >= 0:

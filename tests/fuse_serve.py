@@ -64,7 +64,7 @@ def main(source, mountpoint, control):
 
     files.Files.make_store = lambda self, path, mode, fd: FailingStore(path, mode, fd, False)
     os.umask(0)
-    with pagecache.PageCache("1MiB", dirty_expire_s=0.2) as cache:
+    with pagecache.PageCache("1MiB", dirty_expire_s=3600) as cache:  # written when a test has it written, not before
         mount(source, mountpoint, cache=cache)
 
 

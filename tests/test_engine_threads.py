@@ -46,6 +46,12 @@ def test_every_policy_keeps_its_lists_while_the_same_pages_come_and_go(descripto
     assert counts["read"] > 0 and counts["evict"] > 0
 
 
+@pytest.mark.parametrize("nr_threads", [2, 4])
+def test_no_read_takes_the_zeros_of_a_cut_for_what_is_written_there_since(descriptors, nr_threads, seed):
+    """The size is the same before the read and after it."""
+    assert min(engine_threads.run_cuts(descriptors, nr_threads, 100 * NR_STEPS, seed % 2**32)) > 0
+
+
 @pytest.mark.parametrize(("m", "page", "nr_valid"), [(0, 0, 1), (0, 3, 0), (1, 0, 0)], ids=["same", "page", "file"])
 def test_a_reader_of_many_pages_copies_none_that_came_into_the_frame_since(descriptors, m, page, nr_valid):
     assert engine_threads.pages_valid_after_reuse(descriptors, m, page) == nr_valid

@@ -5,15 +5,28 @@ import threading
 import time
 
 import pytest
-from support import PAGE, STRESS, Crew, assert_nothing_is_held, frame_of, pages_of, wait_until
+from support import PAGE, PATIENCE_S, STRESS, Crew, assert_nothing_is_held, frame_of, pages_of, read, wait_until
 from write_steps import Fault, Gate, WritableStore, dirty_pages, fill_dirty, flags_of, folio_of
 
 import pagecache
-from pagecache import mm, truncate
+from pagecache import filemap, mm, truncate
 
 NR_PAGES = 16
 DATA = pages_of(NR_PAGES * PAGE)
 EIO = OSError(errno.EIO, "broken")
+
+
+class HeldReads(WritableStore):
+    """A store whose reads of what is not at the beginning wait until they are told to go on."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.on_read = Gate()
+
+    def answer(self, offset, buffers):
+        if offset:
+            self.on_read()
+        return super().answer(offset, buffers)
 
 
 @pytest.fixture
@@ -348,6 +361,30 @@ class TestPartialPages:
             assert store.data == data[: 3 * PAGE + 5]
 
 
+class TestCutAndWrittenAgain:
+    """A file that is cut and written to its former size again while it is read: its bytes were old, none, and new."""
+
+    OLD, NEW = b"\x01" * (2 * PAGE), b"\x02" * (2 * PAGE)
+
+    @pytest.mark.parametrize("way", ["pread", "preadinto", "view", "iter_views"])
+    def test_no_read_shows_what_it_was_cut_to(self, monkeypatch, cache, way):
+        """The page is looked up while its second part is cut off; when that is copied another page is there."""
+        look_up = filemap.filemap_get_pages
+        with cache.open(WritableStore(self.OLD, key="cut"), "r+b") as file:
+
+            def look_up_between(*args):
+                monkeypatch.undo()
+                file.pread(2 * PAGE, 0)
+                file.truncate(PAGE + 100)
+                found = look_up(*args)
+                file.truncate(0)
+                file.pwrite(self.NEW, 0)
+                return found
+
+            monkeypatch.setattr(filemap, "filemap_get_pages", look_up_between)
+            assert read(file, way, 1000, PAGE + 200) == self.NEW[:1000]
+
+
 class TestFailingStores:
     @pytest.mark.parametrize("size", [0, 100, PAGE, 5 * PAGE + 7])
     @pytest.mark.parametrize("state", ["cached", "cold", "dirty"])
@@ -398,6 +435,21 @@ class TestFailingStores:
         with pytest.raises(OSError, match="broken"):
             file.truncate(100)
         assert file.pread(NR_PAGES * PAGE, 0) == DATA[:left]
+
+    def test_a_read_that_waits_while_a_cut_fails_brings_what_the_store_has(self, cache):
+        """The size that the cut tried is not the object's: what lies behind it is not zeros."""
+        store = HeldReads(DATA, key="held")
+        store.max_request = PAGE
+        with cache.open(store, "r+b") as file:
+            assert file.pread(PAGE, 0) == DATA[:PAGE]  # the window is read by others, one request after another
+            assert store.on_read.entered.wait(PATIENCE_S)
+            store.on_truncate = Fault(EIO, 1)
+            cutter = Crew(lambda: file.truncate(0))
+            wait_until(lambda: file.size == 0, "the cut to begin")
+            store.on_read.go_on.set()
+            with pytest.raises(OSError, match="broken"):
+                cutter.join_well()
+            assert file.pread(NR_PAGES * PAGE + 1, 0) == DATA
 
     def test_write_back_does_not_take_half_of_a_folio_that_is_being_cut(self, file, store):
         """What lies behind the cut would count as written with the rest of the page."""

@@ -18,7 +18,9 @@ the copy and again after it, and the bytes count up to the first one that change
 The pinned variant takes a reference between 1 and 2 (increment unless zero), so that long copies may take their time.
 A lookup that finds nothing without the lock looks again under xa_lock before it is believed.
 
-i_size is read before the copy, to clip, and again after it: what a truncation cut off meanwhile is not returned.
+i_size is read before the copy, to clip. A truncation moves it, then counts in Mapping.nr_cuts, and only then changes
+bytes. A reader loads nr_cuts before i_size and again after the copy (`mapping_is_uncut`), and copies again if the file
+was cut meanwhile: a second look at i_size would not do, as the file may have been written to the same size since.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy

@@ -15,8 +15,9 @@ from libc.errno cimport EBUSY, EEXIST, ENFILE, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 from pagecache.core.admit cimport lru_admit
-from pagecache.core.atomic cimport (add_relaxed_u64, ctz32, load_acquire_u32, load_relaxed_u32, load_relaxed_u64,
-                                    or_relaxed_u32, store_relaxed_u32, store_relaxed_u64, store_release_u32)
+from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u64, ctz32, fence_acquire, load_acquire_u32,
+                                    load_acquire_u64, load_relaxed_u32, load_relaxed_u64, or_relaxed_u32,
+                                    store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64)
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL, PAGE_SHIFT
 from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_LOCKED, FOLIO_LRU,
@@ -292,6 +293,20 @@ cdef inline int filemap_remove_clean(Segment* seg, Folio* folio, uint32_t refere
 
 
 # -- cutting ---------------------------------------------------------------------------------------------------------
+
+cdef inline void mapping_set_size(Mapping* mapping, uint64_t size) noexcept nogil:
+    """Sets i_size. A smaller one is announced to readers before any byte behind it changes."""
+    cdef uint64_t old_size = load_acquire_u64(&mapping.size)
+    store_release_u64(&mapping.size, size)
+    if size < old_size:
+        add_acq_rel_u32(&mapping.nr_cuts, 1)
+
+
+cdef inline bint mapping_is_uncut(Mapping* mapping, uint32_t nr_cuts) noexcept nogil:
+    """Whether what was copied since nr_cuts was loaded, and i_size after it, are bytes of the object."""
+    fence_acquire()
+    return load_relaxed_u32(&mapping.nr_cuts) == nr_cuts
+
 
 cdef inline int filemap_zero_unshared(Segment* seg, Folio* folio, uint64_t offset, uint64_t nbytes) noexcept nogil:
     """Zeroes bytes of a locked folio of a mapping if only the caller and the page cache hold it: what somebody got hold

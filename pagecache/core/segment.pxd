@@ -32,7 +32,7 @@ from pagecache.core.xa_node cimport XaNode, XaPool, XaPoolHeader, XArray, xa_poo
 
 cdef enum:
     SEGMENT_MAGIC = 0x50434853      # "PCHS"
-    SEGMENT_VERSION = 5
+    SEGMENT_VERSION = 6
     DIRTY_PART = 5                  # a fifth of the frames may be dirty, a tenth starts the flusher
     BACKGROUND_PART = 10
 
@@ -192,13 +192,14 @@ ctypedef struct Mapping:
     RwSem invalidate_lock
     pc_u64 size                     # i_size, bytes
     pc_u64 nrpages                  # cached pages, shadows not counted; written under xa_lock
+    pc_u32 nr_cuts                  # changes when i_size has become smaller, before anything is cut
     pc_u32 flags
     pc_u32 wb_err                   # errseq
     pc_u32 in_use
     uint32_t next_free              # mapping_lock
+    pc_u32 nr_inflight              # background requests
     uint64_t writeback_index        # page; racy by design
     uint64_t[2] key_hash            # mmh3 of the store key; fixed while in use
-    pc_u32 nr_inflight              # background requests
     RwSem inode_lock                # i_rwsem: writers and truncation, one at a time
     pc_u32 own_writes               # writes to the store under way: its stamp says nothing meanwhile (stamp.pxd)
     pc_u32 stamp_seq                # changes with the stamp

@@ -41,6 +41,7 @@ cdef class FolioBatch:
     cdef pc_u32 is_held                     # its folios are out of the mapping, but a store may still write to them
     cdef readonly uint64_t start            # index of the first page
     cdef readonly uint64_t next_index       # index behind the last page
+    cdef uint64_t object_bytes              # that the store had when the last folio was added
 
     def __dealloc__(self):
         if self.mapping is None or self.seg.dead:
@@ -125,7 +126,14 @@ cdef class FolioBatch:
         cdef int r
         with nogil:
             r = self.extend_engine(limit, order, mark, demand_end, dropbehind)
+            self.note_object()
         return r
+
+    cdef void note_object(self) noexcept nogil:
+        """Takes note of what the store has, which does not change for these folios while they are locked: nobody can write
+        to them, and what cuts the store waits for them. i_size may: a cut begins with it, and takes it back if it
+        fails."""
+        self.object_bytes = bytes_on_disk(self.mapping.m)
 
     cdef int extend_engine(self, uint64_t limit, uint32_t order, int64_t mark, uint64_t demand_end,
                            bint dropbehind) noexcept nogil:
@@ -166,11 +174,11 @@ cdef class FolioBatch:
         return 0
 
     def data_bytes(self):
-        """Bytes of the run that the store has: inside the object (i_size now), and written there. The rest is zeros."""
+        """Bytes of the run that the store has: inside the object, and written there. The rest is zeros."""
         return self.valid_bytes()
 
     cdef uint64_t valid_bytes(self) noexcept nogil:
-        cdef uint64_t size = bytes_on_disk(self.mapping.m)
+        cdef uint64_t size = self.object_bytes
         cdef uint64_t first = self.start << PAGE_SHIFT
         cdef uint64_t end = self.next_index << PAGE_SHIFT
         if size <= first:
@@ -217,6 +225,7 @@ cdef class FolioBatch:
             i += 1
         tail = batch_object(self.mapping, folio_index(self.folios[i]) if i < self.nr else self.next_index, True)
         tail.next_index = self.next_index
+        tail.object_bytes = self.object_bytes
         for j in range(i, self.nr):
             tail.folios[tail.nr] = self.folios[j]
             tail.nr += 1
@@ -251,7 +260,7 @@ cdef class FolioBatch:
     cdef void submit_run(self, uint32_t first, uint32_t nr, uint64_t nbytes, int fd, bint direct) noexcept nogil:
         cdef IoRequest* request = io_request_new(self.seg, self.mapping.number, &self.folios[first], nr)
         cdef uint64_t pos = folio_index(self.folios[first]) << PAGE_SHIFT
-        cdef uint64_t size = bytes_on_disk(self.mapping.m)
+        cdef uint64_t size = self.object_bytes
         cdef uint32_t i
         if request == NULL or size <= pos:      # a reader that comes here fills what is only zeros
             for i in range(first, first + nr):
@@ -342,11 +351,13 @@ cdef class FolioBatch:
         self.next_index = folio_index(self.folios[self.nr])
         folio_put(self.seg, self.folios[self.nr])
 
-    def copy_to(self, CopyTarget target, uint64_t done, uint64_t pos, uint64_t nbytes, int64_t last_pos):
+    def copy_to(self, CopyTarget target, uint64_t done, uint64_t pos, uint64_t nbytes, int64_t last_pos,
+                uint32_t nr_cuts):
         """Copies bytes [pos, pos + nbytes) of the object, as far as the batch holds them, to target[done:].
 
         last_pos: byte behind the last one read before (or -1): an access to the folio that holds byte last_pos - 1 is
-        not counted again. Returns the bytes copied.
+        not counted again. nr_cuts: of the mapping, before its size was read. Returns the bytes copied, 0 if the object
+        was cut meanwhile.
         Context: releases the GIL for long copies; the references keep the folios.
         """
         cdef uint64_t copied
@@ -357,7 +368,7 @@ cdef class FolioBatch:
                 copied = self.copy_engine(target.address + done, pos, nbytes, last_pos)
         else:
             copied = self.copy_engine(target.address + done, pos, nbytes, last_pos)
-        return copied
+        return copied if mapping_is_uncut(self.mapping.m, nr_cuts) else 0
 
     cdef uint64_t copy_engine(self, char* target, uint64_t pos, uint64_t nbytes, int64_t last_pos) noexcept nogil:
         cdef uint32_t i
@@ -430,6 +441,16 @@ cdef FolioBatch batch_object(AddressSpace mapping, uint64_t start, bint is_new):
     store_relaxed_u32(&batch.is_held, 0)
     batch.start = start
     batch.next_index = start
+    batch.object_bytes = 0
+    return batch
+
+
+cdef FolioBatch batch_of_one(AddressSpace mapping, CFolio* folio, bint is_new):
+    cdef FolioBatch batch = batch_object(mapping, folio_index(folio), is_new)
+    folio_ref_add(folio, 1)
+    batch.folios[0] = folio
+    batch.nr = 1
+    batch.next_index = folio_index(folio) + folio_nr_pages(folio)
     return batch
 
 

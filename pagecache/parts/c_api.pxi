@@ -77,17 +77,19 @@ cdef int api_is_cached(const pagecache_object* public, uint64_t nbytes, uint64_t
 
 cdef int64_t api_read(pagecache_object* public, void* target, uint64_t nbytes, uint64_t offset) noexcept nogil:
     cdef CObject* handle = <CObject*>public
-    cdef uint64_t size = load_acquire_u64(&handle.m.size)
-    cdef uint64_t wanted, done
+    cdef uint64_t size, wanted, done
+    cdef uint32_t nr_cuts
     if handle.seg.dead:
         return PAGECACHE_DEAD
-    if offset >= size or nbytes == 0:
-        return 0
-    wanted = nbytes if nbytes < size - offset else size - offset
-    done = read_cached(handle.seg, handle.number, offset, wanted, <char*>target, <uint64_t>-1)
-    size = load_acquire_u64(&handle.m.size)
-    if offset + done > size:        # cut off meanwhile: those bytes may be anything
-        done = size - offset if size > offset else 0
+    while True:
+        nr_cuts = load_acquire_u32(&handle.m.nr_cuts)
+        size = load_acquire_u64(&handle.m.size)
+        if offset >= size or nbytes == 0:
+            return 0
+        wanted = nbytes if nbytes < size - offset else size - offset
+        done = read_cached(handle.seg, handle.number, offset, wanted, <char*>target, <uint64_t>-1)
+        if mapping_is_uncut(handle.m, nr_cuts):
+            break
     if done == wanted:
         count(handle.seg, HITS, 1)
         count(handle.seg, BYTES_ASKED, <int64_t>done)
@@ -100,18 +102,24 @@ cdef int api_pin(pagecache_object* public, uint64_t offset, pagecache_pin_t* pin
     cdef CFolio* folio
     cdef xa_entry entry
     cdef uint64_t size, first, end
+    cdef uint32_t nr_cuts
     memset(pin, 0, sizeof(pagecache_pin_t))
     if seg.dead:
         return PAGECACHE_DEAD
-    if offset >= load_acquire_u64(&handle.m.size):
-        return PAGECACHE_END
-    folio = filemap_get_entry(seg, handle.number, offset >> PAGE_SHIFT, &entry)
-    if folio == NULL:
-        return PAGECACHE_ABSENT
-    size = load_acquire_u64(&handle.m.size)
-    if offset >= size or not folio_readable(folio_state(folio), folio_order(folio)):
+    while True:
+        nr_cuts = load_acquire_u32(&handle.m.nr_cuts)
+        size = load_acquire_u64(&handle.m.size)
+        if offset >= size:
+            return PAGECACHE_END
+        folio = filemap_get_entry(seg, handle.number, offset >> PAGE_SHIFT, &entry)
+        if folio == NULL:
+            return PAGECACHE_ABSENT
+        if not folio_readable(folio_state(folio), folio_order(folio)):
+            folio_put(seg, folio)
+            return PAGECACHE_ABSENT
+        if mapping_is_uncut(handle.m, nr_cuts):
+            break
         folio_put(seg, folio)
-        return PAGECACHE_END if offset >= size else PAGECACHE_ABSENT
     folio_used(seg, folio)
     if add_acq_rel_u32(&folio.nr_pins, 1) == 0:
         count(seg, NR_PINNED, folio_nr_pages(folio))

@@ -110,9 +110,11 @@ cdef class FileCore:
 
     cdef object read_bytes(self, uint64_t nbytes, uint64_t pos):
         cdef uint64_t size, done
+        cdef uint32_t nr_cuts
         cdef bytes result
         if not self.is_open or self.seg.dead or not self.may_read:
             self.ready()
+        nr_cuts = load_acquire_u32(&self.m.nr_cuts)
         size = load_acquire_u64(&self.m.size)
         if pos >= size or nbytes == 0:
             return self.read_end(nbytes, pos)
@@ -121,10 +123,10 @@ cdef class FileCore:
         if nbytes <= COPY_PAGE_MAX:
             prefetch_cached(self.seg, self.number, pos, nbytes)
         result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>nbytes)
-        done = self.copy_cached(PyBytes_AS_STRING(result), nbytes, pos)
+        done = self.copy_cached(PyBytes_AS_STRING(result), nbytes, pos, nr_cuts)
         if done == nbytes:
             return result
-        done = self.finish_slow(result, PyBytes_AS_STRING(result), nbytes, pos, done)
+        done = self.finish_slow(result, PyBytes_AS_STRING(result), nbytes, pos, done, nr_cuts)
         return result if done == nbytes else result[:done]
 
     def pread_cached(self, nbytes, offset):
@@ -132,15 +134,17 @@ cdef class FileCore:
         cdef uint64_t wanted = to_count(nbytes)
         cdef uint64_t pos = to_offset(offset)
         cdef uint64_t size
+        cdef uint32_t nr_cuts
         cdef bytes result
         self.ready()
+        nr_cuts = load_acquire_u32(&self.m.nr_cuts)
         size = load_acquire_u64(&self.m.size)
         if pos >= size or wanted == 0:
             return b"" if wanted == 0 else None
         if wanted > size - pos:
             wanted = size - pos
         result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>wanted)
-        return result if self.copy_cached(PyBytes_AS_STRING(result), wanted, pos) == wanted else None
+        return result if self.copy_cached(PyBytes_AS_STRING(result), wanted, pos, nr_cuts) == wanted else None
 
     cdef object read_end(self, uint64_t nbytes, uint64_t pos):
         """A read at or behind the end of the file: the store may have grown."""
@@ -148,30 +152,29 @@ cdef class FileCore:
             return b""
         return self.read_bytes(nbytes, pos)
 
-    cdef uint64_t copy_cached(self, char* target, uint64_t nbytes, uint64_t pos) noexcept:
-        """Copies the cached beginning of a range inside the file; nothing counts if the file was cut meanwhile."""
+    cdef uint64_t copy_cached(self, char* target, uint64_t nbytes, uint64_t pos, uint32_t nr_cuts) noexcept:
+        """Copies the cached beginning of a range inside the file; nothing counts if the file was cut since nr_cuts."""
         cdef int64_t prev_pos = self.ra.prev_pos
         cdef uint64_t last_index = <uint64_t>-1 if prev_pos <= 0 else <uint64_t>(prev_pos - 1) >> PAGE_SHIFT
-        cdef uint64_t done, size
+        cdef uint64_t done
         if nbytes > GIL_COPY_MAX:
             with nogil:
                 done = read_cached(self.seg, self.number, pos, nbytes, target, last_index)
         else:
             done = read_cached(self.seg, self.number, pos, nbytes, target, last_index)
+        if not mapping_is_uncut(self.m, nr_cuts):
+            return 0
         if done == nbytes:
-            size = load_acquire_u64(&self.m.size)
-            if size < pos + done:
-                return 0
             self.ra.prev_pos = <int64_t>(pos + done)
             count(self.seg, HITS, 1)
             count(self.seg, BYTES_ASKED, <int64_t>done)
         return done
 
-    cdef uint64_t finish_slow(self, object owner, char* address, uint64_t nbytes, uint64_t pos,
-                              uint64_t done) except? 0xFFFFFFFFFFFFFFFF:
+    cdef uint64_t finish_slow(self, object owner, char* address, uint64_t nbytes, uint64_t pos, uint64_t done,
+                              uint32_t nr_cuts) except? 0xFFFFFFFFFFFFFFFF:
         """Lets the layer above bring in and copy the rest. Returns the bytes there are in the end."""
         cdef CopyTarget target
-        if done == 0 and self.is_random and self.read_missing(address, nbytes, pos):
+        if done == 0 and self.is_random and self.read_missing(address, nbytes, pos, nr_cuts):
             return nbytes
         target = CopyTarget.__new__(CopyTarget)
         target.address = address
@@ -179,7 +182,7 @@ cdef class FileCore:
         target.owner = owner
         return self._read_slow(target, done, pos)
 
-    cdef bint read_missing(self, char* target, uint64_t nbytes, uint64_t pos) except -1:
+    cdef bint read_missing(self, char* target, uint64_t nbytes, uint64_t pos, uint32_t nr_cuts) except -1:
         """A read inside one missing page of a file that the engine may read itself, if nothing is in the way. Returns
         whether it was served. invalidate_lock keeps the descriptor open."""
         cdef CFolio* folio
@@ -198,7 +201,7 @@ cdef class FileCore:
                 copy_shared(target, folio_address(self.seg, folio) + (pos & (PAGE_SIZE - 1)), nbytes)
                 folio_used(self.seg, folio)
                 folio_put(self.seg, folio)
-                is_whole = pos + nbytes <= load_acquire_u64(&self.m.size)
+                is_whole = mapping_is_uncut(self.m, nr_cuts)
         if is_whole:
             self.ra.prev_pos = <int64_t>(pos + nbytes)
             self.mapping.note_miss(nbytes)
@@ -217,6 +220,7 @@ cdef class FileCore:
     cdef object read_into(self, object buffer, uint64_t pos):
         cdef Py_buffer view
         cdef uint64_t nbytes, size, done
+        cdef uint32_t nr_cuts
         self.ready()
         if PyObject_GetBuffer_raw(buffer, &view, PyBUF_WRITABLE) != 0:
             PyErr_Clear()
@@ -226,6 +230,7 @@ cdef class FileCore:
             size = load_acquire_u64(&self.m.size)
             if nbytes == 0 or (pos >= size and not self._grown(pos)):
                 return 0
+            nr_cuts = load_acquire_u32(&self.m.nr_cuts)
             size = load_acquire_u64(&self.m.size)
             if pos >= size:
                 return 0
@@ -233,9 +238,9 @@ cdef class FileCore:
                 nbytes = size - pos
             if nbytes <= COPY_PAGE_MAX:
                 prefetch_cached(self.seg, self.number, pos, nbytes)
-            done = self.copy_cached(<char*>view.buf, nbytes, pos)
+            done = self.copy_cached(<char*>view.buf, nbytes, pos, nr_cuts)
             if done < nbytes:
-                done = self.finish_slow(buffer, <char*>view.buf, nbytes, pos, done)
+                done = self.finish_slow(buffer, <char*>view.buf, nbytes, pos, done, nr_cuts)
             return done
         finally:
             PyBuffer_Release(&view)
@@ -250,9 +255,10 @@ cdef class FileCore:
         cdef uint64_t wanted = to_count(nbytes)
         cdef uint64_t size, offset_in
         cdef xa_entry entry
-        cdef uint32_t order
+        cdef uint32_t order, nr_cuts
         cdef CFolio* folio
         self.ready()
+        nr_cuts = load_acquire_u32(&self.m.nr_cuts)
         size = load_acquire_u64(&self.m.size)
         if pos < size and wanted > 0:
             if wanted > size - pos:
@@ -264,7 +270,7 @@ cdef class FileCore:
                 folio = &self.seg.folios[entry_frame(entry)]
                 if offset_in + wanted <= <uint64_t>PAGE_SIZE << order and folio_try_get(folio):
                     if (folio_readable(folio_state(folio), order) and folio_is(folio, self.number, pos >> PAGE_SHIFT)
-                            and pos + wanted <= load_acquire_u64(&self.m.size)):
+                            and mapping_is_uncut(self.m, nr_cuts)):
                         self.ra.prev_pos = <int64_t>(pos + wanted)
                         folio_used(self.seg, folio)
                         count(self.seg, HITS, 1)
@@ -322,7 +328,7 @@ cdef class FileCore:
 
     cdef object read_hinted(self, uint64_t nbytes):
         """A short read out of the folio that the last one ended in, or None. With the GIL held throughout no other thread
-        can come between, so the position needs no lock."""
+        can come between, so the position needs no lock, and the size no second look: who cuts holds the GIL."""
         cdef uint64_t pos = <uint64_t>self.position
         cdef uint64_t hint = load_relaxed_u64(&self.hint)
         cdef const char* source
@@ -335,7 +341,7 @@ cdef class FileCore:
             return None
         result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>nbytes)
         copy_page(PyBytes_AS_STRING(result), source, nbytes)
-        if not hint_holds(self.seg, hint) or load_acquire_u64(&self.m.size) < pos + nbytes:
+        if not hint_holds(self.seg, hint):
             return None
         self.position = <int64_t>(pos + nbytes)
         self.ra.prev_pos = self.position

@@ -46,8 +46,8 @@ from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_hint
 from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)
 from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_frame, entry_order, filemap_remove_clean,
                                      filemap_remove_folio, filemap_replace_folio, filemap_zero_unshared,
-                                     mapping_add_folio, mapping_alloc, mapping_free, mapping_remove,
-                                     mapping_set_tenant)
+                                     mapping_add_folio, mapping_alloc, mapping_free, mapping_is_uncut, mapping_remove,
+                                     mapping_set_size, mapping_set_tenant)
 from pagecache.core.memory cimport memory_advise_huge, memory_file, memory_unmap, memory_unpoison
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)

@@ -96,7 +96,12 @@ cdef class AddressSpace:
 
     @size.setter
     def size(self, uint64_t value):
-        store_release_u64(&self.m.size, value)
+        mapping_set_size(self.m, value)
+
+    @property
+    def nr_cuts(self):
+        """Changes when `size` becomes smaller. A reader loads it before `size`, and copies again if it has changed."""
+        return load_acquire_u32(&self.m.nr_cuts)
 
     @property
     def disk_size(self):
@@ -308,23 +313,13 @@ cdef class AddressSpace:
         if not folio_test(raw, FOLIO_LOCKED) or folio_mapping(raw) != self.number or folio_test(raw, FOLIO_UPTODATE):
             raise ValueError("only a locked folio of this mapping that is not uptodate can be adopted")
         folio.is_lock_holder = False
-        batch = batch_object(self, folio_index(raw), True)
-        folio_ref_add(raw, 1)
-        batch.folios[0] = raw
-        batch.nr = 1
-        batch.next_index = folio_index(raw) + folio_nr_pages(raw)
+        batch = batch_of_one(self, raw, True)
+        batch.note_object()
         return batch
 
     def found(self, Folio folio not None):
         """A found batch of one referenced folio."""
-        cdef FolioBatch batch
-        cdef CFolio* raw = folio.alive()
-        batch = batch_object(self, folio_index(raw), False)
-        folio_ref_add(raw, 1)
-        batch.folios[0] = raw
-        batch.nr = 1
-        batch.next_index = folio_index(raw) + folio_nr_pages(raw)
-        return batch
+        return batch_of_one(self, folio.alive(), False)
 
     def take_stamp(self):
         """Remembers the present time of change and size of the file: its bytes are what is cached from now on."""
@@ -500,43 +495,6 @@ cdef class AddressSpace:
         return nr
 
 
-@cython.final
-@cython.freelist(8)
-@cython.no_gc_clear
-cdef class LockGuard:
-    """A hold on a lock of a mapping: ends with its `with` block, or with this object."""
-    cdef AddressSpace mapping
-    cdef RwSem* sem
-    cdef bint is_exclusive
-    cdef bint wait
-    cdef bint is_held
-
-    def __enter__(self):
-        if not self.is_exclusive:
-            sem_lock_read(self.sem)
-        elif self.wait:
-            sem_lock_write(self.sem)
-        elif not rwsem_try_write(self.sem):
-            return False
-        self.is_held = True
-        return True
-
-    def __exit__(self, *exc):
-        self.end()
-
-    def __dealloc__(self):
-        if not self.mapping.seg.dead:
-            self.end()
-
-    cdef void end(self) noexcept:
-        if self.is_held:
-            self.is_held = False
-            if self.is_exclusive:
-                rwsem_unlock_write(self.sem)
-            else:
-                rwsem_unlock_read(self.sem)
-
-
 cdef bint range_is_cached(CSegment* seg, CMapping* m, uint64_t pos, uint64_t nbytes) noexcept nogil:
     """Whether all pages of a byte range are cached and readable as they are."""
     cdef uint64_t index = pos >> PAGE_SHIFT
@@ -549,47 +507,3 @@ cdef bint range_is_cached(CSegment* seg, CMapping* m, uint64_t pos, uint64_t nby
             return False
         index = (index & ~((<uint64_t>1 << entry_order(entry)) - 1)) + (<uint64_t>1 << entry_order(entry))
     return True
-
-
-cdef int sem_lock_read(RwSem* sem) except -1:
-    """Read-locks, with the GIL released while it waits. Raises what a signal handler raises."""
-    cdef int r
-    if rwsem_try_read(sem):
-        return 0
-    rwsem_read_begin(sem)
-    try:
-        while True:
-            with nogil:
-                r = rwsem_read_slice(sem)
-            if r == 0:
-                return 0
-            PyErr_CheckSignals()
-    finally:
-        rwsem_read_end(sem)
-
-
-cdef int sem_lock_write(RwSem* sem) except -1:
-    """The same for writing."""
-    cdef int r
-    if rwsem_try_write(sem):
-        return 0
-    rwsem_write_begin(sem)
-    try:
-        while True:
-            with nogil:
-                r = rwsem_write_slice(sem)
-            if r == 0:
-                return 0
-            PyErr_CheckSignals()
-    finally:
-        rwsem_write_end(sem)
-
-
-cdef LockGuard lock_guard(AddressSpace mapping, RwSem* sem, bint is_exclusive, bint wait):
-    cdef LockGuard guard = LockGuard.__new__(LockGuard)
-    guard.mapping = mapping
-    guard.sem = sem
-    guard.is_exclusive = is_exclusive
-    guard.wait = wait
-    guard.is_held = False
-    return guard

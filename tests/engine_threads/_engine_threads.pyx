@@ -36,6 +36,7 @@ include "tests/engine_threads/oracle.pxi"       # what the bytes of a page must 
 include "tests/engine_threads/readers.pxi"      # reads, pins, fills
 include "tests/engine_threads/writers.pxi"      # writes, write-back, syncs
 include "tests/engine_threads/removers.pxi"     # truncation, eviction, splits
+include "tests/engine_threads/cuts.pxi"         # a file that is cut and written again
 include "tests/engine_threads/reuse.pxi"        # a frame that holds another page than a reader found in it
 
 cdef enum:

@@ -40,6 +40,7 @@ ctypedef struct Work:               # what all threads share
     uint32_t nr_threads
     uint32_t span                   # pages that are used
     pc_u32 nr_ready
+    pc_u32 nr_done                  # threads
     pc_u32 failure
     uint64_t[4] details             # by whoever set `failure`
 

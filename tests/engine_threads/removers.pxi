@@ -69,7 +69,7 @@ cdef void truncate(Worker* worker, uint32_t m, uint32_t nr_pages) noexcept nogil
     if <uint64_t>nr_pages << PAGE_SHIFT < load_acquire_u64(&mapping.size):
         for page in range(nr_pages, NR_PAGES):
             store_release_u32(&file.done[page], 0)
-        store_release_u64(&mapping.size, <uint64_t>nr_pages << PAGE_SHIFT)
+        mapping_set_size(mapping, <uint64_t>nr_pages << PAGE_SHIFT)
         remove_from(worker, m, nr_pages)
     if random_below(worker, 2):
         nr_pages = NR_PAGES
