@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import mmap
 import os
 import signal
@@ -16,11 +17,13 @@ import threading
 import pytest
 from fuse_mount import KINDS, PATIENCE_S, STRESS, Mount, mounted, needs_fuse
 
+from pagecache.adapters.fuse.files import Files
 from pagecache.cli import EXIT_USAGE, main
 
 pytestmark = needs_fuse()
 __all__ = ["mounted"]
 PAGE = 4096
+NS = 1_000_000_000
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, COLLAPSE_RANGE = 1, 2, 16, 8
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -268,6 +271,24 @@ class TestBytes:
             assert (status.st_atime_ns, status.st_mtime_ns) == (10**18 + 1, 10**18 + 2)
         subprocess.run(["touch", "-a", "-d", "@5", path / "file"], check=True)
         assert (os.stat(source / "file").st_atime_ns, os.stat(source / "file").st_mtime_ns) == (5 * 10**9, 10**18 + 2)
+
+    def test_a_file_that_is_given_up_while_its_times_are_set(self, make_cache, tmp_path):
+        """The last close of a program comes back before the mount hears of it."""
+        path = tmp_path / "file"
+        path.write_bytes(b"x")
+        files = Files(make_cache("1MiB"))
+        number = files.open(str(path), os.open(path, os.O_RDWR), os.O_RDWR)
+        node = files.find(path.stat())
+        files.release(number)
+        other = os.open("/dev/null", os.O_RDONLY)  # would have the number of a descriptor that is closed
+        node.set_times(NS, 2 * NS)
+        os.close(other)
+        assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (NS, 2 * NS)
+        fd = node.fd
+        del node
+        gc.collect()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
     def test_holes(self, here):
         path, source = here

@@ -133,8 +133,8 @@ class TestReadAgainstTruncate:
             mapping = file.mapping
             with mapping.shared():
                 batch = mapping.new_batch(8)
-                assert batch.extend(15, 2, -1, 0) == 0
                 mapping.size = 9 * PAGE + 10
+                assert batch.extend(15, 2, -1, 0) == 0
                 pagecache.submit.read_now(mapping, batch)
             folio = mapping.get_folio(8)
             assert folio.tobytes() == data[8 * PAGE : 9 * PAGE + 10] + bytes(3 * PAGE - 10)

@@ -34,17 +34,26 @@ from pagecache.core.lock cimport SpinLock, spin_lock, spin_unlock
 
 ctypedef uint32_t xa_entry
 
+cdef extern from "core/xa_entry.h" nogil:
+    enum:
+        XA_CHUNK_SHIFT
+        XA_CHUNK_SIZE
+        XA_CHUNK_MASK
+        XA_SIBLING_MAX
+        XA_NODE_LINES               # from a node's entry to the next one's
+    const xa_entry XA_INTERNAL_FIRST
+    const xa_entry XA_RETRY_ENTRY
+    const xa_entry XA_ZERO_ENTRY
+    const xa_entry XA_NODE_FIRST
+    const xa_entry XA_VALUE_FIRST
+    bint xa_is_pointer(xa_entry entry) noexcept
+    bint xa_is_internal(xa_entry entry) noexcept
+    bint xa_is_sibling(xa_entry entry) noexcept
+    bint xa_is_node(xa_entry entry) noexcept
+    bint xa_is_value(xa_entry entry) noexcept
+
 cdef enum:
-    XA_CHUNK_SHIFT = 6
-    XA_CHUNK_SIZE = 64
-    XA_CHUNK_MASK = 63
     XA_MAX_MARKS = 3
-    XA_SIBLING_MAX = 62
-    XA_INTERNAL_FIRST = 1 << 30
-    XA_RETRY_ENTRY = XA_INTERNAL_FIRST + 256
-    XA_ZERO_ENTRY = XA_INTERNAL_FIRST + 257
-    XA_NODE_FIRST = XA_INTERNAL_FIRST + 1024
-    XA_NODE_LINES = 5               # from a node's entry to the next one's
     HEAD_GENERATION_SHIFT = 40
 
 ctypedef struct XaNode:
@@ -86,26 +95,11 @@ ctypedef struct XArray:
 
 # -- entries -------------------------------------------------------------------------------------------------------
 
-cdef inline bint xa_is_value(xa_entry entry) noexcept nogil:
-    return entry >> 31 != 0
-
-cdef inline bint xa_is_internal(xa_entry entry) noexcept nogil:
-    return entry >> 30 == 1
-
-cdef inline bint xa_is_pointer(xa_entry entry) noexcept nogil:
-    return entry - 1 < <uint32_t>XA_INTERNAL_FIRST - 1
-
-cdef inline bint xa_is_node(xa_entry entry) noexcept nogil:
-    return xa_is_internal(entry) and entry >= <uint32_t>XA_NODE_FIRST
-
-cdef inline bint xa_is_sibling(xa_entry entry) noexcept nogil:
-    return xa_is_internal(entry) and entry <= <uint32_t>XA_INTERNAL_FIRST + XA_SIBLING_MAX
-
 cdef inline xa_entry xa_mk_value(uint32_t value) noexcept nogil:
-    return value | <uint32_t>1 << 31
+    return value | XA_VALUE_FIRST
 
 cdef inline uint32_t xa_to_value(xa_entry entry) noexcept nogil:
-    return entry & ~(<uint32_t>1 << 31)
+    return entry & ~XA_VALUE_FIRST
 
 cdef inline xa_entry xa_mk_sibling(uint32_t slot) noexcept nogil:
     return XA_INTERNAL_FIRST + slot

@@ -44,7 +44,8 @@ class DescriptorStore(FileStore):
 
 
 class Node:
-    """One open file of the source. fd: a descriptor of its own, which only tells and sets attributes."""
+    """One open file of the source. fd: a descriptor of its own, which only tells and sets attributes. It is open as long as
+    this object lives: who has found the file by its name may use it while the last handle is given up."""
 
     def __init__(self, key: tuple[int, int], fd: int, file: Any):
         self.key = key
@@ -57,6 +58,9 @@ class Node:
         self._writes = itertools.count(1)
         self.written = self.settled = 0  # numbers of the last write, and of the last one that is in the source
         self._lock = threading.Lock()
+
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
+        _close(self.fd)
 
     @property
     def is_touched(self) -> bool:
@@ -195,7 +199,6 @@ class Files:
             if node.nr_handles:
                 return None
             del self._nodes[node.key]
-        os.close(node.fd)
         if is_last:
             self.discard(node.key)
         return node
