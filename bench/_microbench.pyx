@@ -21,7 +21,8 @@ from pagecache.core.mapping cimport entry_frame, filemap_remove_clean, mapping_a
 from pagecache.core.memory cimport memory_unmap
 from pagecache.core.segment cimport Folio, Segment, frame_address, folio_number, segment_create
 from pagecache.core.thread cimport monotonic_ns, pc_thread, thread_join, thread_start
-from pagecache.core.xa_node cimport XArray, xa_entry
+from pagecache.core.xa_entry cimport xa_entry
+from pagecache.core.xa_node cimport XArray
 from pagecache.core.xa_walk cimport xa_load
 
 import random

@@ -38,7 +38,7 @@ from pagecache.core.lru cimport folio_put
 from pagecache.core.mapping cimport entry_frame, entry_order
 from pagecache.core.segment cimport (OPTIMISTIC_RETRIES, READAHEAD_HITS, Folio, Mapping, Segment, count,
                                      frame_address)
-from pagecache.core.xa_node cimport XA_RETRY_ENTRY, xa_entry, xa_is_pointer
+from pagecache.core.xa_entry cimport XA_RETRY_ENTRY, xa_entry, xa_is_pointer
 from pagecache.core.xa_walk cimport xa_load
 
 cdef enum:

@@ -17,8 +17,8 @@ from pagecache.core.folio cimport FOLIO_ACTIVE, FOLIO_WORKINGSET, folio_nr_pages
 from pagecache.core.lock cimport spin_lock, spin_trylock, spin_unlock
 from pagecache.core.segment cimport (LRU_ACTIVE, POLICY_KERNEL, WORKINGSET_ACTIVATE, WORKINGSET_NODERECLAIM,
                                      WORKINGSET_REFAULT, WORKINGSET_RESTORE, Folio, Mapping, Segment, count)
-from pagecache.core.xa_node cimport (XaNode, XaPool, XaPoolHeader, XArray, xa_entry, xa_mk_value, xa_shadow_list_add,
-                                     xa_shadow_list_del, xa_to_value)
+from pagecache.core.xa_entry cimport xa_entry, xa_mk_value, xa_to_value
+from pagecache.core.xa_node cimport XaNode, XaPool, XaPoolHeader, XArray, xa_shadow_list_add, xa_shadow_list_del
 from pagecache.core.xa_state cimport XaState, xas_init, xas_store
 
 cdef enum:

@@ -18,7 +18,7 @@ from pagecache.core.lookup cimport filemap_get_entry, folio_is, folio_used
 from pagecache.core.lru cimport folio_put
 from pagecache.core.segment cimport ALL_ON_DISK, MAPPING_STABLE_WRITES, Folio, Mapping, Segment
 from pagecache.core.writeback cimport folio_mark_dirty
-from pagecache.core.xa_node cimport xa_entry
+from pagecache.core.xa_entry cimport xa_entry
 
 
 cdef inline void size_extend(Mapping* mapping, uint64_t end) noexcept nogil:

@@ -33,7 +33,7 @@ from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTIED, NR_DIRTY, NR_WRITE
                                      Mapping, Segment, count)
 from pagecache.core.thread cimport monotonic_ns
 from pagecache.core.xa_find cimport xas_find_marked
-from pagecache.core.xa_node cimport xa_entry, xa_is_pointer
+from pagecache.core.xa_entry cimport xa_entry, xa_is_pointer
 from pagecache.core.xa_state cimport (XaState, xas_clear_mark, xas_init, xas_load, xas_set_mark)
 from pagecache.core.xarray cimport xa_marked
 

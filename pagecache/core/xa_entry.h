@@ -1,4 +1,4 @@
-/* What a 32-bit index entry is: a class is a range (the table is in xa_node.pxd). */
+/* What a 32-bit index entry is: a class is a range (the table is in xa_entry.pxd). */
 #ifndef PC_XA_ENTRY_H
 #define PC_XA_ENTRY_H
 #include <stdint.h>
@@ -14,7 +14,9 @@ enum { XA_SIBLING_MAX = XA_CHUNK_SIZE - 2, XA_LINE_BYTES = 64, XA_NODE_LINES = 5
 #define XA_VALUE_FIRST (1u << 31)
 
 XA_ENTRY_INLINE int xa_is_pointer(uint32_t entry) { return entry - 1 < XA_INTERNAL_FIRST - 1; }
-XA_ENTRY_INLINE int xa_is_internal(uint32_t entry) { return entry - XA_INTERNAL_FIRST < XA_VALUE_FIRST - XA_INTERNAL_FIRST; }
+XA_ENTRY_INLINE int xa_is_internal(uint32_t entry) {
+    return entry - XA_INTERNAL_FIRST < XA_VALUE_FIRST - XA_INTERNAL_FIRST;
+}
 XA_ENTRY_INLINE int xa_is_sibling(uint32_t entry) { return entry - XA_INTERNAL_FIRST <= XA_SIBLING_MAX; }
 XA_ENTRY_INLINE int xa_is_node(uint32_t entry) { return entry - XA_NODE_FIRST < XA_VALUE_FIRST - XA_NODE_FIRST; }
 XA_ENTRY_INLINE int xa_is_value(uint32_t entry) { return entry >= XA_VALUE_FIRST; }

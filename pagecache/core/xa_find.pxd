@@ -6,8 +6,9 @@ nobody but the cursor itself has changed the array: after anything else pause, o
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport ctz64, load_relaxed_u32, load_relaxed_u64
-from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XaNode, head_entry, head_shift,
-                                     xa_entry, xa_is_node, xa_is_sibling, xa_to_node, xa_to_sibling)
+from pagecache.core.xa_entry cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZE, xa_entry, xa_is_node, xa_is_sibling,
+                                      xa_to_node, xa_to_sibling)
+from pagecache.core.xa_node cimport XaNode, head_entry, head_shift
 from pagecache.core.xa_state cimport (XAS_BOUNDS, XAS_HEAD, XAS_RESTART, XaState, node_max, node_slot, slot_run,
                                       xas_is_node, xas_load)
 

@@ -1,13 +1,4 @@
-"""XArray entries, nodes and the pool they come from: the data layout every other xa_ file works on.
-
-Entry (32 bits, a class is a range)
-    0                  absent
-    1 .. 2**30 - 1     pointer: a code of the owner's (a folio entry, an object handle)
-    2**30 + n          internal: n = 0..62 sibling (slot of the canonical entry in the same node), 256 retry,
-                       257 zero (reserved), 1024 + 5 * i the node i of the pool, 5 cache lines each
-    2**31 ..           value: 31-bit unsigned integer
-A walk subtracts the first node's entry: the difference is the node's place in cache lines, and one comparison of it
-tells that it is a node's.
+"""XArray nodes and the pool they come from: the data layout every other xa_ file works on.
 
 Head (one 64-bit word, so that a reader gets entry and shift together)
     bits 0..31 entry, bits 32..39 shift of the node if the entry is one, bits 40..63 generation: counts the nodes that
@@ -31,26 +22,7 @@ from pagecache.core.atomic cimport (pc_u32, pc_u64, fence_release, load_relaxed_
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL
 from pagecache.core.lock cimport SpinLock, spin_lock, spin_unlock
-
-ctypedef uint32_t xa_entry
-
-cdef extern from "core/xa_entry.h" nogil:
-    enum:
-        XA_CHUNK_SHIFT
-        XA_CHUNK_SIZE
-        XA_CHUNK_MASK
-        XA_SIBLING_MAX
-        XA_NODE_LINES               # from a node's entry to the next one's
-    const xa_entry XA_INTERNAL_FIRST
-    const xa_entry XA_RETRY_ENTRY
-    const xa_entry XA_ZERO_ENTRY
-    const xa_entry XA_NODE_FIRST
-    const xa_entry XA_VALUE_FIRST
-    bint xa_is_pointer(xa_entry entry) noexcept
-    bint xa_is_internal(xa_entry entry) noexcept
-    bint xa_is_sibling(xa_entry entry) noexcept
-    bint xa_is_node(xa_entry entry) noexcept
-    bint xa_is_value(xa_entry entry) noexcept
+from pagecache.core.xa_entry cimport XA_CHUNK_SIZE, XA_RETRY_ENTRY, xa_entry
 
 cdef enum:
     XA_MAX_MARKS = 3
@@ -91,27 +63,6 @@ ctypedef struct XArray:
     uint32_t flags                  # bits 0..2: array-wide marks; others owned by xarray.pxd
     uint32_t owner                  # cookie copied into each node
     uint32_t unused
-
-
-# -- entries -------------------------------------------------------------------------------------------------------
-
-cdef inline xa_entry xa_mk_value(uint32_t value) noexcept nogil:
-    return value | XA_VALUE_FIRST
-
-cdef inline uint32_t xa_to_value(xa_entry entry) noexcept nogil:
-    return entry & ~XA_VALUE_FIRST
-
-cdef inline xa_entry xa_mk_sibling(uint32_t slot) noexcept nogil:
-    return XA_INTERNAL_FIRST + slot
-
-cdef inline uint32_t xa_to_sibling(xa_entry entry) noexcept nogil:
-    return entry & XA_CHUNK_MASK
-
-cdef inline xa_entry xa_mk_node(uint32_t node) noexcept nogil:
-    return XA_NODE_FIRST + XA_NODE_LINES * node
-
-cdef inline uint32_t xa_to_node(xa_entry entry) noexcept nogil:
-    return (entry - XA_NODE_FIRST) // XA_NODE_LINES
 
 
 # -- head ------------------------------------------------------------------------------------------------------------

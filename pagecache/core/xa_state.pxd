@@ -26,10 +26,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport (load_acquire_u32, load_acquire_u64, load_relaxed_u32, load_relaxed_u64,
                                     set_hint_u32, store_release_u32, store_release_u64)
 from pagecache.core.config cimport NIL
-from pagecache.core.xa_node cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_MAX_MARKS, XA_RETRY_ENTRY,
-                                     XA_ZERO_ENTRY, XaNode, XaPool, XArray, head_entry, head_generation, head_shift,
-                                     mk_head, xa_entry, xa_is_internal, xa_is_node, xa_is_sibling, xa_is_value,
-                                     xa_mk_node, xa_mk_sibling, xa_node_alloc, xa_node_free, xa_to_node, xa_to_sibling)
+from pagecache.core.xa_entry cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_RETRY_ENTRY, XA_ZERO_ENTRY,
+                                      xa_entry, xa_is_internal, xa_is_node, xa_is_sibling, xa_is_value, xa_mk_node,
+                                      xa_mk_sibling, xa_to_node, xa_to_sibling)
+from pagecache.core.xa_node cimport (XA_MAX_MARKS, XaNode, XaPool, XArray, head_entry, head_generation, head_shift,
+                                     mk_head, xa_node_alloc, xa_node_free)
 
 ctypedef void (*xa_update_fn)(XaPool* pool, XArray* xa, uint32_t node) noexcept nogil
 

@@ -6,7 +6,8 @@ the call.  An entry may belong to another place if its own was changed meanwhile
 and looks again under the lock.
 """
 from libc.stdint cimport uint64_t
-from pagecache.core.xa_node cimport XaPool, XArray, xa_entry
+from pagecache.core.xa_entry cimport xa_entry
+from pagecache.core.xa_node cimport XaPool, XArray
 
 cdef extern from "core/xa_walk.h" nogil:
     xa_entry xa_load(XArray* xa, XaPool* pool, uint64_t index) noexcept

@@ -17,10 +17,10 @@ from pagecache.core.xa_check cimport (XA_BAD_COUNT, XA_BAD_ENTRY, XA_BAD_HEAD, X
 from pagecache.core.xa_find cimport (ANY_MARK, xas_find, xas_find_conflict, xas_find_marked, xas_next, xas_pause,
                                      xas_prev)
 from pagecache.core.xa_multi cimport xas_get_order, xas_split, xas_try_split
-from pagecache.core.xa_node cimport (XA_CHUNK_SHIFT, XA_MAX_MARKS, XA_RETRY_ENTRY, XA_ZERO_ENTRY, XaNode, XaPool,
-                                     XaPoolHeader, XArray as CXArray, head_entry, head_shift, xa_entry, xa_is_internal,
-                                     xa_is_node, xa_is_pointer, xa_is_sibling, xa_is_value, xa_mk_value, xa_pool_init,
-                                     xa_to_value)
+from pagecache.core.xa_entry cimport (XA_CHUNK_SHIFT, XA_RETRY_ENTRY, XA_ZERO_ENTRY, xa_entry, xa_is_internal,
+                                      xa_is_node, xa_is_pointer, xa_is_sibling, xa_is_value, xa_mk_value, xa_to_value)
+from pagecache.core.xa_node cimport (XA_MAX_MARKS, XaNode, XaPool, XaPoolHeader, XArray as CXArray, head_entry,
+                                     head_shift, xa_pool_init)
 from pagecache.core.xa_state cimport (XAS_BOUNDS, XAS_HEAD, XAS_RESTART, XaState as CXaState,
                                       xas_clear_mark, xas_error, xas_get_mark, xas_init, xas_init_marks, xas_is_node,
                                       xas_load, xas_reload, xas_reset, xas_retry, xas_set, xas_set_err, xas_set_mark,

@@ -14,7 +14,7 @@ from pagecache.core.mapping cimport filemap_remove_folio, mapping_add_folio
 from pagecache.core.reclaim cimport folio_alloc
 from pagecache.core.segment cimport Folio, Mapping
 from pagecache.core.stamp cimport stamp_is_current
-from pagecache.core.xa_node cimport xa_entry
+from pagecache.core.xa_entry cimport xa_entry
 
 cdef enum:
     READ_AHEAD_PAGES = 8
