@@ -164,7 +164,8 @@ cdef inline uint64_t read_chunk(Segment* seg, uint32_t number, uint64_t pos, uin
 
 
 ctypedef struct PageRun:            # folios whose pages are copied in turns
-    uint32_t nr_folios
+    uint32_t nr_wanted              # pages
+    uint32_t nr_folios              # that hold their beginning
     Folio* folios[8]                # COPY_STREAMS of each
     uint32_t[8] seqs
     uint64_t[8] firsts              # index of the first page of each folio
@@ -174,10 +175,14 @@ ctypedef struct PageRun:            # folios whose pages are copied in turns
 
 
 cdef inline void page_run_find(PageRun* run, Segment* seg, uint32_t number, uint64_t index, uint32_t nr) noexcept nogil:
-    """Where the data of up to `nr` pages from `index` on seems to be; their descriptors and first lines are asked for."""
+    """Where the data of the first COPY_STREAMS of `nr` pages from `index` on seems to be, as far as they are there; their
+    descriptors and first lines are asked for."""
     cdef xa_entry entry
     cdef const char* address
     cdef uint32_t order, offset, found = 0
+    if nr > COPY_STREAMS:
+        nr = COPY_STREAMS
+    run.nr_wanted = nr
     run.nr_folios = 0
     while found < nr:
         entry = xa_load(&seg.mappings[number].pages, &seg.pool, index + found)
@@ -233,18 +238,17 @@ cdef inline uint64_t read_pages(Segment* seg, uint32_t number, uint64_t index, u
     """Copies up to `nr` whole cached pages from page `index` on, COPY_STREAMS at a time, without a reference; what the next
     ones need travels meanwhile. Returns the bytes copied; 0 as for `read_chunk`."""
     cdef PageRun[2] runs
-    cdef uint32_t turn = 0, done = 0, got, step = nr if nr < COPY_STREAMS else COPY_STREAMS
-    page_run_find(&runs[0], seg, number, index, step)
+    cdef uint32_t turn = 0, done = 0, wanted, got
+    page_run_find(&runs[0], seg, number, index, nr)
     while True:
-        if done + step < nr:
-            page_run_find(&runs[turn ^ 1], seg, number, index + done + step,
-                          nr - done - step if nr - done - step < COPY_STREAMS else COPY_STREAMS)
+        wanted = runs[turn].nr_wanted
+        if done + wanted < nr:
+            page_run_find(&runs[turn ^ 1], seg, number, index + done + wanted, nr - done - wanted)
         got = page_run_copy(&runs[turn], seg, number, target + (<uint64_t>done << PAGE_SHIFT), last_index)
         done += got
-        if got < step or done == nr:
+        if got < wanted or done == nr:
             return <uint64_t>done << PAGE_SHIFT
         last_index = index + done - 1
-        step = nr - done if nr - done < COPY_STREAMS else COPY_STREAMS
         turn ^= 1
 
 
