@@ -33,8 +33,8 @@ demo: build ## read a real file through a cache smaller than it, and compare eve
 test: check $(VENV)/.test ## run all the tests, with the engine's assertions on
 	$(call in_lane,check) $(pytest) $(TESTS) $(ARGS)
 
-ecosystem: $(VENV)/.test ## install the libraries that the adapters are tested with, as far as they can be had
-	@$(python) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ecosystem"], sep="\n")' \
+ecosystem: $(VENV)/.test ## install the libraries that adapters and benchmarks are tested with, as far as they can be had
+	@$(python) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["ecosystem"], *extras["peers"], sep="\n")' \
 	  > $(VENV)/.ecosystem.txt
 	@$(python) -m pip install -q -r $(VENV)/.ecosystem.txt || \
 	  while read -r one; do $(python) -m pip install -q "$$one" || echo "not installed: $$one"; done < $(VENV)/.ecosystem.txt
