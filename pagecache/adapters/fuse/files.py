@@ -199,7 +199,7 @@ class Files:
             if node.nr_handles:
                 return None
             del self._nodes[node.key]
-        if is_last:
+        if node.is_gone:
             self.discard(node.key)
         return node
 

@@ -160,7 +160,11 @@ class ObjectFiles:
         if handle.file is not None:
             handle.file.close()
         node = handle.node
-        if node.nr_handles == 1 and not node.is_gone and node.written != node.put:
+        with self._lock:
+            if node.nr_handles > 1:
+                node.nr_handles -= 1
+                return
+        if not node.is_gone and node.written != node.put:
             try:
                 self.put(node)
             except OSError:
