@@ -105,7 +105,8 @@ class TestReads:
             make_far(file)
             for place in rng.sample(range(nr_pages // 4), 500):  # no two of them side by side, which would be a stream
                 file.pread(5, (4 * place + 1) * PAGE)
-            assert sum(nr for _, nr in pages_read(file)) <= 500 * 1.1
+            by_chance = GROWTH * BLOCK_PAGES  # what is read around a few that happen to lie close together
+            assert sum(nr for _, nr in pages_read(file)) <= 500 * 1.1 + by_chance
 
     def test_where_much_is_cached_bring_their_block(self, far):
         for index in range(GROWTH * BLOCK_PAGES // DENSE_PART):
