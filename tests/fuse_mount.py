@@ -49,6 +49,23 @@ def end_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+class Interposed:
+    """A lock before which something else comes once, which takes the lock itself."""
+
+    def __init__(self, before):
+        self._before = before
+        self._lock = threading.Lock()
+
+    def __enter__(self):
+        before, self._before = self._before, None
+        if before is not None:
+            before()
+        self._lock.acquire()
+
+    def __exit__(self, *exc):
+        self._lock.release()
+
+
 class Mount:
     """A source mounted while the block runs. words: of the command line. serve: run tests/fuse_serve.py with them."""
 

@@ -5,10 +5,12 @@ import os
 import subprocess
 
 import pytest
-from fuse_mount import FEW_KINDS, KINDS, Mount, needs_fuse
+from fuse_mount import FEW_KINDS, KINDS, Interposed, Mount, needs_fuse
 from http_server import ObjectServer
 
-pytest.importorskip("fsspec")
+from pagecache.adapters.fuse.object_files import ObjectFiles
+
+fsspec = pytest.importorskip("fsspec")
 pytestmark = needs_fuse()
 
 
@@ -18,6 +20,11 @@ def objects(tmp_path):
     path = tmp_path / "bucket"
     path.mkdir()
     return path
+
+
+def failing_put(*args):
+    """Fail as a store without room."""
+    raise OSError(errno.ENOSPC, "no")
 
 
 def names(path):
@@ -142,6 +149,22 @@ class TestWriting:
             with pytest.raises(OSError):
                 os.close(fd)
         assert (objects / "a").read_bytes() == b"old"
+
+    def test_two_handles_of_an_object_that_could_not_be_put_are_given_up_at_once(self, make_cache, objects, monkeypatch):
+        """One of them is the last: the object is kept, for another try."""
+        fs = fsspec.filesystem("local")
+        files = ObjectFiles(make_cache("1MiB"), fs)
+        remote = str(objects / "a")
+        first, second = (files.open(remote, os.O_RDWR, is_new=True) for _ in range(2))
+        files.write(first, b"new", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(fs, "put_file", failing_put)
+            files._lock = Interposed(lambda: files.release(second))
+            files.release(first)
+        (node,) = files.nodes()
+        files.put(node)
+        assert (objects / "a").read_bytes() == b"new"
+        node.spool.close()
 
     def test_a_put_that_fails_is_told_by_close_and_tried_again(self, objects):
         (objects / "sub").mkdir()

@@ -15,7 +15,7 @@ import sys
 import threading
 
 import pytest
-from fuse_mount import KINDS, PATIENCE_S, STRESS, Mount, mounted, needs_fuse
+from fuse_mount import KINDS, PATIENCE_S, STRESS, Interposed, Mount, mounted, needs_fuse
 
 from pagecache.adapters.fuse.files import Files
 from pagecache.cli import EXIT_USAGE, main
@@ -289,6 +289,19 @@ class TestBytes:
         gc.collect()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
+
+    def test_two_handles_of_a_removed_file_that_are_given_up_at_once(self, make_cache, tmp_path):
+        """One of them is the last: the pages go, as the inode number may come back."""
+        path = tmp_path / "file"
+        path.write_bytes(b"x")
+        files = Files(make_cache("1MiB"))
+        discarded, files.discard = [], lambda key: discarded.append(key)
+        first, second = (files.open(str(path), os.open(path, os.O_RDWR), os.O_RDWR) for _ in range(2))
+        key = files.node(first).key
+        path.unlink()
+        files._lock = Interposed(lambda: files.release(second))
+        assert files.release(first) is not None
+        assert (discarded, files.nodes()) == ([key], [])
 
     def test_holes(self, here):
         path, source = here

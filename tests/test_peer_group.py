@@ -74,9 +74,8 @@ class TestOneReadForAll:
             assert crew.join_well() == [DATA[:PAGE]] * 8
             assert objects.bytes_read() == len(DATA)
 
+    @pytest.mark.parametrize("frames", [1, 2, 3, 64])
     def test_small_caches(self, objects, frames):
-        if frames > 64:
-            pytest.skip("the other tests have plenty")
         with machines(objects, 3, size=frames * PAGE, request_bytes=PAGE) as made:
             for data in Crew(*(lambda m=m: read_all(m) for m in made)).join_well():
                 assert data == DATA

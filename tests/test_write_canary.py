@@ -130,9 +130,8 @@ def test_end_of_the_last_page_in_the_map_and_in_the_frame(haunt):
     assert store.tobytes() == b"\x02" * (2 * PAGE) + b"\x04" * 10 + bytes(10) + b"\x05"
 
 
-def test_private_copy_of_the_last_page(haunt, frames):
-    if frames < 3:
-        pytest.skip("a copy, the page below it and nothing else fit")
+@pytest.mark.parametrize("frames", [3, 64, 4096], indirect=True)  # in fewer a copy, the page below it and nothing else fit
+def test_private_copy_of_the_last_page(haunt):
     store = Guarded(b"\x02" * (PAGE + 10))
     with haunt.open(store, "r+b") as file, file.mmap(access=pagecache.ACCESS_COPY) as mapped:
         mapped[PAGE] = 6

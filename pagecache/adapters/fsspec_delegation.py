@@ -42,6 +42,7 @@ class Delegation:
 
     fs: Any
     _strip_protocol: Any
+    invalidate_cache: Any
 
     async def _on_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a coroutine method of the target on its loop, or the blocking method in a worker."""
@@ -117,10 +118,6 @@ class Delegation:
     def _open_written(self, path: str, mode: str, *args: Any, **kwargs: Any) -> WrittenFile:
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         return WrittenFile(self.fs.open(path, mode, **kwargs), lambda: self.invalidate_cache(path))
-
-    def invalidate_cache(self, path: str | None = None) -> None:
-        """Forget what is cached of a path."""
-        raise NotImplementedError
 
     # -- blocking methods that have no coroutine -------------------------------------------------------------------------
 

@@ -34,10 +34,10 @@ from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTY, NR_FILE_HUGEPAGES, N
                                      Mapping, Segment, count, folio_number)
 from pagecache.core.workingset cimport workingset_eviction, workingset_refault, workingset_update_node
 from pagecache.core.xa_entry cimport xa_entry, xa_is_pointer, xa_is_value
-from pagecache.core.xa_node cimport XaPool, XArray
-from pagecache.core.xa_state cimport XaState, xas_error, xas_init, xas_init_marks, xas_load, xas_store
 from pagecache.core.xa_find cimport xas_find_conflict
 from pagecache.core.xa_multi cimport xas_get_order, xas_split
+from pagecache.core.xa_node cimport XaPool, XArray
+from pagecache.core.xa_state cimport XaState, xas_error, xas_init, xas_init_marks, xas_load, xas_store
 from pagecache.core.xarray cimport xa_destroy, xa_empty
 
 cdef enum Mark:

@@ -20,9 +20,9 @@ from pagecache.core.segment cimport (NR_DIRTY, NR_FILE_PAGES, NR_LRU_LISTS, NR_T
                                      Mapping, Segment, counted)
 from pagecache.core.stamp cimport own_write_active
 from pagecache.core.xa_check cimport xa_check
+from pagecache.core.xa_entry cimport xa_entry, xa_is_pointer
 from pagecache.core.xa_find cimport xas_find
 from pagecache.core.xa_multi cimport xas_get_order
-from pagecache.core.xa_entry cimport xa_entry, xa_is_pointer
 from pagecache.core.xa_state cimport XaState, xas_get_mark, xas_init
 from pagecache.core.xa_walk cimport xa_load
 

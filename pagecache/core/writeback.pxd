@@ -32,8 +32,8 @@ from pagecache.core.mapping cimport (MARK_DIRTY, MARK_TOWRITE, MARK_WRITEBACK, e
 from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTIED, NR_DIRTY, NR_WRITEBACK, NR_WRITTEN, PGROTATED, Folio,
                                      Mapping, Segment, count)
 from pagecache.core.thread cimport monotonic_ns
-from pagecache.core.xa_find cimport xas_find_marked
 from pagecache.core.xa_entry cimport xa_entry, xa_is_pointer
+from pagecache.core.xa_find cimport xas_find_marked
 from pagecache.core.xa_state cimport (XaState, xas_clear_mark, xas_init, xas_load, xas_set_mark)
 from pagecache.core.xarray cimport xa_marked
 

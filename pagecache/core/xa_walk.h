@@ -1,4 +1,5 @@
-/* The walk of the index that a lookup's time consists of, inlined wherever it is used; see xa_node.pxd for the layout.
+/* The walk of the index that a lookup's time consists of, inlined wherever it is used; see xa_entry.pxd and xa_node.pxd
+ * for the layout.
  *
  * It takes what a processor can do of each kind in a cycle: one subtraction gives a node's place and, compared once, tells
  * that the entry is a node; up to three levels are without a loop, in the order in which they are likely. */

@@ -69,9 +69,9 @@ from pagecache.core.writeback cimport (disk_size_reached, folio_drop_behind, fol
                                        folio_redirty, folio_wants_writeback, next_marked, tag_for_writeback,
                                        writeback_collect)
 from pagecache.core.workingset cimport shadow_is_recent, shadow_nodes_trim, workingset_update_node
+from pagecache.core.xa_entry cimport xa_entry, xa_is_pointer, xa_is_value, xa_to_value
 from pagecache.core.xa_find cimport xas_find, xas_find_marked
 from pagecache.core.xa_multi cimport xas_get_order
-from pagecache.core.xa_entry cimport xa_entry, xa_is_pointer, xa_is_value, xa_to_value
 from pagecache.core.xa_state cimport (XaState as CXaState, xas_clear_mark, xas_get_mark, xas_init, xas_load, xas_set_mark,
                                       xas_store)
 from pagecache.core.xa_walk cimport xa_load

@@ -14,11 +14,11 @@ from pagecache.core.workingset cimport shadow_node_index, workingset_update_node
 from pagecache.core.xa_check cimport (XA_BAD_COUNT, XA_BAD_ENTRY, XA_BAD_HEAD, XA_BAD_LIST, XA_BAD_MARK, XA_BAD_NODE,
                                       XA_BAD_NR_VALUES, XA_BAD_OFFSET, XA_BAD_OWNER, XA_BAD_PARENT, XA_BAD_SHIFT,
                                       XA_BAD_SIBLING, XA_BAD_SUMMARY, XA_EMPTY_NODE, XA_NOT_SHRUNK, xa_check)
+from pagecache.core.xa_entry cimport (XA_CHUNK_SHIFT, XA_RETRY_ENTRY, XA_ZERO_ENTRY, xa_entry, xa_is_internal,
+                                      xa_is_node, xa_is_pointer, xa_is_sibling, xa_is_value, xa_mk_value, xa_to_value)
 from pagecache.core.xa_find cimport (ANY_MARK, xas_find, xas_find_conflict, xas_find_marked, xas_next, xas_pause,
                                      xas_prev)
 from pagecache.core.xa_multi cimport xas_get_order, xas_split, xas_try_split
-from pagecache.core.xa_entry cimport (XA_CHUNK_SHIFT, XA_RETRY_ENTRY, XA_ZERO_ENTRY, xa_entry, xa_is_internal,
-                                      xa_is_node, xa_is_pointer, xa_is_sibling, xa_is_value, xa_mk_value, xa_to_value)
 from pagecache.core.xa_node cimport (XA_MAX_MARKS, XaNode, XaPool, XaPoolHeader, XArray as CXArray, head_entry,
                                      head_shift, xa_pool_init)
 from pagecache.core.xa_state cimport (XAS_BOUNDS, XAS_HEAD, XAS_RESTART, XaState as CXaState,

@@ -27,7 +27,7 @@ from pagecache.core.memory cimport memory_unmap, memory_unpoison
 from pagecache.core.reclaim cimport kswapd_end, kswapd_main, reclaim_pages
 from pagecache.core.segment cimport NR_PRIORITIES, READAHEAD_ERRORS, counted, header_set_dirty_limits, segment_create
 from pagecache.core.stamp cimport stamp_take
-from pagecache.core.thread cimport pc_thread, thread_join, thread_start
+from pagecache.core.thread cimport pc_thread, thread_join, thread_main as thread_function, thread_start
 from pagecache.core.verify cimport Finding, segment_verify
 
 import os
@@ -97,18 +97,36 @@ cdef void change_priority(Worker* worker, uint32_t m) noexcept nogil:
     mapping_set_tenant(&worker.work.seg, mapping, random_below(worker, 3))
 
 
+cdef void wait_for_all(Work* work) noexcept nogil:
+    """Waits until all threads are there."""
+    add_acq_rel_u32(&work.nr_ready, 1)
+    while load_acquire_u32(&work.nr_ready) < work.nr_threads:
+        cpu_relax()
+
+
 cdef void* thread_main(void* argument) noexcept nogil:
     """A thread: waits until all are there, then works until it has done its part or one has failed."""
     cdef Worker* worker = <Worker*>argument
     cdef uint64_t i
-    add_acq_rel_u32(&worker.work.nr_ready, 1)
-    while load_acquire_u32(&worker.work.nr_ready) < worker.work.nr_threads:
-        cpu_relax()
+    wait_for_all(worker.work)
     for i in range(worker.nr_steps):
         if load_acquire_u32(&worker.work.failure):
             break
         step(worker)
     return NULL
+
+
+cdef void run_threads(Work* work, Worker* workers, thread_function main) noexcept nogil:
+    """Runs a thread for each worker, and waits for all."""
+    cdef pc_thread[16] threads      # THREADS_MAX of them
+    cdef uint32_t i
+    memset(threads, 0, sizeof(threads))
+    for i in range(work.nr_threads):
+        if thread_start(&threads[i], main, &workers[i]) != 0:
+            work_failed(work, NO_THREAD, i, 0, 0, 0)
+            add_acq_rel_u32(&work.nr_ready, 1)
+    for i in range(work.nr_threads):
+        thread_join(&threads[i])
 
 
 cdef int prepare(Work* work, list descriptors, uint32_t nr_frames, uint32_t policy) except -1:
@@ -193,10 +211,8 @@ def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed:
     """
     cdef Work* work = <Work*>calloc(1, sizeof(Work))
     cdef Worker* workers = <Worker*>calloc(THREADS_MAX, sizeof(Worker))
-    cdef pc_thread[16] threads
     cdef pc_thread kswapd
     cdef uint32_t i
-    memset(threads, 0, sizeof(threads))
     memset(&kswapd, 0, sizeof(kswapd))
     if work == NULL or workers == NULL:
         raise MemoryError
@@ -212,12 +228,7 @@ def run(descriptors: list, nr_frames: int, nr_threads: int, nr_steps: int, seed:
     with nogil:
         if work.seg.header.watermark_low > 0:
             thread_start(&kswapd, kswapd_main, &work.seg)
-        for i in range(work.nr_threads):
-            if thread_start(&threads[i], thread_main, &workers[i]) != 0:
-                work_failed(work, NO_THREAD, i, 0, 0, 0)
-                add_acq_rel_u32(&work.nr_ready, 1)
-        for i in range(work.nr_threads):
-            thread_join(&threads[i])
+        run_threads(work, workers, thread_main)
         io_queue_end(&work.queue)
         if kswapd.started:
             kswapd_end(&work.seg)

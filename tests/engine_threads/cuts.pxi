@@ -96,12 +96,11 @@ cdef void* cutting_main(void* argument) noexcept nogil:
     """The thread that cuts, until the others have done their part; the readers."""
     cdef Worker* worker = <Worker*>argument
     cdef uint64_t i
-    add_acq_rel_u32(&worker.work.nr_ready, 1)
-    while load_acquire_u32(&worker.work.nr_ready) < worker.work.nr_threads:
-        cpu_relax()
+    wait_for_all(worker.work)
     if worker.nr_steps == 0:
         memset(worker.buffer, 1, CUT_PAGES * PAGE_SIZE)
-        while load_acquire_u32(&worker.work.nr_done) < worker.work.nr_threads - 1:
+        while (load_acquire_u32(&worker.work.nr_done) < worker.work.nr_threads - 1
+               and load_acquire_u32(&worker.work.failure) == 0):
             cut_and_write(worker)
         return NULL
     for i in range(worker.nr_steps):
@@ -119,9 +118,7 @@ def run_cuts(descriptors: list, nr_threads: int, nr_steps: int, seed: int) -> tu
     """
     cdef Work* work = <Work*>calloc(1, sizeof(Work))
     cdef Worker* workers = <Worker*>calloc(THREADS_MAX, sizeof(Worker))
-    cdef pc_thread[16] threads
     cdef uint32_t i
-    memset(threads, 0, sizeof(threads))
     if work == NULL or workers == NULL:
         raise MemoryError
     prepare(work, descriptors, 64, 0)
@@ -134,10 +131,7 @@ def run_cuts(descriptors: list, nr_threads: int, nr_steps: int, seed: int) -> tu
         mapping_set_size(&work.seg.mappings[work.files[0].number], CUT_PAGES * PAGE_SIZE)
         for i in range(CUT_PAGES):
             put_page(&workers[0], i, PAGE_SIZE)
-        for i in range(work.nr_threads):
-            thread_start(&threads[i], cutting_main, &workers[i])
-        for i in range(work.nr_threads):
-            thread_join(&threads[i])
+        run_threads(work, workers, cutting_main)
         io_queue_end(&work.queue)
     raise_failure(work)
     finish(work)

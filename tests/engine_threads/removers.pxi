@@ -7,8 +7,8 @@ from pagecache.core.mapping cimport entry_frame, filemap_remove_clean, filemap_z
 from pagecache.core.folio cimport folio_try_get
 from pagecache.core.lock cimport spin_lock, spin_unlock
 from pagecache.core.split cimport folio_split
-from pagecache.core.xa_find cimport xas_find
 from pagecache.core.xa_entry cimport xa_is_value
+from pagecache.core.xa_find cimport xas_find
 from pagecache.core.xa_state cimport XaState, xas_init
 
 cdef extern from "sched.h" nogil:

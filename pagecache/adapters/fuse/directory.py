@@ -384,23 +384,6 @@ class DirectoryOperations:
         if node is not None:
             self.unlinked.forget_node(node)
 
-    # Served by `Session` itself; here so that libfuse is told that they exist.
-    def getattr(self, path: str, fh: Any = None) -> dict[str, int]:
-        """See `attributes`."""
-        return self.attributes(path, None)
-
-    def read(self, path: str, size: int, offset: int, fh: Any) -> bytes:
-        """See `Files.read`."""
-        raise NotImplementedError
-
-    def write(self, path: str, data: bytes, offset: int, fh: Any) -> int:
-        """See `Files.write`."""
-        raise NotImplementedError
-
-    def lseek(self, path: str, offset: int, whence: int, fh: Any) -> int:
-        """See `Files.lseek`."""
-        raise NotImplementedError
-
 
 def _type_of(entry: os.DirEntry[str]) -> int:
     """Return the type bits of an entry's mode, as far as the directory tells them."""

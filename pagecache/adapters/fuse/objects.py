@@ -326,20 +326,3 @@ class ObjectOperations:
     def release(self, path: str | None, info: Any) -> None:
         """Close for good."""
         self.files.release(info.fh)
-
-    # Served by `Session` itself; here so that libfuse is told that they exist.
-    def getattr(self, path: str, fh: Any = None) -> dict[str, int]:
-        """See `attributes`."""
-        return self.attributes(path, None)
-
-    def read(self, path: str, size: int, offset: int, fh: Any) -> bytes:
-        """See `ObjectFiles.read`."""
-        raise NotImplementedError
-
-    def write(self, path: str, data: bytes, offset: int, fh: Any) -> int:
-        """See `ObjectFiles.write`."""
-        raise NotImplementedError
-
-    def lseek(self, path: str, offset: int, whence: int, fh: Any) -> int:
-        """See `ObjectFiles.lseek`."""
-        raise NotImplementedError

@@ -31,6 +31,7 @@ HANDLE_KILLPRIV = 1 << 20  # FUSE_CAP_HANDLE_KILLPRIV: the kernel would leave cl
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 NS = 10**9
 THREADS_MAX = 16
+ANSWERED_HERE = ("getattr", "read", "write", "lseek")  # without asking the file system, which libfuse must find them in
 _thread = threading.local()
 
 
@@ -47,6 +48,8 @@ class Session(mfusepy.FUSE):
     def __init__(self, operations: Any, mountpoint: str, **options: Any):
         self.files = operations.files
         self.files.writer = lambda: caller()[0]
+        for name in ANSWERED_HERE:
+            setattr(operations, name, True)
         if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
             options.setdefault("max_threads", THREADS_MAX)
         options.setdefault("max_idle_threads", THREADS_MAX)
