@@ -109,6 +109,22 @@ class TestStates:
         second.join_well()
         assert (len(store.writes()), store.data[:3], flags_of(file)) == (2, b"two", "")
 
+    def test_a_sync_waits_for_what_another_writes_though_the_page_is_written_to(self, file, store):
+        file.pwrite(b"one", 0)
+        store.on_write = gate = Gate()
+        first = Crew(lambda: file.sync_range(0))
+        gate.wait_entered()
+        second = Crew(file.fsync)
+        with folio_of(file) as folio:
+            wait_until(lambda: folio.waiters, "the sync to wait for the write-back")
+            file.pwrite(b"two", 0)  # which wakes whoever waits for the folio
+            wait_until(lambda: folio.waiters or not second.threads[0].is_alive(), "the sync to look again")
+        assert "sync" not in store.names()
+        gate.go_on.set()
+        first.join_well()
+        second.join_well()
+        assert store.names()[-1] == "sync"
+
     def test_a_background_pass_skips_what_another_writes(self, file, store):
         fill_dirty(file, 1)
         store.on_write = gate = Gate()

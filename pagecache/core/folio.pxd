@@ -246,16 +246,24 @@ cdef inline void folio_end_read(Segment* seg, Folio* folio, bint success) noexce
     folio_end_locked(seg, folio, <uint32_t>FOLIO_UPTODATE if success else 0)
 
 
-cdef inline int folio_wait_slice(Folio* folio, uint32_t flag, uint32_t seq) noexcept nogil:
-    """Sleeps for one slice at most while `flag` (LOCKED or WRITEBACK) is set in a folio whose seq is the given one.
-    Returns 0 when it is not, -EINTR after a signal, -EAGAIN otherwise.  Needs no reference: a folio with such a flag
-    is not free, so the bit set here never lands in a free descriptor."""
+cdef inline bint folio_seq_is(Folio* folio, const uint32_t* seq) noexcept nogil:
+    """Whether a folio still has a seq, where there is one to compare."""
+    return seq == NULL or load_acquire_u32(&folio.seq) == seq[0]
+
+
+cdef inline int folio_wait_slice(Folio* folio, uint32_t flag, const uint32_t* seq) noexcept nogil:
+    """Sleeps for one slice at most while `flag` (LOCKED or WRITEBACK) is set in a folio. Returns 0 when it is not, -EINTR
+    after a signal, -EAGAIN otherwise.
+
+    seq: for who holds no reference, the folio's, whose change ends the wait too: it may be another one. A folio with such a
+    flag is not free, so the bit set here never lands in a free descriptor. NULL for who holds a reference: seq changes
+    with each write as well, which ends neither a lock nor a write-back."""
     cdef uint32_t state = load_acquire_u32(&folio.state)
     cdef int r
-    while state & flag and load_acquire_u32(&folio.seq) == seq:
+    while state & flag and folio_seq_is(folio, seq):
         if state & FOLIO_WAITERS or cas_acq_rel_u32(&folio.state, &state, state | FOLIO_WAITERS):
             r = futex_wait(&folio.state, state | FOLIO_WAITERS, WAIT_SLICE_NS)
-            if not folio_test(folio, flag) or load_acquire_u32(&folio.seq) != seq:
+            if not folio_test(folio, flag) or not folio_seq_is(folio, seq):
                 return 0
             return -EINTR if r == -EINTR else -EAGAIN
     return 0

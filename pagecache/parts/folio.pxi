@@ -190,7 +190,7 @@ cdef class Folio:
             self.put()
         while True:
             with nogil:
-                r = folio_wait_slice(folio, flag, seq)
+                r = folio_wait_slice(folio, flag, &seq if drop else NULL)
             if r == 0:
                 return None
             PyErr_CheckSignals()

@@ -147,7 +147,7 @@ cdef void read_pinned(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
         return
     seq = load_acquire_u32(&folio.seq)
     if not folio_test(folio, FOLIO_UPTODATE):
-        folio_wait_slice(folio, FOLIO_LOCKED, seq)
+        folio_wait_slice(folio, FOLIO_LOCKED, NULL)
     first = folio_index(folio)
     if folio_test(folio, FOLIO_READAHEAD):
         folio_clear(folio, FOLIO_READAHEAD)

@@ -38,12 +38,11 @@ cdef Folio* next_folio(Work* work, uint32_t m, uint64_t start) noexcept nogil:
 cdef void remove_from(Worker* worker, uint32_t m, uint64_t start) noexcept nogil:
     """Removes all folios from a page on; what reaches over the edge is split there. invalidate_lock is held."""
     cdef Work* work = worker.work
-    cdef uint32_t number = work.files[m].number, seq
+    cdef uint32_t number = work.files[m].number
     cdef Folio* folio = next_folio(work, m, start)
     while folio != NULL:
         folio_lock_uninterruptible(folio)
-        seq = load_acquire_u32(&folio.seq)
-        while folio_mapping(folio) == number and folio_wait_slice(folio, FOLIO_WRITEBACK, seq) != 0:
+        while folio_mapping(folio) == number and folio_wait_slice(folio, FOLIO_WRITEBACK, NULL) != 0:
             pass
         if folio_mapping(folio) == number:
             if folio_index(folio) >= start:

@@ -87,7 +87,7 @@ cdef void write_back(Worker* worker, uint32_t m, uint64_t start, uint64_t last, 
         start = folio_index(folio) + folio_nr_pages(folio)
         folio_lock_uninterruptible(folio)
         while mark == MARK_TOWRITE and folio_mapping(folio) == file.number and folio_test(folio, FOLIO_WRITEBACK):
-            folio_wait_slice(folio, FOLIO_WRITEBACK, load_acquire_u32(&folio.seq))
+            folio_wait_slice(folio, FOLIO_WRITEBACK, NULL)
         if not folio_wants_writeback(folio, file.number):
             folio_unlock(&work.seg, folio)
             folio_put(&work.seg, folio)
@@ -131,7 +131,7 @@ cdef void sync_pages(Worker* worker, uint32_t m) noexcept nogil:
     cdef File* file = &work.files[m]
     cdef Mapping* mapping = &work.seg.mappings[file.number]
     cdef uint32_t[256] low
-    cdef uint32_t cuts = load_acquire_u32(&file.cuts), page, seq
+    cdef uint32_t cuts = load_acquire_u32(&file.cuts), page
     cdef uint64_t start = 0, word
     cdef Folio* folio
     for page in range(NR_PAGES):
@@ -143,8 +143,7 @@ cdef void sync_pages(Worker* worker, uint32_t m) noexcept nogil:
         if folio == NULL:
             break
         start = folio_index(folio) + folio_nr_pages(folio)
-        seq = load_acquire_u32(&folio.seq)
-        while folio_wait_slice(folio, FOLIO_WRITEBACK, seq) != 0:
+        while folio_wait_slice(folio, FOLIO_WRITEBACK, NULL) != 0:
             pass
         folio_put(&work.seg, folio)
     if errseq_check_and_advance(&mapping.wb_err, &worker.since[m]) != 0:
