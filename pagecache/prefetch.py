@@ -32,10 +32,14 @@ class Prefetch:
         self._step = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
         self._chunks = deque(range(first, last + 1, self._step))
         self._end = last + 1
-        if self._chunks:
-            mapping.extra.prefetches.add(self)
-        for _ in range(min(len(self._chunks), mapping.extra.hints.parallel_requests)):
-            workers.caller_pool.run(self._read_chunks)
+        try:
+            if self._chunks:
+                mapping.extra.prefetches.add(self)
+            for _ in range(min(len(self._chunks), mapping.extra.hints.parallel_requests)):
+                workers.caller_pool.run(self._read_chunks)
+        except BaseException:  # a signal: there may be nobody to read it, and there is nobody to wait for it
+            self.cancel()
+            raise
 
     def _read_chunks(self) -> None:
         while True:

@@ -7,6 +7,7 @@ from remote_stores import CountingStore, HangingStore, wait_all_read
 from support import HAS_GIL, PAGE, PATIENCE_S, Crew, FaultyStore, Store, pages_of, wait_until
 
 import pagecache
+from pagecache import workers
 
 NR_PAGES = 128
 DATA = pages_of(NR_PAGES * PAGE)
@@ -87,6 +88,21 @@ class TestPrefetch:
         assert (prefetch.done, prefetch.progress) == (False, 0.0)
         store.go_on.set()
         assert prefetch.wait(PATIENCE_S)
+
+    def test_one_that_a_signal_interrupts_as_it_begins_is_not_waited_for(self, file, store, monkeypatch):
+        kept = []
+
+        def interrupted(task):
+            kept.append(task)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(workers.caller_pool, "run", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                file.prefetch()
+        assert file.inode.wait_idle(0)
+        kept[0]()  # a worker that comes by later
+        assert store.requests == []
 
     def test_cancelled_skips_what_has_not_begun(self, hanging):
         file, store = hanging
