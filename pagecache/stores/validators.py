@@ -69,6 +69,19 @@ def version_of(info: Mapping[str, Any], name: str, checked_at: float) -> Version
     return Version(info["size"], validator_of(info), etag, modified and str(modified), checked_at)
 
 
+def is_proved(etag: str | None, modified: str | None, version: Version) -> bool:
+    """Whether an answer says that it is of this version. Raises ChangedError if it says the contrary."""
+    if etag and version.etag:
+        if etag != version.etag:
+            raise ChangedError
+        return True
+    if modified and version.last_modified:
+        if modified != version.last_modified:
+            raise ChangedError
+        return True
+    return False
+
+
 def checked_recheck(recheck: Any) -> bool | str | float:
     """Return a `recheck` argument. Raises ValueError and TypeError for what is none."""
     if isinstance(recheck, bool) or recheck == "open":

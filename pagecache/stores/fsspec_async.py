@@ -1,0 +1,28 @@
+"""How a range of an object is read from a file system of fsspec that has coroutines, but no conditional requests."""
+
+from typing import Any
+
+from pagecache.stores.destination import Destination
+from pagecache.stores.fsspec_sync import SyncRanges, fresh_options
+from pagecache.stores.validators import Version
+
+
+class AsyncRanges(SyncRanges):
+    """File systems with coroutines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parallel = True
+
+    def info(self, store: Any) -> dict[str, Any]:
+        """Return what the file system says about the object now."""
+        fs, path = store.fs, store.path
+        return store.run(fs._info(path, **fresh_options(fs, fs._info, path)))
+
+    def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
+        """Fill the destination from byte `start`; whether the bytes are known to be of this version."""
+        return bool(store.run(self._fetch(store, version, start, destination), destination))
+
+    async def _fetch(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
+        destination.put(await store.fs._cat_file(store.path, start=start, end=start + destination.wanted))
+        return False

@@ -1,0 +1,64 @@
+"""How a range of an object is read from a file system of fsspec that has no coroutines.
+
+Each kind of file system has `info` and `read`; `read` says whether the answer proves that the bytes are of the version
+asked for.
+"""
+
+import inspect
+from typing import Any
+
+from pagecache.stores.destination import Destination
+from pagecache.stores.validators import Version
+
+
+class SyncRanges:
+    """File systems without coroutines: one request at a time, unless they are local."""
+
+    conditional = False
+
+    def __init__(self, remote: bool = True):
+        self.remote = remote
+        self.parallel = not remote
+
+    def info(self, store: Any) -> dict[str, Any]:
+        """Return what the file system says about the object now."""
+        fs, path = store.fs, store.path
+        return fs.info(path, **fresh_options(fs, fs.info, path))
+
+    def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
+        """Fill the destination from byte `start`; whether the bytes are known to be of this version."""
+        end = start + destination.wanted
+        if _reads_ranges(store.fs):
+            destination.put(store.fs.cat_file(store.path, start=start, end=end))
+            return False
+        with _open_unbuffered(store.fs, store.path) as file:
+            file.seek(start)
+            while not destination.full:
+                data = file.read(min(destination.wanted - destination.done, store.max_request))
+                if not data:
+                    break
+                destination.put(data)
+        return False
+
+
+def fresh_options(fs: Any, function: Any, path: str) -> dict[str, Any]:
+    """Return the arguments that keep `info` from answering out of the file system's listings."""
+    if "refresh" in inspect.signature(function).parameters:
+        return {"refresh": True}
+    if getattr(fs, "dircache", None):
+        fs.invalidate_cache(path)
+    return {}
+
+
+def _reads_ranges(fs: Any) -> bool:
+    """Whether `cat_file` is the file system's own, and not one that opens a file with readahead."""
+    from fsspec import AbstractFileSystem
+
+    return type(fs).cat_file is not AbstractFileSystem.cat_file
+
+
+def _open_unbuffered(fs: Any, path: str) -> Any:
+    try:
+        return fs.open(path, "rb", cache_type="none")
+    except TypeError:  # files that are no AbstractBufferedFile take no cache_type
+        return fs.open(path, "rb")
