@@ -21,7 +21,7 @@ from cluster_scan import BLOCK_BYTES, READ_BYTES
 from dask_workers import DaskWorkers
 from http_server import ObjectServer
 
-from pagecache.sizes import parse_size
+from pagecache.units import parse_size
 
 
 def timed_reads(url: str) -> tuple[bytes, list[float], dict[str, Any]]:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import mmh3
 from http_server import ObjectServer
 
-from pagecache.sizes import parse_size
+from pagecache.units import parse_size
 
 READ_BYTES = 1 << 20
 BLOCK_BYTES = 5 * 2**20  # fsspec's default

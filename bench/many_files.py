@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pagecache
-from pagecache.sizes import parse_size
-from pagecache.window import BUDGET_SHARE, MIN_WINDOW_PAGES
+from pagecache.units import parse_size
+from pagecache.readahead.window import BUDGET_SHARE, MIN_WINDOW_PAGES
 
 PAGE_SIZE = 4096
 

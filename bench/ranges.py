@@ -17,7 +17,7 @@ from pathlib import Path
 from scan_direct import make_file
 
 import pagecache
-from pagecache.sizes import parse_size
+from pagecache.units import parse_size
 
 RANGE_BYTES = 4096
 SIDES = ("one by one, io=auto", "in one call, io=io_uring", "in one call, io=threads")

@@ -18,7 +18,7 @@ from functools import partial
 from throttled import ThrottledStore
 
 import pagecache
-from pagecache.sizes import parse_size
+from pagecache.units import parse_size
 
 SCAN_READ_BYTES = 128 * 1024
 RANDOM_READ_BYTES = 4096

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pagecache
-from pagecache.sizes import parse_size
+from pagecache.units import parse_size
 
 READ_BYTES = 128 * 1024
 OURS = {

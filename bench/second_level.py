@@ -25,7 +25,7 @@ from value_servers import ValueServer, memcached_program, valkey_program
 
 import pagecache
 from pagecache.adapters.valkey import SecondLevel, TieredStore
-from pagecache.sizes import format_size, parse_size
+from pagecache.units import format_size, parse_size
 
 SCAN_READ_BYTES = 128 * 1024
 RANDOM_READS = 300

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pagecache
-from pagecache.sizes import parse_size
+from pagecache.units import parse_size
 
 MIB = 1 << 20
 BLOCK = 64 * 1024

@@ -10,8 +10,8 @@
 from pagecache import filemap, mm, readahead, stores, truncate, writeback
 from pagecache._core import CacheFullError, XArray
 from pagecache.cache import PageCache, default_cache
-from pagecache.chosen_cache import using
-from pagecache.file import (
+from pagecache.default import using
+from pagecache.files.file import (
     ACCESS_COPY,
     ACCESS_DEFAULT,
     ACCESS_READ,
@@ -26,10 +26,10 @@ from pagecache.file import (
     File,
 )
 from pagecache.headers import get_include
-from pagecache.live import serve_stats
-from pagecache.stats import FileStats, Stats
+from pagecache.stats.server import serve_stats
+from pagecache.stats.numbers import FileStats, Stats
 from pagecache.stores import BackingStore, FileStore, FsspecStore, MemoryStore, ObspecStore
-from pagecache.versioned_file import VersionedFile
+from pagecache.files.versioned import VersionedFile
 
 __version__ = "0.1.0"
 __all__ = [

@@ -11,20 +11,24 @@ from typing import Any
 
 import mmh3
 
-from pagecache import chosen_cache, live, truncate, window, workers
+from pagecache import truncate
+from pagecache import default
+from pagecache.readahead import window
+from pagecache.requests import workers
+from pagecache.stats import server as live
 from pagecache._core import Mutex, Segment
-from pagecache.file import File
-from pagecache.file_writes import DURABILITY
-from pagecache.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
-from pagecache.inode import LAST_PAGE, Inode, Streams, is_writable
-from pagecache.recorder import RecordedFile, Recorder
+from pagecache.files.file import File
+from pagecache.files.writing import DURABILITY
+from pagecache.writeback.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
+from pagecache.files.inode import LAST_PAGE, Inode, Streams, is_writable
+from pagecache.files.recorded import RecordedFile, Recorder
 from pagecache.shares import Shares
-from pagecache.sizes import budget_pages, format_size, parse_size
-from pagecache.sources import SourceTotals
-from pagecache.stats import Stats, read_stats
+from pagecache.units import budget_pages, format_size, parse_size
+from pagecache.stats.sources import SourceTotals
+from pagecache.stats.numbers import Stats, read_stats
 from pagecache.stores import FileStore
 from pagecache.stores.validators import checked_recheck, max_age_of
-from pagecache.versioned_file import VersionedFile
+from pagecache.files.versioned import VersionedFile
 from pagecache.weak_members import WeakMembers
 
 PAGE_SIZE = 4096

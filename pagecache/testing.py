@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pagecache.cache import PageCache
-from pagecache.inode import is_writable
+from pagecache.files.inode import is_writable
 from pagecache.stores import BackingStore, hints_of
 
 PAGE = 4096

@@ -9,7 +9,7 @@ import pytest
 from support import PAGE, Crew, Store, assert_nothing_is_held, checked_cache, nr_descriptors, pages_of
 
 import pagecache
-from pagecache import sizes
+from pagecache import units
 
 MIB = 1024 * 1024
 
@@ -383,7 +383,7 @@ class TestDefaultCache:
     def test_is_a_quarter_of_memory_by_default(self, monkeypatch):
         monkeypatch.delenv("PAGECACHE_SIZE", raising=False)
         with pagecache.default_cache() as cache:
-            assert cache.size == pytest.approx(sizes.memory_limit() / 4, abs=PAGE)
+            assert cache.size == pytest.approx(units.memory_limit() / 4, abs=PAGE)
 
     def test_is_one_for_threads_that_come_at_once(self, monkeypatch):
         monkeypatch.setenv("PAGECACHE_SIZE", "1MiB")

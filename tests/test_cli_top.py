@@ -14,7 +14,7 @@ import pytest
 from fuse_mount import Mount, needs_fuse
 
 import pagecache
-from pagecache import live
+from pagecache.stats import server as live
 from pagecache.cli import EXIT_USAGE, main, top, top_screen
 
 PAGE = 4096

@@ -15,7 +15,7 @@ from test_signals import interrupted
 from write_steps import Fault, Gate, WritableStore, dirty_pages, fill_dirty
 
 import pagecache
-from pagecache.flusher import busy_flushers
+from pagecache.writeback.flusher import busy_flushers
 
 DATA = pages_of(8 * PAGE)
 EIO = OSError(errno.EIO, "broken")

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support import PAGE, PATIENCE_S, STRESS, assert_nothing_is_held
 
 import pagecache
-from pagecache import fill
+from pagecache.requests import fill
 from pagecache._core import CacheFullError
 
 MAX_PAGES = 40

@@ -5,7 +5,7 @@ from collections import deque
 import pytest
 from support import PAGE, FaultyStore, Store, add_page, pages_of
 
-from pagecache.neighbourhood import (
+from pagecache.readahead.neighbourhood import (
     BLOCK_PAGES,
     DENSE_PART,
     GROWTH,

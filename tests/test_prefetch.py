@@ -7,7 +7,7 @@ from remote_stores import CountingStore, HangingStore, wait_all_read
 from support import HAS_GIL, PAGE, PATIENCE_S, Crew, FaultyStore, Store, pages_of, wait_until
 
 import pagecache
-from pagecache import workers
+from pagecache.requests import workers
 
 NR_PAGES = 128
 DATA = pages_of(NR_PAGES * PAGE)

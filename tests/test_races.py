@@ -135,7 +135,7 @@ class TestReadAgainstTruncate:
                 batch = mapping.new_batch(8)
                 mapping.size = 9 * PAGE + 10
                 assert batch.extend(15, 2, -1, 0) == 0
-                pagecache.submit.read_now(mapping, batch)
+                pagecache.requests.submit.read_now(mapping, batch)
             folio = mapping.get_folio(8)
             assert folio.tobytes() == data[8 * PAGE : 9 * PAGE + 10] + bytes(3 * PAGE - 10)
             assert mapping.get_folio(12).tobytes() == bytes(4 * PAGE)

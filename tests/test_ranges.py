@@ -7,7 +7,7 @@ from remote_stores import CountingStore, wait_all_read
 from support import PAGE, FaultyStore, Store, assert_nothing_is_held, few, pages_of
 
 import pagecache
-from pagecache.ranges import groups_of, missing_runs
+from pagecache.files.ranges import groups_of, missing_runs
 
 NR_PAGES = 64
 DATA = pages_of(NR_PAGES * PAGE - 1000)

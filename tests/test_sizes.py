@@ -5,7 +5,7 @@ import os
 import numpy
 import pytest
 
-from pagecache import sizes
+from pagecache import units
 
 MIB = 1024 * 1024
 
@@ -20,31 +20,31 @@ class TestSizes:
         ],
     )  # fmt: skip
     def test_text_is_read_with_its_unit(self, text, nbytes):
-        assert sizes.parse_size(text) == nbytes
+        assert units.parse_size(text) == nbytes
 
     @pytest.mark.parametrize("number", [8192, numpy.int64(8192), numpy.uint16(8192)])
     def test_number_is_bytes(self, number):
-        assert sizes.parse_size(number) == 8192
-        assert type(sizes.parse_size(number)) is int
+        assert units.parse_size(number) == 8192
+        assert type(units.parse_size(number)) is int
 
     @pytest.mark.parametrize("text", ["", "MiB", "-1", "-5MiB", "1e6", "12 parsecs", "1 2", "nan", "0x10", "5%%", "1,5MiB"])
     def test_text_that_is_no_size_is_named(self, text):
         with pytest.raises(ValueError) as caught:
-            sizes.parse_size(text)
+            units.parse_size(text)
         assert repr(text) in str(caught.value) or repr(text.split()[-1]) in str(caught.value)
 
     @pytest.mark.parametrize("value", [None, 1.5, True, b"1MiB", [4096], numpy.float64(4096)])
     def test_other_types_are_refused(self, value):
         with pytest.raises(TypeError, match="size must be"):
-            sizes.parse_size(value)
+            units.parse_size(value)
 
     def test_more_than_all_memory_is_refused(self):
         with pytest.raises(ValueError, match="more than all memory"):
-            sizes.parse_size("101%")
+            units.parse_size("101%")
 
     def test_format_and_parse_agree(self):
         for nbytes in (1, 4096, 3 * MIB // 2, 5 * 1024 * MIB):
-            assert sizes.parse_size(sizes.format_size(nbytes)) == nbytes
+            assert units.parse_size(units.format_size(nbytes)) == nbytes
 
 
 class TestMemoryLimit:
@@ -57,8 +57,8 @@ class TestMemoryLimit:
                 path = tmp_path / name.lstrip("/")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
-            monkeypatch.setattr(sizes, "Path", lambda path: tmp_path / str(path).lstrip("/"))
-            return sizes.memory_limit()
+            monkeypatch.setattr(units, "Path", lambda path: tmp_path / str(path).lstrip("/"))
+            return units.memory_limit()
 
         return limit_with
 
@@ -89,5 +89,5 @@ class TestMemoryLimit:
 
     def test_percentage_is_of_the_limit(self, limit_with):
         limit_with({"/sys/fs/cgroup/memory.max": str(400 * MIB)})
-        assert sizes.parse_size("25%") == 100 * MIB
-        assert sizes.parse_size("0.5%") == 2 * MIB
+        assert units.parse_size("25%") == 100 * MIB
+        assert units.parse_size("0.5%") == 2 * MIB

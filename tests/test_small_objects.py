@@ -12,9 +12,10 @@ from remote_stores import wait_all_read
 from support import PAGE, FaultyStore, ShortStore, Store, add_page, assert_nothing_is_held, few, pages_of
 
 import pagecache
-from pagecache import submit, window
-from pagecache.neighbourhood import BLOCK_PAGES, PROBE_PAGES, SMALL_SHARE
-from pagecache.ranges import missing_runs
+from pagecache.readahead import window
+from pagecache.requests import submit
+from pagecache.readahead.neighbourhood import BLOCK_PAGES, PROBE_PAGES, SMALL_SHARE
+from pagecache.files.ranges import missing_runs
 
 NR_PAGES = 1800
 DATA = pages_of(NR_PAGES * PAGE - 1000)

@@ -8,7 +8,7 @@ from support import PAGE, Store, pages_of
 import pagecache
 from pagecache.adapters.metrics import METRICS
 from pagecache.cli import main, stat
-from pagecache.sources import SOURCES, counts_of, shown_counts
+from pagecache.stats.sources import SOURCES, counts_of, shown_counts
 
 DATA = pages_of(16 * PAGE)
 

@@ -12,8 +12,8 @@ from support import PAGE, Store
 import pagecache
 from pagecache.cli import EXIT_USAGE, main
 from pagecache.cli import trace as verb
-from pagecache.recorder import write_trace
-from pagecache.trace import POLICIES, read_trace, run_policy
+from pagecache.files.recorded import write_trace
+from pagecache.stats.trace import POLICIES, read_trace, run_policy
 
 
 def npy(values, kind):

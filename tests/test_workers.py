@@ -11,8 +11,8 @@ import threading
 import pytest
 from support import PATIENCE_S, STRESS, Crew, wait_until
 
-from pagecache import workers
-from pagecache.workers import Channel, WorkerPool
+from pagecache.requests import workers
+from pagecache.requests.workers import Channel, WorkerPool
 
 
 class Interrupted(BaseException):
@@ -162,11 +162,11 @@ class TestPool:
             "import os, pagecache, threading\n"
             "cache = pagecache.PageCache('1MiB')\n"
             "done = threading.Event()\n"
-            "pagecache.workers.shared_pool.run(done.set); done.wait()\n"
+            "pagecache.requests.workers.shared_pool.run(done.set); done.wait()\n"
             "pid = os.fork()\n"
             "if pid == 0:\n"
             "    done = threading.Event()\n"
-            "    pagecache.workers.shared_pool.run(done.set)\n"
+            "    pagecache.requests.workers.shared_pool.run(done.set)\n"
             "    os._exit(0 if done.wait(20) else 1)\n"
             "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
         )

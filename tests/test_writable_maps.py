@@ -374,7 +374,7 @@ class TestPrivate:
             assert cache.stats().nr_pinned == 0
 
     def test_no_frame_for_a_copy_is_a_clear_error(self, make_cache, store, monkeypatch):
-        monkeypatch.setattr(pagecache.fill, "ALLOCATION_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(pagecache.requests.fill, "ALLOCATION_TIMEOUT_S", 0.1)
         cache = make_cache(4 * PAGE)
         with cache.open(store) as file, file.mmap(access=mm.ACCESS_COPY) as mapped:
             with pytest.raises(pagecache.CacheFullError, match="pinned"):

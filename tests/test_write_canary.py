@@ -8,7 +8,7 @@ import pytest
 from support import PAGE, WAYS, Store, assert_nothing_is_held, read
 
 import pagecache
-from pagecache import fill
+from pagecache.requests import fill
 
 CANARY = 0xCA  # no other byte of these tests has this value
 NR_PAGES = 40

@@ -14,7 +14,8 @@ from remote_stores import HangingStore
 from support import PAGE, PATIENCE_S, STRESS, Crew, wait_until
 
 import pagecache
-from pagecache import fill, truncate, writeback
+from pagecache import truncate, writeback
+from pagecache.requests import fill
 
 SIZE = 24 * PAGE
 NR_RACES = 20_000 if STRESS else 200

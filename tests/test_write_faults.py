@@ -8,7 +8,8 @@ from failing_store import UNIT, FailingStore
 from support import PAGE
 
 import pagecache
-from pagecache import CacheFullError, fill, writeback
+from pagecache import CacheFullError, writeback
+from pagecache.requests import fill
 
 SIZE = 24 * PAGE
 ERRORS = (errno.EIO, errno.ENOSPC)

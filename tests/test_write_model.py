@@ -13,7 +13,7 @@ from support import PAGE, PATIENCE_S, STRESS, Crew, assert_nothing_is_held, asse
 from test_model import ADVICE, lengths, picks, positions, random_bytes, sizes
 
 import pagecache
-from pagecache import fill
+from pagecache.requests import fill
 
 PRIVATE_FRAMES_MIN = 16  # with fewer frames private copies, which are pinned, could be all there is
 PRIVATE_PAGES_MAX = 4

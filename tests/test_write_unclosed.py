@@ -12,7 +12,7 @@ import pytest
 from support import PAGE, PATIENCE_S, Crew, wait_until
 
 import pagecache
-from pagecache.flusher import busy_flushers
+from pagecache.writeback.flusher import busy_flushers
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed cached file:ResourceWarning")
 

@@ -31,7 +31,7 @@ except ImportError as missing:
 from pagecache.adapters.metrics import METRICS
 from pagecache.adapters.peers import Member, PeerGroup
 from pagecache.cache import PageCache
-from pagecache.chosen_cache import using
+from pagecache.default import using
 
 NAME = "pagecache"
 JOIN = "pagecache_join"

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 
 from pagecache.adapters.objects import Objects
-from pagecache.file import File
+from pagecache.files.file import File
 
 PROTOCOL = "pagecache"
 

@@ -21,9 +21,9 @@ from fsspec.implementations.chained import ChainedFileSystem
 from pagecache.adapters.fsspec_cache_type import PageCacheType
 from pagecache.adapters.fsspec_delegation import Delegation
 from pagecache.adapters.fsspec_handles import Handles
-from pagecache.asyncio_reads import in_worker
+from pagecache.files.aio import in_worker
 from pagecache.cache import PageCache, default_cache, forget_everywhere
-from pagecache.sizes import parse_size
+from pagecache.units import parse_size
 from pagecache.stores.fsspec import FsspecStore, identity_of, own_instance
 from pagecache.stores.validators import checked_recheck
 

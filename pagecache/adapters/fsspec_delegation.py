@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from pagecache.asyncio_reads import in_worker
+from pagecache.files.aio import in_worker
 
 
 class WrittenFile:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pagecache.cache import PageCache, default_cache
-from pagecache.stats import PAGE_SIZE, Stats
+from pagecache.stats.numbers import PAGE_SIZE, Stats
 
 Caches = PageCache | Mapping[str, PageCache] | None
 

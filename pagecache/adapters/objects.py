@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pagecache._core import Mutex
-from pagecache.file import File
+from pagecache.files.file import File
 
 MAX_OBJECTS = 1024
 

@@ -19,7 +19,7 @@ from typing import Any
 from rasterio.abc import MultiByteRangeResourceContainer
 
 from pagecache.adapters.objects import Objects
-from pagecache.file import File
+from pagecache.files.file import File
 
 SIDE_FILES = (".aux", ".aux.xml", ".msk", ".ovr")  # what GDAL tries to open where it cannot list a directory
 READ_ONLY = "rasters are read through the cache, not changed"

@@ -16,7 +16,7 @@ from zarr.storage import WrapperStore
 
 from pagecache.adapters.zarr_source import PAGE_SIZE, Answer, run_blocking, source_of
 from pagecache.adapters.zarr_values import LoadCancelled, Value, Values
-from pagecache.asyncio_reads import in_worker
+from pagecache.files.aio import in_worker
 
 MISS = object()
 INLINE_BYTES_MAX = 1024 * 1024  # what is copied into the cache by the thread of the event loop

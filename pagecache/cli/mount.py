@@ -7,7 +7,7 @@ import sys
 
 import pagecache
 from pagecache.cli.stat import parse_options
-from pagecache.sizes import format_size
+from pagecache.units import format_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pagecache.cli import residency
-from pagecache.sizes import format_size
+from pagecache.units import format_size
 
 if TYPE_CHECKING:
     from pagecache.cli.demo import Outcome, Pass

@@ -9,7 +9,7 @@ from typing import Any
 
 import pagecache
 from pagecache.cli.stat import parse_options
-from pagecache.sizes import format_size
+from pagecache.units import format_size
 
 EXIT_SQL = 1
 

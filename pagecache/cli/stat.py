@@ -13,7 +13,7 @@ from typing import Any
 import pagecache
 from pagecache.cli import report, residency
 from pagecache.cli.progress import Progress
-from pagecache.sizes import format_size, parse_size
+from pagecache.units import format_size, parse_size
 
 READ_BYTES = 1024 * 1024
 JSON_CELLS_MAX = 256

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pagecache import live
+from pagecache.stats import server as live
 from pagecache.cli import top_screen
 
 CELLS_PER_FILE = 60

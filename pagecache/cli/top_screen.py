@@ -3,7 +3,7 @@
 from typing import Any
 
 from pagecache.cli import residency
-from pagecache.sizes import format_size
+from pagecache.units import format_size
 
 PAGE_SIZE = 4096
 PLAIN_COLUMNS = 100

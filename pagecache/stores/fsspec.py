@@ -19,7 +19,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from pagecache._core import Mutex
-from pagecache.sizes import parse_size
+from pagecache.units import parse_size
 from pagecache.stores import fsspec_ranges
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pagecache._core import Mutex
-from pagecache.sizes import parse_size
+from pagecache.units import parse_size
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of

@@ -9,7 +9,7 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from pagecache.adapters import arrow as adapter  # noqa: E402
-from pagecache.file import VIEW_BYTES_MIN  # noqa: E402
+from pagecache.files.file import VIEW_BYTES_MIN  # noqa: E402
 
 
 @pytest.fixture

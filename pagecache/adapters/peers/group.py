@@ -24,7 +24,7 @@ from pagecache.adapters.peers.objects import Resolver, ServedObjects, UrlResolve
 from pagecache.adapters.peers.protocol import Request
 from pagecache.adapters.peers.server import PageServer, RefusedError, Views
 from pagecache.adapters.peers.store import PeerStore
-from pagecache.sizes import parse_size
+from pagecache.units import parse_size
 
 REPLICATE = ("hot", "all", "none")
 EXTENT_BYTES_MIN, EXTENT_BYTES_MAX = 64 * 1024, 64 * 1024 * 1024

@@ -17,7 +17,7 @@ import mmh3
 
 from pagecache.adapters.peers import protocol
 from pagecache.adapters.peers.server import RefusedError
-from pagecache.file import FADV_RANDOM
+from pagecache.files.file import FADV_RANDOM
 
 OPEN_MAX = 256
 OPENING_MAX = 64  # objects that are opened at once

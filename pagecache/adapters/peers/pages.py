@@ -3,7 +3,7 @@
 import errno
 from typing import Any
 
-from pagecache import fill, submit
+from pagecache.requests import fill, submit
 from pagecache._core import CacheFullError
 from pagecache.adapters.peers import protocol
 from pagecache.adapters.peers.server import RefusedError, Views

@@ -25,10 +25,10 @@ from pagecache import _core, writeback
 from pagecache.adapters.sqlite import locks
 from pagecache.adapters.sqlite.errors import io_error
 from pagecache.adapters.sqlite.locks import NONE, SHARED, Holder, ObjectLock
-from pagecache.file import File
-from pagecache.inode import Inode
-from pagecache.neighbourhood import Locality
-from pagecache.writeback import WritebackControl
+from pagecache.files.file import File
+from pagecache.files.inode import Inode
+from pagecache.readahead.neighbourhood import Locality
+from pagecache.writeback.passes import WritebackControl
 
 COUNTERS = 24  # offset of the change counter and its neighbours (bytes)
 COUNTERS_SIZE = 16

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pagecache.adapters.valkey.extents import ObjectVersion
 from pagecache.adapters.valkey.level import Flight
-from pagecache.fill import release
+from pagecache.requests.fill import release
 
 if TYPE_CHECKING:
     from pagecache.adapters.valkey.store import TieredStore

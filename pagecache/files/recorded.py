@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pagecache._core import Mutex
-from pagecache.file import File
+from pagecache.files.file import File
 
 PAGE_SHIFT = 12
 OBJECT_SHIFT = 30  # pages of one object: 4 TiB

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pagecache import filemap, truncate, writeback
-from pagecache import ranges as _ranges
+from pagecache.files import ranges as _ranges
 from pagecache._core import CopyTarget, FileRaState, Folio
-from pagecache.asyncio_reads import finished, in_worker
-from pagecache.file_writes import FileWrites
-from pagecache.inode import Inode
-from pagecache.prefetch import Prefetch
-from pagecache.readahead import PAGE_SHIFT, PAGE_SIZE
-from pagecache.reopening import reduced
-from pagecache.stats import FileStats
+from pagecache.files.aio import finished, in_worker
+from pagecache.files.writing import FileWrites
+from pagecache.files.inode import Inode
+from pagecache.files.prefetch import Prefetch
+from pagecache.readahead.ondemand import PAGE_SHIFT, PAGE_SIZE
+from pagecache.files.reopening import reduced
+from pagecache.stats.numbers import FileStats
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
 FADV_NORMAL, FADV_RANDOM, FADV_SEQUENTIAL, FADV_WILLNEED, FADV_DONTNEED, FADV_NOREUSE = range(6)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pagecache._core import Mutex
-from pagecache.file import File
+from pagecache.files.file import File
 from pagecache.stores.validators import Version
 
 CHANGES_MAX = 8  # replacements during one read call after which it gives up
@@ -121,14 +121,14 @@ class VersionedFile:
 
     async def pread_async(self, nbytes: int, offset: int) -> bytes:
         """As File.pread_async; asking for the version waits in a worker, as a miss does."""
-        from pagecache.asyncio_reads import in_worker
+        from pagecache.files.aio import in_worker
 
         data = self.pread_cached(nbytes, offset)
         return data if data is not None else await in_worker(self.pread, nbytes, offset)
 
     async def preadinto_async(self, buffer: Any, offset: int) -> int:
         """As File.preadinto_async."""
-        from pagecache.asyncio_reads import in_worker
+        from pagecache.files.aio import in_worker
 
         return await in_worker(self.preadinto, buffer, offset)
 
@@ -211,7 +211,7 @@ class VersionedFile:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from pagecache.reopening import reduced
+        from pagecache.files.reopening import reduced
 
         on_change = "reload" if self._reloads else "error"
         recheck = True if self._max_age_s == 0 else "open" if self._max_age_s is None else self._max_age_s

@@ -8,7 +8,7 @@ than is wanted; for any other, 64 KiB.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pagecache import submit
+from pagecache.requests import submit
 from pagecache._core import AddressSpace
 
 PAGE_SHIFT = 12

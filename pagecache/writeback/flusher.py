@@ -15,10 +15,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from pagecache import _core, fill, workers
+from pagecache import _core
+from pagecache.requests import fill, workers
 from pagecache._core import Mutex, MutexGuard, Segment
-from pagecache.line import OWN_WRITES_MASK
-from pagecache.writeback import (
+from pagecache.requests.backing import OWN_WRITES_MASK
+from pagecache.writeback.passes import (
     LAST_PAGE,
     MARK_DIRTY,
     MARK_WRITEBACK,

@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pagecache import _core, fill, workers
+from pagecache import _core
+from pagecache.requests import fill, workers
 from pagecache._core import AddressSpace, EventCount, Folio, Mutex, Places, WritebackBatch
-from pagecache.fill import clear_frames
+from pagecache.requests.fill import clear_frames
 
 PAGE_SHIFT = 12
 LAST_PAGE = (1 << 52) - 1

@@ -8,7 +8,7 @@ engine's own threads or io_uring, without the GIL; stores written in Python by t
 import time
 from collections.abc import Iterator, Sequence
 
-from pagecache import fill
+from pagecache.requests import fill
 from pagecache._core import AddressSpace, FolioBatch
 
 PAGE_SHIFT = 12

@@ -4,8 +4,8 @@ import errno
 from typing import Any
 
 from pagecache._core import private_copy
-from pagecache.fill import CacheFullError, alloc_folio
-from pagecache.mm_types import (
+from pagecache.requests.fill import CacheFullError, alloc_folio
+from pagecache.mm.flags import (
     FAULT_FLAG_DEFAULT,
     FAULT_FLAG_ORIG_PTE_VALID,
     FAULT_FLAG_WRITE,
@@ -19,7 +19,7 @@ from pagecache.mm_types import (
     VM_SHARED,
     VmFault,
 )
-from pagecache.vma import VirtualMemoryArea
+from pagecache.mm.vma import VirtualMemoryArea
 
 PTRS_PER_PTE = 512  # pages one page table spans: areas begin at a multiple, windows are no larger
 

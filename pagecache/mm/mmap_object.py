@@ -10,10 +10,10 @@ from operator import index as _index
 from typing import Any
 
 from pagecache._core import Mutex, new_target
-from pagecache.memory_map import FAULT_AROUND_PAGES, MMAP_BASE, MemoryMap
-from pagecache.mm_types import *  # noqa: F403
-from pagecache.mm_types import PAGE_SIZE, BusError, MmapLock, VmFault
-from pagecache.page_faults import (
+from pagecache.mm.memory_map import FAULT_AROUND_PAGES, MMAP_BASE, MemoryMap
+from pagecache.mm.flags import *  # noqa: F403
+from pagecache.mm.flags import PAGE_SIZE, BusError, MmapLock, VmFault
+from pagecache.mm.page_faults import (
     do_cow_fault,
     do_fault_around,
     do_read_fault,
@@ -22,7 +22,7 @@ from pagecache.page_faults import (
     handle_fault,
     handle_mm_fault,
 )
-from pagecache.vma import FILE_OPERATIONS, MappedFile, VirtualMemoryArea, VmOperations, maps_of
+from pagecache.mm.vma import FILE_OPERATIONS, MappedFile, VirtualMemoryArea, VmOperations, maps_of
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
 ALLOCATIONGRANULARITY = PAGE_SIZE

@@ -5,9 +5,10 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-from pagecache import write, writeback
+from pagecache import writeback
+from pagecache.filemap import write
 from pagecache._core import CopySource, FileCore
-from pagecache.readahead import PAGE_SHIFT
+from pagecache.readahead.ondemand import PAGE_SHIFT
 
 DURABILITY = ("write-back", "write-through", "dsync", "sync")
 

@@ -8,18 +8,20 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from pagecache import _core, fill, truncate, workers, write, writeback
+from pagecache import _core, truncate, writeback
+from pagecache.filemap import write
+from pagecache.requests import fill, workers
 from pagecache._core import AddressSpace, Mutex, Segment
-from pagecache.copies import replicate_of
-from pagecache.flusher import is_dirty
-from pagecache.line import Line
-from pagecache.readahead import PAGE_SHIFT
-from pagecache.sources import SourceTotals, add_counts, counts_of
-from pagecache.stats import FileStats, read_file_stats
+from pagecache.requests.replicas import replicate_of
+from pagecache.writeback.flusher import is_dirty
+from pagecache.requests.backing import Line
+from pagecache.readahead.ondemand import PAGE_SHIFT
+from pagecache.stats.sources import SourceTotals, add_counts, counts_of
+from pagecache.stats.numbers import FileStats, read_file_stats
 from pagecache.stores.base import hints_of
-from pagecache.window import share_pages, wanted_pages, window_pages
-from pagecache.workers import Channel
-from pagecache.writeback import WritebackControl, own_write
+from pagecache.readahead.window import share_pages, wanted_pages, window_pages
+from pagecache.requests.workers import Channel
+from pagecache.writeback.passes import WritebackControl, own_write
 
 LAST_PAGE = (1 << 52) - 1
 SIZE_MAX = (1 << 63) - 1

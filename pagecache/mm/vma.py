@@ -10,13 +10,14 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pagecache import filemap, write
+from pagecache import filemap
+from pagecache.filemap import write
 from pagecache._core import AddressSpace, CopySource, CopyTarget, Mutex, PageTable, PrivatePage
-from pagecache.mm_types import PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VmFault
+from pagecache.mm.flags import PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VmFault
 from pagecache.weak_members import WeakMembers
 
 if TYPE_CHECKING:
-    from pagecache.memory_map import MemoryMap
+    from pagecache.mm.memory_map import MemoryMap
 
 
 class MappedFile:

@@ -8,7 +8,7 @@ from pagecache._core import EventCount, Mutex
 
 if TYPE_CHECKING:
     from pagecache._core import AddressSpace, Folio
-    from pagecache.memory_map import VirtualMemoryArea
+    from pagecache.mm.memory_map import VirtualMemoryArea
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT

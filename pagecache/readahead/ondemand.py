@@ -11,8 +11,8 @@ All sizes here are pages, unless a name says bytes.
 from typing import Any
 
 from pagecache._core import AddressSpace, FileRaState, Folio
-from pagecache.neighbourhood import block_pages, is_small, part_to_read, reads_around
-from pagecache.submit import ENOSPC, missing_batches, read_block, read_pages
+from pagecache.readahead.neighbourhood import block_pages, is_small, part_to_read, reads_around
+from pagecache.requests.submit import ENOSPC, missing_batches, read_block, read_pages
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT

@@ -11,9 +11,9 @@ import traceback
 import weakref
 from collections.abc import Callable, Sequence
 
-from pagecache import copies
+from pagecache.requests import replicas
 from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Segment
-from pagecache.line import holds_beside_own_writes
+from pagecache.requests.backing import holds_beside_own_writes
 
 ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that others hold for a moment
 SEQ_STEP = 2  # what a removal adds to a folio's sequence counter
@@ -153,7 +153,7 @@ def _read(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
             batch.end_read_filled()
             continue
         if mapping.extra.replicate != "all":
-            copies.mark_copies(mapping, batch)
+            replicas.mark_copies(mapping, batch)
         batch.end_read(size)
 
 

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from pagecache import submit, workers
+from pagecache.requests import submit, workers
 from pagecache._core import AddressSpace, EventCount, Mutex
 
 PAGE_SHIFT = 12

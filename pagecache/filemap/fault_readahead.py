@@ -7,7 +7,7 @@ the mmap lock if it may, and that many misses in a row turn reading around them 
 from typing import Any
 
 from pagecache._core import FileRaState, Folio
-from pagecache.mm_types import (
+from pagecache.mm.flags import (
     FAULT_FLAG_RETRY_NOWAIT,
     VM_EXEC,
     VM_HUGEPAGE,
@@ -16,7 +16,7 @@ from pagecache.mm_types import (
     VmFault,
     fault_flag_allow_retry_first,
 )
-from pagecache.readahead import (
+from pagecache.readahead.ondemand import (
     MAX_FOLIO_ORDER,
     MMAP_LOTSAMISS,
     page_cache_async_ra,

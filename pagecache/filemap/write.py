@@ -8,11 +8,12 @@ grows, while the folio is locked; what is dirty goes to the store later (`writeb
 import errno
 from typing import Any
 
-from pagecache import fill, mm_types
+from pagecache.mm import flags
+from pagecache.requests import fill
 from pagecache._core import AddressSpace, CopySource, Folio
-from pagecache.mm_types import VmFault
-from pagecache.readahead import MAX_FOLIO_ORDER, PAGE_SHIFT, PAGE_SIZE
-from pagecache.writeback import wait_for_dirty_room
+from pagecache.mm.flags import VmFault
+from pagecache.readahead.ondemand import MAX_FOLIO_ORDER, PAGE_SHIFT, PAGE_SIZE
+from pagecache.writeback.passes import wait_for_dirty_room
 
 ORDER_PART = 8  # a folio that is made for a write is at most this part of what may be dirty, and of the cache
 
@@ -148,18 +149,18 @@ def filemap_page_mkwrite(vmf: VmFault) -> int:
         folio.lock()
         if not folio.is_page_of(mapping, vmf.pgoff) or not folio.uptodate:
             folio.unlock()
-            return mm_types.VM_FAULT_NOPAGE
+            return flags.VM_FAULT_NOPAGE
         if folio.nr_pages > mapping.segment.dirty_limits[0] and not folio.dirty and folio.split(vmf.pgoff):
             folio.unlock()
-            return mm_types.VM_FAULT_NOPAGE
+            return flags.VM_FAULT_NOPAGE
         if folio.mark_dirty():
             if mapping.extra.hints.stable_writes:
                 folio.wait_writeback()
-            return mm_types.VM_FAULT_LOCKED
+            return flags.VM_FAULT_LOCKED
         folio.unlock()
         try:
             wait_for_dirty_room(mapping)
         except OSError as error:
-            bus_error = mm_types.BusError(error.errno, error.strerror)
+            bus_error = flags.BusError(error.errno, error.strerror)
             bus_error.__cause__ = error
-            return vmf.fail(mm_types.VM_FAULT_SIGBUS, bus_error)
+            return vmf.fail(flags.VM_FAULT_SIGBUS, bus_error)

@@ -12,7 +12,7 @@ from sortedcontainers import SortedDict
 
 from pagecache import readahead
 from pagecache._core import CopySource, CopyTarget, copy_source, new_target
-from pagecache.mm_types import (
+from pagecache.mm.flags import (
     FAULT_FLAG_DEFAULT,
     FAULT_FLAG_MISSED,
     FAULT_FLAG_RETRY_NOWAIT,
@@ -36,9 +36,9 @@ from pagecache.mm_types import (
     MmapLock,
     VmFault,
 )
-from pagecache.page_faults import PTRS_PER_PTE, handle_fault, not_writable
-from pagecache.vma import MappedFile, VirtualMemoryArea, maps_of
-from pagecache.writeback import balance_dirty_pages
+from pagecache.mm.page_faults import PTRS_PER_PTE, handle_fault, not_writable
+from pagecache.mm.vma import MappedFile, VirtualMemoryArea, maps_of
+from pagecache.writeback.passes import balance_dirty_pages
 
 FAULT_AROUND_PAGES = 16  # 64 KiB
 MMAP_BASE = 1 << 32  # address of the first area

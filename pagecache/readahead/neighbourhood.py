@@ -20,7 +20,7 @@ from collections import deque
 from typing import Any
 
 from pagecache._core import AddressSpace
-from pagecache.window import TRUSTED_GROWTH
+from pagecache.readahead.window import TRUSTED_GROWTH
 
 PAGE_SHIFT = 12
 BLOCK_PAGES = 64

@@ -7,11 +7,12 @@ come here: the file's own methods serve them.
 import errno
 from typing import Any
 
-from pagecache import copies, fill, mm_types
+from pagecache.mm import flags
+from pagecache.requests import fill, replicas
 from pagecache._core import AddressSpace, CopyTarget, FileRaState, Folio, FolioBatch
-from pagecache.mm_types import FaultWalk, VmFault
-from pagecache.mmap_readahead import do_async_mmap_readahead, do_sync_mmap_readahead, maybe_unlock_mmap_for_io
-from pagecache.readahead import MAX_FOLIO_ORDER, PAGE_SHIFT, page_cache_async_ra, page_cache_sync_ra
+from pagecache.mm.flags import FaultWalk, VmFault
+from pagecache.filemap.fault_readahead import do_async_mmap_readahead, do_sync_mmap_readahead, maybe_unlock_mmap_for_io
+from pagecache.readahead.ondemand import MAX_FOLIO_ORDER, PAGE_SHIFT, page_cache_async_ra, page_cache_sync_ra
 
 FGP_ACCESSED, FGP_LOCK, FGP_CREAT, FGP_WRITE, FGP_NOFS, FGP_NOWAIT = (1 << bit for bit in range(6))
 FGP_FOR_MMAP, FGP_STABLE, FGP_DONTCACHE = (1 << bit for bit in range(6, 9))
@@ -302,7 +303,7 @@ def filemap_fault(vmf: VmFault) -> int:
     walk = FaultWalk(vmf)
     try:
         result = _fault_lookup(vmf, walk)
-        if result & mm_types.VM_FAULT_NOPAGE:
+        if result & flags.VM_FAULT_NOPAGE:
             return result
         return result | _fault_fill(vmf, walk)
     except BaseException:
@@ -319,30 +320,30 @@ def _beyond_end(vmf: VmFault) -> int:
     mapping = vmf.vma.file.mapping
     reason = f"page {vmf.pgoff} is beyond the end of the file, which has {mapping.size} bytes now"
     text = f"cannot access {mapping.name} at offset {vmf.pgoff << PAGE_SHIFT}: {reason}"
-    return vmf.fail(mm_types.VM_FAULT_SIGBUS, mm_types.BusError(errno.EFAULT, text))
+    return vmf.fail(flags.VM_FAULT_SIGBUS, flags.BusError(errno.EFAULT, text))
 
 
 def _fault_lookup(vmf: VmFault, walk: FaultWalk) -> int:
     """Look for the page, and read ahead: around a miss, behind a marked hit. Returns MAJOR, NOPAGE or 0."""
     walk.folio = walk.mapping.get_folio(vmf.pgoff)
     if walk.folio is not None:
-        if not vmf.flags & mm_types.FAULT_FLAG_TRIED:
+        if not vmf.flags & flags.FAULT_FLAG_TRIED:
             walk.fpin = do_async_mmap_readahead(vmf, walk.folio)
         if not walk.folio.uptodate:
             walk.lock_mapping()
         return 0
     if _is_mapped_meanwhile(vmf):
-        return mm_types.VM_FAULT_NOPAGE
-    if not vmf.flags & mm_types.FAULT_FLAG_MISSED:
+        return flags.VM_FAULT_NOPAGE
+    if not vmf.flags & flags.FAULT_FLAG_MISSED:
         walk.mapping.segment.add_count("pgmajfault", 1)
         walk.fpin = do_sync_mmap_readahead(vmf)
-    return mm_types.VM_FAULT_MAJOR
+    return flags.VM_FAULT_MAJOR
 
 
 def _is_mapped_meanwhile(vmf: VmFault) -> bool:
     """Whether another thread has mapped the page of a locked area, so that this fault is no major one."""
     vma = vmf.vma
-    if not vmf.flags & mm_types.FAULT_FLAG_ORIG_PTE_VALID or not vma.flags & mm_types.VM_LOCKED:
+    if not vmf.flags & flags.FAULT_FLAG_ORIG_PTE_VALID or not vma.flags & flags.VM_LOCKED:
         return False
     return vma.page_table.present(vmf.pgoff)
 
@@ -389,7 +390,7 @@ def _fault_retry_find(vmf: VmFault, walk: FaultWalk) -> int:
                 if walk.fpin is not None:
                     return _out_retry(walk)
                 walk.unlock_mapping()
-                return vmf.fail(mm_types.VM_FAULT_OOM, error)
+                return vmf.fail(flags.VM_FAULT_OOM, error)
     return 0
 
 
@@ -438,9 +439,9 @@ def _fault_read(vmf: VmFault, walk: FaultWalk) -> int:
     if error is None:
         return 0
     walk.unlock_mapping()
-    bus_error = mm_types.BusError(error.errno, error.strerror)
+    bus_error = flags.BusError(error.errno, error.strerror)
     bus_error.__cause__ = error
-    return vmf.fail(mm_types.VM_FAULT_SIGBUS, bus_error)
+    return vmf.fail(flags.VM_FAULT_SIGBUS, bus_error)
 
 
 def _fault_finish(vmf: VmFault, walk: FaultWalk) -> int:
@@ -452,12 +453,12 @@ def _fault_finish(vmf: VmFault, walk: FaultWalk) -> int:
         walk.put_folio()
         return _beyond_end(vmf)
     vmf.folio, walk.folio = walk.folio, None
-    return mm_types.VM_FAULT_LOCKED
+    return flags.VM_FAULT_LOCKED
 
 
 def _out_retry(walk: FaultWalk) -> int:
     walk.give_back()
-    return mm_types.VM_FAULT_RETRY
+    return flags.VM_FAULT_RETRY
 
 
 def lock_folio_maybe_drop_mmap(vmf: VmFault, folio: Folio, fpin: Any) -> tuple[bool, Any]:
@@ -468,7 +469,7 @@ def lock_folio_maybe_drop_mmap(vmf: VmFault, folio: Folio, fpin: Any) -> tuple[b
     """
     if folio.trylock():
         return True, fpin
-    if vmf.flags & mm_types.FAULT_FLAG_RETRY_NOWAIT:
+    if vmf.flags & flags.FAULT_FLAG_RETRY_NOWAIT:
         return False, fpin
     fpin = maybe_unlock_mmap_for_io(vmf, fpin)
     folio.lock()
@@ -495,7 +496,7 @@ def filemap_map_pages(vmf: VmFault, start_pgoff: int, end_pgoff: int) -> int:
                 if not folio.workingset:
                     credit += after - index
                 if _map_folio_range(vmf, folio, index, after):
-                    result = mm_types.VM_FAULT_NOPAGE
+                    result = flags.VM_FAULT_NOPAGE
             finally:
                 folio.unlock()
                 folio.put()

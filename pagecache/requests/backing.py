@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from pagecache._core import AddressSpace, Mutex, own_write_word
-from pagecache.neighbourhood import PROBE_PAGES, Locality
+from pagecache.readahead.neighbourhood import PROBE_PAGES, Locality
 from pagecache.stores.base import StoreHints
 from pagecache.weak_members import WeakMembers
-from pagecache.window import is_far, request_bytes, speed_of
-from pagecache.workers import Channel
+from pagecache.readahead.window import is_far, request_bytes, speed_of
+from pagecache.requests.workers import Channel
 
 PAGE_SHIFT = 12
 OWN_WRITES_MASK = 0xFFFF
