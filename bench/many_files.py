@@ -3,7 +3,7 @@
     python bench/many_files.py [--files 1000] [--budget 64MiB] [--file-size 1MiB] [--read 4096] [--json]
 
 The ideal: every page is fetched once, in requests of a file's share of what windows may hold together (a quarter of the
-budget, as window.py says), or of one read, if that is larger. Memory is that of the process beyond what it had with all
+budget, as readahead/window.py says), or of one read, if that is larger. Memory is that of the process beyond what it had with all
 files open and nothing read; the frames are a part of it.
 """
 
@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pagecache
-from pagecache.units import parse_size
 from pagecache.readahead.window import BUDGET_SHARE, MIN_WINDOW_PAGES
+from pagecache.units import parse_size
 
 PAGE_SIZE = 4096
 

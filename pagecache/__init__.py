@@ -9,8 +9,8 @@
 
 from pagecache import filemap, mm, readahead, stores, truncate, writeback
 from pagecache._core import CacheFullError, XArray
-from pagecache.cache import PageCache, default_cache
-from pagecache.default import using
+from pagecache.cache import PageCache
+from pagecache.default import default_cache, using
 from pagecache.files.file import (
     ACCESS_COPY,
     ACCESS_DEFAULT,
@@ -25,11 +25,10 @@ from pagecache.files.file import (
     CacheStat,
     File,
 )
-from pagecache.headers import get_include
-from pagecache.stats.server import serve_stats
-from pagecache.stats.numbers import FileStats, Stats
-from pagecache.stores import BackingStore, FileStore, FsspecStore, MemoryStore, ObspecStore
 from pagecache.files.versioned import VersionedFile
+from pagecache.headers import get_include
+from pagecache.stats import FileStats, Stats, serve_stats
+from pagecache.stores import BackingStore, FileStore, FsspecStore, MemoryStore, ObspecStore
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,6 +1,5 @@
 """The cache: one memory budget, the objects that share it, and the files open on them."""
 
-import atexit
 import copy
 import errno
 import logging
@@ -12,26 +11,22 @@ from typing import Any
 import mmh3
 
 from pagecache import truncate
-from pagecache import default
-from pagecache.readahead import window
-from pagecache.requests import workers
-from pagecache.stats import server as live
 from pagecache._core import Mutex, Segment
 from pagecache.files.file import File
-from pagecache.files.writing import DURABILITY
-from pagecache.writeback.flusher import Flusher, busy_flushers, forget_after_fork, is_dirty
-from pagecache.files.inode import LAST_PAGE, Inode, Streams, is_writable
+from pagecache.files.inode import Inode, Streams, is_writable
 from pagecache.files.recorded import RecordedFile, Recorder
+from pagecache.files.versioned import VersionedFile
+from pagecache.files.writing import DURABILITY
 from pagecache.shares import Shares
-from pagecache.units import budget_pages, format_size, parse_size
-from pagecache.stats.sources import SourceTotals
+from pagecache.stats import server as live
 from pagecache.stats.numbers import Stats, read_stats
+from pagecache.stats.sources import SourceTotals
 from pagecache.stores import FileStore
 from pagecache.stores.validators import checked_recheck, max_age_of
-from pagecache.files.versioned import VersionedFile
+from pagecache.units import LAST_PAGE, PAGE_SIZE, budget_pages, format_size, parse_size
 from pagecache.weak_members import WeakMembers
+from pagecache.writeback.flusher import Flusher, is_dirty
 
-PAGE_SIZE = 4096
 MODES = ("rb", "r+b", "w+b", "x+b", "ab", "a+b")
 DIRTY_LIMIT = "20%"  # of the budget
 DIRTY_BACKGROUND = "10%"
@@ -520,67 +515,14 @@ def _store_of_url(url: str, mode: str, recheck: Any, storage_options: dict[str, 
     return store_of_url(url, recheck="open" if recheck is None else recheck, **storage_options)
 
 
-_segments: WeakMembers[Segment] = WeakMembers()
-_default_lock = Mutex()
-_default: PageCache | None = None
-
-
-def default_cache(size: int | str | None = None) -> PageCache:
-    """Return the cache of the innermost `using`, or the process's own.
-
-    That one is made on first use, as large as PAGECACHE_SIZE in the environment says, else `size`, else 25 % of the memory
-    that the process may use. Raises ValueError for a size that is none.
-    """
-    global _default
-    chosen: PageCache | None = chosen_cache.chosen_cache()
-    if chosen is not None:
-        return chosen
-    with _default_lock.held():
-        if _default is None or _default.closed or _default.segment.dead:
-            _default = PageCache(os.environ.get("PAGECACHE_SIZE") or size or "25%")
-        return _default
-
-
-def forget_everywhere(key: str, *, whole: bool = True) -> None:
-    """Let objects be opened as new the next time, in every cache of the process; see `PageCache.forget`."""
-    for cache in list(live.caches):
-        if not cache.closed and not cache.segment.dead:
-            cache.forget(key, whole=whole)
+_segments: WeakMembers[Segment] = WeakMembers()  # those of closed caches too: something may still hold them
 
 
 def _after_fork_in_child() -> None:
     """A child has none of the parent's threads, and perhaps its locks: every inherited cache is unusable in it."""
-    global _default_lock
-    _default_lock = Mutex()
-    workers.renew_after_fork()
-    window.renew_after_fork()
-    chosen_cache.renew_after_fork()
-    forget_after_fork()
-    live.forget_after_fork()
-    for segment in list(_segments):  # those of closed caches, too: something may still hold them
+    for segment in list(_segments):
         segment.mark_dead()
 
 
-def _at_exit() -> None:
-    """Write back what the program left dirty, and say what could not be written."""
-    for flusher in busy_flushers():
-        if not flusher.segment.dead:
-            for inode in flusher.inodes():
-                _write_at_exit(inode)
-
-
-def _write_at_exit(inode: Inode) -> None:
-    error: BaseException | None
-    try:
-        error = inode.sync_pages(0, LAST_PAGE, durable=True)
-    except BaseException as outside:  # of a store, or a signal: the other objects have their turn
-        error = outside
-    if error is not None:
-        nbytes = inode.mapping.cachestat(0, LAST_PAGE)[1] * PAGE_SIZE
-        logger.critical("up to %d bytes that were written to %s are lost: %s", nbytes, inode.name, error)
-
-
-atexit.register(_at_exit)
-atexit.register(live.close_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -2,9 +2,8 @@
 
 from pagecache import _core
 from pagecache._core import AddressSpace, Mutex, Segment
-from pagecache.units import budget_pages
+from pagecache.units import PAGE_SIZE, budget_pages
 
-PAGE_SIZE = 4096
 NR_TENANTS_MAX = 63
 
 

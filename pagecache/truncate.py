@@ -10,11 +10,9 @@ from collections.abc import Iterator
 
 from pagecache import _core
 from pagecache._core import AddressSpace, Folio
+from pagecache.units import LAST_PAGE, PAGE_SHIFT, PAGE_SIZE
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
 TO_THE_END = -1
-_LAST_PAGE = (1 << 52) - 1  # beyond every page of a file of 2**63 bytes
 
 
 # -- removing for good -------------------------------------------------------------------------------------------------
@@ -30,7 +28,7 @@ def truncate_inode_pages_range(mapping: AddressSpace, lstart: int, lend: int = T
     if mapping.empty:
         return
     start = -(-lstart >> PAGE_SHIFT)
-    end = (lend + 1) >> PAGE_SHIFT if lend != TO_THE_END else _LAST_PAGE
+    end = (lend + 1) >> PAGE_SHIFT if lend != TO_THE_END else LAST_PAGE
     _truncate_unlocked(mapping, start, end)
     start, end = _truncate_edges(mapping, lstart, lend, start, end)
     _truncate_blocking(mapping, start, end)
@@ -50,7 +48,7 @@ def _truncate_unlocked(mapping: AddressSpace, start: int, end: int) -> None:
 
 def _truncate_edges(mapping: AddressSpace, lstart: int, lend: int, start: int, end: int) -> tuple[int, int]:
     """Cut the folios that lie over the edges. Returns the pages that are left to remove."""
-    last_byte = lend if lend != TO_THE_END else (_LAST_PAGE << PAGE_SHIFT) - 1
+    last_byte = lend if lend != TO_THE_END else (LAST_PAGE << PAGE_SHIFT) - 1
     first_edge, last_edge = lstart >> PAGE_SHIFT, last_byte >> PAGE_SHIFT
     same = False
     with locked(lock_cached(mapping, first_edge)) as folio:
@@ -227,7 +225,7 @@ def wait_for_folios(mapping: AddressSpace, start: int) -> None:
     """
     index: int | None = start
     while index is not None:
-        folios, index = _core.find_folios(mapping, index, _LAST_PAGE)
+        folios, index = _core.find_folios(mapping, index, LAST_PAGE)
         with _referenced(folios):
             for folio in folios:
                 if folio.index >= start and (folio.locked or folio.writeback):
@@ -320,7 +318,7 @@ def unmap_mapping_pages(mapping: AddressSpace, start: int, nr: int, *, even_cows
 
     even_cows: private copies too, as truncation must.
     """
-    end = start + nr if nr else _LAST_PAGE
+    end = start + nr if nr else LAST_PAGE
     for memory_area in tuple(mapping.maps or ()):
         memory_area.unmap_object_pages(start, end, even_cows)
 

@@ -1,11 +1,15 @@
-"""Sizes as people write them: bytes, "512MiB", "25%" of what this process may use."""
+"""The units of the cache: pages, folios, marks of the index; and sizes as people write them: "512MiB", "25%"."""
 
 import operator
 import os
 import re
 from pathlib import Path
 
-PAGE_SIZE = 4096
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT  # bytes
+LAST_PAGE = (1 << 52) - 1  # beyond every page of an object of 2**63 bytes
+MAX_FOLIO_ORDER = 9  # 2 MiB
+MARK_DIRTY, MARK_WRITEBACK, MARK_TOWRITE = range(3)
 _UNITS = {
     "": 1, "b": 1,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,

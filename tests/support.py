@@ -14,7 +14,7 @@ import time
 from hypothesis import settings
 
 import pagecache
-from pagecache import readahead
+from pagecache.readahead import ondemand
 
 PAGE = 4096
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -232,9 +232,9 @@ class WindowLog:
     def __init__(self, monkeypatch):
         self.issued = []
         self._in_window = False
-        self._order, self._plain = readahead.page_cache_ra_order, readahead.do_page_cache_ra
-        monkeypatch.setattr(readahead, "page_cache_ra_order", self._log_window)
-        monkeypatch.setattr(readahead, "do_page_cache_ra", self._log_plain)
+        self._order, self._plain = ondemand.page_cache_ra_order, ondemand.do_page_cache_ra
+        monkeypatch.setattr(ondemand, "page_cache_ra_order", self._log_window)
+        monkeypatch.setattr(ondemand, "do_page_cache_ra", self._log_plain)
 
     def _log_window(self, mapping, ra, **options):
         self.issued.append(f"{ra.start}+{ra.size}/{ra.async_size}")

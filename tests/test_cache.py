@@ -370,7 +370,7 @@ class TestDropAndClose:
 class TestDefaultCache:
     @pytest.fixture(autouse=True)
     def none_yet(self, monkeypatch):
-        monkeypatch.setattr("pagecache.cache._default", None)
+        monkeypatch.setattr("pagecache.default._default", None)
 
     def test_is_made_once_with_the_size_of_the_environment(self, monkeypatch):
         monkeypatch.setenv("PAGECACHE_SIZE", "3MiB")

@@ -14,8 +14,8 @@ import pytest
 from fuse_mount import Mount, needs_fuse
 
 import pagecache
-from pagecache.stats import server as live
 from pagecache.cli import EXIT_USAGE, main, top, top_screen
+from pagecache.stats import server as live
 
 PAGE = 4096
 PATIENCE_S = 30

@@ -299,7 +299,7 @@ def test_a_forked_child_writes_nothing_and_the_parent_once(make_cache, store):
                 cache.close()
                 gc.collect()
                 code = 0 if store.calls == [] else 2
-                pagecache.cache._at_exit()
+                pagecache.default._at_exit()
                 code = code if store.calls == [] else 3
             finally:
                 os._exit(code)

@@ -7,7 +7,7 @@ import pytest
 from support import PAGE, Crew, assert_nothing_is_held, frame_of, pages_of, wait_until
 from write_steps import Fault, Gate, WritableStore, dirty_pages, fill_dirty
 
-from pagecache import writeback
+from pagecache.writeback import passes
 
 EIO, ENOSPC = OSError(errno.EIO, "broken"), OSError(errno.ENOSPC, "full")
 DATA = pages_of(8 * PAGE)
@@ -166,8 +166,8 @@ class TestThreads:
         with cache.open(store, "r+b") as file:
             file.pwrite(bytes(PAGE), 0)
             store.on_write, told = Fault(EIO, 1), Gate()
-            set_error = writeback._core.mapping_set_error
-            monkeypatch.setattr(writeback._core, "mapping_set_error", lambda *error: (set_error(*error), told()))
+            set_error = passes._core.mapping_set_error
+            monkeypatch.setattr(passes._core, "mapping_set_error", lambda *error: (set_error(*error), told()))
             first = Crew(lambda: cache.flusher.write_some(file.inode))
             told.wait_entered()
             assert file._check_and_advance_wb_err() == errno.EIO  # as another thread's sync does

@@ -1,4 +1,4 @@
-"""Looking folios up, creating and adding them, and reading through them: filemap.py step by step (K2)."""
+"""Looking folios up, creating and adding them, and reading through them: filemap step by step (K2)."""
 
 import errno
 
@@ -219,13 +219,13 @@ class TestOrders:
 
     def test_somebody_faster_wins_and_his_folio_is_returned(self, mapping, monkeypatch):
         """EEXIST at the page itself: look it up again."""
-        alloc = filemap._alloc_for
+        alloc = filemap.read._alloc_for
 
         def slow(*args):
             add_page(mapping, 16, b"first")
             return alloc(*args)
 
-        monkeypatch.setattr(filemap, "_alloc_for", slow)
+        monkeypatch.setattr(filemap.read, "_alloc_for", slow)
         folio = filemap_get_folio(mapping, 16, CREATE | fgf_set_order(65536))
         assert folio.order == 0
         assert folio.tobytes()[:5] == b"first"

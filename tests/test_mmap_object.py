@@ -13,6 +13,7 @@ from support import PAGE, Crew, FaultyStore, Store, assert_nothing_is_held, chec
 
 import pagecache
 from pagecache import mm
+from pagecache.mm import mmap_object
 
 SIZE = 5 * PAGE + 777
 
@@ -119,14 +120,14 @@ def test_sequences_of_calls(frames, path, calls, offset, length):
 @given(before=st.integers(0, 60), after=st.integers(0, 60), word=st.binary(max_size=12), chunk=st.integers(1, 9))
 def test_searches_piece_by_piece(before, after, word, chunk):
     data = b"a" * before + word + b"a" * after + b"."
-    whole, mm._SEARCH_CHUNK = mm._SEARCH_CHUNK, chunk
+    whole, mmap_object._SEARCH_CHUNK = mmap_object._SEARCH_CHUNK, chunk
     try:
         with checked_cache(1) as cache, cache.open(Store(data)) as file, file.mmap() as ours:
             for start in (0, before // 2, before + 1):
                 assert ours.find(word, start) == data.find(word, start)
                 assert ours.rfind(word, start) == data.rfind(word, start)
     finally:
-        mm._SEARCH_CHUNK = whole
+        mmap_object._SEARCH_CHUNK = whole
 
 
 def test_iteration_yields_single_bytes_as_mmap_does(cache, tmp_path):

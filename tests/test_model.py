@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support import PAGE, PATIENCE_S, STRESS, assert_nothing_is_held
 
 import pagecache
-from pagecache.requests import fill
 from pagecache._core import CacheFullError
+from pagecache.requests import fill
 
 MAX_PAGES = 40
 ADVICE = [

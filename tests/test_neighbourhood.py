@@ -5,15 +5,8 @@ from collections import deque
 import pytest
 from support import PAGE, FaultyStore, Store, add_page, pages_of
 
-from pagecache.readahead.neighbourhood import (
-    BLOCK_PAGES,
-    DENSE_PART,
-    GROWTH,
-    NEAR_PAGES,
-    RECENT_MISSES,
-    SMALL_REQUEST,
-    block_pages,
-)
+from pagecache.readahead.neighbourhood import BLOCK_PAGES, DENSE_PART, GROWTH, SMALL_REQUEST, block_pages
+from pagecache.requests.locality import NEAR_PAGES, RECENT_MISSES
 
 NR_PAGES = 8192
 DATA = pages_of(NR_PAGES * PAGE)

@@ -8,6 +8,7 @@ from support import PAGE, WindowLog, checked_cache, few
 import pagecache
 from pagecache import readahead
 from pagecache._core import AddressSpace, FileRaState, Segment
+from pagecache.readahead import ondemand
 
 INIT = {  # req: (size, async, marker from 0) with 32 pages
     1: (4, 3, 1), 2: (4, 2, 2), 3: (8, 5, 3), 4: (8, 4, 4), 5: (16, 11, 5), 6: (16, 10, 6), 7: (16, 9, 7),
@@ -26,7 +27,7 @@ def windows(monkeypatch):
 @pytest.fixture
 def small_folios_only(monkeypatch):
     """Make readahead use folios of one page, as for an object that cannot have large ones."""
-    monkeypatch.setattr(readahead, "MAX_FOLIO_ORDER", 0)
+    monkeypatch.setattr(ondemand, "MAX_FOLIO_ORDER", 0)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from support import PAGE, PATIENCE_S, FaultyStore, Store, WindowLog, checked_cac
 
 import pagecache
 from pagecache import readahead
+from pagecache.readahead import ondemand
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def sizes(file):
 def issue(file, start, size, async_size, order=0, demand_end=0):
     """Issue a window."""
     file.ra.start, file.ra.size, file.ra.async_size, file.ra.order = start, size, async_size, order
-    readahead.page_cache_ra_order(file.mapping, file.ra, demand_end=demand_end)
+    ondemand.page_cache_ra_order(file.mapping, file.ra, demand_end=demand_end)
 
 
 def touch(file, index, req=1):
@@ -96,7 +97,7 @@ class TestNextWindow:
         assert windows.issued[-1] == expected
 
     def test_another_stream_finds_where_the_cached_pages_end(self, windows, open_file, monkeypatch):
-        monkeypatch.setattr(readahead, "MAX_FOLIO_ORDER", 0)
+        monkeypatch.setattr(ondemand, "MAX_FOLIO_ORDER", 0)
         file = open_file()
         issue(file, 100, 8, 6)
         file.ra.start, file.ra.size, file.ra.async_size = 0, 4, 3

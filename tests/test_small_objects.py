@@ -12,10 +12,11 @@ from remote_stores import wait_all_read
 from support import PAGE, FaultyStore, ShortStore, Store, add_page, assert_nothing_is_held, few, pages_of
 
 import pagecache
-from pagecache.readahead import window
-from pagecache.requests import submit
-from pagecache.readahead.neighbourhood import BLOCK_PAGES, PROBE_PAGES, SMALL_SHARE
 from pagecache.files.ranges import missing_runs
+from pagecache.readahead.neighbourhood import BLOCK_PAGES, SMALL_SHARE
+from pagecache.requests import speed as store_speeds
+from pagecache.requests import submit
+from pagecache.requests.speed import PROBE_PAGES
 
 NR_PAGES = 1800
 DATA = pages_of(NR_PAGES * PAGE - 1000)
@@ -244,22 +245,22 @@ class TestOrigins:
             speeds = [file.mapping.extra.speed for file in (one, two, three)]
             assert speeds[0] is speeds[1]
             assert speeds[0] is not speeds[2]
-        assert window.speed_of("test_small_objects one") is speeds[0]
+        assert store_speeds.speed_of("test_small_objects one") is speeds[0]
 
     def test_are_not_remembered_without_end(self):
-        kept = window.speed_of("test_small_objects kept")
-        for number in range(2 * window.MAX_ORIGINS):
-            window.speed_of(f"test_small_objects {number}")
-            assert window.speed_of("test_small_objects kept") is kept
-        assert len(window._origins) == window.MAX_ORIGINS
+        kept = store_speeds.speed_of("test_small_objects kept")
+        for number in range(2 * store_speeds.MAX_ORIGINS):
+            store_speeds.speed_of(f"test_small_objects {number}")
+            assert store_speeds.speed_of("test_small_objects kept") is kept
+        assert len(store_speeds._origins) == store_speeds.MAX_ORIGINS
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
     def test_can_be_used_in_a_child_whose_parent_was_measuring(self):
-        speed = window.speed_of("test_small_objects forked")
+        speed = store_speeds.speed_of("test_small_objects forked")
         is_held, may_end = threading.Event(), threading.Event()
 
         def measure():
-            with window._origins_lock.held(), speed._lock.held():
+            with store_speeds._origins_lock.held(), speed._lock.held():
                 is_held.set()
                 may_end.wait()
 
@@ -270,7 +271,7 @@ class TestOrigins:
             child = os.fork()
             if child == 0:
                 signal.alarm(20)  # ends it if it hangs
-                window.speed_of("test_small_objects forked").observe(PAGE, 0.1)
+                store_speeds.speed_of("test_small_objects forked").observe(PAGE, 0.1)
                 os._exit(0)
             assert os.waitpid(child, 0)[1] == 0
         finally:
@@ -278,7 +279,7 @@ class TestOrigins:
             measuring.join()
 
     def test_without_a_name_are_their_own(self):
-        assert window.speed_of(None) is not window.speed_of(None)
+        assert store_speeds.speed_of(None) is not store_speeds.speed_of(None)
 
 
 class TestRangesOfAFarStore:

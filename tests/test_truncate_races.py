@@ -381,7 +381,8 @@ class TestCutAndWrittenAgain:
                 file.pwrite(self.NEW, 0)
                 return found
 
-            monkeypatch.setattr(filemap, "filemap_get_pages", look_up_between)
+            for module in (filemap, filemap.read):
+                monkeypatch.setattr(module, "filemap_get_pages", look_up_between)
             assert read(file, way, 1000, PAGE + 200) == self.NEW[:1000]
 
 

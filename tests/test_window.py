@@ -4,9 +4,10 @@ import pytest
 from remote_stores import CountingStore
 from support import PAGE, pages_of
 
+from pagecache.readahead.window import BUDGET_SHARE, MIN_WINDOW_PAGES, window_pages
 from pagecache.requests.backing import Line
+from pagecache.requests.speed import StoreSpeed, request_bytes
 from pagecache.stores.base import StoreHints
-from pagecache.readahead.window import BUDGET_SHARE, MIN_WINDOW_PAGES, StoreSpeed, request_bytes, window_pages
 
 KIB, MIB = 1 << 10, 1 << 20
 PLENTY = 1 << 24  # frames

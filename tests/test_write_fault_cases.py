@@ -14,8 +14,9 @@ from remote_stores import HangingStore
 from support import PAGE, PATIENCE_S, STRESS, Crew, wait_until
 
 import pagecache
-from pagecache import truncate, writeback
+from pagecache import truncate
 from pagecache.requests import fill
+from pagecache.writeback import throttle
 
 SIZE = 24 * PAGE
 NR_RACES = 20_000 if STRESS else 200
@@ -26,7 +27,7 @@ WAIT_S = 3600.0  # what would be waited for without a store that is known to fai
 def no_timeouts(monkeypatch):
     """Let nothing be saved by a timeout: what has to wait for one hangs. Writers are not slowed down, though."""
     monkeypatch.setattr(fill, "ALLOCATION_TIMEOUT_S", WAIT_S)
-    monkeypatch.setattr(writeback, "MAX_PAUSE_S", 0.001)
+    monkeypatch.setattr(throttle, "MAX_PAUSE_S", 0.001)
 
 
 def test_other_objects_are_read_and_written_while_one_store_fails(frames):

@@ -8,8 +8,9 @@ from failing_store import UNIT, FailingStore
 from support import PAGE
 
 import pagecache
-from pagecache import CacheFullError, writeback
+from pagecache import CacheFullError
 from pagecache.requests import fill
+from pagecache.writeback import throttle
 
 SIZE = 24 * PAGE
 ERRORS = (errno.EIO, errno.ENOSPC)
@@ -183,7 +184,7 @@ class Workload:
 def no_timeouts(monkeypatch):
     """Let nothing be saved by a timeout: what has to wait for one hangs. Writers are not slowed down, though."""
     monkeypatch.setattr(fill, "ALLOCATION_TIMEOUT_S", WAIT_S)
-    monkeypatch.setattr(writeback, "MAX_PAUSE_S", 0.001)
+    monkeypatch.setattr(throttle, "MAX_PAUSE_S", 0.001)
 
 
 def run_workload(frames, kind="writev", **options):

@@ -10,7 +10,7 @@ from write_steps import Fault, Gate, WritableStore, dirty_pages, fill_dirty, fla
 import pagecache
 from pagecache import writeback
 from pagecache.stores import MemoryStore
-from pagecache.writeback import WB_SYNC_ALL, WB_SYNC_NONE, WritebackControl
+from pagecache.writeback import WB_SYNC_ALL, WB_SYNC_NONE, WritebackControl, throttle
 
 DATA = pages_of(64 * PAGE)
 EIO = OSError(errno.EIO, "broken")
@@ -404,7 +404,7 @@ class TestLimits:
             file.pwrite(b"two", 0)
             bystander.pwrite(b"full", 0)
             nr_passes, do_writepages = [], writeback.do_writepages
-            monkeypatch.setattr(writeback, "do_writepages", lambda *call: (nr_passes.append(1), do_writepages(*call))[1])
+            monkeypatch.setattr(throttle, "do_writepages", lambda *call: (nr_passes.append(1), do_writepages(*call))[1])
             writer = Crew(lambda: file.pwrite(b"x", PAGE))
             try:
                 wait_until(lambda: len(nr_passes) >= 3, "the writer to try again")

@@ -16,7 +16,7 @@ from typing import Any
 import readers
 from samples import RemoteServer, S3Server, make_all
 
-from pagecache.readahead.window import forget_origins
+from pagecache.requests.speed import forget_origins
 
 SETTLE_S = 0.3  # after a pass: what was read ahead still counts for it
 LIBRARIES = ["fsspec", "aiohttp", "s3fs", "pyarrow", "zarr", "obstore", "h5py", "duckdb", "rasterio"]

@@ -12,8 +12,9 @@ pyarrow reads from Python files one range at a time, under a lock; `File.read_bu
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pagecache.files.prefetch import PAGE_SHIFT, Prefetch
+from pagecache.files.prefetch import Prefetch
 from pagecache.files.ranges import missing_runs
+from pagecache.units import PAGE_SHIFT
 
 
 class PrefetchGroup:

@@ -21,11 +21,12 @@ from fsspec.implementations.chained import ChainedFileSystem
 from pagecache.adapters.fsspec_cache_type import PageCacheType
 from pagecache.adapters.fsspec_delegation import Delegation
 from pagecache.adapters.fsspec_handles import Handles
+from pagecache.cache import PageCache
+from pagecache.default import default_cache, forget_everywhere
 from pagecache.files.aio import in_worker
-from pagecache.cache import PageCache, default_cache, forget_everywhere
-from pagecache.units import parse_size
 from pagecache.stores.fsspec import FsspecStore, identity_of, own_instance
 from pagecache.stores.validators import checked_recheck
+from pagecache.units import parse_size
 
 ALL = 1 << 62  # more bytes than any object has: a read ends where the object ends
 _Result = TypeVar("_Result")

@@ -8,7 +8,7 @@ from typing import Any
 
 from fsspec.caching import BaseCache
 
-from pagecache.cache import default_cache
+from pagecache.default import default_cache
 from pagecache.stores.fsspec import FsspecStore
 from pagecache.stores.validators import validator_of, version_of
 

@@ -7,8 +7,10 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from pagecache.cache import PageCache, default_cache
-from pagecache.stats.numbers import PAGE_SIZE, Stats
+from pagecache.cache import PageCache
+from pagecache.default import default_cache
+from pagecache.stats.numbers import Stats
+from pagecache.units import PAGE_SIZE
 
 Caches = PageCache | Mapping[str, PageCache] | None
 

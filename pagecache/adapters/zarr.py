@@ -14,9 +14,10 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import WrapperStore
 
-from pagecache.adapters.zarr_source import PAGE_SIZE, Answer, run_blocking, source_of
+from pagecache.adapters.zarr_source import Answer, run_blocking, source_of
 from pagecache.adapters.zarr_values import LoadCancelled, Value, Values
 from pagecache.files.aio import in_worker
+from pagecache.units import PAGE_SIZE
 
 MISS = object()
 INLINE_BYTES_MAX = 1024 * 1024  # what is copied into the cache by the thread of the event loop

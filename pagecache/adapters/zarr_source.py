@@ -12,7 +12,8 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import LocalStore, MemoryStore
 
-PAGE_SIZE = 4096
+from pagecache.units import PAGE_SIZE
+
 POLL_S = 0.25  # how often somebody who waits for an event loop looks whether it still runs
 
 

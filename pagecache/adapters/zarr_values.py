@@ -9,12 +9,13 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from typing import Any
 
-from pagecache.requests import fill, submit
 from pagecache._core import Mutex
 from pagecache.adapters.zarr_source import Answer, ObstoreSource, StoreSource, ValueStore
-from pagecache.cache import default_cache
+from pagecache.default import default_cache
 from pagecache.files.file import File
-from pagecache.files.prefetch import PAGE_SHIFT, _order_for
+from pagecache.files.prefetch import _order_for
+from pagecache.requests import fill, submit
+from pagecache.units import PAGE_SHIFT
 
 MAX_KEYS = 1_000_000  # known keys; an entry takes about 300 bytes
 MAX_FILES = 2048  # open files: far fewer than a cache has mappings

@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pagecache.stats import server as live
 from pagecache.cli import top_screen
+from pagecache.stats import server as live
 
 CELLS_PER_FILE = 60
 FILES_MAX = 40

@@ -3,9 +3,8 @@
 from typing import Any
 
 from pagecache.cli import residency
-from pagecache.units import format_size
+from pagecache.units import PAGE_SIZE, format_size
 
-PAGE_SIZE = 4096
 PLAIN_COLUMNS = 100
 NAME_COLUMNS_MIN = 16
 BAR_COLUMNS_MAX = 60

@@ -7,8 +7,8 @@ import sys
 import time
 from array import array
 
-from pagecache.units import parse_size
 from pagecache.stats.trace import FORMATS, POLICIES, read_trace, run_policy
+from pagecache.units import parse_size
 
 PAGE_BYTES = 4096
 BAR_COLUMNS = 50

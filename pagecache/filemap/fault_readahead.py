@@ -13,16 +13,16 @@ from pagecache.mm.flags import (
     VM_HUGEPAGE,
     VM_RAND_READ,
     VM_SEQ_READ,
-    VmFault,
     fault_flag_allow_retry_first,
 )
+from pagecache.mm.vm_fault import VmFault
 from pagecache.readahead.ondemand import (
-    MAX_FOLIO_ORDER,
     MMAP_LOTSAMISS,
     page_cache_async_ra,
     page_cache_ra_order,
     page_cache_sync_ra,
 )
+from pagecache.units import MAX_FOLIO_ORDER
 
 MMAP_MISS_MAX = 10 * MMAP_LOTSAMISS  # where counting misses of a map stops
 EXEC_FOLIO_ORDER = 4  # of folios read for code: 64 KiB

@@ -8,12 +8,12 @@ grows, while the folio is locked; what is dirty goes to the store later (`writeb
 import errno
 from typing import Any
 
-from pagecache.mm import flags
-from pagecache.requests import fill
 from pagecache._core import AddressSpace, CopySource, Folio
-from pagecache.mm.flags import VmFault
-from pagecache.readahead.ondemand import MAX_FOLIO_ORDER, PAGE_SHIFT, PAGE_SIZE
-from pagecache.writeback.passes import wait_for_dirty_room
+from pagecache.mm import flags
+from pagecache.mm.vm_fault import BusError, VmFault
+from pagecache.requests import fill
+from pagecache.units import MAX_FOLIO_ORDER, PAGE_SHIFT, PAGE_SIZE
+from pagecache.writeback.throttle import wait_for_dirty_room
 
 ORDER_PART = 8  # a folio that is made for a write is at most this part of what may be dirty, and of the cache
 
@@ -161,6 +161,6 @@ def filemap_page_mkwrite(vmf: VmFault) -> int:
         try:
             wait_for_dirty_room(mapping)
         except OSError as error:
-            bus_error = flags.BusError(error.errno, error.strerror)
+            bus_error = BusError(error.errno, error.strerror)
             bus_error.__cause__ = error
             return vmf.fail(flags.VM_FAULT_SIGBUS, bus_error)

@@ -5,8 +5,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from pagecache.requests import workers
 from pagecache.files.prefetch import Prefetch
+from pagecache.requests import workers
 
 
 async def in_worker(function: Callable[..., Any], *args: Any) -> Any:

@@ -8,15 +8,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pagecache import filemap, truncate, writeback
-from pagecache.files import ranges as _ranges
 from pagecache._core import CopyTarget, FileRaState, Folio
+from pagecache.files import ranges as _ranges
 from pagecache.files.aio import finished, in_worker
-from pagecache.files.writing import FileWrites
 from pagecache.files.inode import Inode
 from pagecache.files.prefetch import Prefetch
-from pagecache.readahead.ondemand import PAGE_SHIFT, PAGE_SIZE
 from pagecache.files.reopening import reduced
+from pagecache.files.writing import FileWrites
+from pagecache.mm.mmap_object import map_file
 from pagecache.stats.numbers import FileStats
+from pagecache.units import PAGE_SHIFT, PAGE_SIZE
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
 FADV_NORMAL, FADV_RANDOM, FADV_SEQUENTIAL, FADV_WILLNEED, FADV_DONTNEED, FADV_NOREUSE = range(6)
@@ -48,6 +49,8 @@ class File(FileWrites):
     Files come from `PageCache.open`; any number may be open on one object and share its pages. Any number of threads
     may use one. `close` writes back what is dirty, and gives up the file, not the cached pages.
     """
+
+    vm_ops = filemap.generic_file_vm_ops
 
     def __init__(self, inode: Inode, mode: str, durability: str = "write-back"):
         self.inode = inode
@@ -199,10 +202,8 @@ class File(FileWrites):
         length: bytes, 0 for all up to the end. offset: bytes, a multiple of the page size. access: ACCESS_READ,
         ACCESS_WRITE (stores change the object), or ACCESS_COPY (stores stay in the map).
         """
-        from pagecache import mm
-
         self._check_usable()
-        return mm.map_file(self, length, offset, access)
+        return map_file(self, length, offset, access)
 
     # -- the contract of io.RawIOBase --------------------------------------------------------------------------------
 

@@ -9,21 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 from pagecache import _core, truncate, writeback
-from pagecache.filemap import write
-from pagecache.requests import fill, workers
 from pagecache._core import AddressSpace, Mutex, Segment
-from pagecache.requests.replicas import replicate_of
-from pagecache.writeback.flusher import is_dirty
-from pagecache.requests.backing import Line
-from pagecache.readahead.ondemand import PAGE_SHIFT
-from pagecache.stats.sources import SourceTotals, add_counts, counts_of
-from pagecache.stats.numbers import FileStats, read_file_stats
-from pagecache.stores.base import hints_of
+from pagecache.filemap import write
 from pagecache.readahead.window import share_pages, wanted_pages, window_pages
+from pagecache.requests import fill, workers
+from pagecache.requests.backing import Line
+from pagecache.requests.replicas import replicate_of
 from pagecache.requests.workers import Channel
+from pagecache.stats.numbers import FileStats, read_file_stats
+from pagecache.stats.sources import SourceTotals, add_counts, counts_of
+from pagecache.stores.base import hints_of
+from pagecache.units import LAST_PAGE, PAGE_SHIFT
+from pagecache.writeback.flusher import is_dirty
 from pagecache.writeback.passes import WritebackControl, own_write
 
-LAST_PAGE = (1 << 52) - 1
 SIZE_MAX = (1 << 63) - 1
 ALL_ON_DISK = (1 << 64) - 1
 ZEROS = 1024 * 1024  # bytes written at once where a store knows no holes

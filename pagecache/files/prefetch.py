@@ -6,10 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from pagecache.requests import submit, workers
 from pagecache._core import AddressSpace, EventCount, Mutex
-
-PAGE_SHIFT = 12
+from pagecache.requests import submit, workers
+from pagecache.units import PAGE_SHIFT
 
 
 class Prefetch:

@@ -8,10 +8,10 @@ than is wanted; for any other, 64 KiB.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pagecache.requests import submit
 from pagecache._core import AddressSpace
+from pagecache.requests import submit
+from pagecache.units import PAGE_SHIFT
 
-PAGE_SHIFT = 12
 HOLE_SIZE = 64 * 1024  # bytes; a cached or unwanted gap up to this size is read through in any case
 
 

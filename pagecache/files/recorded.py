@@ -13,8 +13,8 @@ from typing import Any
 
 from pagecache._core import Mutex
 from pagecache.files.file import File
+from pagecache.units import PAGE_SHIFT
 
-PAGE_SHIFT = 12
 OBJECT_SHIFT = 30  # pages of one object: 4 TiB
 FORMATS = (".npz", ".npy", ".txt")
 

@@ -1,8 +1,17 @@
 """Files that travel to other processes: as how to open them again and where they were, never as contents."""
 
+from collections.abc import Callable
 from typing import Any
 
 _REOPENED_AS = {"w+b": "r+b", "x+b": "r+b"}
+
+_cache_of_process: Callable[[], Any] | None = None
+
+
+def reopen_through(cache_of_process: Callable[[], Any]) -> None:
+    """Set how the cache is had that files are opened through again; `default`, which is above, does."""
+    global _cache_of_process
+    _cache_of_process = cache_of_process
 
 
 def reduced(file: Any, position: int, options: dict[str, Any]) -> tuple[Any, ...]:
@@ -17,8 +26,7 @@ def reduced(file: Any, position: int, options: dict[str, Any]) -> tuple[Any, ...
 
 def reopened(store: Any, mode: str, position: int, options: dict[str, Any]) -> Any:
     """Open a file once more, through the default cache of this process. Raises as `PageCache.open`."""
-    from pagecache.cache import default_cache
-
-    file = default_cache().open(store, mode, **options)
+    assert _cache_of_process is not None, "pagecache.default is imported with the package"
+    file = _cache_of_process().open(store, mode, **options)
     file.seek(position)
     return file

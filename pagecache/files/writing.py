@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from pagecache import writeback
-from pagecache.filemap import write
 from pagecache._core import CopySource, FileCore
-from pagecache.readahead.ondemand import PAGE_SHIFT
+from pagecache.filemap import write
+from pagecache.units import PAGE_SHIFT
 
 DURABILITY = ("write-back", "write-through", "dsync", "sync")
 

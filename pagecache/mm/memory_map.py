@@ -19,8 +19,6 @@ from pagecache.mm.flags import (
     FAULT_FLAG_TRIED,
     FAULT_FLAG_USER,
     FAULT_FLAG_WRITE,
-    PAGE_SHIFT,
-    PAGE_SIZE,
     VM_EXEC,
     VM_FAULT_COMPLETED,
     VM_FAULT_ERROR,
@@ -33,12 +31,13 @@ from pagecache.mm.flags import (
     VM_SEQ_READ,
     VM_SHARED,
     VM_WRITE,
-    MmapLock,
-    VmFault,
 )
+from pagecache.mm.mmap_lock import MmapLock
 from pagecache.mm.page_faults import PTRS_PER_PTE, handle_fault, not_writable
+from pagecache.mm.vm_fault import VmFault
 from pagecache.mm.vma import MappedFile, VirtualMemoryArea, maps_of
-from pagecache.writeback.passes import balance_dirty_pages
+from pagecache.units import PAGE_SHIFT, PAGE_SIZE
+from pagecache.writeback.throttle import balance_dirty_pages
 
 FAULT_AROUND_PAGES = 16  # 64 KiB
 MMAP_BASE = 1 << 32  # address of the first area

@@ -10,19 +10,9 @@ from operator import index as _index
 from typing import Any
 
 from pagecache._core import Mutex, new_target
-from pagecache.mm.memory_map import FAULT_AROUND_PAGES, MMAP_BASE, MemoryMap
-from pagecache.mm.flags import *  # noqa: F403
-from pagecache.mm.flags import PAGE_SIZE, BusError, MmapLock, VmFault
-from pagecache.mm.page_faults import (
-    do_cow_fault,
-    do_fault_around,
-    do_read_fault,
-    do_shared_fault,
-    finish_fault,
-    handle_fault,
-    handle_mm_fault,
-)
-from pagecache.mm.vma import FILE_OPERATIONS, MappedFile, VirtualMemoryArea, VmOperations, maps_of
+from pagecache.mm.memory_map import MemoryMap
+from pagecache.mm.vma import VirtualMemoryArea
+from pagecache.units import PAGE_SIZE
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
 ALLOCATIONGRANULARITY = PAGE_SIZE
@@ -36,15 +26,6 @@ MADV_NOHUGEPAGE = _mmap.MADV_NOHUGEPAGE
 
 _SEARCH_CHUNK = 256 * 1024  # bytes that find and rfind look at in one piece
 _LINE_CHUNK = 4096
-
-__all__ = [
-    "ACCESS_COPY", "ACCESS_DEFAULT", "ACCESS_READ", "ACCESS_WRITE", "ALLOCATIONGRANULARITY", "BusError",
-    "FAULT_AROUND_PAGES", "FILE_OPERATIONS", "MADV_DONTNEED", "MADV_HUGEPAGE", "MADV_NOHUGEPAGE", "MADV_NORMAL",
-    "MADV_RANDOM", "MADV_SEQUENTIAL", "MADV_WILLNEED", "MMAP_BASE",  "MappedFile", "MemoryMap", "Mmap",
-    "MmapLock", "VirtualMemoryArea", "VmFault", "VmOperations", "do_cow_fault", "do_fault_around", "do_read_fault",
-    "do_shared_fault", "finish_fault", "handle_fault", "handle_mm_fault", "map_file", "maps_of",
-]  # fmt: skip
-__all__ += [name for name in dir() if name.startswith(("VM_", "FAULT_FLAG_", "fault_flag_"))]
 
 
 def map_file(file: Any, length: int = 0, offset: int = 0, access: int = ACCESS_READ) -> "Mmap":

@@ -4,12 +4,10 @@ import errno
 from typing import Any
 
 from pagecache._core import private_copy
-from pagecache.requests.fill import CacheFullError, alloc_folio
 from pagecache.mm.flags import (
     FAULT_FLAG_DEFAULT,
     FAULT_FLAG_ORIG_PTE_VALID,
     FAULT_FLAG_WRITE,
-    PAGE_SHIFT,
     VM_FAULT_DONE_COW,
     VM_FAULT_ERROR,
     VM_FAULT_LOCKED,
@@ -17,9 +15,11 @@ from pagecache.mm.flags import (
     VM_FAULT_OOM,
     VM_FAULT_RETRY,
     VM_SHARED,
-    VmFault,
 )
+from pagecache.mm.vm_fault import VmFault
 from pagecache.mm.vma import VirtualMemoryArea
+from pagecache.requests.fill import CacheFullError, alloc_folio
+from pagecache.units import PAGE_SHIFT
 
 PTRS_PER_PTE = 512  # pages one page table spans: areas begin at a multiple, windows are no larger
 

@@ -7,17 +7,21 @@ A page of an area is shown through a translation (`PageTable`), which holds no r
 import os
 import sys
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Protocol
 
-from pagecache import filemap
-from pagecache.filemap import write
 from pagecache._core import AddressSpace, CopySource, CopyTarget, Mutex, PageTable, PrivatePage
-from pagecache.mm.flags import PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VmFault
+from pagecache.mm.flags import VM_SHARED
+from pagecache.mm.mmap_lock import MmapLock
+from pagecache.mm.vm_fault import VmOperations
+from pagecache.units import PAGE_SHIFT, PAGE_SIZE
 from pagecache.weak_members import WeakMembers
 
-if TYPE_CHECKING:
-    from pagecache.mm.memory_map import MemoryMap
+
+class Mm(Protocol):
+    """What an area needs to know of the address space that it belongs to: a `MemoryMap`."""
+
+    mmap_lock: MmapLock
+    fault_around_pages: int
 
 
 class MappedFile:
@@ -26,7 +30,7 @@ class MappedFile:
     writes: whether stores into the areas change the object.
     """
 
-    __slots__ = ("_inode", "_writes", "file", "mapping", "ra")
+    __slots__ = ("_inode", "_writes", "file", "mapping", "ra", "vm_ops")
 
     def __init__(self, file: Any, writes: bool = False) -> None:
         file.inode.acquire(writes=writes)
@@ -35,6 +39,7 @@ class MappedFile:
         self.file = file
         self.mapping: AddressSpace = file.mapping
         self.ra = file.ra
+        self.vm_ops: VmOperations = file.vm_ops
 
     @property
     def is_random(self) -> bool:
@@ -72,17 +77,6 @@ def maps_of(mapping: AddressSpace) -> "WeakMembers[VirtualMemoryArea]":
     return mapping.maps
 
 
-class VmOperations(NamedTuple):
-    """How the pages of an area come: what its faults call."""
-
-    fault: Callable[[VmFault], int]
-    map_pages: Callable[[VmFault, int, int], int] | None = None
-    page_mkwrite: Callable[[VmFault], int] | None = None
-
-
-FILE_OPERATIONS = VmOperations(filemap.filemap_fault, filemap.filemap_map_pages, write.filemap_page_mkwrite)
-
-
 class VirtualMemoryArea:
     """A range of addresses that maps consecutive pages of one file.
 
@@ -95,7 +89,7 @@ class VirtualMemoryArea:
         "__weakref__", "_mm", "end", "file", "flags", "mmap_lock", "ops", "page_table", "pgoff", "private_pages", "start",
     )  # fmt: skip
 
-    def __init__(self, mm: "MemoryMap", start: int, end: int, flags: int, pgoff: int, file: MappedFile) -> None:
+    def __init__(self, mm: Mm, start: int, end: int, flags: int, pgoff: int, file: MappedFile) -> None:
         self._mm = weakref.ref(mm)
         self.mmap_lock = mm.mmap_lock
         self.start = start
@@ -103,13 +97,13 @@ class VirtualMemoryArea:
         self.flags = flags
         self.pgoff = pgoff
         self.file = file
-        self.ops = FILE_OPERATIONS
+        self.ops = file.vm_ops
         self.page_table = PageTable(file.mapping, pgoff, (end - start) >> PAGE_SHIFT)
         self.private_pages: dict[int, PrivatePage] = {}
         maps_of(file.mapping).add(self)
 
     @property
-    def mm(self) -> "MemoryMap":
+    def mm(self) -> Mm:
         """The address space the area belongs to."""
         mm = self._mm()
         if mm is None:

@@ -16,41 +16,19 @@ above holds.
 All sizes here are pages.
 """
 
-from collections import deque
 from typing import Any
 
 from pagecache._core import AddressSpace
-from pagecache.readahead.window import TRUSTED_GROWTH
+from pagecache.requests.speed import PROBE_PAGES, TRUSTED_GROWTH
+from pagecache.units import PAGE_SHIFT
 
-PAGE_SHIFT = 12
 BLOCK_PAGES = 64
 SMALL_REQUEST = 8  # whoever asks for more than this knows what there is, and gets just that
 GROWTH = 4
-NEAR_PAGES = 256  # misses that lie no further apart are close together
-RECENT_MISSES = 8  # each miss is compared with so many before it
-SCORE_CLOSE, SCORE_MAX = 3, 8  # from which score on misses are close together; a miss far from all others counts twice
 DENSE_PART = 8  # where an eighth of the pages around is cached, misses will follow
 BUDGET_SHARE = 64  # a block is at most so small a part of the cache
 SMALL_OBJECT = 16384  # no larger object is small
 SMALL_SHARE = 16  # nor one that is a larger part of the cache
-PROBE_PAGES = 256  # what is read to measure bandwidth
-
-
-class Locality:
-    """Whether the misses of one object lie close together. Racy by design: it steers only how much is read."""
-
-    def __init__(self) -> None:
-        self._recent: deque[int] = deque(maxlen=RECENT_MISSES)
-        self._score = 0
-        self.nr_misses = 0
-        self.nr_read_around = 0  # pages, of an object that is small
-
-    def note(self, index: int) -> bool:
-        """Note a miss of page `index`. Returns whether the latest ones are close together."""
-        is_near = any(abs(index - other) <= NEAR_PAGES for other in tuple(self._recent))
-        self._recent.append(index)
-        self._score = min(self._score + 1, SCORE_MAX) if is_near else max(self._score - 2, 0)
-        return self._score >= SCORE_CLOSE
 
 
 def block_pages(mapping: AddressSpace, index: int, req: int, window: int) -> int:

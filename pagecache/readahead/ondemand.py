@@ -13,10 +13,8 @@ from typing import Any
 from pagecache._core import AddressSpace, FileRaState, Folio
 from pagecache.readahead.neighbourhood import block_pages, is_small, part_to_read, reads_around
 from pagecache.requests.submit import ENOSPC, missing_batches, read_block, read_pages
+from pagecache.units import MAX_FOLIO_ORDER, PAGE_SHIFT
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
-MAX_FOLIO_ORDER = 9
 MIN_FOLIO_PAGES = 1
 RA_PAGES_DEFAULT = 32  # 128 KiB
 FORCE_CHUNK_PAGES = 512  # force_page_cache_ra works in pieces of 2 MiB

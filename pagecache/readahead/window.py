@@ -1,135 +1,21 @@
 """How much to read ahead: windows that fit the store and the budget.
 
-The kernel's limit (`ra_pages`, from the store's preferred request) suits a disk behind a queue.  A store with latency
-answers a request of b bytes in about
-
-    seconds = latency + b / bandwidth
-
-whatever runs on its other connections.  To lose no more than a seventeenth of the bandwidth to waiting, one request has
-to carry b >= 16 * latency * bandwidth.  To keep all connections busy while a reader waits for the second half of a
-window, a window has to hold twice `parallel_requests` of them: the next one is asked for when the first part is there.
-A window that has not grown so far yet is split over all connections, so that it arrives and grows as fast as it can.
-Latency and bandwidth are measured: a line through (bytes, seconds) of the fastest small and the fastest large request.
-A store that says it is local, or that answers in less than half a millisecond, keeps the kernel's limit.
+The kernel's limit (`ra_pages`, from the store's preferred request) suits a disk behind a queue.  A store that is far
+(`requests.speed`) is read by requests so large that waiting hardly counts.  To keep all connections busy while a reader
+waits for the second half of a window, a window has to hold twice `parallel_requests` of them: the next one is asked for
+when the first part is there. A window that has not grown so far yet is split over all connections, so that it arrives and
+grows as fast as it can.
 
 A window is also bounded by its share of the budget: all streams together may hold a quarter of the frames in windows,
 so a thousand open files do not each hold one.
-
-What is measured belongs to the origin of an object (its server, bucket or file system), if the store names one: the next
-object from there is read by what is known already.
 """
 
-from collections import OrderedDict
-
-from pagecache._core import Mutex
+from pagecache.requests.speed import StoreSpeed, is_far, request_bytes
 from pagecache.stores.base import StoreHints
+from pagecache.units import PAGE_SIZE
 
-PAGE_SIZE = 4096
-WAITING_FACTOR = 16  # request size in units of latency * bandwidth: 1 / 17 of the time is waiting
-KEEP_FASTEST = 64  # observations after which a fastest request is too old
-FAR_LATENCY_S = 0.0005  # from here on waiting for a request costs more than copying its bytes
 BUDGET_SHARE = 4  # all windows together: a quarter of the frames
 MIN_WINDOW_PAGES = 4
-FLAT = 1.05  # a large request that takes no more than this times what a small one takes is all latency, as far as is known
-TRUSTED_GROWTH = 20  # no request carries so much more than the largest one that was measured
-MAX_ORIGINS = 256
-
-
-class StoreSpeed:
-    """Latency (seconds) and bandwidth (bytes per second) of one connection, from what requests took.
-
-    What a request takes beyond the best of its size is queueing, not the store: for each power of two the fastest of
-    the latest requests is kept, and the line goes through the smallest and the largest size.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Mutex()
-        self._fastest: dict[int, tuple[int, float, int]] = {}  # power of two: (bytes, seconds, observations since)
-        self.latency_s = 0.0
-        self.bandwidth_bytes_s = 0.0
-        self.nr_fits = 0  # changes with the two
-        self.largest_bytes = 0  # of the requests that were measured
-        self.is_flat = False
-
-    def observe(self, nbytes: int, seconds: float) -> None:
-        """Take a request of nbytes that took so long into account."""
-        if nbytes <= 0:
-            return
-        power = nbytes.bit_length()
-        with self._lock.held():
-            best_bytes, best_seconds, age = self._fastest.get(power, (nbytes, seconds, 0))
-            if seconds <= best_seconds or age >= KEEP_FASTEST:
-                self._fastest[power] = (nbytes, seconds, 0)
-            else:
-                self._fastest[power] = (best_bytes, best_seconds, age + 1)
-            self._fit()
-
-    def _fit(self) -> None:
-        self.nr_fits += 1
-        self.largest_bytes = max(self.largest_bytes, self._fastest[max(self._fastest)][0])
-        small_bytes, small_seconds, _ = self._fastest[min(self._fastest)]
-        large_bytes, large_seconds, _ = self._fastest[max(self._fastest)]
-        self.is_flat = large_seconds <= FLAT * small_seconds
-        if large_bytes > small_bytes and large_seconds > small_seconds:
-            self.bandwidth_bytes_s = (large_bytes - small_bytes) / (large_seconds - small_seconds)
-            self.latency_s = max(0.0, small_seconds - small_bytes / self.bandwidth_bytes_s)
-        else:
-            self.latency_s = min(small_seconds, large_seconds)
-            self.bandwidth_bytes_s = large_bytes / self.latency_s if self.latency_s else 0.0
-
-    @property
-    def in_flight_bytes(self) -> float:
-        """Bytes that one connection carries in the time of its latency."""
-        return self.latency_s * self.bandwidth_bytes_s
-
-    @property
-    def free_bytes(self) -> float:
-        """Bytes that cost no more than one request costs anyway: what is in flight, or, where bandwidth is too high to
-        have been measured yet, what it must be at least."""
-        at_least = self.largest_bytes / (FLAT - 1) if self.is_flat else 0.0
-        return max(self.in_flight_bytes, at_least)
-
-
-_origins: OrderedDict[str, StoreSpeed] = OrderedDict()
-_origins_lock = Mutex()
-
-
-def speed_of(origin: str | None) -> StoreSpeed:
-    """Return what is measured of an origin, the same for all its objects; something new for None."""
-    if origin is None:
-        return StoreSpeed()
-    with _origins_lock.held():
-        speed = _origins.setdefault(origin, StoreSpeed())
-        _origins.move_to_end(origin)
-        while len(_origins) > MAX_ORIGINS:
-            _origins.popitem(last=False)
-        return speed
-
-
-def forget_origins() -> None:
-    """Know nothing of any origin any more; objects that are open keep what they know."""
-    with _origins_lock.held():
-        _origins.clear()
-
-
-def renew_after_fork() -> None:
-    """Give a child locks of its own: it measures anew."""
-    global _origins, _origins_lock
-    _origins, _origins_lock = OrderedDict(), Mutex()
-
-
-def is_far(hints: StoreHints, speed: StoreSpeed) -> bool:
-    """Whether waiting for the store costs more than copying its bytes."""
-    return hints.latency == "remote" and speed.latency_s >= FAR_LATENCY_S
-
-
-def request_bytes(hints: StoreHints, speed: StoreSpeed) -> int:
-    """Return the most that one request should carry (bytes): all the store takes, or, where it is far and requests run
-    in parallel, no more than is needed for waiting to hardly count."""
-    if not is_far(hints, speed):
-        return max(PAGE_SIZE, hints.max_request)
-    wanted = min(max(hints.preferred_request, int(WAITING_FACTOR * speed.in_flight_bytes)), hints.max_request)
-    return max(PAGE_SIZE, 1 << (wanted - 1).bit_length() if wanted < hints.max_request else wanted)
 
 
 def wanted_pages(hints: StoreHints, speed: StoreSpeed) -> int:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 from pagecache._core import AddressSpace, Mutex, own_write_word
-from pagecache.readahead.neighbourhood import PROBE_PAGES, Locality
-from pagecache.stores.base import StoreHints
-from pagecache.weak_members import WeakMembers
-from pagecache.readahead.window import is_far, request_bytes, speed_of
+from pagecache.requests.locality import Locality
+from pagecache.requests.speed import PROBE_PAGES, is_far, request_bytes, speed_of
 from pagecache.requests.workers import Channel
+from pagecache.stores.base import StoreHints
+from pagecache.units import PAGE_SHIFT
+from pagecache.weak_members import WeakMembers
 
-PAGE_SHIFT = 12
 OWN_WRITES_MASK = 0xFFFF
 WHOLE_SHARE = 2  # no larger part of the cache is read by one miss
 HOLE_BYTES = 64 * 1024

@@ -11,8 +11,8 @@ import traceback
 import weakref
 from collections.abc import Callable, Sequence
 
-from pagecache.requests import replicas
 from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Segment
+from pagecache.requests import replicas
 from pagecache.requests.backing import holds_beside_own_writes
 
 ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that others hold for a moment

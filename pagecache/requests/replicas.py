@@ -10,8 +10,7 @@ A store has `replicate` and `is_copy(offset)`, or neither.
 from typing import Any
 
 from pagecache._core import AddressSpace, FolioBatch
-
-PAGE_SHIFT = 12
+from pagecache.units import PAGE_SHIFT
 
 
 def replicate_of(store: Any) -> str:

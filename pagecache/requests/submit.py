@@ -8,10 +8,10 @@ engine's own threads or io_uring, without the GIL; stores written in Python by t
 import time
 from collections.abc import Iterator, Sequence
 
-from pagecache.requests import fill
 from pagecache._core import AddressSpace, FolioBatch
+from pagecache.requests import fill
+from pagecache.units import PAGE_SHIFT
 
-PAGE_SHIFT = 12
 BLOCK_ORDER = 4  # folios of a block are no larger: it may be used in parts
 EEXIST, ENOSPC = -17, -28  # why a batch ended: a page is there already; the batch is full
 

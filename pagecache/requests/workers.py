@@ -7,6 +7,7 @@ so that a store that hangs holds up neither other stores, nor closing, nor the e
 
 import _thread
 import logging
+import os
 import queue
 import threading
 import time
@@ -210,7 +211,11 @@ shared_pool = WorkerPool()
 caller_pool = WorkerPool()
 
 
-def renew_after_fork() -> None:
+def _after_fork_in_child() -> None:
     """Give a child process pools of its own: the parent's threads are not in it."""
     global shared_pool, caller_pool
     shared_pool, caller_pool = WorkerPool(), WorkerPool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pagecache._core import AddressSpace, Segment
-from pagecache.units import format_size
 from pagecache.stats.sources import SOURCES, shown_counts
+from pagecache.units import PAGE_SIZE, format_size
 
-PAGE_SIZE = 4096
 FILES_SHOWN = 20  # rows of a table
 
 _SHOWN = (

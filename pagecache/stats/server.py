@@ -8,6 +8,7 @@ without a question nothing runs.
 Only the user of the process, and root, get an answer.
 """
 
+import atexit
 import contextlib
 import json
 import logging
@@ -23,9 +24,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pagecache._core import Mutex
+from pagecache.units import PAGE_SIZE
 from pagecache.weak_members import WeakMembers
 
-PAGE_SIZE = 4096
 PATIENCE_S = 5.0  # for a client to ask, and to take the answer
 LINE_MAX = 4096
 FILES_MAX, CELLS_MAX = 1000, 4096
@@ -262,16 +263,21 @@ def running() -> list[str]:
 _servers: set[StatsServer] = set()
 
 
-def close_at_exit() -> None:
+def _close_at_exit() -> None:
     """Take the sockets of this process away."""
     for server in list(_servers):
         server.close()
 
 
-def forget_after_fork() -> None:
+def _after_fork_in_child() -> None:
     """A child answers nothing: its parent still does."""
     global _environment_lock
     _environment_lock = Mutex()
     for server in list(_servers):
         server._socket.close()
     _servers.clear()
+
+
+atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

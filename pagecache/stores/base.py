@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-MAX_FOLIO_ORDER = 9
-PAGE_SIZE = 4096
+from pagecache.units import MAX_FOLIO_ORDER, PAGE_SIZE
 
 
 @runtime_checkable

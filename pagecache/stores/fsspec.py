@@ -19,11 +19,11 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from pagecache._core import Mutex
-from pagecache.units import parse_size
 from pagecache.stores import fsspec_ranges
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
+from pagecache.units import parse_size
 
 _OPTIONS_WITHOUT_MEANING = ("asynchronous", "loop", "skip_instance_cache", "batch_size", "use_listings_cache",
                             "listings_expiry_time", "max_paths")  # fmt: skip

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pagecache._core import Mutex
-from pagecache.units import parse_size
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
+from pagecache.units import parse_size
 
 _numbers = itertools.count(1)
 _numbered: dict[int, int] = {}  # by address, as long as the store lives

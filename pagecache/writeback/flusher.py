@@ -9,6 +9,7 @@ it has been closed for as long as pages may stay dirty, or when too many others 
 """
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -16,17 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 from pagecache import _core
-from pagecache.requests import fill, workers
 from pagecache._core import Mutex, MutexGuard, Segment
+from pagecache.requests import fill, workers
 from pagecache.requests.backing import OWN_WRITES_MASK
-from pagecache.writeback.passes import (
-    LAST_PAGE,
-    MARK_DIRTY,
-    MARK_WRITEBACK,
-    WAIT_SLICE_S,
-    WritebackControl,
-    do_writepages,
-)
+from pagecache.units import LAST_PAGE, MARK_DIRTY, MARK_WRITEBACK
+from pagecache.writeback.passes import WritebackControl, do_writepages
+from pagecache.writeback.throttle import WAIT_SLICE_S
 
 CHUNK_PAGES = 1024  # written of one object before the next has its turn
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 30.0
@@ -247,11 +243,15 @@ def busy_flushers() -> list[Flusher]:
     return list(_busy)
 
 
-def forget_after_fork() -> None:
+def _after_fork_in_child() -> None:
     """In a child: its parent writes what is dirty."""
     for flusher in list(_busy):
         flusher.segment.mark_dead()
     _busy.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def is_dirty(inode: Any) -> bool:

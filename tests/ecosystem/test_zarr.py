@@ -409,7 +409,7 @@ class TestLife:
         store.set_sync("k", buffer(bytes(100_000)))
         get(store, "k")
         other = make_cache("1MiB")
-        monkeypatch.setattr(pagecache.cache, "_default", other)
+        monkeypatch.setattr(pagecache.default, "_default", other)
         pickled = pickle.dumps(store)
         assert len(pickled) < 1000
         restored = pickle.loads(pickled)

@@ -17,7 +17,7 @@ from pagecache.adapters.zarr import PageCacheStore  # noqa: E402
 def default(make_cache, monkeypatch):
     """The process's own cache, for what is opened or unpickled without one."""
     cache = make_cache("4MiB")
-    monkeypatch.setattr(pagecache.cache, "_default", cache)
+    monkeypatch.setattr(pagecache.default, "_default", cache)
     return cache
 
 

@@ -14,7 +14,8 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from pagecache.cache import PageCache, default_cache
+from pagecache.cache import PageCache
+from pagecache.default import default_cache
 
 __all__ = ["mount"]
 

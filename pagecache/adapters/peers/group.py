@@ -24,11 +24,10 @@ from pagecache.adapters.peers.objects import Resolver, ServedObjects, UrlResolve
 from pagecache.adapters.peers.protocol import Request
 from pagecache.adapters.peers.server import PageServer, RefusedError, Views
 from pagecache.adapters.peers.store import PeerStore
-from pagecache.units import parse_size
+from pagecache.units import PAGE_SIZE, parse_size
 
 REPLICATE = ("hot", "all", "none")
 EXTENT_BYTES_MIN, EXTENT_BYTES_MAX = 64 * 1024, 64 * 1024 * 1024
-PAGE_SIZE = 4096
 IDLE_CONNECTIONS = 512  # that are kept to all peers together
 
 
@@ -189,7 +188,7 @@ class PeerGroup:
     def cache(self) -> Any:
         """The cache whose pages are shared."""
         if self._cache is None:
-            from pagecache.cache import default_cache
+            from pagecache.default import default_cache
 
             self._cache = default_cache()
         return self._cache

@@ -3,12 +3,12 @@
 import errno
 from typing import Any
 
-from pagecache.requests import fill, submit
 from pagecache._core import CacheFullError
 from pagecache.adapters.peers import protocol
 from pagecache.adapters.peers.server import RefusedError, Views
+from pagecache.requests import fill, submit
+from pagecache.units import PAGE_SHIFT
 
-PAGE_SHIFT = 12
 PINNED_SHARE = 16  # what one answer may pin of the cache
 TRIES = 4
 ORDER_MAX = 9

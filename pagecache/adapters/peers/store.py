@@ -10,10 +10,10 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pagecache.requests import fill
 from pagecache.adapters.peers import protocol
 from pagecache.adapters.peers.client import PeerFailedError, PeerRefusedError
 from pagecache.adapters.peers.membership import object_digest
+from pagecache.requests import fill
 from pagecache.stores.base import hints_of
 
 if TYPE_CHECKING:

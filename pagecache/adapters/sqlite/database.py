@@ -27,7 +27,7 @@ from pagecache.adapters.sqlite.errors import io_error
 from pagecache.adapters.sqlite.locks import NONE, SHARED, Holder, ObjectLock
 from pagecache.files.file import File
 from pagecache.files.inode import Inode
-from pagecache.readahead.neighbourhood import Locality
+from pagecache.requests.locality import Locality
 from pagecache.writeback.passes import WritebackControl
 
 COUNTERS = 24  # offset of the change counter and its neighbours (bytes)

@@ -14,7 +14,8 @@ from pagecache.adapters.sqlite import beside
 from pagecache.adapters.sqlite.database import DatabaseFile, database_named, open_database
 from pagecache.adapters.sqlite.errors import io_error, is_refusal, open_error, sqlite_error
 from pagecache.adapters.sqlite.places import PREFIX, LocalFiles, Objects, Urls
-from pagecache.cache import PageCache, default_cache
+from pagecache.cache import PageCache
+from pagecache.default import default_cache
 from pagecache.stores import MemoryStore
 
 MAX_PATHNAME = 4096  # bytes

@@ -20,9 +20,8 @@ from pagecache.adapters.valkey import connections
 from pagecache.adapters.valkey.connections import Item, ServerRefusedError, Take, Wire
 from pagecache.adapters.valkey.extents import HEADER_BYTES, NAME_BYTES_MAX, ObjectVersion
 from pagecache.adapters.valkey.fills import Fill, Fills
-from pagecache.units import parse_size
+from pagecache.units import PAGE_SIZE, parse_size
 
-PAGE_SIZE = 4096
 EXTENT_BYTES_MAX = 16 * 1024 * 1024
 DAY_S = 24 * 3600
 MEMCACHED_ITEM_BYTES = 1024 * 1024

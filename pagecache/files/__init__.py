@@ -1,0 +1,1 @@
+"""Open files, and the objects that they are open on."""
