@@ -3,8 +3,8 @@
     python bench/many_files.py [--files 1000] [--budget 64MiB] [--file-size 1MiB] [--read 4096] [--json]
 
 The ideal: every page is fetched once, in requests of a file's share of what windows may hold together (a quarter of the
-budget, as readahead/window.py says), or of one read, if that is larger. Memory is that of the process beyond what it had with all
-files open and nothing read; the frames are a part of it.
+budget, as readahead/window.py says), or of one read, if that is larger. Memory is that of the process beyond what it had
+with all files open and nothing read; the frames are a part of it.
 """
 
 import argparse
