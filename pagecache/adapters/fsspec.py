@@ -9,9 +9,11 @@ All file systems and handles of a process share the budget of `pagecache.default
 `pagecache.using`. Importing this module registers both; an installed package registers the file system by itself.
 """
 
+import asyncio
 import errno
+import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import fsspec
@@ -24,10 +26,14 @@ from pagecache.adapters.fsspec_handles import Handles
 from pagecache.cache import PageCache
 from pagecache.default import default_cache, forget_everywhere
 from pagecache.files.aio import in_worker
-from pagecache.stores.fsspec import FsspecStore, identity_of, own_instance
+from pagecache.options import check_options, check_spelling
+from pagecache.stores.call_options import key_part, request_options
+from pagecache.stores.fsspec import FsspecStore, constructor_parameters, identity_of, own_instance
 from pagecache.stores.validators import checked_recheck
 from pagecache.units import parse_size
 
+OF_A_CALL = ("recheck", "on_change", "whole_up_to")  # options of the file system that a call may have for itself
+OF_FSSPEC = ("use_listings_cache", "listings_expiry_time", "max_paths", "skip_instance_cache")  # for any file system
 ALL = 1 << 62  # more bytes than any object has: a read ends where the object ends
 _Result = TypeVar("_Result")
 
@@ -39,6 +45,9 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     process has no default cache yet (see `default_cache`). recheck, on_change: as for `PageCache.open`; `cat_file`,
     `cat_ranges` and their like keep an object open from its first use until `invalidate_cache`, so recheck="open" looks at
     it once, and an object that changed raises ESTALE once and is then read anew. whole_up_to: as for FsspecStore.
+    These three may also be given to one call. All other options of `open`, `cat_file` and their like are the target's:
+    they go to each of its requests, and what they brought is served to calls with the same options only.
+    Raises TypeError for an option that it does not have.
 
     Instances pickle as their arguments, and can be used in a child of fork() and from any thread or event loop. A hit of
     `cat_file`, `cat_ranges` and of open files needs no event loop.
@@ -60,6 +69,8 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         whole_up_to: int | str = 0,
         **options: Any,
     ):
+        check_options(options, self._parameters(), "pagecache://", "options of the target go into target_options={...}, or "
+                      f"{target_protocol or 'PROTOCOL'}={{...}} beside a URL")  # fmt: skip
         super().__init__(**options)
         if (fs is None) == (target_protocol is None):
             raise ValueError("give either fs or target_protocol, as in 'pagecache::s3://bucket/key'")
@@ -108,40 +119,60 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         """The cache that reads go through now."""
         return default_cache(self.size_of_cache)
 
+    @classmethod
+    def _parameters(cls) -> set[str]:
+        """Return the names of the options that this class has."""
+        return constructor_parameters(cls) - {"self", "args", "kwargs", "options", "storage_options"} | set(OF_FSSPEC)
+
     # -- open files ----------------------------------------------------------------------------------------------------
 
-    def _store(self, path: str) -> FsspecStore:
-        """Return a store of an object, with what is known of its version, if that is recent enough."""
-        known = self._handles.known_version(path, self.recheck)
-        return FsspecStore(self.fs, path, recheck=self.recheck, version=known, whole_up_to=self.whole_up_to)
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of one call that matter. Raises TypeError for a misspelled one."""
+        if not options:
+            return options
+        options = request_options(options)
+        if any(name not in OF_A_CALL for name in options):
+            check_spelling(options, OF_A_CALL, inspect.signature(self.fs._open).parameters, "pagecache://")
+        return options
 
-    def _open_file(self, path: str) -> Any:
-        store = self._store(path)
-        file = self.page_cache.open(store, recheck=self.recheck, on_change=self.on_change)
-        self._handles.note_version(path, store.known_version)
+    def _open_file(self, path: str, options: Mapping[str, Any] = {}) -> Any:
+        """Open a file with the options of a call, on what is known of its version, if that is recent enough."""
+        own = {"recheck": self.recheck, "on_change": self.on_change, "whole_up_to": self.whole_up_to}
+        own |= {name: options[name] for name in OF_A_CALL if name in options}
+        recheck, on_change = checked_recheck(own["recheck"]), own["on_change"]
+        name = path + key_part(options)
+        known = self._handles.known_version(name, recheck)
+        theirs = {name: value for name, value in options.items() if name not in OF_A_CALL}
+        store = FsspecStore(
+            self.fs, path, recheck=recheck, version=known, whole_up_to=own["whole_up_to"], options=theirs
+        )  # fmt: skip
+        file = self.page_cache.open(store, recheck=recheck, on_change=on_change)
+        self._handles.note_version(name, store.known_version)
         return file
 
     def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
         """Open for reading through the cache, for writing on the target."""
         if mode != "rb":
             return self._open_written(path, mode, *args, **kwargs)
-        file = self._open_file(path)
+        file = self._open_file(path, self._checked(kwargs))
         file.path, file.fs = path, self
         return file
 
-    def _with_handle(self, path: str, call: Callable[[Any], _Result]) -> _Result:
-        """Call with the file that is kept open for a path."""
+    def _with_handle(self, path: str, options: Mapping[str, Any], call: Callable[[Any], _Result]) -> _Result:
+        """Call with the file that is kept open for a path, read with these options."""
+        name = path + key_part(options)
         while True:
-            file = self._handles.get(path, self.page_cache) or self._handles.put(path, self._open_file(path))
+            file = self._handles.get(name, self.page_cache)
+            file = file or self._handles.put(name, self._open_file(path, options))
             try:
                 return call(file)
             except ValueError:
                 if not file.closed:  # else it was one too many open, or its cache was closed
                     raise
-                self._handles.drop(path, file)
+                self._handles.drop(name, file)
             except OSError as error:
                 if error.errno == errno.ESTALE:
-                    self._handles.drop(path, file)
+                    self._handles.drop(name, file)
                 raise
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -149,17 +180,17 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Return the bytes [start, end) of an object; negative numbers count from its end."""
         path = self._strip_protocol(path)
-        return self._with_handle(path, lambda file: _slice(file, start, end))
+        return self._with_handle(path, self._checked(kwargs), lambda file: _slice(file, start, end))
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
-        data = self._cached_range(self._strip_protocol(path), start, end)
-        return data if data is not None else await in_worker(self.cat_file, path, start, end)
+        data = self._cached_range(self._strip_protocol(path), start, end, self._checked(kwargs))
+        return data if data is not None else await in_worker(lambda: self.cat_file(path, start, end, **kwargs))
 
-    def _cached_range(self, path: str, start: int | None, end: int | None) -> bytes | None:
+    def _cached_range(self, path: str, start: int | None, end: int | None, options: Mapping[str, Any]) -> bytes | None:
         """Return a range if all of it is cached, and known to be recent enough; never waits."""
         if self._handles_pid != os.getpid():
             self._renew()
-        file = self._handles.get(path, self.page_cache)
+        file = self._handles.get(path + key_part(options), self.page_cache)
         if file is None or (start or 0) < 0 or (end or 0) < 0:
             return None
         start, end = start or 0, ALL if end is None else end
@@ -183,14 +214,13 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
 
         max_gap: bytes between ranges that may be read through. on_error: "return" puts exceptions into the list.
         """
-        starts, ends = _as_list(starts, len(paths)), _as_list(ends, len(paths))
-        found = [self._cached_range(self._strip_protocol(p), s, e) for p, s, e in zip(paths, starts, ends, strict=True)]
-        if all(data is not None for data in found):
-            return found
-        missing = {self._strip_protocol(path) for path, data in zip(paths, found, strict=True) if data is None}
+        wanted = _Wanted(self, paths, starts, ends, max_gap, on_error, self._checked(kwargs))
+        missing = wanted.look()
+        if not missing:
+            return wanted.found
         if len(missing) == 1:
-            return self._fill_in(found, missing.pop(), paths, starts, ends, max_gap, on_error)
-        return sync(fsspec.asyn.get_loop(), self._cat_ranges, paths, starts, ends, max_gap, on_error=on_error)
+            return wanted.fill(missing.pop())
+        return sync(fsspec.asyn.get_loop(), wanted.fill_all, missing)
 
     async def _cat_ranges(
         self,
@@ -202,38 +232,8 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         on_error: str = "return",
         **kwargs: Any,
     ) -> list[Any]:
-        import asyncio
-
-        starts, ends = _as_list(starts, len(paths)), _as_list(ends, len(paths))
-        found = [self._cached_range(self._strip_protocol(p), s, e) for p, s, e in zip(paths, starts, ends, strict=True)]
-        missing = {self._strip_protocol(path) for path, data in zip(paths, found, strict=True) if data is None}
-        await asyncio.gather(
-            *(in_worker(self._fill_in, found, path, paths, starts, ends, max_gap, on_error) for path in missing)
-        )
-        return found
-
-    def _fill_in(
-        self,
-        found: list[Any],
-        path: str,
-        paths: list[str],
-        starts: Sequence[int | None],
-        ends: Sequence[int | None],
-        max_gap: int | None,
-        on_error: str,
-    ) -> list[Any]:
-        """Put the ranges of one object into their places in the list that are None."""
-        places = [n for n, data in enumerate(found) if data is None and self._strip_protocol(paths[n]) == path]
-        wanted = [(starts[n], ends[n]) for n in places]
-        try:
-            parts: Sequence[Any] = self._with_handle(path, lambda file: _slices(file, wanted, max_gap))
-        except Exception as error:
-            if on_error != "return":
-                raise
-            parts = [error] * len(places)
-        for n, part in zip(places, parts, strict=True):
-            found[n] = part
-        return found
+        wanted = _Wanted(self, paths, starts, ends, max_gap, on_error, self._checked(kwargs))
+        return await wanted.fill_all(wanted.look())
 
     # -- what is known -------------------------------------------------------------------------------------------------
 
@@ -252,6 +252,55 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         self.fs.invalidate_cache(path)
         self._handles.forget(path)
         forget_everywhere(f"fsspec:{self._identity}:" + (path or ""), whole=path is not None)
+
+
+class _Wanted:
+    """The ranges of one call, and what has been found of them."""
+
+    def __init__(
+        self,
+        fs: PageCacheFileSystem,
+        paths: list[str],
+        starts: Any,
+        ends: Any,
+        max_gap: int | None,
+        on_error: str,
+        options: Mapping[str, Any],
+    ):
+        self.fs = fs
+        self.paths = [fs._strip_protocol(path) for path in paths]
+        self.starts, self.ends = _as_list(starts, len(paths)), _as_list(ends, len(paths))
+        self.max_gap = max_gap
+        self.on_error = on_error
+        self.options = options
+        self.found: list[Any] = [None] * len(paths)
+
+    def look(self) -> set[str]:
+        """Take what is cached. Returns the paths of which something is missing."""
+        ranges = zip(self.paths, self.starts, self.ends, strict=True)
+        self.found = [self.fs._cached_range(path, start, end, self.options) for path, start, end in ranges]
+        return {path for path, data in zip(self.paths, self.found, strict=True) if data is None}
+
+    async def fill_all(self, missing: set[str]) -> list[Any]:
+        """Read what is missing of some objects, each in a worker."""
+        await asyncio.gather(*(in_worker(self.fill, path) for path in missing))
+        return self.found
+
+    def fill(self, path: str) -> list[Any]:
+        """Read what is missing of one object, and put it, or the error, into its places."""
+        places = [n for n, data in enumerate(self.found) if data is None and self.paths[n] == path]
+        wanted = [(self.starts[n], self.ends[n]) for n in places]
+        try:
+            parts: Sequence[Any] = self.fs._with_handle(
+                path, self.options, lambda file: _slices(file, wanted, self.max_gap)
+            )
+        except Exception as error:
+            if self.on_error != "return":
+                raise
+            parts = [error] * len(places)
+        for n, part in zip(places, parts, strict=True):
+            self.found[n] = part
+        return self.found
 
 
 def _as_list(value: Any, count: int) -> list[Any]:

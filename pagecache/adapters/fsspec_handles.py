@@ -12,7 +12,10 @@ VERSIONS_MAX = 8192
 
 
 class Handles:
-    """The files used most recently, by path. Context: any thread; no lock is held while a file is closed."""
+    """The files used most recently, by path, with the options of the call behind a "#" if there are any.
+
+    Context: any thread; no lock is held while a file is closed.
+    """
 
     def __init__(self, limit: int = HANDLES_MAX):
         self._limit = limit
@@ -93,5 +96,5 @@ class Handles:
 
 
 def _below(names: Iterable[str], path: str | None) -> list[str]:
-    """Return the names that are a path or below it; all for None."""
-    return [name for name in names if path is None or name == path or name.startswith(f"{path}/")]
+    """Return the names that are a path or below it, with any options; all for None."""
+    return [name for name in names if path is None or name == path or name.startswith((f"{path}/", f"{path}#"))]

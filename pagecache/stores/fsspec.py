@@ -12,14 +12,17 @@ So a version that is no longer there is an error (ESTALE), never a mix.
 
 import asyncio
 import hashlib
+import inspect
 import itertools
 import os
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from pagecache._core import Mutex
+from pagecache.options import check_spelling
 from pagecache.stores import fsspec_ranges
+from pagecache.stores.call_options import are_of_this_process, key_part, request_options
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
@@ -27,6 +30,8 @@ from pagecache.units import parse_size
 
 _OPTIONS_WITHOUT_MEANING = ("asynchronous", "loop", "skip_instance_cache", "batch_size", "use_listings_cache",
                             "listings_expiry_time", "max_paths")  # fmt: skip
+_OF_OPEN = ("recheck", "on_change", "whole_up_to", "direct", "durability", "priority", "tenant")  # not of file systems
+_OF_TEXT_FILES = ("compression", "encoding", "errors", "expand", "mode", "name_function", "newline", "num")
 PARALLEL_REQUESTS = 32  # of one object; the library behind may carry out fewer at once
 _numbers = itertools.count(1)
 _numbers_lock = Mutex()
@@ -69,7 +74,10 @@ class FsspecStore:
     never change: then cached bytes are taken for good without asking, and read without `info` where the file system has
     no conditional requests. version: what is already known of the object; else `info` is asked for, at once, or when it is
     needed if recheck is False. whole_up_to: bytes; an object no larger is read whole, by one request, at its first miss.
-    Raises FileNotFoundError, IsADirectoryError, OSError; ENOTSUP if the object has no size.
+    options: of one call, as the file system's `open` or `cat_file` takes them (version_id, headers and so on): they go to
+    every request, and are part of the key.
+    Raises FileNotFoundError, IsADirectoryError, OSError; ENOTSUP if the object has no size; TypeError for an option that
+    the file system does not have.
     Context: requests of asynchronous file systems run on fsspec's loop while the calling thread waits; do not call this
     on that loop.
     """
@@ -86,6 +94,7 @@ class FsspecStore:
         recheck: bool | str | float = "open",
         version: Version | None = None,
         whole_up_to: int | str = 0,
+        options: Mapping[str, Any] | None = None,
     ):
         self.recheck = checked_recheck(recheck)
         self.fs = own_instance(fs)
@@ -93,15 +102,17 @@ class FsspecStore:
         self.name = self.fs.unstrip_protocol(self.path)
         self.whole_up_to = parse_size(whole_up_to)
         self._ranges = fsspec_ranges.ranges_of(self.fs)
+        self.options = request_options(options)
+        self._ranges.check_options(self)
         self.is_immutable = self.recheck is False
         self._verifies = not self.is_immutable
-        self.key = f"fsspec:{identity_of(self.fs)}:{self.path}"
+        self.key = f"fsspec:{identity_of(self.fs)}:{self.path}{key_part(self.options)}"
         if self.is_immutable and not self._ranges.conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
         self.origin = f"fsspec:{identity_of(self.fs)}:{_place_of(self.path)}"
         self.parallel_requests = PARALLEL_REQUESTS if self._ranges.parallel else 1
         self.latency = "remote" if self._ranges.remote else "local"
-        numbered = "_pagecache_number" in self.fs.__dict__
+        numbered = "_pagecache_number" in self.fs.__dict__ or are_of_this_process(self.options)
         self.key_scope = "process" if numbered else "everywhere" if self._ranges.remote else "machine"
         self.known_version = version
         if version is None and not self.is_immutable:
@@ -119,6 +130,8 @@ class FsspecStore:
         asked_at = time.monotonic()
         try:
             info = self._ranges.info(self)
+        except TypeError:  # of the arguments, not of the store
+            raise
         except Exception as error:
             raise meant_error(error, self.name) or failed_request(error, self.name) from error
         version = version_of(info, self.name, asked_at)
@@ -184,14 +197,16 @@ class FsspecStore:
         """Do nothing: the file system lives on."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.fs, self.path, self.recheck, self.whole_up_to)
+        return _open_again, (self.fs, self.path, self.recheck, self.whole_up_to, self.options)
 
     def __repr__(self) -> str:
         return f"<FsspecStore {self.name}>"
 
 
-def _open_again(fs: Any, path: str, recheck: bool | str | float, whole_up_to: int) -> FsspecStore:
-    return FsspecStore(fs, path, recheck=recheck, whole_up_to=whole_up_to)
+def _open_again(
+    fs: Any, path: str, recheck: bool | str | float, whole_up_to: int, options: Mapping[str, Any]
+) -> FsspecStore:
+    return FsspecStore(fs, path, recheck=recheck, whole_up_to=whole_up_to, options=options)
 
 
 def store_of_url(
@@ -200,14 +215,46 @@ def store_of_url(
     """Return the store of a URL, which may be chained.
 
     recheck, whole_up_to: as for FsspecStore. storage_options: for the file system, as `fsspec.open` takes them.
-    Raises ImportError, with what to install, when fsspec or the protocol's library is missing; else as FsspecStore.
+    Raises ImportError, with what to install, when fsspec or the protocol's library is missing; TypeError for options that
+    would be lost; else as FsspecStore.
     """
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
         raise ImportError(f"opening {url} needs fsspec: pip install 'pagecache-engine[fsspec]'") from error
+    _check_storage_options(url, storage_options)
     try:
         fs, path = url_to_fs(url, **storage_options)
     except (ValueError, ImportError) as error:
         raise type(error)(f"cannot open {url}: {error}") from error
     return FsspecStore(fs, path, recheck=recheck, whole_up_to=whole_up_to)
+
+
+def _check_storage_options(url: str, options: Mapping[str, Any]) -> None:
+    """Check that options are for the file system of a URL. Raises TypeError for those that would be lost."""
+    for name in _OF_TEXT_FILES:
+        if options.get(name) is not None:
+            how = f"fsspec.open('pagecache::{url}', {name}=...)"
+            raise TypeError(f"{name}= is not for {url}, which is read as the bytes that it has: use {how}")
+    try:
+        theirs = constructor_parameters(type_of_url(url))
+    except (ValueError, ImportError):  # raised, with what to do, when it is opened
+        return
+    check_spelling(options, _OF_OPEN, theirs, "PageCache.open")
+    for name in options:
+        if name in _OF_OPEN and name not in theirs:
+            raise TypeError(f"{name}= is an option of PageCache.open, not of a store")
+
+
+def type_of_url(url: str) -> type:
+    """Return the class of the file system of a URL, of the first one if it is chained. Raises ValueError, ImportError."""
+    from fsspec.core import get_filesystem_class
+
+    first = url.partition("::")[0]
+    return get_filesystem_class(first.partition("://")[0])
+
+
+def constructor_parameters(kind: type) -> set[str]:
+    """Return the names of the arguments that a class and its bases take."""
+    constructors = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)]
+    return {name for constructor in constructors for name in inspect.signature(constructor).parameters}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pagecache.stores.call_options import takes
 from pagecache.stores.destination import Destination
 from pagecache.stores.fsspec_sync import SyncRanges, fresh_options
 from pagecache.stores.validators import Version
@@ -17,12 +18,20 @@ class AsyncRanges(SyncRanges):
     def info(self, store: Any) -> dict[str, Any]:
         """Return what the file system says about the object now."""
         fs, path = store.fs, store.path
-        return store.run(fs._info(path, **fresh_options(fs, fs._info, path)))
+        return store.run(fs._info(path, **fresh_options(fs, fs._info, path), **store.options))
+
+    @staticmethod
+    def _reads_ranges(store: Any) -> bool:
+        """Whether `_cat_file` takes the options of the store."""
+        return takes(store.fs._cat_file, store.options)
 
     def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
         """Fill the destination from byte `start`; whether the bytes are known to be of this version."""
+        if not self._reads_ranges(store):
+            return super().read(store, version, start, destination)
         return bool(store.run(self._fetch(store, version, start, destination), destination))
 
     async def _fetch(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
-        destination.put(await store.fs._cat_file(store.path, start=start, end=start + destination.wanted))
+        end = start + destination.wanted
+        destination.put(await store.fs._cat_file(store.path, start=start, end=end, **store.options))
         return False

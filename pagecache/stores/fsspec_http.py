@@ -20,11 +20,16 @@ class HttpRanges(AsyncRanges):
 
     def info(self, store: Any) -> dict[str, Any]:
         """Return what the server says about the object now."""
-        return store.run(self._head(store.fs, store.path))
+        return store.run(self._head(store, store.fs, store.path))
 
-    async def _head(self, fs: Any, path: str) -> dict[str, Any]:
+    @staticmethod
+    def request_options(store: Any) -> dict[str, Any]:
+        """Return the arguments of a request: those of the file system, and of the call, which count for more."""
+        return {**store.fs.kwargs, **store.options}
+
+    async def _head(self, store: Any, fs: Any, path: str) -> dict[str, Any]:
         """Ask by HEAD. fsspec's own `_info` takes every failure for a missing object; it is left what has no HEAD."""
-        options = dict(fs.kwargs)
+        options = self.request_options(store)
         headers = {**dict(options.pop("headers", None) or {}), "Accept-Encoding": "identity"}
         session = await fs.set_session()
         async with session.head(fs.encode_url(path), **{"allow_redirects": True, **options, "headers": headers}) as answer:
@@ -35,11 +40,11 @@ class HttpRanges(AsyncRanges):
                 if said.get("Content-Encoding", "identity") in ("identity", ""):
                     info["size"] = int(said["Content-Length"])
                 return info
-        return await fs._info(path)
+        return await fs._info(path, **{name: value for name, value in store.options.items() if name not in fs.kwargs})
 
     async def _fetch(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
         fs, end = store.fs, start + destination.wanted
-        options = dict(fs.kwargs)
+        options = self.request_options(store)
         headers = dict(options.pop("headers", None) or {})
         headers |= {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         if version.strong_etag:

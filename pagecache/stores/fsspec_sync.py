@@ -5,8 +5,10 @@ asked for.
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+from pagecache.stores.call_options import check_taken, takes
 from pagecache.stores.destination import Destination
 from pagecache.stores.validators import Version
 
@@ -20,18 +22,33 @@ class SyncRanges:
         self.remote = remote
         self.parallel = not remote
 
+    def check_options(self, store: Any) -> None:
+        """Check that the requests of an object take the options of its store. Raises TypeError."""
+        fs = store.fs
+        read, name = (fs.cat_file, "cat_file") if self._reads_ranges(store) else (fs._open, "open")
+        check_taken(read, store.options, f"{type(fs).__name__}.{name}")
+        check_taken(fs.info, store.options, f"{type(fs).__name__}.info")
+
     def info(self, store: Any) -> dict[str, Any]:
         """Return what the file system says about the object now."""
         fs, path = store.fs, store.path
-        return fs.info(path, **fresh_options(fs, fs.info, path))
+        return fs.info(path, **fresh_options(fs, fs.info, path), **store.options)
+
+    @staticmethod
+    def _reads_ranges(store: Any) -> bool:
+        """Whether `cat_file` is the file system's own, not one that opens a file with readahead, and takes the options."""
+        from fsspec import AbstractFileSystem
+
+        fs = store.fs
+        return type(fs).cat_file is not AbstractFileSystem.cat_file and takes(fs.cat_file, store.options)
 
     def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
         """Fill the destination from byte `start`; whether the bytes are known to be of this version."""
         end = start + destination.wanted
-        if _reads_ranges(store.fs):
-            destination.put(store.fs.cat_file(store.path, start=start, end=end))
+        if self._reads_ranges(store):
+            destination.put(store.fs.cat_file(store.path, start=start, end=end, **store.options))
             return False
-        with _open_unbuffered(store.fs, store.path) as file:
+        with _open_unbuffered(store.fs, store.path, store.options) as file:
             file.seek(start)
             while not destination.full:
                 data = file.read(min(destination.wanted - destination.done, store.max_request))
@@ -50,15 +67,8 @@ def fresh_options(fs: Any, function: Any, path: str) -> dict[str, Any]:
     return {}
 
 
-def _reads_ranges(fs: Any) -> bool:
-    """Whether `cat_file` is the file system's own, and not one that opens a file with readahead."""
-    from fsspec import AbstractFileSystem
-
-    return type(fs).cat_file is not AbstractFileSystem.cat_file
-
-
-def _open_unbuffered(fs: Any, path: str) -> Any:
+def _open_unbuffered(fs: Any, path: str, options: Mapping[str, Any]) -> Any:
     try:
-        return fs.open(path, "rb", cache_type="none")
+        return fs.open(path, "rb", cache_type="none", **options)
     except TypeError:  # files that are no AbstractBufferedFile take no cache_type
-        return fs.open(path, "rb")
+        return fs.open(path, "rb", **options)
