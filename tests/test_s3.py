@@ -4,6 +4,7 @@ import errno
 import threading
 
 import pytest
+from fsspec_ways import WAYS, read
 from support import PAGE, Crew, pages_of, wait_until
 
 import pagecache
@@ -25,12 +26,16 @@ class S3:
         wait_until(lambda: self._server._server is not None, "moto's server")
         self.endpoint = f"http://127.0.0.1:{self._server.get_host_and_port()[1]}"
         self.requests = []
+        self.refuses = None  # called with what a request says; true: 403
         self._lock = threading.Lock()
         application = self._server._server.app
 
         def counting(environ, start_response):
             with self._lock:
                 self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("HTTP_IF_MATCH")))
+            if self.refuses is not None and self.refuses(environ):
+                start_response("403 Forbidden", [("Content-Length", "0")])
+                return [b""]
             return application(environ, start_response)
 
         self._server._server.app = counting
@@ -145,6 +150,77 @@ class TestS3fs:
         with cache.open(FsspecStore(target, "bucket/object")) as file:
             assert Crew(*[lambda: file.pread(PAGE, 0)] * 8).join_well() == [DATA[:PAGE]] * 8
         assert s3.count("GET") == 1
+
+
+class TestCallOptions:
+    """What `open` and `cat_file` are given goes to all requests for the object, and is part of its key."""
+
+    @pytest.fixture
+    def versions(self, s3, target):
+        if not target.exists("versioned"):
+            target.mkdir("versioned")
+            target.make_bucket_versioned("versioned")
+        found = []
+        for data in (DATA, DATA[::-1] + b"more"):
+            target.pipe_file("versioned/object", data)
+            found.append((target.object_version_info("versioned/object")[0]["VersionId"], data))
+        return found
+
+    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("version_aware", [False, True])
+    def test_version(self, s3, target, versions, cache, way, version_aware):
+        fs = type(target)(**target.storage_options | {"version_aware": version_aware})
+        (first, old), (second, new) = versions
+        if way == "cache_type" and not version_aware:
+            with pytest.raises(ValueError, match="not version aware"):  # of s3fs itself
+                read(way, fs, "versioned/object", version_id=first)
+            return
+        block = {"block_size": 5 << 20} if way == "cache_type" else {}
+        for _ in range(2):
+            assert read(way, fs, "versioned/object", version_id=first, **block) == old
+            assert read(way, fs, "versioned/object", **block) == new
+            assert read(way, fs, "versioned/object", version_id=second, **block) == new
+        with pytest.raises(OSError, match="object"):
+            read(way, fs, "versioned/object", version_id="0" * 32, **block)
+
+    @pytest.mark.parametrize("way", [way for way in WAYS if way != "cache_type"])
+    @pytest.mark.parametrize(
+        ("right", "header"),
+        [
+            ({"requester_pays": True}, "HTTP_X_AMZ_REQUEST_PAYER"),
+            (
+                {"SSECustomerKey": "k" * 32, "SSECustomerAlgorithm": "AES256"},
+                "HTTP_X_AMZ_SERVER_SIDE_ENCRYPTION_CUSTOMER_KEY",
+            ),
+        ],
+        ids=["requester_pays", "customer_key"],
+    )
+    def test_right(self, s3, target, cache, way, right, header):
+        s3.refuses = lambda environ: environ["PATH_INFO"] == "/bucket/object" and header not in environ
+        try:
+            assert read(way, target, "bucket/object", **right) == DATA
+            with pytest.raises(OSError, match=r"403|Forbidden"):
+                read(way, target, "bucket/object")
+            before = s3.count("GET")
+            assert read(way, target, "bucket/object", **right) == DATA
+            assert s3.count("GET") == before
+        finally:
+            s3.refuses = None
+
+    def test_a_call_takes_back_what_the_file_system_says(self, s3, target, cache):
+        fs = type(target)(**target.storage_options | {"requester_pays": True})
+        s3.refuses = lambda environ: environ["PATH_INFO"] == "/bucket/object" and "HTTP_X_AMZ_REQUEST_PAYER" not in environ
+        try:
+            assert read("open", fs, "bucket/object") == DATA
+            with pytest.raises(OSError, match=r"403|Forbidden"):
+                read("open", fs, "bucket/object", requester_pays=False)
+        finally:
+            s3.refuses = None
+
+    def test_misspelled(self, s3, target, cache):
+        for wrong, meant in (("version", "version_id"), ("SSECustomerKye", "SSECustomerKey")):
+            with pytest.raises(TypeError, match=f"did you mean '{meant}'"):
+                read("cat_file", target, "bucket/object", **{wrong: "x"})
 
 
 class TestObstore:

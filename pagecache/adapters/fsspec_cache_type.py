@@ -9,9 +9,12 @@ from typing import Any
 from fsspec.caching import BaseCache
 
 from pagecache.default import default_cache
+from pagecache.options import check_options
+from pagecache.stores.call_options import request_options
 from pagecache.stores.fsspec import FsspecStore
 from pagecache.stores.validators import validator_of, version_of
 
+_KNOWN = ("fsspec.implementations.http", "s3fs.", "gcsfs.")  # whose files keep the options of their call where they are looked for
 _numbers = itertools.count(1)
 
 
@@ -51,8 +54,10 @@ class PageCacheType(BaseCache):
     """A file's share of the page cache.
 
     Files of one file system and path share their pages, with each other and with `pagecache::` over the same target, as
-    long as they are of one version. A fetcher that belongs to no file has pages of its own.
+    long as they are of one version and were opened with the same options. A fetcher that belongs to no file, and a file
+    whose options are not known, have pages of their own.
     recheck, on_change: as for `PageCache.open`, given as `cache_options`. whole_up_to: as for FsspecStore, likewise.
+    Raises TypeError for another option.
     """
 
     name = "pagecache"
@@ -65,18 +70,22 @@ class PageCacheType(BaseCache):
         recheck: bool | str | float = "open",
         on_change: str = "error",
         whole_up_to: int | str = 0,
+        **unknown: Any,
     ):
+        check_options(unknown, ("recheck", "on_change", "whole_up_to"), "cache_options of 'pagecache'")
         super().__init__(blocksize, fetcher, size)
         self._options: dict[str, Any] = {"recheck": recheck, "on_change": on_change}
         self._whole_up_to = whole_up_to
         self._file: Any = None
         owner = getattr(fetcher, "__self__", None)
-        if getattr(owner, "fs", None) is None or not isinstance(getattr(owner, "path", None), str):
-            store: Any = FetcherStore(fetcher, size)
-        else:
+        store: Any = None
+        if getattr(owner, "fs", None) is not None and isinstance(getattr(owner, "path", None), str):
             store = _store_of(owner, recheck, whole_up_to)
-            if not store.is_immutable and store.size() != size:
-                raise OSError(errno.ESTALE, f"{store.name} was replaced while it was being opened: open it again")
+        if store is None:
+            store = FetcherStore(fetcher, size)
+        elif not store.is_immutable and store.size() != size:
+            sizes = f"it has {store.size()} bytes, the file was made for {size}"
+            raise OSError(errno.ESTALE, f"{store.name} was replaced while it was being opened ({sizes}): open it again")
         self._file = default_cache().open(store, **self._options)
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
@@ -103,10 +112,32 @@ class PageCacheType(BaseCache):
         return PageCacheType, (self.blocksize, self.fetcher, self.size, *self._options.values(), self._whole_up_to)
 
 
-def _store_of(owner: Any, recheck: bool | str | float, whole_up_to: int | str) -> FsspecStore:
-    """Return the store of an fsspec file's object, with the version that the file was opened on, if it knows one."""
+def _store_of(owner: Any, recheck: bool | str | float, whole_up_to: int | str) -> FsspecStore | None:
+    """Return the store of an fsspec file's object, with the version that the file was opened on, if it knows one, and the
+    options of the call that opened it. None if these are not known."""
+    options = _options_of(owner)
+    if options is None:
+        return None
     details = getattr(owner, "_details", None) or {}
     version = None
-    if validator_of(details) is not None and recheck is not False:
+    is_of_live_object = "generation" in options and str(details.get("generation")) != str(options["generation"])
+    if validator_of(details) is not None and recheck is not False and not is_of_live_object:
         version = version_of(details, owner.path, time.monotonic())
-    return FsspecStore(owner.fs, owner.path, recheck=recheck, version=version, whole_up_to=whole_up_to)
+    return FsspecStore(owner.fs, owner.path, recheck=recheck, version=version, whole_up_to=whole_up_to, options=options)
+
+
+def _options_of(owner: Any) -> dict[str, Any] | None:
+    """Return the options of the call that opened a file: what it keeps, and its file system does not have.
+
+    None for options of a library that is not known: only the file itself knows how they go into requests.
+    """
+    fs = owner.fs
+    options = {name: value for name, value in vars(owner).items() if name in ("version_id", "generation") and value}
+    kept = {**vars(owner).get("kwargs", {}), **vars(owner).get("s3_additional_kwargs", {})}
+    usual = {**(getattr(fs, "kwargs", None) or {}), **getattr(fs, "s3_additional_kwargs", {})}
+    options |= {name: value for name, value in kept.items() if name not in usual or usual[name] != value}
+    if "req_kw" in vars(owner) and owner.req_kw != getattr(fs, "req_kw", {}):
+        options["requester_pays"] = bool(owner.req_kw)
+    options = request_options(options)
+    is_known = any(base.__module__.startswith(_KNOWN) for base in type(fs).__mro__)
+    return options if is_known or not options else None

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pagecache.stores.fsspec_async import AsyncRanges
+from pagecache.stores.fsspec_gcs import GcsRanges
 from pagecache.stores.fsspec_http import HttpRanges
 from pagecache.stores.fsspec_s3 import S3Ranges
 from pagecache.stores.fsspec_sync import SyncRanges
@@ -19,4 +20,6 @@ def ranges_of(fs: Any) -> "SyncRanges":
         return HttpRanges()
     if "s3" in protocols and hasattr(fs, "_call_s3"):
         return S3Ranges()
+    if "gcs" in protocols and hasattr(fs, "_process_object"):
+        return GcsRanges()
     return AsyncRanges()
