@@ -157,13 +157,15 @@ class TestCallOptions:
 
     @pytest.fixture
     def versions(self, s3, target):
-        if not target.exists("versioned"):
-            target.mkdir("versioned")
-            target.make_bucket_versioned("versioned")
+        fs = type(target)(**target.storage_options | {"version_aware": True})
+        if not fs.exists("versioned"):
+            fs.mkdir("versioned")
+            fs.make_bucket_versioned("versioned")
         found = []
         for data in (DATA, DATA[::-1] + b"more"):
-            target.pipe_file("versioned/object", data)
-            found.append((target.object_version_info("versioned/object")[0]["VersionId"], data))
+            fs.pipe_file("versioned/object", data)
+            known = next(info for info in fs.object_version_info("versioned/object") if info["IsLatest"])
+            found.append((known["VersionId"], data))
         return found
 
     @pytest.mark.parametrize("way", WAYS)

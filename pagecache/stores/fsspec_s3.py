@@ -20,6 +20,11 @@ class S3Ranges(AsyncRanges):
     def check_options(self, store: Any) -> None:
         """Do nothing: the names are those of the service's own calls, and checked when it is asked."""
 
+    @staticmethod
+    def _reads_ranges(store: Any) -> bool:
+        """Return True: what `_cat_file` of s3fs does not take, the request does."""
+        return True
+
     def info(self, store: Any) -> dict[str, Any]:
         """Return what the service says about the object now."""
         return store.run(self._head(store)) if store.options else super().info(store)
