@@ -114,9 +114,11 @@ class TestHttp:
 
     def test_files_pickle_with_their_options(self, server, http, cache):
         url = server.put("secret", DATA)
-        with PageCacheFileSystem(fs=http).open(url, headers={"Authorization": "let me in"}) as file:
-            with pickle.loads(pickle.dumps(file)) as again:
-                assert again.read() == DATA
+        with (
+            PageCacheFileSystem(fs=http).open(url, headers={"Authorization": "let me in"}) as file,
+            pickle.loads(pickle.dumps(file)) as again,
+        ):
+            assert again.read() == DATA
 
     def test_threads_with_different_options(self, server, http, cache):
         url = server.put("object", DATA)
@@ -124,7 +126,8 @@ class TestHttp:
         system = PageCacheFileSystem(fs=http, skip_instance_cache=True)
 
         def reader(options, right):
-            return lambda: [system.cat_file(url, number * PAGE, **options) == right[number * PAGE :] for number in range(20)]
+            starts = range(0, SIZE, PAGE)
+            return lambda: [system.cat_file(url, start, **options) == right[start:] for start in starts]
 
         jobs = [reader({}, DATA), reader({"headers": {"Accept-Language": "other"}}, OTHER)] * 4
         assert all(map(all, Crew(*jobs).join_well()))

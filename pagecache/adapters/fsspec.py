@@ -137,7 +137,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
 
     def _open_file(self, path: str, options: Mapping[str, Any] = {}) -> Any:
         """Open a file with the options of a call, on what is known of its version, if that is recent enough."""
-        own = {"recheck": self.recheck, "on_change": self.on_change, "whole_up_to": self.whole_up_to}
+        own: dict[str, Any] = {"recheck": self.recheck, "on_change": self.on_change, "whole_up_to": self.whole_up_to}
         own |= {name: options[name] for name in OF_A_CALL if name in options}
         recheck, on_change = checked_recheck(own["recheck"]), own["on_change"]
         name = path + key_part(options)

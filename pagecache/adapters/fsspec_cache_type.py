@@ -14,7 +14,7 @@ from pagecache.stores.call_options import request_options
 from pagecache.stores.fsspec import FsspecStore
 from pagecache.stores.validators import validator_of, version_of
 
-_KNOWN = ("fsspec.implementations.http", "s3fs.", "gcsfs.")  # whose files keep the options of their call where they are looked for
+_KNOWN = ("fsspec.implementations.http", "s3fs.", "gcsfs.")  # whose files keep the options of their call as expected
 _numbers = itertools.count(1)
 
 
@@ -61,6 +61,7 @@ class PageCacheType(BaseCache):
     """
 
     name = "pagecache"
+    _file: Any = None
 
     def __init__(
         self,
@@ -76,7 +77,6 @@ class PageCacheType(BaseCache):
         super().__init__(blocksize, fetcher, size)
         self._options: dict[str, Any] = {"recheck": recheck, "on_change": on_change}
         self._whole_up_to = whole_up_to
-        self._file: Any = None
         owner = getattr(fetcher, "__self__", None)
         store: Any = None
         if getattr(owner, "fs", None) is not None and isinstance(getattr(owner, "path", None), str):
