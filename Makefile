@@ -83,7 +83,7 @@ tsan: $(VENV)/.test ## run the tests with threads under ThreadSanitizer
 	@$(call build,tsan)
 	rm -f build/tsan.*
 	LD_PRELOAD=$(call libraries,libtsan.so) PYTHONMALLOC=malloc \
-	TSAN_OPTIONS="exitcode=66 halt_on_error=0 detect_deadlocks=0 history_size=4 log_path=$(CURDIR)/build/tsan suppressions=$(CURDIR)/tests/tsan.supp" \
+	TSAN_OPTIONS="exitcode=66 halt_on_error=0 detect_deadlocks=0 history_size=4 log_path=$(CURDIR)/build/tsan suppressions=$(CURDIR)/tests/support/tsan.supp" \
 	PAGECACHE_TEST_SECONDS=1200 $(call in_lane,tsan) $(pytest) $(TESTS) -m stress $(ARGS) || { cat build/tsan.*; exit 1; }
 
 eviction: $(VENV)/.eviction ## compare what policies miss with reference simulators; ARGS: directories of traces, or --synthetic 1
@@ -91,7 +91,7 @@ eviction: $(VENV)/.eviction ## compare what policies miss with reference simulat
 	PYTHONPATH=build/lib-release:bench PYTHONSAFEPATH=1 $(python) -m eviction $(ARGS)
 
 stubs: check $(VENV)/.test ## compare _core.pyi with the module
-	$(call in_lane,check) $(pytest) tests/test_stubs.py
+	$(call in_lane,check) $(pytest) tests/engine/test_stubs.py
 
 lint: $(VENV)/.test ## ruff and mypy
 	$(VENV)/bin/ruff check .

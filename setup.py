@@ -7,7 +7,7 @@
     debug     -O1 -g with assertions and the lines of the .pyx files, for a debugger
     asan      the assertions under AddressSanitizer and UndefinedBehaviorSanitizer
     tsan      the assertions under ThreadSanitizer
-    portable  as check, without anything that only Linux or x86 has (tests/portable.h)
+    portable  as check, without anything that only Linux or x86 has (tests/support/portable.h)
     annotate  as release, and Cython's HTML report in build/cython-annotate
 
 A lane is the directory build/lib-MODE: the compiled module and links to the Python sources, so that lanes never meet
@@ -35,7 +35,7 @@ CHECKS = ["-DPAGECACHE_CHECKS=1", "-UNDEBUG"]
 TRACEABLE = ["-O1", "-g", "-fno-omit-frame-pointer"]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 THREAD = ["-fsanitize=thread"]
-POSIX_ONLY = ["-include", "tests/portable.h"]
+POSIX_ONLY = ["-include", "tests/support/portable.h"]
 FENCED = ["-Wno-tsan"]  # ThreadSanitizer knows no fences; the engine does without what depends on them there
 
 UNCHECKED = ["-O3", "-g0", "-DNDEBUG", "-Wno-unused-but-set-variable"]  # some variables are set for an assertion only
@@ -87,7 +87,7 @@ def extensions() -> list[Extension]:
     if os.environ.get("PAGECACHE_BENCH") == "1":
         sources["_microbench"] = "bench/_microbench.pyx"
     if MODE in WITH_ENGINE_THREADS:
-        sources["_engine_threads"] = "tests/engine_threads/_engine_threads.pyx"
+        sources["_engine_threads"] = "tests/engine/engine_threads/_engine_threads.pyx"
     return [
         Extension(
             name,
@@ -106,7 +106,7 @@ def engine_files() -> list[str]:
     """Return the files that the extensions are made of besides their .pyx: a touched one rebuilds them."""
     patterns = ["*.pxd", "core/*.pxd", "core/*.h", "include/*.h", "parts/*.pxi"]
     found = [path for pattern in patterns for path in (ROOT / "pagecache").glob(pattern)]
-    found += (ROOT / "tests" / "engine_threads").glob("*.pxi")
+    found += (ROOT / "tests" / "engine" / "engine_threads").glob("*.pxi")
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 

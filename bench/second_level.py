@@ -3,7 +3,7 @@
     python bench/second_level.py [--size 256MiB] [--latency-ms 20] [--bandwidth 64MiB] [--connections 8]
         [--extents 64KiB,256KiB,1MiB,4MiB] [--servers valkey,memcached] [--json]
 
-The origin is simulated (bench/throttled.py); the server is a real one (see tests/value_servers.py), on this machine,
+The origin is simulated (bench/throttled.py); the server is a real one (tests/support/value_servers.py), on this machine,
 by a Unix socket. Each line reads with an empty page cache: the origin alone, then through an empty server (which it fills),
 then through the filled one; of three scans the fastest counts. Random reads are single pages; the server holds all of them.
 One read in eight is compared.

@@ -1,6 +1,6 @@
 """Build pagecache for any Python interpreters and run tests with each:
 
-    python tests/run_with.py /path/to/python3.14t python3.12 -- tests/test_races.py -x
+    python tests/run_with.py /path/to/python3.14t python3.12 -- tests/files/test_races.py -x
     python tests/run_with.py --threads 4 python3.14t          # pytest-run-parallel over the unit tests
 
 Each interpreter gets an environment of its own in build/with. Behind `--` stands what pytest gets (default: tests). What a
@@ -20,9 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONAL = ("mypy", "numpy", "ruff", "pytest-benchmark", "pytest-run-parallel")  # wheels only, where there are any
 UNIT_TESTS = (  # each test makes what it uses, so that several threads may run it at once
-    "tests/xarray/test_xa_find.py", "tests/xarray/test_xa_marks.py", "tests/xarray/test_xa_multi.py",
-    "tests/xarray/test_xa_normal.py", "tests/xarray/test_xa_store.py", "tests/test_sizes.py", "tests/test_window.py",
-    "tests/test_readahead_formulas.py",
+    "tests/engine/xarray/test_xa_find.py", "tests/engine/xarray/test_xa_marks.py", "tests/engine/xarray/test_xa_multi.py",
+    "tests/engine/xarray/test_xa_normal.py", "tests/engine/xarray/test_xa_store.py", "tests/files/test_sizes.py",
+    "tests/readahead/test_window.py",
+    "tests/readahead/test_readahead_formulas.py",
 )  # fmt: skip
 DESCRIBE = """
 import sys, sysconfig, platform

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from docs_runner import MISSING, blocks_of, run_block
+from support.docs_runner import MISSING, blocks_of, run_block
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNNER = Path(__file__).with_name("docs_runner.py")
+RUNNER = ROOT / "tests" / "support" / "docs_runner.py"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LIBRARIES = ("fsspec", "s3", "obstore", "zarr", "h5py", "pyarrow", "pandas", "polars", "duckdb", "rasterio", "sqlite",
              "xarray", "dask")  # fmt: skip
@@ -24,7 +24,7 @@ def name_of(path):
 def run_page(path, directory):
     """Run a page's blocks in a process of its own."""
     places = [str(Path(entry).resolve()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    environment = {**os.environ, "PAGECACHE_SIZE": "64MiB", "PYTHONPATH": os.pathsep.join([*places, str(RUNNER.parent)])}
+    environment = {**os.environ, "PAGECACHE_SIZE": "64MiB", "PYTHONPATH": os.pathsep.join([*places, str(ROOT / "tests")])}
     command = [sys.executable, "-P", "-W", "ignore", str(RUNNER), str(path)]
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=110)
 

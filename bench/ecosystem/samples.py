@@ -79,7 +79,7 @@ def make_all(root: Path) -> None:
 
 def _serve_http(root: str, latency_s: float, pipe) -> None:
     sys.path.insert(0, str(TESTS))
-    from http_objects import ObjectServer
+    from support.http_objects import ObjectServer
 
     with ObjectServer(latency_s) as server:
         server.put_tree(root)

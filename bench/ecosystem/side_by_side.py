@@ -1,6 +1,6 @@
 """Real libraries reading real files over HTTP, through other caches and through ours, side by side.
 
-    PYTHONPATH=build/lib-release:bench/ecosystem:tests/ecosystem python bench/ecosystem/side_by_side.py
+    PYTHONPATH=build/lib-release:bench/ecosystem:tests python bench/ecosystem/side_by_side.py
 
 The server counts requests and bytes and answers each request after 20 ms. Each way begins with nothing known of the server,
 and reads twice; whatever gives another answer than the others is marked as wrong, whatever fails with its error.

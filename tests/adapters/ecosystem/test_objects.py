@@ -1,0 +1,70 @@
+"""Objects named by path: looked up once, shared, closed when there are too many."""
+
+import pytest
+from support.http_objects import HttpStore
+
+from pagecache.adapters.objects import Objects
+
+
+@pytest.fixture
+def objects(cache, server):
+    made = Objects(cache, lambda path: HttpStore(server.url(path)), max_objects=3)
+    yield made
+    made.close()
+
+
+def test_is_looked_up_once(objects, server):
+    server.put("a", b"data")
+    for _ in range(3):
+        assert (objects.size("a"), objects.exists("a")) == (4, True)
+        with objects.open("a") as file:
+            assert file.read() == b"data"
+    assert server.counts.take() == (2, 4)
+
+
+def test_absence_is_looked_up_once(objects, server):
+    for _ in range(3):
+        assert not objects.exists("none")
+        with pytest.raises(FileNotFoundError, match="none"):
+            objects.open("none")
+    assert server.counts.take()[0] == 1
+
+
+def test_a_store_that_fails_is_not_an_absence(cache):
+    def fail(path):
+        raise PermissionError(13, "planned", path)
+
+    objects = Objects(cache, fail)
+    for _ in range(2):
+        with pytest.raises(PermissionError):
+            objects.exists("a")
+
+
+def test_what_was_used_least_recently_is_closed(objects, server):
+    files = []
+    for number in range(10):
+        server.put(f"o{number}", bytes([number]) * 100)
+        files.append(objects.open(f"o{number}"))
+    assert len(objects._found) == 3
+    for number, file in enumerate(files):
+        assert file.read() == bytes([number]) * 100
+        file.close()
+
+
+def test_changes_are_seen_when_invalidated(objects, server):
+    server.put("a", b"old")
+    assert objects.open("a").read() == b"old"
+    server.put("a", b"newer")
+    assert objects.size("a") == 3
+    objects.invalidate("a")
+    with objects.open("a") as file:
+        assert file.read() == b"newer"
+
+
+def test_local_paths(cache, tmp_path):
+    (tmp_path / "a").write_bytes(b"data")
+    objects = Objects(cache, lambda path: str(tmp_path / path))
+    with objects.open("a") as file:
+        assert file.read() == b"data"
+    assert objects.exists("a") and not objects.exists("b") and not objects.exists("")
+    objects.close()
