@@ -114,6 +114,8 @@ class Inode:
         channel.on_idle = _weakly(self.close_retired)
         line = Line(hints, channel, self.flusher, self.keeps_failed, getattr(store, "origin", None))
         line.replicate = replicate_of(store)
+        if getattr(store, "serves_ranges", None) is False:
+            line.read_in_order()
         if self.mapping.extra is not None:
             line.take_over(self.mapping.extra)
         self.mapping.extra = line

@@ -34,14 +34,14 @@ class Prefetch:
         try:
             if self._chunks:
                 mapping.extra.prefetches.add(self)
-            for _ in range(min(len(self._chunks), mapping.extra.hints.parallel_requests)):
-                workers.caller_pool.run(self._read_chunks)
+            for number in range(min(len(self._chunks), mapping.extra.channel.limit)):
+                workers.caller_pool.run(functools.partial(self._read_chunks, number))
         except BaseException:  # a signal: there may be nobody to read it, and there is nobody to wait for it
             self.cancel()
             raise
 
-    def _read_chunks(self) -> None:
-        while True:
+    def _read_chunks(self, number: int) -> None:
+        while number == 0 or number < self._mapping.extra.channel.limit:  # the others stop where order counts
             start = self._next_chunk()
             if start is None:
                 break

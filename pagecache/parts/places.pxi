@@ -6,12 +6,25 @@ cdef class Places:
     """
     cdef pc_u32 nr_taken
     cdef pc_u32 nr_urgent
-    cdef readonly uint32_t limit
+    cdef pc_u32 nr_places
 
     def __init__(self, limit):
         if limit < 1:
             raise ValueError(f"limit must be 1 or more, not {limit}")
-        self.limit = limit
+        store_release_u32(&self.nr_places, limit)
+
+    @property
+    def limit(self):
+        """Places there are."""
+        return load_relaxed_u32(&self.nr_places)
+
+    def narrow(self, limit):
+        """Have no more places than `limit` from now on; what is taken beyond it stays taken until it is given back."""
+        if limit < 1:
+            raise ValueError(f"limit must be 1 or more, not {limit}")
+        cdef uint32_t had = load_relaxed_u32(&self.nr_places)
+        while limit < had and not cas_acq_rel_u32(&self.nr_places, &had, limit):
+            pass
 
     @property
     def taken(self):
@@ -29,7 +42,7 @@ cdef class Places:
     cdef bint take_below(self, uint32_t nr_kept) noexcept nogil:
         """Takes a place if so many are left for others."""
         cdef uint32_t taken = load_relaxed_u32(&self.nr_taken)
-        while taken + nr_kept < self.limit:
+        while taken + nr_kept < load_relaxed_u32(&self.nr_places):
             if cas_acq_rel_u32(&self.nr_taken, &taken, taken + 1):
                 return True
         return False
@@ -76,7 +89,7 @@ cdef class PlaceGuard:
             try:
                 while not places.take_one():
                     taken = load_acquire_u32(&places.nr_taken)
-                    if taken >= places.limit:
+                    if taken >= load_relaxed_u32(&places.nr_places):
                         with nogil:
                             futex_wait(&places.nr_taken, taken, WAIT_SLICE_NS)
                     PyErr_CheckSignals()

@@ -49,6 +49,7 @@ class Line:
         self.speed = speed_of(origin)
         self.prefetches: WeakMembers[Any] = WeakMembers()  # those that are not done
         self.is_crowded = False  # whether the budget, not the store, limits windows now
+        self.reads_in_order = False  # whether the store can read the object from its beginning only
         self.locality = Locality()
         self.keeps_failed = keeps_failed
         self.replicate = "all"  # what becomes of pages that other processes hold as well
@@ -82,6 +83,8 @@ class Line:
             self._fitted = self.speed.nr_fits
             self._request_pages = max(1, self.request_bytes() >> PAGE_SHIFT)
             self._is_far = is_far(self.hints, self.speed)
+        if self.reads_in_order:
+            return max(1, nr_pages)
         if not self._is_far:
             return self._request_pages
         return self._shared_out(nr_pages, self.hints.preferred_request >> PAGE_SHIFT, self._request_pages)
@@ -104,23 +107,29 @@ class Line:
         boundary = self.hints.request_boundary >> PAGE_SHIFT
         return min(order, (boundary & -boundary).bit_length() - 1) if boundary else order
 
+    def read_in_order(self) -> None:
+        """Ask the store for one range after the other from now on, and for none in parts, as it has to read the object
+        from its beginning."""
+        self.reads_in_order = True
+        self.channel.narrow(1)
+
     def reads_whole(self, mapping: AddressSpace) -> bool:
         """Whether the object is one that its first miss brings whole."""
-        most = min(self.hints.whole_up_to, mapping.segment.nr_frames // WHOLE_SHARE << PAGE_SHIFT)
-        return 0 < mapping.size <= most
+        most = mapping.segment.nr_frames // WHOLE_SHARE << PAGE_SHIFT
+        return 0 < mapping.size <= (most if self.reads_in_order else min(self.hints.whole_up_to, most))
 
     def max_request(self, mapping: AddressSpace) -> int:
         """Return how much one request may carry (bytes)."""
         return mapping.size if self.reads_whole(mapping) else self.hints.max_request
 
     def is_far(self) -> bool:
-        """Whether waiting for the store costs more than copying its bytes."""
-        return is_far(self.hints, self.speed)
+        """Whether waiting for the store costs more than copying its bytes, so that more than what is wanted may be read."""
+        return not self.reads_in_order and is_far(self.hints, self.speed)
 
     def block_request_pages(self, mapping: AddressSpace, nr_pages: int) -> int:
         """As `request_pages`, of a block that was chosen by what it costs: so a request may be as large as the store
         takes, and is never too small to measure bandwidth by. An object that is read whole is read by one."""
-        if self.reads_whole(mapping):
+        if self.reads_in_order or self.reads_whole(mapping):
             return nr_pages
         return self._shared_out(nr_pages, PROBE_PAGES, self.hints.max_request >> PAGE_SHIFT)
 

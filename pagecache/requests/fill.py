@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Segment
 from pagecache.requests import replicas
 from pagecache.requests.backing import holds_beside_own_writes
+from pagecache.stores.base import NoRangesError
 
 ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that others hold for a moment
 SEQ_STEP = 2  # what a removal adds to a folio's sequence counter
@@ -114,17 +115,18 @@ def read_run(mapping: AddressSpace, batch: FolioBatch) -> None:
         raise ValueError("I/O operation on closed file")
     if mapping.fd >= 0 and batch.fill_fd(mapping.fd, mapping.direct):
         return
-    _read(mapping, (batch,))
+    try:
+        _read(mapping, (batch,))
+    except NoRangesError:
+        _read(mapping, (batch,))
 
 
 def read_runs(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
     """Read new batches from a Python store by one request; what lies between them is brought too, and thrown away.
 
-    batches: in order. Raises as `read_run`; then all are as before. Context: as `read_run`.
+    batches: in order. Raises as `read_run`, and NoRangesError, once, when the store finds out that it has to read in order:
+    then something else may be worth asking for. After an exception all are as before. Context: as `read_run`.
     """
-    if len(batches) == 1:
-        read_run(mapping, batches[0])
-        return
     if mapping.host is None:
         raise ValueError("I/O operation on closed file")
     _read(mapping, batches)
@@ -140,7 +142,7 @@ def _read(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
         else:
             got = _read_store(mapping, batches, offset, expected)
         changed = _has_changed(mapping, got < expected)
-    except CacheFullError:
+    except (CacheFullError, NoRangesError):
         raise
     except Exception as cause:
         raise store_error(mapping, offset, cause) from cause
@@ -221,8 +223,12 @@ def clear_frames(error: BaseException | None) -> None:
 
 def _ask_store(mapping: AddressSpace, offset: int, pieces: list[memoryview], asked: int) -> int:
     """Make one request. Returns the bytes it brought."""
+    host = mapping.host
     try:
-        got = mapping.host.readv(offset, pieces)
+        got = getattr(host, "readv_in_ranges", host.readv)(offset, pieces)
+    except NoRangesError:
+        mapping.extra.read_in_order()
+        raise
     finally:
         release(pieces)
     if isinstance(got, bool):
@@ -233,7 +239,8 @@ def _ask_store(mapping: AddressSpace, offset: int, pieces: list[memoryview], ask
         raise TypeError(f"readv returned {type(got).__name__}, not a number of bytes") from None
     if not 0 <= got <= asked:
         raise OSError(errno.EIO, f"the store returned {got} bytes where {asked} were asked for")
-    mapping.count_store_read(got)
+    take_surplus_bytes = getattr(host, "take_surplus_bytes", None)
+    mapping.count_store_read(got if take_surplus_bytes is None else got + take_surplus_bytes())
     return got
 
 

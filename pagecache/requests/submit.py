@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from pagecache._core import AddressSpace, FolioBatch
 from pagecache.requests import fill
+from pagecache.stores.base import NoRangesError
 from pagecache.units import PAGE_SHIFT
 
 BLOCK_ORDER = 4  # folios of a block are no larger: it may be used in parts
@@ -167,10 +168,34 @@ def read_now(mapping: AddressSpace, batch: FolioBatch, urgent: bool = True) -> N
 
 def read_timed(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
     """Read batches from a Python store by one request and note how long it took."""
+    if mapping.extra.reads_in_order:
+        _read_in_order(mapping, batches)
+        return
+    try:
+        _read_and_observe(mapping, batches)
+    except NoRangesError:
+        _read_in_order(mapping, batches)
+
+
+def _read_and_observe(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
     nbytes = (batches[-1].start - batches[0].start << PAGE_SHIFT) + batches[-1].data_bytes()
     started = time.perf_counter()
     fill.read_runs(mapping, batches)
     mapping.extra.speed.observe(nbytes, time.perf_counter() - started)
+
+
+def _read_in_order(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+    """Read batches of an object that the store has to read from its beginning, and with them all else of it that is not
+    cached, if it is one to be read whole."""
+    before: list[FolioBatch] = []
+    behind: list[FolioBatch] = []
+    try:
+        if mapping.extra.reads_whole(mapping):
+            before += missing_batches(mapping, 0, batches[0].start - 1, BLOCK_ORDER)
+            behind += missing_batches(mapping, batches[-1].next_index, -(-mapping.size >> PAGE_SHIFT) - 1, BLOCK_ORDER)
+        _read_and_observe(mapping, [*before, *batches, *behind])
+    finally:
+        _release(before + behind)
 
 
 def read_in_background(mapping: AddressSpace, batch: FolioBatch, per_request: int = 0) -> None:

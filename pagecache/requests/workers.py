@@ -137,6 +137,10 @@ class Channel:
         """Requests that may run at once."""
         return self._places.limit
 
+    def narrow(self, limit: int) -> None:
+        """Let no more requests than `limit` run at once from now on."""
+        self._places.narrow(limit)
+
     @property
     def nr_running(self) -> int:
         """Requests that run now."""

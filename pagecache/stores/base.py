@@ -7,12 +7,22 @@ from typing import Any, Protocol, runtime_checkable
 from pagecache.units import MAX_FOLIO_ORDER, PAGE_SIZE
 
 
+class NoRangesError(Exception):
+    """A store has found out that its object can only be read from the beginning; it has filled nothing."""
+
+
 @runtime_checkable
 class BackingStore(Protocol):
     """Anything that reads a range of one object.
 
     A writable store adds `writev`, `truncate` and `sync`, and may add `punch_hole`.  Hints are optional attributes; see
     `StoreHints` for their names and defaults.
+
+    A store whose object can only be read from the beginning says so with an attribute `serves_ranges` that is False: then
+    the object is read whole by its first miss if it takes no more than half the cache, else by one request after the other.
+    A store that finds it out while it reads has a `readv_in_ranges` besides `readv`, which raises NoRangesError then, once.
+    What such a store brought and threw away is counted if it has `take_surplus_bytes`, which returns how many bytes that
+    was since it was last called.
     """
 
     key: str
