@@ -28,9 +28,13 @@ SOURCES = sorted(
 )
 ENGINE = sorted((PACKAGE / "core").glob("*.pxd"))
 BOUNDARY = [PACKAGE / "_core.pyx", *sorted((PACKAGE / "parts").glob("*.pxi"))]
-THIN = sorted(path for path in PACKAGE.glob("*.py") if path.name not in ("__init__.py", "__main__.py"))
-STORES = sorted((PACKAGE / "stores").rglob("*.py"))
-ADAPTERS = sorted((PACKAGE / "adapters").rglob("*.py"))
+PYTHON = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py" and path != PACKAGE / "__init__.py")
+TOP_MODULES_MAX = 14
+LAYERS = [  # of ARCHITECTURE.md's table, the highest first: what the last column of each row names
+    set(re.findall(r"`([\w/.*]+)`", row.rsplit("|", 2)[1]))
+    for row in re.findall(r"^\| .* \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    if row.count("|") == 4 and "---" not in row
+]
 
 IMPORT = re.compile(r"^\s*(?:from\s+(\.*[\w.]+)\s+c?import\s|c?import\s+([\w., ]+))", re.MULTILINE)
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport\s|cimport\s+([\w.]+))", re.MULTILINE)
@@ -62,6 +66,24 @@ def imports_of(path):
 def cimports_of(path):
     """Return the modules that a Cython file cimports."""
     return {found or other for found, other in CIMPORT.findall(path.read_text())}
+
+
+def module_of(path):
+    """Return the dotted name of a Python file of the package."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules_among(names):
+    """Return those of the dotted names that are modules of the package, without the package itself."""
+    known = {module_of(path) for path in PYTHON}
+    return {name for name in names if name in known}
+
+
+def layer_of(module):
+    """Return the row of ARCHITECTURE.md's table that a module is in, 0 for the highest; -1: in none."""
+    place = module.removeprefix("pagecache.").split(".")
+    names = {f"{place[0]}.py", f"{place[0]}/", "/".join(place) + ".py"}
+    return next((number for number, layer in enumerate(LAYERS) if layer & names), -1)
 
 
 def within(name, *packages):
@@ -128,14 +150,23 @@ class TestLayers:
             for name in filter(None, found):
                 assert not within(name.strip(), "pagecache.adapters", "pagecache.cli"), f"import of {name}"
 
-    @pytest.mark.parametrize("path", [*THIN, *STORES], ids=name_of)
-    def test_thin_layer_and_stores_do_not_import_adapters_or_cli(self, path):
-        for name in imports_of(path):
-            assert not within(name, "pagecache.adapters", "pagecache.cli"), f"import of {name}"
+    @pytest.mark.parametrize("path", PYTHON, ids=name_of)
+    def test_imports_run_downwards(self, path):
+        """ARCHITECTURE.md's table is the order: a module imports its own row, and the rows below."""
+        own = layer_of(module_of(path))
+        for name in modules_among(imports_of(path)):
+            assert layer_of(name) >= own, f"import of {name}, which is in a layer above"
 
-    def test_adapters_do_not_import_cli(self):
-        for path in ADAPTERS:
-            assert not [name for name in imports_of(path) if within(name, "pagecache.cli")], name_of(path)
+    def test_every_module_is_in_one_layer(self):
+        assert [name_of(path) for path in PYTHON if layer_of(module_of(path)) < 0] == []
+
+    def test_modules_have_no_circle(self):
+        graph = {module_of(path): modules_among(imports_of(path)) - {module_of(path)} for path in PYTHON}
+        graph = {name: {other for other in others if not name.startswith(f"{other}.")} for name, others in graph.items()}
+        assert cycle_in(graph) == []
+
+    def test_few_modules_lie_at_the_top(self):
+        assert len(list(PACKAGE.glob("*.py"))) <= TOP_MODULES_MAX
 
 
 class TestEngine:

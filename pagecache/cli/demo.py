@@ -16,12 +16,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pagecache
 from pagecache.cli import report
+from pagecache.cli.outcome import Outcome, Pass
 from pagecache.cli.progress import Progress
-from pagecache.cli.timing import Timing, time_cached_reads
+from pagecache.cli.timing import time_cached_reads
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -31,42 +31,6 @@ BLOCK_BYTES = 64 * KIB  # a read of the pass at random, and a slice of the mappi
 PAGE_BYTES = 4 * KIB
 PREFIX_FILE_BYTES_MIN = 8 * MIB  # less than this under sys.prefix: look under sys.base_prefix as well
 COUNTERS = ("hits", "misses", "pgmajfault", "readahead_pages", "evictions")
-
-
-@dataclass
-class Pass:
-    """One way of reading the whole file, and what came of it."""
-
-    name: str
-    sha256: str
-    expected_sha256: str
-    seconds: float
-    counters: dict[str, int]
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the bytes were those of plain reads."""
-        return self.sha256 == self.expected_sha256
-
-
-@dataclass
-class Outcome:
-    """Everything the demo has to tell."""
-
-    path: str
-    path_reason: str
-    file_bytes: int
-    cache_bytes: int
-    cache_reason: str
-    seed: int
-    passes: list[Pass]
-    timing: Timing
-    resident: bytes
-
-    @property
-    def agrees(self) -> bool:
-        """Whether every byte of every pass was right."""
-        return all(each.agrees for each in self.passes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

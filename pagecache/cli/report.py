@@ -3,14 +3,12 @@
 import dataclasses
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pagecache.cli import residency
+from pagecache.cli.outcome import Outcome, Pass
+from pagecache.cli.timing import Timing
 from pagecache.units import format_size
-
-if TYPE_CHECKING:
-    from pagecache.cli.demo import Outcome, Pass
-    from pagecache.cli.timing import Timing
 
 HEADINGS = ("pass", "hits", "misses", "major faults", "readahead pages", "evictions", "seconds", "bytes")
 PICTURE_COLUMNS_MAX = 72
@@ -18,7 +16,7 @@ PICTURE_ROWS_MAX = 8
 JSON_CELLS_MAX = 256
 
 
-def as_json(outcome: "Outcome") -> dict[str, Any]:
+def as_json(outcome: Outcome) -> dict[str, Any]:
     """Return what the demo found as an object of JSON: numbers in bytes, pages, seconds and nanoseconds."""
     return {
         "agrees": outcome.agrees,
@@ -36,7 +34,7 @@ def as_json(outcome: "Outcome") -> dict[str, Any]:
     }
 
 
-def pass_as_json(each: "Pass") -> dict[str, Any]:
+def pass_as_json(each: Pass) -> dict[str, Any]:
     """Return one pass as an object of JSON."""
     return {
         "name": each.name,
@@ -48,7 +46,7 @@ def pass_as_json(each: "Pass") -> dict[str, Any]:
     }
 
 
-def as_text(outcome: "Outcome", encoding: str | None) -> list[str]:
+def as_text(outcome: Outcome, encoding: str | None) -> list[str]:
     """Return what the demo found as lines of text.
 
     Arguments:
@@ -73,7 +71,7 @@ def as_text(outcome: "Outcome", encoding: str | None) -> list[str]:
     ]
 
 
-def pass_row(each: "Pass") -> tuple[str, ...]:
+def pass_row(each: Pass) -> tuple[str, ...]:
     """Return the cells of one pass under HEADINGS."""
     counters = (f"{value:,}" for value in each.counters.values())
     return (each.name, *counters, f"{each.seconds:.3f}", "agree" if each.agrees else "DIFFER")
@@ -88,7 +86,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def hash_lines(passes: Sequence["Pass"]) -> list[str]:
+def hash_lines(passes: Sequence[Pass]) -> list[str]:
     """Return the hashes: of the bytes in order, or of the digests of the blocks for the pass at random."""
     lines = []
     for each in passes:
@@ -98,7 +96,7 @@ def hash_lines(passes: Sequence["Pass"]) -> list[str]:
     return lines
 
 
-def timing_lines(timing: "Timing") -> list[str]:
+def timing_lines(timing: Timing) -> list[str]:
     """Return how long a cached read takes, and what share of the others' time that is."""
     missed = f", {timing.misses:,} of them missed" if timing.misses else ""
     return [

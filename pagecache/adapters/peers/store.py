@@ -8,16 +8,13 @@ as ever, under its own conditions (`If-Match`), whenever no peer has answered.
 import copy
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pagecache.adapters.peers import protocol
 from pagecache.adapters.peers.client import PeerFailedError, PeerRefusedError
 from pagecache.adapters.peers.membership import object_digest
 from pagecache.requests import fill
 from pagecache.stores.base import hints_of
-
-if TYPE_CHECKING:
-    from pagecache.adapters.peers.group import PeerGroup
 
 COUNTS = (
     "store_reads", "store_read_bytes", "peer_hits", "peer_bytes", "peer_failures", "peer_refusals", "origin_requests",
@@ -26,6 +23,39 @@ COUNTS = (
 OF_ENGINE = ("store_reads", "store_read_bytes")
 READAHEAD_REQUESTS = 8
 PARALLEL_REQUESTS = 16
+
+
+class Group(Protocol):
+    """What a store asks of its group: a `PeerGroup`."""
+
+    extent_bytes: int
+    request_bytes: int
+    replicate: str
+
+    @property
+    def wire_epoch(self) -> int:
+        """The number of the membership as it is sent."""
+        ...
+
+    def note_own(self, origin: Any) -> None:
+        """Note an object that this process reads."""
+        ...
+
+    def may_serve(self, key: str, validator: str, name: str) -> bool:
+        """Whether peers may be asked for an object."""
+        ...
+
+    def source(self, key: str, digest: bytes, offset: int, nbytes: int) -> Any:
+        """Return the member to ask for a range, None for the origin."""
+        ...
+
+    def fetch(self, member: Any, request: Any, buffers: Any) -> None:
+        """Fill buffers from a member."""
+        ...
+
+    def keeps(self, digest: bytes, offset: int) -> bool:
+        """Whether this process owns the extent at an offset."""
+        ...
 
 
 class PeerStore:
@@ -37,7 +67,7 @@ class PeerStore:
 
     latency = "device"  # some answers come from this machine and some from far: a fixed window fits both
 
-    def __init__(self, origin: Any, group: "PeerGroup"):
+    def __init__(self, origin: Any, group: Group):
         self.origin = origin
         self.group = group
         self.key = str(origin.key)

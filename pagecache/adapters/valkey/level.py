@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pagecache.adapters.peers.client import Suspects
 from pagecache.adapters.valkey import connections
@@ -71,6 +71,8 @@ class SecondLevel:
     Raises ValueError; ImportError when no client library is installed.
     Context: safe from any thread; a forked child begins with no connections and an empty queue.
     """
+
+    store_type: ClassVar[Callable[..., Any]]  # set by the module of `TieredStore`, which is above
 
     def __init__(
         self,
@@ -295,11 +297,10 @@ class SecondLevel:
     def wrap(self, store: Any) -> Any:
         """Return the store to open in place of another, as `PageCache.through` wants it: one over this level if that is
         far away, else itself."""
-        from pagecache.adapters.valkey.store import TieredStore
-
-        if isinstance(store, TieredStore) or self.is_closed or getattr(store, "latency", "remote") != "remote":
+        is_tiered = getattr(store, "second_level", None) is not None
+        if is_tiered or self.is_closed or getattr(store, "latency", "remote") != "remote":
             return store
-        return store if getattr(store, "fd", -1) >= 0 else TieredStore(store, self)
+        return store if getattr(store, "fd", -1) >= 0 else self.store_type(store, self)
 
     def stats(self) -> dict[str, Any]:
         """Return what was written (`fills`, `fill_bytes`), dropped for want of room (`fills_dropped`) or not taken by the

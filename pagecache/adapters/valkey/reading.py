@@ -5,14 +5,11 @@ import contextlib
 import errno
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pagecache.adapters.valkey.extents import ObjectVersion
-from pagecache.adapters.valkey.level import Flight
+from pagecache.adapters.valkey.level import Flight, SecondLevel
 from pagecache.requests.fill import release
-
-if TYPE_CHECKING:
-    from pagecache.adapters.valkey.store import TieredStore
 
 
 class Scatter:
@@ -74,11 +71,30 @@ def runs_of(parts: Iterable[Part], nr_max: int) -> Iterator[list[Part]]:
         yield run
 
 
+class Tiered(Protocol):
+    """What a read asks of its store: a `TieredStore`."""
+
+    second_level: SecondLevel
+    origin_max_request: int
+
+    def count(self, **counts: int) -> None:
+        """Add to the counts."""
+        ...
+
+    def shared_validator(self) -> str | None:
+        """Return the validator under which extents may be shared; None: they may not."""
+        ...
+
+    def read_origin(self, offset: int, buffers: list[memoryview]) -> int:
+        """Ask the origin once. Returns the bytes it brought."""
+        ...
+
+
 class TieredRead:
     """One call of `readv`: bytes [offset, offset + total) of one version, into buffers that hold at least that."""
 
     def __init__(
-        self, store: "TieredStore", version: ObjectVersion, offset: int, buffers: Sequence[memoryview], total: int
+        self, store: Tiered, version: ObjectVersion, offset: int, buffers: Sequence[memoryview], total: int
     ):
         self._store = store
         self._level = store.second_level

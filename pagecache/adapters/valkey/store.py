@@ -172,3 +172,6 @@ class TieredStore:
 
 def _open_again(origin: Any, second_level: SecondLevel, key: str | None) -> TieredStore:
     return TieredStore(origin, second_level, key=key)
+
+
+SecondLevel.store_type = TieredStore
