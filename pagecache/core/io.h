@@ -40,6 +40,18 @@ static inline int64_t write_vector(int fd, struct iovec *vector, int nr, int64_t
         if (errno != EINTR) return -errno;
     }
 }
+/* As `write_vector`, of what is no whole page, for a descriptor that was opened past the kernel's page cache: for this one
+ * request it is not.  Reads on it that run meanwhile may go through that cache, which is coherent. */
+static inline int64_t write_vector_buffered(int fd, struct iovec *vector, int nr, int64_t offset) {
+#if defined(O_DIRECT)
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_DIRECT) < 0) return -errno;
+    int64_t r = write_vector(fd, vector, nr, offset);
+    return fcntl(fd, F_SETFL, flags) < 0 && r >= 0 ? -errno : r;
+#else
+    return write_vector(fd, vector, nr, offset);
+#endif
+}
 /* Gives up the blocks of a range, which reads as zeros then. Returns 0 or -errno. */
 static inline int punch_hole_fd(int fd, int64_t offset, int64_t nbytes) {
 #if defined(FALLOC_FL_PUNCH_HOLE)
@@ -50,6 +62,16 @@ static inline int punch_hole_fd(int fd, int64_t offset, int64_t nbytes) {
 #else
     (void)fd; (void)offset; (void)nbytes;
     return -EOPNOTSUPP;
+#endif
+}
+/* Makes durable all that was written to the file system of an open file; where only all of them can be, all. */
+static inline int sync_file_system_of(int fd) {
+#if defined(__linux__)
+    return syncfs(fd) == 0 ? 0 : -errno;
+#else
+    (void)fd;
+    sync();
+    return 0;
 #endif
 }
 /* Time of the last change (ns) and size (bytes) of an open file. Returns 0 or -errno. */

@@ -18,7 +18,9 @@ cdef extern from "core/io.h" nogil:
         size_t iov_len
     int64_t read_vector(int fd, iovec* vector, int nr, int64_t offset) noexcept
     int64_t write_vector(int fd, iovec* vector, int nr, int64_t offset) noexcept
+    int64_t write_vector_buffered(int fd, iovec* vector, int nr, int64_t offset) noexcept
     int punch_hole_fd(int fd, int64_t offset, int64_t nbytes) noexcept
+    int sync_file_system_of(int fd) noexcept
     int file_stamp(int fd, int64_t* mtime_ns, int64_t* size) noexcept
 
 
@@ -111,17 +113,26 @@ cdef inline int64_t run_read_fd(Segment* seg, int fd, bint direct, int64_t offse
     return <int64_t>done
 
 
-cdef inline int64_t run_write_fd(Segment* seg, int fd, int64_t offset, Folio** folios, uint32_t nr,
+cdef inline int64_t run_write_fd(Segment* seg, int fd, bint direct, int64_t offset, Folio** folios, uint32_t nr,
                                  uint64_t nbytes, int* error) noexcept nogil:
-    """Writes the first nbytes of a run of at most BATCH_PAGES folios at an offset; short writes are continued.
-    Returns the bytes written; error: the errno of what stopped it, if they are fewer."""
+    """Writes the first nbytes of a run of at most BATCH_PAGES folios at an offset; short writes are continued. Of direct
+    files what is no whole page, which is the end, goes through the kernel's page cache; callers see to it that only one
+    does so at a time. Returns the bytes written; error: the errno of what stopped it, if they are fewer."""
     cdef iovec[512] pieces
     cdef iovec* vector = pieces
-    cdef int nr_pieces = run_vector(seg, folios, nr, nbytes, pieces)
+    cdef uint64_t aligned = nbytes // PAGE_SIZE * PAGE_SIZE if direct else nbytes
+    cdef int nr_pieces = run_vector(seg, folios, nr, aligned if aligned else nbytes, pieces)
     cdef uint64_t done = 0
     cdef int64_t wrote
     while done < nbytes:
-        wrote = write_vector(fd, vector, nr_pieces, offset + <int64_t>done)
+        if done < aligned:
+            wrote = write_vector(fd, vector, nr_pieces, offset + <int64_t>done)
+        else:
+            if nr_pieces == 0:
+                nr_pieces = run_vector(seg, folios, nr, nbytes, pieces)
+                vector = pieces
+                vector_advance(&vector, &nr_pieces, done)
+            wrote = write_vector_buffered(fd, vector, nr_pieces, offset + <int64_t>done)
         count(seg, STORE_WRITES, 1)
         if wrote <= 0:
             error[0] = <int>-wrote if wrote < 0 else EIO

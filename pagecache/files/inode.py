@@ -495,6 +495,7 @@ class Inode:
                 self.mapping.host = None
             retired = [store for store in self._retired if store is not self.store]
             self._retired = []
-        for store in retired:
-            self.totals.close(store, self.counted, self._closed_counts)
-            store.close()
+        with contextlib.ExitStack() as closing:  # all of them, even if one fails
+            for store in retired:
+                self.totals.close(store, self.counted, self._closed_counts)
+                closing.callback(store.close)

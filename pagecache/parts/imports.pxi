@@ -33,7 +33,8 @@ from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FO
                                    folio_test_clear, folio_try_get, folio_trylock, folio_unlock, folio_wait_slice,
                                    folio_write_begin, folio_write_end, state_order)
 from pagecache.core.futex cimport futex_is_native, futex_setup, futex_wait, futex_wake
-from pagecache.core.io cimport bytes_on_disk, punch_hole_fd, run_read_fd, run_vector, run_write_fd, run_zero_tail, iovec
+from pagecache.core.io cimport (bytes_on_disk, iovec, punch_hole_fd, run_read_fd, run_vector, run_write_fd, run_zero_tail,
+                                sync_file_system_of)
 from libc.stdlib cimport calloc, free
 from pagecache.core.io_queue cimport (IO_RING, IoQueue, IoRequest, io_prepare, io_queue_end, io_queue_init,
                                       io_request_new, io_submit)

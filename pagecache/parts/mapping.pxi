@@ -22,6 +22,7 @@ cdef class AddressSpace:
     cdef public object validator            # of the bytes that are cached
     cdef public int fd                      # descriptor the engine may read from, or -1
     cdef public bint direct                 # the descriptor wants aligned whole pages (O_DIRECT)
+    cdef readonly object store_lock         # Mutex: one at a time changes the file that fd names
     cdef public object maps                 # what unmap_mapping_range has to visit
     cdef public object extra                # owned by the layer above
     cdef dict failures
@@ -44,6 +45,7 @@ cdef class AddressSpace:
         self.m = &self.seg.mappings[self.number]
         self.name = name
         self.fd = -1
+        self.store_lock = Mutex()
         self.failures = {}
 
     def __dealloc__(self):

@@ -31,18 +31,17 @@ cdef class WritebackBatch:
         """Byte offset of the first page."""
         return self.start << PAGE_SHIFT
 
-    def write_fd(self, int fd, uint64_t nbytes):
-        """Writes the first nbytes of the run to a descriptor, at their own offset.
+    def write_fd(self, int fd, bint direct=False):
+        """Writes the run to a descriptor, at its own offset.
 
-        Returns the bytes written, and the errno of what stopped it if they are fewer. Context: releases the GIL.
+        Returns the bytes written, and the errno of what stopped it if they are fewer than nbytes.
+        Context: one caller at a time for each descriptor; releases the GIL.
         """
         cdef int64_t done
         cdef int error = 0
-        if nbytes > self.nbytes:
-            raise ValueError("more bytes than the run has")
         with nogil:
-            done = run_write_fd(self.seg, fd, <int64_t>(self.start << PAGE_SHIFT), self.folios, self.nr, nbytes,
-                                &error)
+            done = run_write_fd(self.seg, fd, direct, <int64_t>(self.start << PAGE_SHIFT), self.folios, self.nr,
+                                self.nbytes, &error)
         return done, error
 
     def memory(self):
@@ -211,3 +210,12 @@ def punch_hole(int fd, int64_t offset, int64_t nbytes):
         r = punch_hole_fd(fd, offset, nbytes)
     if r < 0:
         raise_errno(r, f"cannot punch a hole of {nbytes} bytes at offset {offset}")
+
+
+def sync_file_system(int fd):
+    """Makes durable all that was written to the file system of an open file. Raises OSError. Context: releases the GIL."""
+    cdef int r
+    with nogil:
+        r = sync_file_system_of(fd)
+    if r < 0:
+        raise_errno(r, "cannot sync the file system")

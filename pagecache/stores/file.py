@@ -1,6 +1,5 @@
 """Local files: the engine reads the descriptor itself, without the GIL, straight into frames."""
 
-import contextlib
 import errno
 import os
 import stat
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pagecache._core import Mutex, punch_hole
+from pagecache.stores.directory import Directory, open_directory
 
 _MODES = {
     "rb": os.O_RDONLY,
@@ -23,6 +23,7 @@ def _open_again(path: str, mode: str, direct: bool) -> "FileStore":
     return FileStore(path, mode, direct=direct)
 
 
+CREATE_TRIES = 40  # at a name that others make and remove, or that leads through symbolic links
 DIRECT_REQUEST = 2 * 1024 * 1024  # bytes; nobody below reads ahead, so windows are several of these
 
 
@@ -45,8 +46,8 @@ class FileStore:
         self.path = os.fspath(path)
         if isinstance(self.path, bytes):
             self.path = os.fsdecode(self.path)
-        self._tail_fd = -1
-        self._is_new = False  # whether the directory does not durably know the file yet
+        self._directory: Directory | None = None  # that does not durably know the file yet
+        self._known_as = _absolute(self.path)  # whatever the working directory is later
         self._sync_lock = Mutex()
         flags = _MODES[mode] | os.O_CLOEXEC | os.O_NONBLOCK | (getattr(os, "O_DIRECT", 0) if direct else 0)
         self.direct = bool(direct and hasattr(os, "O_DIRECT"))
@@ -80,15 +81,33 @@ class FileStore:
 
     def _open(self, mode: str, flags: int) -> int:
         """Open the file, making it where the mode says so."""
-        if mode in ("rb", "r+b"):
-            return os.open(self.path, flags)
+        path = self.path
+        for _ in range(CREATE_TRIES):
+            if mode != "x+b":
+                try:
+                    return os.open(path, flags)
+                except FileNotFoundError:
+                    if mode in ("rb", "r+b"):
+                        raise
+            try:
+                return self._make(path, flags)
+            except FileExistsError:
+                if mode == "x+b":
+                    raise
+            path = os.path.realpath(path)  # a symbolic link that leads to no file yet
+        raise OSError(errno.ELOOP, "others make and remove this file again and again", self.path)
+
+    def _make(self, path: str, flags: int) -> int:
+        """Make the file, which must not exist, in a directory that is kept until it durably knows the file."""
+        parent, name = os.path.split(path)
         try:
-            fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            if mode == "x+b":
-                raise
-            return os.open(self.path, flags | os.O_CREAT, 0o666)
-        self._is_new = True
+            directory = open_directory(parent) if name else None
+            where = directory.fd if directory is not None else None
+            fd = os.open(name or path, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=where)
+        except OSError as error:
+            error.filename = self.path
+            raise
+        self._directory = directory
         return fd
 
     def stamp(self) -> tuple[int, int]:
@@ -107,7 +126,7 @@ class FileStore:
 
     def refresh(self) -> None:
         """Look whether the path still names this file. Raises OSError: ESTALE if it names another one, ENOENT if none."""
-        named, opened = os.stat(self.path), os.fstat(self.fd)
+        named, opened = os.stat(self._known_as), os.fstat(self.fd)
         if (named.st_dev, named.st_ino) != (opened.st_dev, opened.st_ino):
             raise OSError(errno.ESTALE, "another file has this name now: reopen it, or use on_change='reload'", self.path)
 
@@ -123,23 +142,6 @@ class FileStore:
         """Cut the file to `size` bytes, or extend it with a hole."""
         os.ftruncate(self.fd, size)
 
-    def write_tail(self, offset: int, data: memoryview) -> int:
-        """Write the end of a file that is open past the kernel's page cache: it is no whole page. Returns the bytes."""
-        with self._sync_lock.held():
-            if self._tail_fd < 0:
-                self._tail_fd = self._open_again()
-        return os.pwrite(self._tail_fd, data, offset)
-
-    def _open_again(self) -> int:
-        """Open the file without O_DIRECT: itself, whatever became of its name; by name where there is no /proc."""
-        with contextlib.suppress(FileNotFoundError):
-            return os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
-        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        if os.path.samestat(os.fstat(fd), os.fstat(self.fd)):
-            return fd
-        os.close(fd)
-        raise OSError(errno.ESTALE, "the file was replaced by another of its name", self.path)
-
     def punch_hole(self, offset: int, length: int) -> None:
         """Give up the blocks of a range, which reads as zeros then; the size stays. Raises OSError (EOPNOTSUPP where the
         file system cannot)."""
@@ -152,24 +154,24 @@ class FileStore:
         else:
             os.fsync(self.fd)
         with self._sync_lock.held():
-            if self._is_new:
-                _sync_directory(os.path.dirname(self.path) or ".")
-                self._is_new = False
+            if self._directory is not None:
+                self._directory.sync(self.fd)
+                self._directory = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.path, "r+b" if self.writable else "rb", self.direct)
+        return _open_again, (self._known_as, "r+b" if self.writable else "rb", self.direct)
 
     def close(self) -> None:
         """Close the descriptors."""
-        for fd in (self.fd, self._tail_fd):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self._tail_fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+        self._directory = None
 
 
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | os.O_CLOEXEC)
+def _absolute(path: str) -> str:
+    """Return a path that does not depend on the working directory, as far as that can be had: it may have been removed."""
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        return os.path.join(os.getcwd(), path)
+    except FileNotFoundError:
+        return path

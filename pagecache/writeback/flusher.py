@@ -8,12 +8,13 @@ durable: what was written through a file that is closed is synced with the rest 
 it has been closed for as long as pages may stay dirty, or when too many others have been closed since.
 """
 
+import contextlib
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pagecache import _core
@@ -103,13 +104,24 @@ class Flusher:
         while progress and not self._is_stopping:
             progress = False
             for inode in self.dirty_inodes():
-                nr_pages = self._pages_due(inode)
-                if nr_pages and self.write_some(inode, nr_pages):
-                    progress = True
+                with self._by_itself(inode):
+                    nr_pages = self._pages_due(inode)
+                    if nr_pages and self.write_some(inode, nr_pages):
+                        progress = True
             progress = progress and self.segment.nr_dirty_charged > self.segment.dirty_limits[1]
         self._sync_undurable()
         for inode in [inode for inode in self.inodes() if not inode.nr_open]:
-            inode.close_retired()
+            with self._by_itself(inode):
+                inode.close_retired()
+
+    @contextlib.contextmanager
+    def _by_itself(self, inode: Any) -> Iterator[None]:
+        """Keep what goes wrong with one object from the others, which have their turn; it is left alone for a while."""
+        try:
+            yield
+        except Exception:  # a store may raise anything
+            logger.exception("%s: the flusher goes on with others, and tries again later", inode.name)
+            self._retry_later(inode.mapping.extra)
 
     def _sync_undurable(self) -> None:
         """Make durable what was closed long ago, or too much else since, so that its store can be closed."""
@@ -120,22 +132,33 @@ class Flusher:
             is_old = place < len(waiting) - self._undurable_max or now - inode.idle_since >= self.expire_s
             if self._is_stopping or not is_old or now < line.retry_at:
                 continue
-            if inode.sync_pages(0, LAST_PAGE, durable=True) is not None:
-                self._retry_later(line)
+            self._make_durable(inode)
+
+    def _make_durable(self, inode: Any) -> bool:
+        """Write an object back, and have its store make it durable. Returns whether that went well; else it is left alone
+        for a while."""
+        with self._by_itself(inode):
+            line = inode.mapping.extra
+            if inode.sync_pages(0, LAST_PAGE, durable=True) is None:
+                line.nr_retries, line.retry_at = 0, 0.0
+                return True
+            self._retry_later(line)
+        return False
 
     def _retry_later(self, line: Any) -> None:
         line.retry_at = time.monotonic() + min(RETRY_MIN_S * 2**line.nr_retries, RETRY_MAX_S)
         line.nr_retries += 1
 
     def limit_undurable(self) -> None:
-        """Let whoever opens and closes objects faster than the flusher makes them durable do some of its work."""
-        while len(self._undurable) > 2 * self._undurable_max:
-            with self._lock.held():
-                inode = next(iter(self._undurable.values()), None)
-            if inode is None or inode.sync_pages(0, LAST_PAGE, durable=True) is not None:
-                return  # a store that fails keeps nobody from opening others
-            self._undurable.pop(id(inode), None)
-            inode.close_retired()
+        """Let whoever opens and closes objects faster than the flusher makes them durable do some of its work: the oldest
+        first, without those that failed a moment ago, which keep nobody from opening others."""
+        if len(self._undurable) <= 2 * self._undurable_max:
+            return
+        with self._lock.held():
+            waiting = list(self._undurable.values())
+        for inode in waiting[: len(waiting) - 2 * self._undurable_max]:
+            if time.monotonic() >= inode.mapping.extra.retry_at and self._make_durable(inode):
+                inode.close_retired()
 
     def _pages_due(self, inode: Any) -> int:
         """Return how many pages of an object to write now: a chunk while there is too much, all that is too old."""
@@ -200,12 +223,17 @@ class Flusher:
 
     def sync_all(self) -> OSError | None:
         """Write back and make durable, object by object. Returns the first error. Context: waits for the stores."""
-        first = None
+        first = outside = None
         for inode in self.inodes():
-            error = inode.sync_pages(0, LAST_PAGE, durable=True)
-            first = first or error
-            if not inode.nr_open:
-                inode.close_retired()
+            try:
+                error = inode.sync_pages(0, LAST_PAGE, durable=True)
+                first = first or error
+                if not inode.nr_open:
+                    inode.close_retired()
+            except Exception as failed:  # of a store, which may raise anything
+                outside = outside or failed
+        if outside is not None:
+            raise outside
         return first
 
     def at_rest(self) -> MutexGuard:

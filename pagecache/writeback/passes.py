@@ -11,12 +11,12 @@ Failures     A folio that could not be written stays dirty and is tried again (o
              anybody who waited for the folio goes on.
 """
 
+import contextlib
 import errno
 import operator
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from pagecache import _core
 from pagecache._core import AddressSpace, EventCount, Folio, Mutex, Places, WritebackBatch
 from pagecache.requests import fill, workers
 from pagecache.requests.fill import clear_frames
-from pagecache.units import LAST_PAGE, MARK_DIRTY, MARK_TOWRITE, MARK_WRITEBACK
+from pagecache.units import LAST_PAGE, MARK_DIRTY, MARK_TOWRITE, MARK_WRITEBACK, PAGE_SHIFT
 
 WB_SYNC_NONE, WB_SYNC_ALL = range(2)
 SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
@@ -123,12 +123,10 @@ def _write_run(mapping: AddressSpace, batch: WritebackBatch) -> int:
         raise OSError(errno.EBADF, "the store was closed")
     if mapping.fd < 0:
         return _write_store(mapping, batch)
-    aligned = batch.nbytes & ~4095 if mapping.direct else batch.nbytes
-    done, number = batch.write_fd(mapping.fd, aligned) if aligned else (0, 0)
+    with mapping.store_lock.held():
+        done, number = batch.write_fd(mapping.fd, mapping.direct)
     if number:
         raise _Stopped(done, OSError(number, os.strerror(number)))
-    if done == aligned < batch.nbytes:  # the end of a file that is written past the kernel's page cache
-        done += mapping.host.write_tail(batch.offset + done, batch.memory()[-1][-(batch.nbytes - done) :])
     return done
 
 
@@ -240,16 +238,26 @@ def do_writepages(mapping: AddressSpace, wbc: WritebackControl) -> None:
         return
     if wbc.sync_mode == WB_SYNC_ALL:
         _core.tag_pages_for_writeback(mapping, wbc.range_start, wbc.range_end)
-    with own_write(mapping):
+    try:
+        own = own_write(mapping)
+    except Exception as cause:  # nothing is written while nobody knows whether others have changed the object
+        error = write_error(mapping, wbc.range_start << PAGE_SHIFT, cause)
+        _core.mapping_set_error(mapping, error.errno or errno.EIO)
+        wbc.note(0, error)
+        return
+    with own:
         write_cache_pages(mapping, wbc)
 
 
-@contextmanager
-def own_write(mapping: AddressSpace) -> Iterator[None]:
+def own_write(mapping: AddressSpace) -> contextlib.AbstractContextManager[None]:
     """Within the block the cache changes the object's store: its version, which follows, is taken for that of the
-    cached bytes, unless somebody else had changed the object before."""
+    cached bytes, unless somebody else had changed the object before. Raises what asking the store for it does."""
+    return _own_write(mapping, mapping.extra.is_current(mapping))
+
+
+@contextlib.contextmanager
+def _own_write(mapping: AddressSpace, is_current: bool) -> Iterator[None]:
     line = mapping.extra
-    is_current = line.is_current(mapping)
     with _core.OwnWrite(mapping, is_current):
         try:
             yield
@@ -258,7 +266,7 @@ def own_write(mapping: AddressSpace) -> Iterator[None]:
                 line.take_version(mapping)
 
 
-@contextmanager
+@contextlib.contextmanager
 def write_requests(mapping: AddressSpace, wbc: WritebackControl) -> Iterator[Callable[[WritebackBatch], None]]:
     """Give a function that writes a batch: in this thread, or, to a Python store that takes several requests at once,
     in another. At the end of the block all are written."""
