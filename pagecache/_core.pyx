@@ -16,6 +16,7 @@ include "parts/grab.pxi"        # the steps of truncation: folios of a range, lo
 include "parts/view.pxi"        # FolioView: a buffer that keeps its folio
 include "parts/writeback.pxi"   # WritebackBatch: a run of dirty folios on its way to the store; its errors
 include "parts/file.pxi"        # FileCore: position, readahead state, the hit path
+include "parts/lines.pxi"       # FileLines: reading line by line
 include "parts/pagetable.pxi"   # PageTable: the translations of one mapped area
 include "parts/priority.pxi"    # priorities of objects, shares of tenants
 include "parts/trace.pxi"       # access traces through the engine

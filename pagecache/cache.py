@@ -415,6 +415,7 @@ class PageCache:
         for file in list(self._files):
             if type(file) is old:
                 file.__class__ = new
+                file.notes_lines = new is RecordedFile
 
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""

@@ -162,6 +162,7 @@ def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
             done += copied
             last_pos = pos + done
             if file.drop_behind:
+                replicas.keep_unread(mapping, batch, pos + done)
                 batch.drop_behind()
             elif mapping.extra.replicate != "all":
                 replicas.leave_copies(mapping, batch, pos + done)

@@ -72,7 +72,7 @@ class File(FileWrites):
 
     @property
     def drop_behind(self) -> bool:
-        """Whether pages that this file brings in leave the cache as soon as they have been read (DONTCACHE)."""
+        """Whether pages that this file brings in leave the cache once they have been read to their end (DONTCACHE)."""
         return self.ra.dropbehind
 
     @drop_behind.setter
@@ -124,6 +124,10 @@ class File(FileWrites):
         """Whether the object has bytes at `pos` that the cache does not know of; raises ESTALE if it changed."""
         self.inode.raise_if_changed(pos)
         return pos < self.mapping.size
+
+    def _leaves_pages(self) -> bool:
+        """Whether pages may leave when they have been read to their end."""
+        return self.drop_behind or self.mapping.extra.replicate != "all"
 
     def _view_slow(self, nbytes: int, pos: int) -> memoryview:
         """Serve a view that is not in one cached folio: bring the pages in, then one folio's memory or a copy."""
@@ -234,44 +238,6 @@ class File(FileWrites):
     def detach(self) -> None:
         """Raise io.UnsupportedOperation: there is no other stream below."""
         raise io.UnsupportedOperation("detach")
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        """Read one line, at most `size` bytes of it."""
-        self._check_open()
-        limit = -1 if size is None else size
-        parts = []
-        while limit != 0:
-            wanted = 4096 if limit < 0 else min(limit, 4096)
-            position = self.tell()
-            piece = self.pread(wanted, position)
-            end = piece.find(b"\n") + 1
-            piece = piece[:end] if end else piece
-            self.seek(position + len(piece))
-            parts.append(piece)
-            if end or not piece:
-                break
-            limit = limit - len(piece) if limit > 0 else limit
-        return b"".join(parts)
-
-    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
-        """Read lines until the end, or until more than `hint` bytes have come."""
-        lines, total = [], 0
-        for line in self:
-            lines.append(line)
-            total += len(line)
-            if hint is not None and 0 < hint < total:
-                break
-        return lines
-
-    def __iter__(self) -> Iterator[bytes]:
-        self._check_open()
-        return self
-
-    def __next__(self) -> bytes:
-        line = self.readline()
-        if not line:
-            raise StopIteration
-        return line
 
     @property
     def name(self) -> str:

@@ -22,6 +22,10 @@ FORMATS = (".npz", ".npy", ".txt")
 class RecordedFile(File):
     """A file whose accesses are noted; same layout and behaviour."""
 
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.notes_lines = True
+
     def _note(self, pos: int, nbytes: int) -> None:
         recorder = self.cache.recorder
         if recorder is not None and nbytes > 0:

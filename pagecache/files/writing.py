@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from pagecache import writeback
-from pagecache._core import CopySource, FileCore
+from pagecache._core import CopySource, FileLines
 from pagecache.filemap import write
 from pagecache.units import PAGE_SHIFT
 
 DURABILITY = ("write-back", "write-through", "dsync", "sync")
 
 
-class FileWrites(FileCore):
+class FileWrites(FileLines):
     """What `File` adds for writing; the hot part is in the extension type."""
 
     inode: Any

@@ -28,9 +28,7 @@ def mark_copies(mapping: AddressSpace, batch: FolioBatch) -> None:
 
 def leave_copies(mapping: AddressSpace, batch: FolioBatch, end: int) -> None:
     """Let go of those folios of a batch that are copies and that have been read up to byte `end`."""
-    end = end if end < mapping.size else 1 << 63
-    if len(batch) and _end_of(batch) > end:
-        batch.drop_last()
+    keep_unread(mapping, batch, end)
     if mapping.extra.replicate == "none":
         batch.drop_behind()
         return
@@ -40,6 +38,13 @@ def leave_copies(mapping: AddressSpace, batch: FolioBatch, end: int) -> None:
             folio.set_dropbehind(False)
             folio.deactivate()
         folio.put()
+
+
+def keep_unread(mapping: AddressSpace, batch: FolioBatch, end: int) -> None:
+    """Take out of a batch the folio that has been read up to byte `end` and not to its own end or that of the file: it
+    would be brought again for the next bytes."""
+    if len(batch) and end < mapping.size and _end_of(batch) > end:
+        batch.drop_last()
 
 
 def _end_of(batch: FolioBatch) -> int:

@@ -55,3 +55,8 @@ def test_no_read_takes_the_zeros_of_a_cut_for_what_is_written_there_since(descri
 @pytest.mark.parametrize(("m", "page", "nr_valid"), [(0, 0, 1), (0, 3, 0), (1, 0, 0)], ids=["same", "page", "file"])
 def test_a_reader_of_many_pages_copies_none_that_came_into_the_frame_since(descriptors, m, page, nr_valid):
     assert engine_threads.pages_valid_after_reuse(descriptors, m, page) == nr_valid
+
+
+@pytest.mark.parametrize(("what", "is_valid"), [("nothing", True), ("write", False), ("removal", False)])
+def test_a_line_counts_if_its_page_is_what_it_was_when_the_end_was_looked_for(descriptors, what, is_valid):
+    assert engine_threads.line_valid_after(descriptors, what) == is_valid

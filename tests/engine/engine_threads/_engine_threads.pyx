@@ -33,16 +33,17 @@ from pagecache.core.verify cimport Finding, segment_verify
 import os
 
 include "tests/engine/engine_threads/oracle.pxi"       # what the bytes of a page must be
-include "tests/engine/engine_threads/readers.pxi"      # reads, pins, fills
+include "tests/engine/engine_threads/readers.pxi"      # reads, lines, pins, fills
 include "tests/engine/engine_threads/writers.pxi"      # writes, write-back, syncs
 include "tests/engine/engine_threads/removers.pxi"     # truncation, eviction, splits
 include "tests/engine/engine_threads/cuts.pxi"         # a file that is cut and written again
-include "tests/engine/engine_threads/reuse.pxi"        # a frame that holds another page than a reader found in it
+include "tests/engine/engine_threads/reuse.pxi"        # pages that change between two steps of a reader
 
 cdef enum:
     THREADS_MAX = 16
 
-OPERATIONS = ("read", "read_pinned", "read_ahead", "write", "write_back", "sync", "truncate", "evict", "split", "sample")
+OPERATIONS = ("read", "read_pinned", "read_ahead", "write", "write_back", "sync", "truncate", "evict", "split", "sample",
+              "read_line")
 POLICIES = ("kernel", "s3fifo", "sieve", "lirs", "adaptive")     # in the order of PolicyNumber
 
 
@@ -55,9 +56,12 @@ cdef void step(Worker* worker) noexcept nogil:
     cdef int what
     if worker.work.span < NR_PAGES and choice >= 60:
         choice = 93
-    if choice < 50:
+    if choice < 40:
         what = 0
         read_page(worker, m, page)
+    elif choice < 50:
+        what = 10
+        read_line(worker, m, page)
     elif choice < 60:
         what = 1
         read_pinned(worker, m, page)

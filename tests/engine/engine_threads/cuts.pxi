@@ -70,19 +70,27 @@ cdef uint64_t read_referenced(Worker* worker, uint64_t pos, uint64_t nbytes) noe
 
 
 cdef void read_ones(Worker* worker) noexcept nogil:
-    """Reads anything, in either way. There is no zero in what counts."""
+    """Reads anything, in some way. There is no zero in what counts."""
     cdef Work* work = worker.work
     cdef Mapping* mapping = &work.seg.mappings[work.files[0].number]
     cdef uint32_t nr_cuts = load_acquire_u32(&mapping.nr_cuts)
     cdef uint64_t size = load_acquire_u64(&mapping.size)
     cdef uint64_t pos = random_below(worker, CUT_PAGES * PAGE_SIZE), done, i
-    cdef uint32_t way = random_below(worker, 2)
+    cdef uint32_t way = random_below(worker, 3)
+    cdef LinePiece piece
     if pos >= size:
         return
     if way == 0:
         done = read_cached(&work.seg, work.files[0].number, pos, size - pos, <char*>worker.buffer, <uint64_t>-1)
-    else:
+    elif way == 1:
         done = read_referenced(worker, pos, size - pos)
+    else:
+        if line_pin(&piece, &work.seg, work.files[0].number, pos, size - pos, size) != LINE_PINNED:
+            return
+        done = piece.nbytes
+        copy_shared(<char*>worker.buffer, piece.source, done)
+        if not line_unpin(&piece, &work.seg, <uint64_t>-1):
+            return
     if not mapping_is_uncut(mapping, nr_cuts):
         return
     worker.counts[way] += 1
@@ -111,10 +119,10 @@ cdef void* cutting_main(void* argument) noexcept nogil:
     return NULL
 
 
-def run_cuts(descriptors: list, nr_threads: int, nr_steps: int, seed: int) -> tuple[int, int]:
+def run_cuts(descriptors: list, nr_threads: int, nr_steps: int, seed: int) -> tuple[int, int, int]:
     """Let threads read a file of ones while another cuts it and writes it to its former size again, all the time.
 
-    Returns how many reads were valid, without a reference and with one. Raises as `run`.
+    Returns how many reads were valid, without a reference, with one, and of lines. Raises as `run`.
     """
     cdef Work* work = <Work*>calloc(1, sizeof(Work))
     cdef Worker* workers = <Worker*>calloc(THREADS_MAX, sizeof(Worker))
@@ -135,7 +143,7 @@ def run_cuts(descriptors: list, nr_threads: int, nr_steps: int, seed: int) -> tu
         io_queue_end(&work.queue)
     raise_failure(work)
     finish(work)
-    counts = tuple(sum(workers[i].counts[way] for i in range(nr_threads)) for way in range(2))
+    counts = tuple(sum(workers[i].counts[way] for i in range(nr_threads)) for way in range(3))
     free(workers)
     give_back(work)
     return counts

@@ -6,6 +6,7 @@ from pagecache.core.folio cimport (FOLIO_LOCKED, FOLIO_READAHEAD, FOLIO_UPTODATE
                                    folio_nr_pages, folio_test, folio_trylock, folio_unlock, folio_wait_slice)
 from pagecache.core.io cimport bytes_on_disk, run_read_fd
 from pagecache.core.io_queue cimport IoRequest, io_prepare, io_request_new, io_submit
+from pagecache.core.lines cimport LINE_MISSING, LINE_PINNED, LinePiece, PinResult, line_length, line_pin, line_unpin
 from pagecache.core.lock cimport (RwSem, rwsem_read_begin, rwsem_read_end, rwsem_read_slice, rwsem_unlock_read,
                                   rwsem_unlock_write, rwsem_write_begin, rwsem_write_end, rwsem_write_slice)
 from pagecache.core.lookup cimport filemap_get_entry, prefetch_cached, read_cached
@@ -72,6 +73,52 @@ cdef void read_page(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
             low[i] = 0
         if not words_good(work, m, worker.buffer + at, <uint64_t>page * PAGE_WORDS + first + at, part, low[i],
                           load_acquire_u32(&file.begun[page + i]), PC_OPTIMISTIC and nr <= 2 * PAGE_WORDS):
+            return
+        at += part
+        i += 1
+
+
+cdef void read_line(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
+    """Reads the line at some word as far as one folio holds it: it ends where it should, and each page is of one version."""
+    cdef Work* work = worker.work
+    cdef File* file = &work.files[m]
+    cdef Mapping* mapping = &work.seg.mappings[file.number]
+    cdef uint64_t first = random_below(worker, PAGE_WORDS), at = 0, part, length
+    cdef uint64_t pos = ((<uint64_t>page * PAGE_WORDS) + first) * 8
+    cdef uint64_t size, nbytes = 2 * PAGE_SIZE
+    cdef uint32_t cuts = load_acquire_u32(&file.cuts)
+    cdef uint32_t[3] low
+    cdef uint32_t i
+    cdef LinePiece piece
+    cdef PinResult result
+    for i in range(3):
+        low[i] = load_acquire_u32(&file.done[page + i]) if page + i < NR_PAGES else 0
+    size = load_acquire_u64(&mapping.size)
+    if pos >= size:
+        return
+    if nbytes > size - pos:
+        nbytes = size - pos
+    result = line_pin(&piece, &work.seg, file.number, pos, nbytes, size)
+    if result == LINE_MISSING:
+        fill_page(worker, m, page)
+    if result != LINE_PINNED:
+        return
+    copy_shared(<char*>worker.buffer, piece.source, piece.nbytes)
+    if not line_unpin(&piece, &work.seg, <uint64_t>-1) or load_acquire_u64(&mapping.size) < pos + piece.nbytes:
+        return
+    length = line_length(<char*>worker.buffer, piece.nbytes)
+    if length != piece.nbytes and (length != 0 or piece.nbytes != nbytes and (pos + piece.nbytes) % PAGE_SIZE != 0):
+        work_failed(work, TORN_BYTES, page, length, piece.nbytes, nbytes)
+        return
+    i = 0
+    while at < piece.nbytes // 8:
+        part = PAGE_WORDS - (first + at) % PAGE_WORDS
+        if part > piece.nbytes // 8 - at:
+            part = piece.nbytes // 8 - at
+        if cuts & 1 or load_acquire_u32(&file.cuts) != cuts:
+            low[i] = 0
+        if not words_good(work, m, worker.buffer + at, <uint64_t>page * PAGE_WORDS + first + at, part, low[i],
+                          load_acquire_u32(&file.begun[page + i]), True):
             return
         at += part
         i += 1

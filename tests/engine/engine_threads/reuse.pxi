@@ -47,3 +47,37 @@ def pages_valid_after_reuse(descriptors: list, m: int, page: int) -> int:
     finish(work)
     give_back(work)
     return nr
+
+
+def line_valid_after(descriptors: list, what: str) -> bool:
+    """Find a line of a cached page, then have something done to the page. Returns whether what was found still counts.
+
+    what: "nothing", "write" or "removal".
+    """
+    cdef Work* work = <Work*>calloc(1, sizeof(Work))
+    cdef Worker worker
+    cdef LinePiece piece
+    cdef PinResult result
+    cdef bint is_valid = False, writes = what == "write", removes = what == "removal"
+    if work == NULL:
+        raise MemoryError
+    memset(&worker, 0, sizeof(Worker))
+    worker.work = work
+    worker.random = 1
+    worker.no_faults = True
+    prepare(work, descriptors, 4, 0)
+    work.span = 1                   # folios of one page
+    with nogil:
+        bring_in(&worker, 0, 0)
+        result = line_pin(&piece, &work.seg, work.files[0].number, 0, PAGE_SIZE, NR_PAGES * PAGE_SIZE)
+        if result == LINE_PINNED:
+            if writes:
+                write_pages(&worker, 0, 0)
+            elif removes:
+                take_out(&worker, 0)
+            is_valid = line_unpin(&piece, &work.seg, <uint64_t>-1)
+        io_queue_end(&work.queue)
+    assert result == LINE_PINNED
+    finish(work)
+    give_back(work)
+    return is_valid
