@@ -79,7 +79,7 @@ cdef void read_page(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
 
 
 cdef void read_line(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
-    """Reads the line at some word as far as one folio holds it: it ends where it should, and each page is of one version."""
+    """Reads the line at some word as far as one folio holds it: it ends where it should; each page is of one version."""
     cdef Work* work = worker.work
     cdef File* file = &work.files[m]
     cdef Mapping* mapping = &work.seg.mappings[file.number]
