@@ -35,6 +35,17 @@ async def in_worker(function: Callable[..., Any], *args: Any) -> Any:
     return await future
 
 
+async def read(inode: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """Await a read of an object that misses: in a worker, or here, where its store may be entered by the caller's thread only.
+
+    Context: the second holds up the loop, as any call of such a store does; a store that waits for this very loop, its
+    `loop`, is waited for by a worker all the same.
+    """
+    if inode.hints.background_reads or getattr(inode.store, "loop", None) is asyncio.get_running_loop():
+        return await in_worker(function, *args)
+    return function(*args)
+
+
 async def finished(prefetch: Prefetch) -> None:
     """Await the end of a prefetch without a thread that waits. Raises the OSError that a part of it met."""
     loop = asyncio.get_running_loop()

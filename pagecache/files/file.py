@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from pagecache import filemap, truncate, writeback
 from pagecache._core import CopyTarget, FileRaState, Folio
+from pagecache.files import aio
 from pagecache.files import ranges as _ranges
-from pagecache.files.aio import finished, in_worker
 from pagecache.files.inode import Inode
 from pagecache.files.prefetch import Prefetch
 from pagecache.files.reopening import reduced
@@ -354,20 +354,21 @@ class File(FileWrites):
         return Prefetch(self.mapping, first, last)
 
     async def pread_async(self, nbytes: int, offset: int) -> bytes:
-        """As `pread`, for asyncio: a hit returns without a trip through the loop, a miss waits in a worker thread."""
+        """As `pread`, for asyncio: a hit returns without a trip through the loop, a miss waits in a worker thread, or, for
+        a store without `background_reads`, in this one."""
         data = self.pread_cached(nbytes, offset)
-        return data if data is not None else await in_worker(self.pread, nbytes, offset)
+        return data if data is not None else await aio.read(self.inode, self.pread, nbytes, offset)
 
     async def preadinto_async(self, buffer: Any, offset: int) -> int:
         """As `preadinto`, for asyncio. The buffer belongs to the read until it has ended."""
         nbytes = memoryview(buffer).nbytes
         if self.mapping.all_cached(offset, min(nbytes, max(0, self.mapping.size - offset))):
             return self.preadinto(buffer, offset)
-        return await in_worker(self.preadinto, buffer, offset)
+        return await aio.read(self.inode, self.preadinto, buffer, offset)
 
     async def prefetch_async(self, offset: int = 0, nbytes: int = 0) -> None:
         """As `prefetch`, awaited; cancelling it skips what has not begun. Raises OSError."""
-        await finished(self.prefetch(offset, nbytes))
+        await aio.finished(self.prefetch(offset, nbytes))
 
     # -- advice and introspection ------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from pagecache._core import AddressSpace, EventCount, Mutex
 from pagecache.requests import submit, workers
@@ -15,7 +16,8 @@ class Prefetch:
     """A range on its way into the cache.
 
     mapping, first, last: pages first..last (inclusive) of the object; more than the cache can hold is left out.
-    Context: the work is done by worker threads; objects are safe to use from any thread.
+    Context: the work is done by worker threads; objects are safe to use from any thread. A store without `background_reads`
+    is read before this returns, in the calling thread.
     """
 
     def __init__(self, mapping: AddressSpace, first: int, last: int):
@@ -34,11 +36,17 @@ class Prefetch:
         try:
             if self._chunks:
                 mapping.extra.prefetches.add(self)
-            for number in range(min(len(self._chunks), mapping.extra.channel.limit)):
-                workers.caller_pool.run(functools.partial(self._read_chunks, number))
+            self._start(mapping.extra)
         except BaseException:  # a signal: there may be nobody to read it, and there is nobody to wait for it
             self.cancel()
             raise
+
+    def _start(self, line: Any) -> None:
+        if not line.hints.background_reads:
+            self._read_chunks(0)
+            return
+        for number in range(min(len(self._chunks), line.channel.limit)):
+            workers.caller_pool.run(functools.partial(self._read_chunks, number))
 
     def _read_chunks(self, number: int) -> None:
         while number == 0 or number < self._mapping.extra.channel.limit:  # the others stop where order counts
@@ -60,7 +68,10 @@ class Prefetch:
             error = failed
             self._mapping.segment.add_count("readahead_errors", 1)
         except BaseException as failed:  # a worker has nobody to raise to
-            error = OSError(errno.EIO, str(failed))
+            error = OSError(errno.EIO, str(failed) or type(failed).__name__)
+            if not self._mapping.extra.hints.background_reads and not isinstance(failed, Exception):
+                self._count(end - start + 1, error)
+                raise
         self._count(end - start + 1, error)
 
     def _count(self, nr_pages: int, error: OSError | None = None) -> None:
@@ -137,11 +148,12 @@ def read_missing(mapping: AddressSpace, start: int, end: int) -> None:
 
     Context: takes invalidate_lock shared, and a place behind those that others wait for.
     """
+    is_urgent = not mapping.extra.hints.background_reads  # then it is the user's own thread
     end = min(end, -(-mapping.size >> PAGE_SHIFT) - 1)
     with mapping.shared():
         for batch in submit.missing_batches(mapping, start, end, _order_for(end - start + 1)):
             try:
-                submit.read_now(mapping, batch, urgent=False)
+                submit.read_now(mapping, batch, urgent=is_urgent)
             finally:
                 batch.release()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pagecache._core import Mutex
+from pagecache.files import aio
 from pagecache.files.file import File
 from pagecache.stores.validators import Version
 
@@ -120,17 +121,13 @@ class VersionedFile:
         return self.with_one_version(lambda file: file.get_byte_ranges(offsets, sizes))
 
     async def pread_async(self, nbytes: int, offset: int) -> bytes:
-        """As File.pread_async; asking for the version waits in a worker, as a miss does."""
-        from pagecache.files.aio import in_worker
-
+        """As File.pread_async; asking for the version waits as a miss does."""
         data = self.pread_cached(nbytes, offset)
-        return data if data is not None else await in_worker(self.pread, nbytes, offset)
+        return data if data is not None else await aio.read(self._file.inode, self.pread, nbytes, offset)
 
     async def preadinto_async(self, buffer: Any, offset: int) -> int:
         """As File.preadinto_async."""
-        from pagecache.files.aio import in_worker
-
-        return await in_worker(self.preadinto, buffer, offset)
+        return await aio.read(self._file.inode, self.preadinto, buffer, offset)
 
     # -- reads at the position -------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 A window larger than one request is cut into requests that run in parallel.  Stores with a descriptor are served by the
 engine's own threads or io_uring, without the GIL; stores written in Python by the shared workers, at most
-`parallel_requests` at once for each object.
+`parallel_requests` at once for each object.  A store without `background_reads` is read by the reader alone: first what it
+waits for, then the rest.
 """
 
 import time
@@ -49,7 +50,8 @@ def missing_batches(
 
 
 def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int, background: bool = False) -> None:
-    """Read a new batch: its first request in the calling thread, what is larger than one in the background.
+    """Read a new batch: its first request in the calling thread, what is larger than one in the background, or behind
+    it where the store knows no background.
 
     demand_end: pages below it were asked for. background: nobody waits for any of it.
 
@@ -63,10 +65,22 @@ def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int, backgr
         read_in_background(mapping, batch)
         return
     per_request = mapping.extra.request_pages(batch.nr_pages)
-    if batch.nr_pages > per_request:
-        tail = batch.split_off(batch.start + per_request)
-        if len(tail):
-            read_in_background(mapping, tail)
+    tail = batch.split_off(batch.start + per_request) if batch.nr_pages > per_request else None
+    if tail is not None and mapping.extra.hints.background_reads:
+        read_in_background(mapping, tail)
+        tail = None
+    try:
+        _read_first(mapping, batch, demand_end)
+    except BaseException:
+        if tail is not None:
+            tail.release()
+        raise
+    if tail is not None:
+        read_in_background(mapping, tail)
+
+
+def _read_first(mapping: AddressSpace, batch: FolioBatch, demand_end: int) -> None:
+    """Read the first request of a batch in the calling thread. Raises as `read_pages`."""
     start, end = batch.start, batch.next_index
     try:
         read_now(mapping, batch)
@@ -202,6 +216,7 @@ def read_in_background(mapping: AddressSpace, batch: FolioBatch, per_request: in
     """Start reading a batch nobody waits for. Errors are only counted; whoever needs such a page reads it again.
 
     per_request: pages; 0: as many as fit the store.
+    Context: a store without `background_reads` is read here and now, which raises what a signal handler raises.
     """
     if mapping.fd >= 0:
         batch.submit(mapping.fd, mapping.direct, per_request << PAGE_SHIFT or mapping.extra.request_bytes())
@@ -215,6 +230,9 @@ def read_in_background(mapping: AddressSpace, batch: FolioBatch, per_request: in
 
 def submit_request(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
     """Start reading new batches of a Python store by one request, as `read_in_background`."""
+    if not mapping.extra.hints.background_reads:
+        _read_here(mapping, batches)
+        return
 
     def task() -> None:
         try:
@@ -225,3 +243,14 @@ def submit_request(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None
             _release(batches)
 
     mapping.extra.channel.submit(task)
+
+
+def _read_here(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+    """Read batches that nobody waits for in the calling thread: the store may be entered by no other one."""
+    try:
+        with mapping.extra.channel.place():
+            read_timed(mapping, batches)
+    except Exception:  # as in the background: whoever needs such a page reads it again, and sees its own error
+        mapping.segment.add_count("readahead_errors", 1)
+    finally:
+        _release(batches)

@@ -23,6 +23,11 @@ class BackingStore(Protocol):
     A store that finds it out while it reads has a `readv_in_ranges` besides `readv`, which raises NoRangesError then, once.
     What such a store brought and threw away is counted if it has `take_surplus_bytes`, which returns how many bytes that
     was since it was last called.
+
+    Context: all methods are called from several threads, the cache's own among them, and at the same time: `readv` of one
+    store up to `parallel_requests` times at once, `validator` and `size` beside it. A store whose reads must not overlap
+    says parallel_requests = 1; one that shares something with other stores, or with its user, guards it with a lock of its
+    own; one that only its user's threads may enter says background_reads = False as well, and is not written through.
     """
 
     key: str
@@ -51,9 +56,11 @@ class BackingStore(Protocol):
 class StoreHints:
     """What a store says about itself, with the defaults for those that say nothing.
 
-    preferred_request, max_request: bytes of one read. parallel_requests: reads that may run at once;
+    preferred_request, max_request: bytes of one read. parallel_requests: reads of the object that may run at once;
     readahead_requests: how many of those readahead keeps busy (0: all), so that many small ranges can go at once without
     windows that are as wide.
+    background_reads: whether threads of the cache's own may call `readv`; if not, only threads that read or prefetch do,
+    while they wait: readahead then costs the reader the time that it takes.
     latency: "local" (the system below reads ahead itself), "device" (it does not), or "remote" (milliseconds a request).
     stable_writes: bytes must not change while `writev` has them; a write to such a page then waits.
     request_boundary: bytes, whole pages; no request crosses a multiple of it (0: any may).
@@ -71,6 +78,7 @@ class StoreHints:
     folio_order: int = -1
     whole_up_to: int = 0
     request_boundary: int = 0
+    background_reads: bool = True
 
 
 def hints_of(store: Any) -> StoreHints:
@@ -87,6 +95,8 @@ def hints_of(store: Any) -> StoreHints:
         raise ValueError(f"request_boundary of store {store.key!r} must be whole pages, not {boundary!r}")
     if not isinstance(values["whole_up_to"], int) or values["whole_up_to"] < 0:
         raise ValueError(f"whole_up_to of store {store.key!r} must be an int (bytes), not {values['whole_up_to']!r}")
+    if not isinstance(values["background_reads"], bool):
+        raise ValueError(f"background_reads of store {store.key!r} must be a bool, not {values['background_reads']!r}")
     if not isinstance(values["folio_order"], int) or not -1 <= values["folio_order"] <= MAX_FOLIO_ORDER:
         raise ValueError(f"folio_order of store {store.key!r} must be in -1..9, not {values['folio_order']!r}")
     values["readahead_requests"] = min(values["readahead_requests"], values["parallel_requests"])

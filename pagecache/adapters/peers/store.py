@@ -81,7 +81,9 @@ class PeerStore:
         self._digest: tuple[str | None, bytes] = (None, b"")
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(COUNTS, 0)
-        group.note_own(origin)
+        self.background_reads = hints.background_reads
+        if self.background_reads:
+            group.note_own(origin)  # what peers ask for is read by threads that are not the user's
 
     # -- what the origin says of the object ----------------------------------------------------------------------------
 

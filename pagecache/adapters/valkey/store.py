@@ -58,6 +58,7 @@ class TieredStore:
         self.parallel_requests = max(PARALLEL_REQUESTS, hints.parallel_requests) if hints.parallel_requests > 1 else 1
         self.readahead_requests = min(READAHEAD_REQUESTS, self.parallel_requests)
         self.stable_writes = hints.stable_writes
+        self.background_reads = hints.background_reads
         self.request_boundary = hints.request_boundary
         self.origin_max_request = hints.max_request
         self.is_written = False
