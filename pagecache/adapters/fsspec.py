@@ -23,12 +23,12 @@ from fsspec.implementations.chained import ChainedFileSystem
 from pagecache.adapters.fsspec_cache_type import PageCacheType
 from pagecache.adapters.fsspec_delegation import Delegation
 from pagecache.adapters.fsspec_handles import Handles
+from pagecache.adapters.fsspec_target import Target
 from pagecache.cache import PageCache
 from pagecache.default import default_cache, forget_everywhere
-from pagecache.files.aio import in_worker
 from pagecache.options import check_options, check_spelling
 from pagecache.stores.call_options import key_part, request_options
-from pagecache.stores.fsspec import FsspecStore, constructor_parameters, identity_of, own_instance
+from pagecache.stores.fsspec import FsspecStore, constructor_parameters
 from pagecache.stores.validators import checked_recheck
 from pagecache.units import parse_size
 
@@ -45,8 +45,9 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     process has no default cache yet (see `default_cache`). recheck, on_change: as for `PageCache.open`; `cat_file`,
     `cat_ranges` and their like keep an object open from its first use until `invalidate_cache`, so recheck="open" looks at
     it once, and an object that changed raises ESTALE once and is then read anew. whole_up_to: as for FsspecStore.
-    These three may also be given to one call. All other options of `open`, `cat_file` and their like are the target's:
-    they go to each of its requests, and what they brought is served to calls with the same options only.
+    These three may also be given to one call. thread_safe: as for FsspecStore. All other options of `open`, `cat_file` and
+    their like are the target's: they go to each of its requests, and what they brought is served to calls with the same
+    options only.
     Raises TypeError for an option that it does not have.
 
     Instances pickle as their arguments, and can be used in a child of fork() and from any thread or event loop. A hit of
@@ -67,6 +68,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         recheck: bool | str | float = "open",
         on_change: str = "error",
         whole_up_to: int | str = 0,
+        thread_safe: bool | None = None,
         **options: Any,
     ):
         check_options(options, self._parameters(), "pagecache://", "options of the target go into target_options={...}, or "
@@ -79,23 +81,23 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         self.whole_up_to = parse_size(whole_up_to)
         self.size_of_cache = size
         self.target_protocol = target_protocol
-        self._make_target: Callable[[], Any] = (
-            (lambda: own_instance(fs))
-            if target_protocol is None
-            else (lambda: fsspec.filesystem(target_protocol, **(target_options or {})))
-        )
-        self._target = self._make_target()
+        self._target = Target(fs, target_protocol, target_options or {}, thread_safe)
         self._handles = Handles()
         self._handles_pid = os.getpid()
-        self._identity = identity_of(self._target)
-        self.sep, self.root_marker = self._target.sep, self._target.root_marker
+        rules = self._target.template
+        self.sep, self.root_marker = rules.sep, rules.root_marker
         own_strip = type(self)._strip_protocol
-        self._strip_protocol = lambda path: self.fs._strip_protocol(own_strip(path))
-        self._parent = self._target._parent
+        self._strip_protocol = lambda path: rules._strip_protocol(own_strip(path))
+        self._parent = rules._parent
 
     @property
     def fs(self) -> Any:
-        """The target file system."""
+        """The target file system, for any use; the cache may read from another instance."""
+        return self.target.fs
+
+    @property
+    def target(self) -> Target:
+        """What objects are read from, and what everything else is asked of."""
         if self._handles_pid != os.getpid():
             self._renew()
         return self._target
@@ -112,7 +114,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         self._pid = self._handles_pid = os.getpid()
         self._loop = None if self.asynchronous else fsspec.asyn.get_loop()
         self._handles = Handles()
-        self._target = self._make_target()
+        self._target = self._target.renewed()
 
     @property
     def page_cache(self) -> PageCache:
@@ -132,7 +134,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
             return options
         options = request_options(options)
         if any(name not in OF_A_CALL for name in options):
-            check_spelling(options, OF_A_CALL, inspect.signature(self.fs._open).parameters, "pagecache://")
+            check_spelling(options, OF_A_CALL, inspect.signature(self.target.template._open).parameters, "pagecache://")
         return options
 
     def _open_file(self, path: str, options: Mapping[str, Any] = {}) -> Any:
@@ -144,7 +146,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         known = self._handles.known_version(name, recheck)
         theirs = {name: value for name, value in options.items() if name not in OF_A_CALL}
         store = FsspecStore(
-            self.fs, path, recheck=recheck, version=known, whole_up_to=own["whole_up_to"], options=theirs
+            self.instance, path, recheck=recheck, version=known, whole_up_to=own["whole_up_to"], options=theirs
         )  # fmt: skip
         file = self.page_cache.open(store, recheck=recheck, on_change=on_change)
         self._handles.note_version(name, store.known_version)
@@ -184,7 +186,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         data = self._cached_range(self._strip_protocol(path), start, end, self._checked(kwargs))
-        return data if data is not None else await in_worker(lambda: self.cat_file(path, start, end, **kwargs))
+        return data if data is not None else await self._blocking(lambda: self.cat_file(path, start, end, **kwargs))
 
     def _cached_range(self, path: str, start: int | None, end: int | None, options: Mapping[str, Any]) -> bytes | None:
         """Return a range if all of it is cached, and known to be recent enough; never waits."""
@@ -239,19 +241,19 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """Return what the target says about a path."""
-        return self.fs.info(self._strip_protocol(path), **kwargs)
+        return self._in_turn("info", self._strip_protocol(path), **kwargs)
 
     def ukey(self, path: str) -> str:
         """Return what changes when the object does: its validator, or what the target takes for it."""
         path = self._strip_protocol(path)
-        return FsspecStore(self.fs, path).validator() or self.fs.ukey(path)
+        return FsspecStore(self.instance, path).validator() or str(self._in_turn("ukey", path))
 
     def invalidate_cache(self, path: str | None = None) -> None:
         """Forget what is cached of a path and all below it, or of the whole target. Open files keep their version."""
         path = None if path is None else self._strip_protocol(path)
-        self.fs.invalidate_cache(path)
+        self._in_turn("invalidate_cache", path)
         self._handles.forget(path)
-        forget_everywhere(f"fsspec:{self._identity}:" + (path or ""), whole=path is not None)
+        forget_everywhere(f"fsspec:{self.instance.identity}:" + (path or ""), whole=path is not None)
 
 
 class _Wanted:
@@ -282,8 +284,8 @@ class _Wanted:
         return {path for path, data in zip(self.paths, self.found, strict=True) if data is None}
 
     async def fill_all(self, missing: set[str]) -> list[Any]:
-        """Read what is missing of some objects, each in a worker."""
-        await asyncio.gather(*(in_worker(self.fill, path) for path in missing))
+        """Read what is missing of some objects, each in a worker if the target can be read there."""
+        await asyncio.gather(*(self.fs._blocking(self.fill, path) for path in missing))
         return self.found
 
     def fill(self, path: str) -> list[Any]:

@@ -23,6 +23,7 @@ class FetcherStore:
 
     latency = "remote"
     parallel_requests = 1
+    background_reads = False  # nobody says what else is done with what it reads from
 
     def __init__(self, fetcher: Callable[[int, int], Any], size: int):
         self._fetcher = fetcher
@@ -56,7 +57,8 @@ class PageCacheType(BaseCache):
     Files of one file system and path share their pages, with each other and with `pagecache::` over the same target, as
     long as they are of one version and were opened with the same options. A fetcher that belongs to no file, and a file
     whose options are not known, have pages of their own.
-    recheck, on_change: as for `PageCache.open`, given as `cache_options`. whole_up_to: as for FsspecStore, likewise.
+    recheck, on_change: as for `PageCache.open`, given as `cache_options`. whole_up_to, thread_safe: as for FsspecStore,
+    likewise.
     Raises TypeError for another option.
     """
 
@@ -71,16 +73,18 @@ class PageCacheType(BaseCache):
         recheck: bool | str | float = "open",
         on_change: str = "error",
         whole_up_to: int | str = 0,
+        thread_safe: bool | None = None,
         **unknown: Any,
     ):
-        check_options(unknown, ("recheck", "on_change", "whole_up_to"), "cache_options of 'pagecache'")
+        check_options(unknown, ("recheck", "on_change", "whole_up_to", "thread_safe"), "cache_options of 'pagecache'")
         super().__init__(blocksize, fetcher, size)
         self._options: dict[str, Any] = {"recheck": recheck, "on_change": on_change}
         self._whole_up_to = whole_up_to
+        self._thread_safe = thread_safe
         owner = getattr(fetcher, "__self__", None)
         store: Any = None
         if getattr(owner, "fs", None) is not None and isinstance(getattr(owner, "path", None), str):
-            store = _store_of(owner, recheck, whole_up_to)
+            store = _store_of(owner, recheck, whole_up_to, thread_safe)
         if store is None:
             store = FetcherStore(fetcher, size)
         elif not store.is_immutable and store.size() != size:
@@ -109,10 +113,13 @@ class PageCacheType(BaseCache):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PageCacheType, (self.blocksize, self.fetcher, self.size, *self._options.values(), self._whole_up_to)
+        options = (*self._options.values(), self._whole_up_to, self._thread_safe)
+        return PageCacheType, (self.blocksize, self.fetcher, self.size, *options)
 
 
-def _store_of(owner: Any, recheck: bool | str | float, whole_up_to: int | str) -> FsspecStore | None:
+def _store_of(
+    owner: Any, recheck: bool | str | float, whole_up_to: int | str, thread_safe: bool | None
+) -> FsspecStore | None:
     """Return the store of an fsspec file's object, with the version that the file was opened on, if it knows one, and the
     options of the call that opened it. None if these are not known."""
     options = _options_of(owner)
@@ -123,7 +130,8 @@ def _store_of(owner: Any, recheck: bool | str | float, whole_up_to: int | str) -
     is_of_live_object = "generation" in options and str(details.get("generation")) != str(options["generation"])
     if validator_of(details) is not None and recheck is not False and not is_of_live_object:
         version = version_of(details, owner.path, time.monotonic())
-    return FsspecStore(owner.fs, owner.path, recheck=recheck, version=version, whole_up_to=whole_up_to, options=options)
+    how: dict[str, Any] = {"recheck": recheck, "whole_up_to": whole_up_to, "thread_safe": thread_safe}
+    return FsspecStore(owner.fs, owner.path, version=version, options=options, **how)
 
 
 def _options_of(owner: Any) -> dict[str, Any] | None:

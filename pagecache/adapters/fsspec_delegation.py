@@ -4,26 +4,43 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from pagecache.files.aio import in_worker
+import fsspec.asyn
+
+from pagecache.adapters.fsspec_target import Target
+from pagecache.files.aio import blocking
+from pagecache.stores.fsspec_instances import Instance
+from pagecache.stores.fsspec_kinds import is_asynchronous
 
 
 class WrittenFile:
     """A file of the target that is written: once it is closed, nothing that was cached of its path counts any more."""
 
-    def __init__(self, file: Any, on_close: Callable[[], None]):
+    def __init__(self, file: Any, on_close: Callable[[], None], turn: Callable[[], Any]):
         self._file = file
         self._on_close = on_close
+        self._turn = turn
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("_file", "_on_close"):
+        if name in ("_file", "_on_close", "_turn"):
             raise AttributeError(name)
         return getattr(self._file, name)
+
+    def write(self, data: Any) -> Any:
+        """Write bytes. Returns how many."""
+        with self._turn():
+            return self._file.write(data)
+
+    def flush(self, *args: Any, **kwargs: Any) -> Any:
+        """Write what waits."""
+        with self._turn():
+            return self._file.flush(*args, **kwargs)
 
     def close(self) -> None:
         """Close the file."""
         if not self._file.closed:
             try:
-                self._file.close()
+                with self._turn():
+                    self._file.close()
             finally:
                 self._on_close()
 
@@ -38,17 +55,36 @@ class WrittenFile:
 
 
 class Delegation:
-    """Methods of an asynchronous file system that call `self.fs`, whose paths they share."""
+    """Methods of an asynchronous file system that call its target, whose paths they share."""
 
     fs: Any
     _strip_protocol: Any
     invalidate_cache: Any
 
+    @property
+    def target(self) -> Target:
+        """What objects are read from, and what everything else is asked of."""
+        raise NotImplementedError
+
+    @property
+    def instance(self) -> Instance:
+        """The way that objects are read."""
+        return self.target.instance
+
+    async def _blocking(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Await a call that reads: in a worker, unless only the caller's thread may read from the target."""
+        return await blocking(self.instance.background_reads, fsspec.asyn.loop[0], function, *args)
+
+    def _in_turn(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a blocking method of the target."""
+        with self.target.turn() as target:
+            return getattr(target, name)(*args, **kwargs)
+
     async def _on_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a coroutine method of the target on its loop, or the blocking method in a worker."""
+        """Call a coroutine method of the target on its loop, or the blocking method as `_blocking` does."""
+        if not is_asynchronous(self.instance.template):
+            return await self._blocking(lambda: self._in_turn(name[1:], *args, **kwargs))
         target = self.fs
-        if not getattr(target, "async_impl", False):
-            return await in_worker(lambda: getattr(target, name[1:])(*args, **kwargs))
         coroutine = getattr(target, name)(*args, **kwargs)
         if target.loop is asyncio.get_running_loop():
             return await coroutine
@@ -117,29 +153,30 @@ class Delegation:
 
     def _open_written(self, path: str, mode: str, *args: Any, **kwargs: Any) -> WrittenFile:
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        return WrittenFile(self.fs.open(path, mode, **kwargs), lambda: self.invalidate_cache(path))
+        file = self._in_turn("open", path, mode, **kwargs)
+        return WrittenFile(file, lambda: self.invalidate_cache(path), self.target.turn)
 
     # -- blocking methods that have no coroutine -------------------------------------------------------------------------
 
     def created(self, path: str) -> Any:
         """Return when the target says the path was made."""
-        return self.fs.created(self._strip_protocol(path))
+        return self._in_turn("created", self._strip_protocol(path))
 
     def modified(self, path: str) -> Any:
         """Return when the target says the path was changed."""
-        return self.fs.modified(self._strip_protocol(path))
+        return self._in_turn("modified", self._strip_protocol(path))
 
     def checksum(self, path: str) -> Any:
         """Return the target's checksum of the path."""
-        return self.fs.checksum(self._strip_protocol(path))
+        return self._in_turn("checksum", self._strip_protocol(path))
 
     def sign(self, path: str, expiration: int = 100, **kwargs: Any) -> Any:
         """Return a signed URL of the target."""
-        return self.fs.sign(self._strip_protocol(path), expiration=expiration, **kwargs)
+        return self._in_turn("sign", self._strip_protocol(path), expiration=expiration, **kwargs)
 
     def touch(self, path: str, truncate: bool = True, **kwargs: Any) -> Any:
         """Make an empty object, or set its time."""
         try:
-            return self.fs.touch(self._strip_protocol(path), truncate=truncate, **kwargs)
+            return self._in_turn("touch", self._strip_protocol(path), truncate=truncate, **kwargs)
         finally:
             self.invalidate_cache(path)

@@ -35,15 +35,23 @@ async def in_worker(function: Callable[..., Any], *args: Any) -> Any:
     return await future
 
 
-async def read(inode: Any, function: Callable[..., Any], *args: Any) -> Any:
-    """Await a read of an object that misses: in a worker, or here, where its store may be entered by the caller's thread only.
+async def blocking(in_background: bool, loop: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """Await a blocking call: in a worker, or here, if only the caller's thread may make it.
 
-    Context: the second holds up the loop, as any call of such a store does; a store that waits for this very loop, its
-    `loop`, is waited for by a worker all the same.
+    in_background: whether any thread may. loop: what the call may wait for: in this one's thread it is never made.
+    Context: a call that is made here holds up the loop.
     """
-    if inode.hints.background_reads or getattr(inode.store, "loop", None) is asyncio.get_running_loop():
+    if in_background or asyncio.get_running_loop() is loop:
         return await in_worker(function, *args)
     return function(*args)
+
+
+async def read(inode: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """Await a read of an object that misses: in a worker, or here, where only the reader's thread may enter its store.
+
+    A store that waits for an event loop names it as its `loop`. Context: as `blocking`.
+    """
+    return await blocking(inode.hints.background_reads, getattr(inode.store, "loop", None), function, *args)
 
 
 async def finished(prefetch: Prefetch) -> None:

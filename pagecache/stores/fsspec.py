@@ -11,54 +11,33 @@ So a version that is no longer there is an error (ESTALE), never a mix.
 """
 
 import asyncio
-import hashlib
 import inspect
-import itertools
-import os
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
-from pagecache._core import Mutex
 from pagecache.options import check_spelling
 from pagecache.stores import fsspec_ranges
 from pagecache.stores.call_options import are_of_this_process, key_part, request_options
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
+from pagecache.stores.fsspec_instances import (
+    Callers,
+    Instance,
+    Own,
+    Shared,
+    instance_made_for_us,
+    instance_of,
+    instance_of_url,
+)
+from pagecache.stores.fsspec_kinds import is_of_machine
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
 from pagecache.units import parse_size
 
-_OPTIONS_WITHOUT_MEANING = ("asynchronous", "loop", "skip_instance_cache", "batch_size", "use_listings_cache",
-                            "listings_expiry_time", "max_paths")  # fmt: skip
-_OF_OPEN = ("recheck", "on_change", "whole_up_to", "direct", "durability", "priority", "tenant")  # not of file systems
+_OF_OPEN = ("recheck", "on_change", "whole_up_to", "direct", "durability", "priority", "tenant",
+            "thread_safe")  # not of file systems  # fmt: skip
 _OF_TEXT_FILES = ("compression", "encoding", "errors", "expand", "mode", "name_function", "newline", "num")
 PARALLEL_REQUESTS = 32  # of one object; the library behind may carry out fewer at once
-_numbers = itertools.count(1)
-_numbers_lock = Mutex()
-
-
-def own_instance(fs: Any) -> Any:
-    """Return a file system like this one that this process can use from threads: itself, if it is not bound to a loop of
-    the caller's or to the process that forked this one."""
-    while fs.protocol == "pagecache":  # bytes are cached once
-        fs = fs.fs
-    if not getattr(fs, "async_impl", False):
-        return fs
-    if not getattr(fs, "asynchronous", False) and getattr(fs, "_pid", os.getpid()) == os.getpid():
-        return fs
-    options = {name: value for name, value in fs.storage_options.items() if name not in ("asynchronous", "loop")}
-    return type(fs)(*fs.storage_args, **options)
-
-
-def identity_of(fs: Any) -> str:
-    """Return what is the same for file systems that reach the same objects with the same rights, in any process."""
-    options = {name: value for name, value in fs.storage_options.items() if name not in _OPTIONS_WITHOUT_MEANING}
-    text = f"{type(fs).__module__}.{type(fs).__qualname__} {fs.storage_args!r} {sorted(options.items(), key=str)!r}"
-    if " at 0x" in text:  # an object that only its address tells from others, and addresses come back
-        with _numbers_lock.held():
-            number = fs.__dict__.setdefault("_pagecache_number", f"{os.getpid()}.{next(_numbers)}")
-        text = f"{type(fs).__qualname__} number {number}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _place_of(path: str) -> str:
@@ -75,11 +54,14 @@ class FsspecStore:
     no conditional requests. version: what is already known of the object; else `info` is asked for, at once, or when it is
     needed if recheck is False. whole_up_to: bytes; an object no larger is read whole, by one request, at its first miss.
     options: of one call, as the file system's `open` or `cat_file` takes them (version_id, headers and so on): they go to
-    every request, and are part of the key.
+    every request, and are part of the key. thread_safe: whether the file system may be called by several threads at once,
+    while its user calls it too; None: what is known of its class. If not, it is read in its user's threads, or one like it
+    that is made from the same arguments. exclusive: nobody else calls this file system, so that it may be read in the
+    background, one call at a time.
     Raises FileNotFoundError, IsADirectoryError, OSError; ENOTSUP if the object has no size; TypeError for an option that
     the file system does not have.
     Context: requests of asynchronous file systems run on fsspec's loop while the calling thread waits; do not call this
-    on that loop.
+    on that loop. What threads call the others, and how many at once: stores/fsspec_instances.py.
     """
 
     preferred_request = 128 * 1024
@@ -95,28 +77,50 @@ class FsspecStore:
         version: Version | None = None,
         whole_up_to: int | str = 0,
         options: Mapping[str, Any] | None = None,
+        thread_safe: bool | None = None,
+        exclusive: bool = False,
     ):
         self.recheck = checked_recheck(recheck)
-        self.fs = own_instance(fs)
-        self.path = self.fs._strip_protocol(path)
-        self.name = self.fs.unstrip_protocol(self.path)
+        self._thread_safe = thread_safe
+        self._instance: Instance
+        if isinstance(fs, (Shared, Own, Callers)):
+            self._instance = fs
+        else:
+            self._instance = instance_of(fs, thread_safe=thread_safe, exclusive=exclusive)
+        self.template = self._instance.template  # what tells about the file system without a call
+        self.path = self.template._strip_protocol(path)
+        self.name = self.template.unstrip_protocol(self.path)
         self.whole_up_to = parse_size(whole_up_to)
-        self._ranges = fsspec_ranges.ranges_of(self.fs)
+        self._ranges = fsspec_ranges.ranges_of(self.template)
         self.options = request_options(options)
         self._ranges.check_options(self)
         self.is_immutable = self.recheck is False
         self._verifies = not self.is_immutable
-        self.key = f"fsspec:{identity_of(self.fs)}:{self.path}{key_part(self.options)}"
+        self.key = f"fsspec:{self._instance.identity}:{self.path}{key_part(self.options)}"
         if self.is_immutable and not self._ranges.conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
-        self.origin = f"fsspec:{identity_of(self.fs)}:{_place_of(self.path)}"
-        self.parallel_requests = PARALLEL_REQUESTS if self._ranges.parallel else 1
+        self.origin = f"fsspec:{self._instance.identity}:{_place_of(self.path)}"
+        self.parallel_requests = PARALLEL_REQUESTS if self._instance.is_parallel else 1
+        self.background_reads = self._instance.background_reads
         self.latency = "remote" if self._ranges.remote else "local"
-        numbered = "_pagecache_number" in self.fs.__dict__ or are_of_this_process(self.options)
-        self.key_scope = "process" if numbered else "everywhere" if self._ranges.remote else "machine"
+        scope = "everywhere" if self._ranges.remote and not is_of_machine(self.template) else "machine"
+        numbered = self._instance.is_numbered or are_of_this_process(self.options)
+        self.key_scope = "process" if numbered else scope
         self.known_version = version
         if version is None and not self.is_immutable:
             self.refresh()
+
+    @property
+    def loop(self) -> Any:
+        """The event loop that the file system may wait for: none of these calls may be made there."""
+        from fsspec.asyn import loop
+
+        return loop[0]
+
+    @property
+    def fs(self) -> Any:
+        """The file system that calls go to. Context: only within a turn of the instance."""
+        return self._instance.fs
 
     # -- versions ------------------------------------------------------------------------------------------------------
 
@@ -129,7 +133,8 @@ class FsspecStore:
         """Ask the file system for the present version, past its cache of listings. Raises OSError."""
         asked_at = time.monotonic()
         try:
-            info = self._ranges.info(self)
+            with self._instance.turn():
+                info = self._ranges.info(self)
         except TypeError:  # of the arguments, not of the store
             raise
         except Exception as error:
@@ -158,7 +163,8 @@ class FsspecStore:
         version = self.version
         destination = Destination(buffers)
         try:
-            verified = self._ranges.read(self, version, offset, destination)
+            with self._instance.turn():
+                verified = self._ranges.read(self, version, offset, destination)
         except ChangedError:
             self.refresh()
             raise stale_error(self.name, offset, self.is_immutable) from None
@@ -197,37 +203,55 @@ class FsspecStore:
         """Do nothing: the file system lives on."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.fs, self.path, self.recheck, self.whole_up_to, self.options)
+        is_ours = isinstance(self._instance, Own)
+        how = (self.recheck, self.whole_up_to, self._thread_safe, self.options)
+        return _open_again, (self._instance.template, is_ours, self.path, *how)
+
+    def __copy__(self) -> "FsspecStore":
+        how = (self.recheck, self.whole_up_to, self._thread_safe, self.options)
+        return _open_again(self._instance, False, self.path, *how)
 
     def __repr__(self) -> str:
         return f"<FsspecStore {self.name}>"
 
 
 def _open_again(
-    fs: Any, path: str, recheck: bool | str | float, whole_up_to: int, options: Mapping[str, Any]
+    fs: Any,
+    is_ours: bool,
+    path: str,
+    recheck: bool | str | float,
+    whole_up_to: int,
+    thread_safe: bool | None,
+    options: Mapping[str, Any],
 ) -> FsspecStore:
-    return FsspecStore(fs, path, recheck=recheck, whole_up_to=whole_up_to, options=options)
+    fs = instance_made_for_us(fs) if is_ours else fs
+    return FsspecStore(fs, path, recheck=recheck, whole_up_to=whole_up_to, thread_safe=thread_safe, options=options)
 
 
 def store_of_url(
-    url: str, *, recheck: bool | str | float = "open", whole_up_to: int | str = 0, **storage_options: Any
+    url: str,
+    *,
+    recheck: bool | str | float = "open",
+    whole_up_to: int | str = 0,
+    thread_safe: bool | None = None,
+    **storage_options: Any,
 ) -> FsspecStore:
     """Return the store of a URL, which may be chained.
 
-    recheck, whole_up_to: as for FsspecStore. storage_options: for the file system, as `fsspec.open` takes them.
+    recheck, whole_up_to, thread_safe: as for FsspecStore. storage_options: as `fsspec.open` takes them.
     Raises ImportError, with what to install, when fsspec or the protocol's library is missing; TypeError for options that
     would be lost; else as FsspecStore.
     """
     try:
-        from fsspec.core import url_to_fs
+        import fsspec.core  # noqa: F401
     except ImportError as error:
         raise ImportError(f"opening {url} needs fsspec: pip install 'pagecache-engine[fsspec]'") from error
     _check_storage_options(url, storage_options)
     try:
-        fs, path = url_to_fs(url, **storage_options)
+        instance, path = instance_of_url(url, storage_options, thread_safe=thread_safe)
     except (ValueError, ImportError) as error:
         raise type(error)(f"cannot open {url}: {error}") from error
-    return FsspecStore(fs, path, recheck=recheck, whole_up_to=whole_up_to)
+    return FsspecStore(instance, path, recheck=recheck, whole_up_to=whole_up_to, thread_safe=thread_safe)
 
 
 def _check_storage_options(url: str, options: Mapping[str, Any]) -> None:

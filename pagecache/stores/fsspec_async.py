@@ -11,10 +11,6 @@ from pagecache.stores.validators import Version
 class AsyncRanges(SyncRanges):
     """File systems with coroutines."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.parallel = True
-
     def info(self, store: Any) -> dict[str, Any]:
         """Return what the file system says about the object now."""
         fs, path = store.fs, store.path
@@ -23,7 +19,7 @@ class AsyncRanges(SyncRanges):
     @staticmethod
     def _reads_ranges(store: Any) -> bool:
         """Whether `_cat_file` takes the options of the store."""
-        return takes(store.fs._cat_file, store.options)
+        return takes(store.template._cat_file, store.options)
 
     def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
         """Fill the destination from byte `start`; whether the bytes are known to be of this version."""

@@ -5,17 +5,16 @@ from typing import Any
 from pagecache.stores.fsspec_async import AsyncRanges
 from pagecache.stores.fsspec_gcs import GcsRanges
 from pagecache.stores.fsspec_http import HttpRanges
+from pagecache.stores.fsspec_kinds import is_asynchronous, is_local
 from pagecache.stores.fsspec_s3 import S3Ranges
 from pagecache.stores.fsspec_sync import SyncRanges
-
-_LOCAL = ("file", "local", "memory")
 
 
 def ranges_of(fs: Any) -> "SyncRanges":
     """Return the way to read from a file system."""
+    if not is_asynchronous(fs):
+        return SyncRanges(remote=not is_local(fs))
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
-    if not getattr(fs, "async_impl", False):
-        return SyncRanges(remote=not set(protocols) & set(_LOCAL))
     if "http" in protocols and hasattr(fs, "set_session"):
         return HttpRanges()
     if "s3" in protocols and hasattr(fs, "_call_s3"):

@@ -14,17 +14,16 @@ from pagecache.stores.validators import Version
 
 
 class SyncRanges:
-    """File systems without coroutines: one request at a time, unless they are local."""
+    """File systems without coroutines. remote: whether they are not of this machine."""
 
     conditional = False
 
     def __init__(self, remote: bool = True):
         self.remote = remote
-        self.parallel = not remote
 
     def check_options(self, store: Any) -> None:
         """Check that the requests of an object take the options of its store. Raises TypeError."""
-        fs = store.fs
+        fs = store.template
         read, name = (fs.cat_file, "cat_file") if self._reads_ranges(store) else (fs._open, "open")
         check_taken(read, store.options, f"{type(fs).__name__}.{name}")
         check_taken(fs.info, store.options, f"{type(fs).__name__}.info")
@@ -39,7 +38,7 @@ class SyncRanges:
         """Whether `cat_file` is the file system's own, not one that opens a file with readahead, and takes the options."""
         from fsspec import AbstractFileSystem
 
-        fs = store.fs
+        fs = store.template
         return type(fs).cat_file is not AbstractFileSystem.cat_file and takes(fs.cat_file, store.options)
 
     def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:

@@ -11,7 +11,8 @@ from support import PAGE, Crew, assert_nothing_is_held, pages_of, wait_until
 from support.http_server import ObjectServer
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
-from pagecache.stores.fsspec import FsspecStore, identity_of, own_instance  # noqa: E402
+from pagecache.stores.fsspec import FsspecStore  # noqa: E402
+from pagecache.stores.fsspec_instances import identity_of, own_instance  # noqa: E402
 from pagecache.stores.validators import validator_of, version_of  # noqa: E402
 
 SIZE = 40 * PAGE + 123

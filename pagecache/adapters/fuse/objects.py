@@ -16,7 +16,7 @@ from pagecache.adapters.fuse.linked import LinkedNames
 from pagecache.adapters.fuse.object_files import ObjectFiles, ObjectNode
 from pagecache.adapters.fuse.unlinked import HIDDEN
 from pagecache.stores.errors import meant_error
-from pagecache.stores.fsspec import own_instance
+from pagecache.stores.fsspec_instances import own_instance
 
 SECTOR, BLOCK = 512, 4096
 TIMEOUT_S = 1.0
