@@ -21,10 +21,10 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test ecosystem docs stress bench peers anchors eviction build check debug portable annotate asan tsan stubs lint clean distclean
+.PHONY: help demo test ecosystem docs stress bench peers anchors eviction build check debug portable annotate asan tsan stubs wheel aarch64 lint clean distclean
 
 help: ## list the actions
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 	@echo "Variables: PYTHON (interpreter to use), TESTS (what pytest gets), ARGS (more arguments for demo, pytest, bench)"
 
 demo: build ## read a real file through a cache smaller than it, and compare every byte
@@ -93,6 +93,15 @@ eviction: $(VENV)/.eviction ## compare what policies miss with reference simulat
 stubs: check $(VENV)/.test ## compare _core.pyi with the module
 	$(call in_lane,check) $(pytest) tests/engine/test_stubs.py
 
+wheel: $(VENV)/.wheel ## build a manylinux wheel into dist/, and try it in an environment without a compiler
+	rm -rf build/wheel
+	$(python) -m build -q --wheel --no-isolation --outdir build/wheel
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(python) -m auditwheel -v repair -w dist build/wheel/*.whl 2> build/wheel/auditwheel.log
+	$(python) tests/try_wheel.py
+
+aarch64: check $(VENV)/.test ## run the engine's C level under emulation, built by a cross compiler
+	$(call in_lane,check) $(pytest) tests/engine/test_portable.py -k aarch64 $(ARGS)
+
 lint: $(VENV)/.test ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -134,6 +143,9 @@ $(VENV)/.build: $(VENV)/.made pyproject.toml
 
 $(VENV)/.test: $(VENV)/.build
 	$(call install,test)
+
+$(VENV)/.wheel: $(VENV)/.build
+	$(call install,wheel)
 
 $(VENV)/.docs: $(VENV)/.build
 	$(call install,docs)

@@ -10,6 +10,8 @@
     portable  as check, without anything that only Linux or x86 has (tests/support/portable.h)
     annotate  as release, and Cython's HTML report in build/cython-annotate
 
+`python setup.py sdist` makes the same archive of the same files, whenever and by whom it is made.
+
 A lane is the directory build/lib-MODE: the compiled module and links to the Python sources, so that lanes never meet
 and edited Python files need no build. PYTHONPATH chooses one. With PAGECACHE_BENCH=1 a lane also gets `_microbench`,
 the benchmarks' own extension; the lanes check, asan and tsan get `_engine_threads`, the tests' own. Makefile has a target
@@ -17,9 +19,12 @@ for each of these.
 """
 
 import fcntl
+import gzip
+import io
 import os
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 import Cython
@@ -27,6 +32,8 @@ from Cython.Build import cythonize
 from Cython.Compiler.Errors import CompileError
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
+from setuptools.errors import CCompilerError, ExecError
 
 ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("PAGECACHE_MODE", "release")
@@ -49,6 +56,8 @@ MODES = {  # mode: (compiler flags, linker flags)
     "portable": (["-O2", *CHECKS, *POSIX_ONLY], []),
     "annotate": (UNCHECKED, []),
 }
+
+NO_COMPILER = "pagecache-engine has no wheel for this system, and building it needs a C compiler (Debian: apt install gcc)"
 
 WITH_ENGINE_THREADS = ("check", "asan", "tsan")  # the lanes in which the tests drive the engine from C threads
 EXTRA_FLAGS = {"_engine_threads": ["-DPAGECACHE_RACE_POINTS=1"]}
@@ -102,6 +111,12 @@ def extensions() -> list[Extension]:
     ]
 
 
+def refuse_32_bits() -> None:
+    """Raise SystemExit where pointers have 32 bits: a segment of virtual memory does not fit."""
+    if sys.maxsize <= 2**32:
+        raise SystemExit("pagecache-engine needs a 64-bit Python: its segment takes more addresses than 32 bits have")
+
+
 def engine_files() -> list[str]:
     """Return the files that the extensions are made of besides their .pyx: a touched one rebuilds them."""
     patterns = ["*.pxd", "core/*.pxd", "core/*.h", "include/*.h", "parts/*.pxi"]
@@ -141,7 +156,12 @@ class Build(build_ext):
         except CompileError as error:  # Cython has printed where and why
             raise SystemExit(f"{extension.sources[0]} cannot be translated to C") from error
         extension.sources = translated.sources
-        super().build_extension(extension)
+        try:
+            super().build_extension(extension)
+        except (CCompilerError, ExecError) as error:
+            if isinstance(error.__cause__, ExecError) or isinstance(error, ExecError) or "No such file" in str(error):
+                raise SystemExit(NO_COMPILER) from error
+            raise
 
 
 class Lane(Build):
@@ -176,13 +196,41 @@ class Lane(Build):
                 link.symlink_to(os.path.relpath(source, package))
 
 
+class SourceArchive(sdist):
+    """Makes an archive that depends on its files alone: sorted, of one owner, with one time (SOURCE_DATE_EPOCH, or 0)."""
+
+    def make_archive(self, base_name: str, format: str, **options: object) -> str:  # the name that setuptools calls
+        """Write BASE_NAME.tar.gz. Returns its path."""
+        if format != "gztar":
+            return super().make_archive(base_name, format, **options)
+        seconds = int(os.environ.get("SOURCE_DATE_EPOCH", 0))
+        root, name = Path(str(options.get("root_dir") or ".")), str(options["base_dir"])
+        path = Path(f"{base_name}.tar.gz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            open(path, "wb") as raw,
+            gzip.GzipFile("", "wb", mtime=seconds, fileobj=raw) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT, dereference=True) as archive,
+        ):
+            for member in sorted(root.joinpath(name).rglob("*")):
+                entry = archive.gettarinfo(str(member), str(member.relative_to(root)))
+                entry.uid = entry.gid = 0
+                entry.uname = entry.gname = ""
+                entry.mtime = seconds
+                entry.mode = 0o755 if entry.isdir() or entry.mode & 0o100 else 0o644
+                content = member.read_bytes() if entry.isreg() else b""
+                archive.addfile(entry, io.BytesIO(content))
+        return str(path)
+
+
 def main() -> None:
     """Run setuptools; two builds in one tree wait for each other."""
+    refuse_32_bits()
     directory = ROOT / "build"
     directory.mkdir(exist_ok=True)
     with open(directory / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        setup(ext_modules=extensions(), cmdclass={"build_ext": Build, "lane": Lane})
+        setup(ext_modules=extensions(), cmdclass={"build_ext": Build, "lane": Lane, "sdist": SourceArchive})
 
 
 main()

@@ -4,7 +4,7 @@
 #include <pthread.h>
 #include <stdint.h>
 #include <time.h>
-#if defined(__linux__)
+#if defined(__GLIBC__)  /* which keeps room for libraries that are loaded later; musl refuses to load them */
 #define PC_TLS_MODEL __attribute__((tls_model("initial-exec")))
 #else
 #define PC_TLS_MODEL

@@ -80,13 +80,45 @@ GONE = "#if defined(__linux__) || PC_HAVE_FUTEX || PC_HAVE_RING || defined(MADV_
 THERE = "#if defined(__linux__) && !PC_HAVE_FUTEX\n#error the futex is missing\n#endif\n"
 
 
-def build(tmp_path, source, *flags):
+MUSL_LOADS = """
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+    void *library = dlopen(argv[1], RTLD_NOW);
+    if (!library) { fprintf(stderr, "%s\\n", dlerror()); return argc; }
+    uint32_t (*slot)(void) = (uint32_t (*)(void))dlsym(library, "slot_of_this_thread");
+    return slot && slot() == 1 && slot() == 1 ? 0 : 2;
+}
+"""
+AWAKE = """
+static uint32_t word;
+static void *waker(void *unused) {
+    (void)unused;
+    __atomic_store_n(&word, 1, __ATOMIC_RELEASE);
+    futex_wake(&word, 1);
+    return NULL;
+}
+int main(void) {
+    futex_setup();
+    assert(futex_is_native());
+    pthread_t id;
+    pthread_create(&id, NULL, waker, NULL);
+    while (__atomic_load_n(&word, __ATOMIC_ACQUIRE) == 0) futex_wait(&word, 0, -1);
+    pthread_join(id, NULL);
+    check_copies();
+    return 0;
+}
+"""
+
+
+def build(tmp_path, source, *flags, compiler=None, name="program"):
     """Compile a program over all headers of the engine; returns its path."""
-    named = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    compiler = shutil.which(named) or shutil.which("cc")
+    if compiler is None:
+        named = (sysconfig.get_config_var("CC") or "cc").split()[0]
+        compiler = shutil.which(named) or shutil.which("cc")
     if compiler is None or not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
         pytest.skip("needs a C compiler and Python.h")
-    program = tmp_path / "program"
+    program = tmp_path / name
     includes = "".join(f'#include "{header}"\n' for header in HEADERS)
     program.with_suffix(".c").write_text(includes + source)
     ran = subprocess.run(
@@ -97,6 +129,14 @@ def build(tmp_path, source, *flags):
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     return program
+
+
+def needed(*programs):
+    """Return the paths of programs; skips where one is missing."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    return [shutil.which(program) for program in programs]
 
 
 def test_headers_work_with_posix_alone(tmp_path):
@@ -112,6 +152,24 @@ def test_headers_compile_with_what_there_is(tmp_path):
 def test_copies_with_what_there_is_bring_every_byte_and_no_other(tmp_path):
     program = build(tmp_path, COPIES + "int main(void) { check_copies(); return 0; }\n", "-O3")
     ran = subprocess.run([program], capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_musl_loads_a_library_made_of_the_headers(tmp_path):
+    """As Python does an extension: thread-local variables of the initial-exec model could not be loaded there."""
+    [compiler] = needed("musl-gcc")
+    kernel = ["-idirafter", "/usr/include", "-idirafter", f"/usr/include/{os.uname().machine}-linux-gnu"]
+    source = "uint32_t slot_of_this_thread(void) { return thread_slot(); }\n"
+    library = build(tmp_path, source, "-shared", "-fPIC", *kernel, compiler=compiler, name="library")
+    program = build(tmp_path, MUSL_LOADS, *kernel, compiler=compiler)
+    ran = subprocess.run([program, library], capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_headers_work_on_aarch64(tmp_path):
+    compiler, emulator = needed("aarch64-linux-gnu-gcc", "qemu-aarch64")
+    program = build(tmp_path, COPIES + AWAKE, "-static", "-O2", compiler=compiler)
+    ran = subprocess.run([emulator, program], capture_output=True, text=True, timeout=100)
     assert ran.returncode == 0, ran.stderr
 
 
