@@ -122,9 +122,9 @@ def build(tmp_path, source, *flags, compiler=None, name="program"):
     includes = "".join(f'#include "{header}"\n' for header in HEADERS)
     program.with_suffix(".c").write_text(includes + source)
     ran = subprocess.run(
-        [compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-unused-parameter",
-         "-Wno-sign-compare", f"-I{sysconfig.get_path('include')}", f"-I{ROOT / 'pagecache'}", *flags,
-         program.with_suffix(".c"), "-o", program, "-pthread"],
+        [compiler, "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function",
+         "-Wno-unused-parameter", "-Wno-sign-compare", f"-I{sysconfig.get_path('include')}", f"-I{ROOT / 'pagecache'}",
+         *flags, program.with_suffix(".c"), "-o", program, "-pthread"],
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
