@@ -15,6 +15,7 @@ include "parts/guard.pxi"       # LockGuard: one hold on a lock of a mapping
 include "parts/grab.pxi"        # the steps of truncation: folios of a range, locked or referenced
 include "parts/view.pxi"        # FolioView: a buffer that keeps its folio
 include "parts/writeback.pxi"   # WritebackBatch: a run of dirty folios on its way to the store; its errors
+include "parts/position.pxi"    # FilePosition: where reads without an offset begin, for threads that share a file
 include "parts/file.pxi"        # FileCore: position, readahead state, the hit path
 include "parts/lines.pxi"       # FileLines: reading line by line
 include "parts/pagetable.pxi"   # PageTable: the translations of one mapped area

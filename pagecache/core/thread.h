@@ -1,4 +1,4 @@
-/* The calling thread's number, for counters that no two threads should share; and a thread that needs no GIL. */
+/* The calling thread's number, for counters that no two threads should share; who started it; threads that need no GIL. */
 #ifndef PC_THREAD_H
 #define PC_THREAD_H
 #include <pthread.h>
@@ -20,6 +20,12 @@ static inline uint32_t thread_slot(void) {
         slot = pc_thread_slot = __atomic_add_fetch(&pc_thread_slots_taken, 1, __ATOMIC_RELAXED);
     return slot;
 }
+
+/* Who started the thread, as far as it has been looked up. */
+enum { THREAD_KIND_UNKNOWN, THREAD_KIND_PYTHON, THREAD_KIND_NATIVE };
+static __thread uint8_t pc_thread_kind PC_TLS_MODEL;
+static inline int thread_kind(void) { return pc_thread_kind; }
+static inline void thread_kind_set(int kind) { pc_thread_kind = (uint8_t)kind; }
 
 typedef struct { pthread_t id; int started; } pc_thread;
 

@@ -1,4 +1,4 @@
-"""Thread numbers for counters, threads that need no GIL, the monotonic clock."""
+"""Thread numbers for counters, who started a thread, threads that need no GIL, the monotonic clock."""
 from libc.stdint cimport int64_t, uint32_t
 
 ctypedef void* (*thread_main)(void* argument) noexcept nogil
@@ -7,6 +7,9 @@ cdef extern from "core/thread.h" nogil:
     ctypedef struct pc_thread:
         bint started
     uint32_t thread_slot() noexcept
+    int THREAD_KIND_UNKNOWN, THREAD_KIND_PYTHON, THREAD_KIND_NATIVE
+    int thread_kind() noexcept
+    void thread_kind_set(int kind) noexcept
     int thread_start(pc_thread* thread, thread_main run, void* argument) noexcept
     void thread_join(pc_thread* thread) noexcept
     int64_t monotonic_ns() noexcept

@@ -51,14 +51,16 @@ class RecordedFile(File):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As File.read."""
+        pos = self.tell()
         data = super().read(size)
-        self._note(self.tell() - len(data), len(data))
+        self._note(pos, len(data))
         return data
 
     def readinto(self, buffer: Any, /) -> int:
         """As File.readinto."""
+        pos = self.tell()
         got = super().readinto(buffer)
-        self._note(self.tell() - got, got)
+        self._note(pos, got)
         return got
 
     def pwrite(self, data: Any, offset: int) -> int:

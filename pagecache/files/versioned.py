@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from pagecache._core import Mutex
+from pagecache._core import Mutex, Position
 from pagecache.files import aio
 from pagecache.files.file import File
 from pagecache.stores.validators import Version
@@ -31,7 +31,7 @@ class VersionedFile:
         self._reopen = reopen
         self._max_age_s = max_age_s
         self._reloads = reloads
-        self._position = 0
+        self._position = Position()
         self._position_lock = Mutex()
         self._change_lock = Mutex()
         self._checked_at = time.monotonic()
@@ -132,18 +132,29 @@ class VersionedFile:
     # -- reads at the position -------------------------------------------------------------------------------------------
 
     def _at_position(self, method: str, *args: Any) -> Any:
+        """Call a method of the plain File that begins at the position."""
+
         def call(file: File) -> tuple[Any, int]:
-            file.seek(self._position)
+            file.seek(start)
             result = getattr(file, method)(*args)
             return result, file.tell()
 
         with self._position_lock.held():
-            result, self._position = self.with_one_version(call)
+            own = self._position.own()
+            start = self._position.shared() if own is None else own
+            result, end = self.with_one_version(call)
+            self._position.move(own is not None, end)
         return result
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As File.read."""
-        return self._at_position("read", size)
+        own = self._position.own()
+        if own is None or size is None or size < 0:
+            data: bytes = self._at_position("read", size)
+        else:
+            data = self.pread(size, own)
+            self._position.move(True, own + len(data))
+        return data
 
     def readall(self) -> bytes:
         """As File.readall."""
@@ -151,7 +162,13 @@ class VersionedFile:
 
     def readinto(self, buffer: Any, /) -> int:
         """As File.readinto."""
-        return self._at_position("readinto", buffer)
+        own = self._position.own()
+        if own is None:
+            got: int = self._at_position("readinto", buffer)
+        else:
+            got = self.preadinto(buffer, own)
+            self._position.move(True, own + got)
+        return got
 
     def readline(self, size: int | None = -1, /) -> bytes:
         """As File.readline."""
@@ -173,15 +190,25 @@ class VersionedFile:
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """As File.seek."""
+        self._file.tell()
+        if self._position.is_by_thread:
+            return self._position.seek(offset, whence, self._file.size)
         with self._position_lock.held():
-            self._file.seek(self._position)
-            self._position = self._file.seek(offset, whence)
-            return self._position
+            return self._position.seek(offset, whence, self._file.size)
 
     def tell(self) -> int:
         """Return the position (bytes)."""
         self._file.tell()
-        return self._position
+        return self._position.tell()
+
+    @property
+    def seeks_by_thread(self) -> bool:
+        """As File.seeks_by_thread."""
+        return self._position.seeks_by_thread
+
+    @seeks_by_thread.setter
+    def seeks_by_thread(self, value: bool) -> None:
+        self._position.seeks_by_thread = value
 
     # -- everything else is the file's of the present version ------------------------------------------------------------
 
@@ -212,7 +239,7 @@ class VersionedFile:
 
         on_change = "reload" if self._reloads else "error"
         recheck = True if self._max_age_s == 0 else "open" if self._max_age_s is None else self._max_age_s
-        return reduced(self._file, self._position, {"recheck": recheck, "on_change": on_change})
+        return reduced(self._file, self._position.tell(), {"recheck": recheck, "on_change": on_change})
 
     def __repr__(self) -> str:
         return f"<Versioned{repr(self._file)[1:]}"

@@ -37,7 +37,7 @@ cdef enum:
     HINT_MAX = 4096                 # bytes; longer reads at the position walk the index
 
 
-cdef class FileCore:
+cdef class FileCore(FilePosition):
     """The hit path of an open file; a subclass supplies `_read_slow` and everything that is not hot.
 
     Context: reads of cached bytes take no lock, need no other thread, and keep the GIL up to 64 KiB.
@@ -52,8 +52,6 @@ cdef class FileCore:
     cdef bint is_append                     # writes at the position go to the end
     cdef bint is_through                    # writes are in the store before they return
     cdef pc_u32 wb_since                    # the mapping's errors as this file has seen them (errseq)
-    cdef pc_u32 position_word               # file position lock
-    cdef int64_t position
     cdef pc_u64 hint                        # the folio read last at the position (folio_hint)
     cdef readonly FileRaState ra
     cdef public bint is_random              # advised: a miss reads what was asked for and nothing else
@@ -290,21 +288,26 @@ cdef class FileCore:
 
     # -- reading at the position -------------------------------------------------------------------------------------
 
-    cdef int lock_position(self) except -1:
-        cdef uint32_t free = 0
+    cdef int64_t begin(self, bint* is_own) except -1:
+        """Where an operation at the position begins: at a seek of the thread's own, else with the position locked."""
+        cdef int64_t start
         if self.seg.dead:
             self.ready()
-        if cas_acq_rel_u32(&self.position_word, &free, 1):
-            return 0
-        while exchange_acq_rel_u32(&self.position_word, 2) != 0:
-            with nogil:
-                futex_wait(&self.position_word, 2, WAIT_SLICE_NS)
-            PyErr_CheckSignals()
-        return 0
+        start = self.own_start()
+        is_own[0] = start >= 0
+        if start >= 0:
+            return start
+        self.lock_position()
+        try:
+            start = self.shared_start()
+        except BaseException:
+            self.unlock_position()
+            raise
+        return start
 
-    cdef void unlock_position(self) noexcept:
-        if exchange_acq_rel_u32(&self.position_word, 0) == 2:
-            futex_wake(&self.position_word, 1)
+    cdef void end(self, bint is_own) noexcept:
+        if not is_own:
+            self.unlock_position()
 
     def read(self, size=-1, /):
         """Reads up to `size` bytes from the position and moves it; all that is left with -1 or None.
@@ -317,13 +320,18 @@ cdef class FileCore:
         result = self.read_hinted(<uint64_t>nbytes)
         if result is not None:
             return result
-        self.lock_position()
+        return self.read_unhinted(<uint64_t>nbytes)
+
+    cdef object read_unhinted(self, uint64_t nbytes):
+        cdef bint is_own
+        cdef int64_t pos = self.begin(&is_own)
         try:
-            result = self.read_bytes(<uint64_t>nbytes, <uint64_t>self.position)
-            self.position += len(result)
-            self.take_hint(len(result))
+            result = self.read_bytes(nbytes, <uint64_t>pos)
+            self.moved(is_own, pos + len(result))
+            if not is_own:
+                self.take_hint(len(result))
         finally:
-            self.unlock_position()
+            self.end(is_own)
         return result
 
     cdef object read_hinted(self, uint64_t nbytes):
@@ -334,7 +342,7 @@ cdef class FileCore:
         cdef const char* source
         cdef bytes result
         if (not PC_HAS_GIL or hint == 0 or nbytes - 1 >= HINT_MAX or load_relaxed_u32(&self.position_word) != 0
-                or not self.is_open or self.seg.dead or pos + nbytes > load_acquire_u64(&self.m.size)):
+                or self.seeks is not None or not self.is_open or self.seg.dead or pos + nbytes > load_acquire_u64(&self.m.size)):
             return None
         source = hint_source(self.seg, hint, pos, nbytes)
         if source == NULL:
@@ -344,6 +352,7 @@ cdef class FileCore:
         if not hint_holds(self.seg, hint):
             return None
         self.position = <int64_t>(pos + nbytes)
+        self.sought = -1
         self.ra.prev_pos = self.position
         count(self.seg, HITS, 1)
         count(self.seg, BYTES_ASKED, <int64_t>nbytes)
@@ -356,31 +365,37 @@ cdef class FileCore:
 
     def readall(self):
         """Reads from the position to the end of the file."""
-        cdef uint64_t size, pos
+        cdef uint64_t size
+        cdef int64_t pos
+        cdef bint is_own
         parts = []
         self.ready()
-        self.lock_position()
+        pos = self.begin(&is_own)
         try:
             while True:
                 size = load_acquire_u64(&self.m.size)
-                pos = <uint64_t>self.position
-                part = self.read_bytes(size - pos if size > pos else 1, pos)
+                part = self.read_bytes(size - <uint64_t>pos if size > <uint64_t>pos else 1, <uint64_t>pos)
                 if not part:
                     break
-                self.position += len(part)
+                pos += len(part)
                 parts.append(part)
+                if not is_own:
+                    self.moved(is_own, pos)
+            if is_own:
+                self.moved(is_own, pos)
         finally:
-            self.unlock_position()
+            self.end(is_own)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def readinto(self, buffer, /):
         """Fills a writable buffer from the position and moves it. Returns the bytes read, 0 at the end of the file."""
-        self.lock_position()
+        cdef bint is_own
+        cdef int64_t pos = self.begin(&is_own)
         try:
-            done = self.read_into(buffer, <uint64_t>self.position)
-            self.position += <int64_t>done
+            done = self.read_into(buffer, <uint64_t>pos)
+            self.moved(is_own, pos + <int64_t>done)
         finally:
-            self.unlock_position()
+            self.end(is_own)
         return done
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -410,12 +425,13 @@ cdef class FileCore:
         """Writes bytes at the position and moves it; a file opened to append writes at the end, whatever is there by
         then. Returns the bytes written, always all. Raises as `pwrite`."""
         cdef uint64_t end = 0
-        self.lock_position()
+        cdef bint is_own
+        cdef int64_t pos = self.begin(&is_own)
         try:
-            done = self.write_buffer(data, <uint64_t>self.position, self.is_append, &end)
-            self.position = <int64_t>end
+            done = self.write_buffer(data, <uint64_t>pos, self.is_append, &end)
+            self.moved(is_own, <int64_t>end)
         finally:
-            self.unlock_position()
+            self.end(is_own)
         return done
 
     cdef object write_buffer(self, object data, uint64_t pos, bint at_end, uint64_t* end):
@@ -497,29 +513,24 @@ cdef class FileCore:
         """The position (bytes)."""
         if not self.is_open:
             raise ValueError("I/O operation on closed file")
-        return self.position
+        return self.position if self.seeks is None else self.where()
 
     def seek(self, offset, whence=0, /):
         """Moves the position: from the start (0), the position (1) or the end (2). Returns the new one."""
-        cdef int64_t target
+        cdef int from_where
+        cdef bint is_own
         if not self.is_open:
             raise ValueError("I/O operation on closed file")
-        whence = _index(whence)
-        if whence not in (0, 1, 2):
-            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
-        self.lock_position()
+        from_where = to_whence(whence)
+        if self.seg.dead:
+            self.ready()
+        is_own = self.has_seeks_of_its_own()
+        if not is_own:
+            self.lock_position()
         try:
-            base = 0 if whence == 0 else self.position if whence == 1 else load_acquire_u64(&self.m.size)
-            wanted = base + _index(offset)
-            if wanted < 0:
-                raise ValueError(f"negative seek position {wanted}")
-            if wanted > OFFSET_MAX:
-                raise OSError(_errno.EINVAL, f"seek position {wanted} is beyond the largest offset {OFFSET_MAX}")
-            target = wanted
-            self.position = target
+            return self.seek_to(offset, from_where, load_acquire_u64(&self.m.size))
         finally:
-            self.unlock_position()
-        return target
+            self.end(is_own)
 
 
 import io as _io
@@ -529,7 +540,6 @@ OFFSET_MAX = (1 << 63) - 1
 
 cdef extern from "Python.h":
     int PyObject_GetBuffer_raw "PyObject_GetBuffer"(object source, Py_buffer* view, int flags) noexcept
-    int64_t PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
 
 
 cdef bint is_cached_memory(CSegment* seg, const void* address) noexcept nogil:

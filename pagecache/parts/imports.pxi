@@ -5,7 +5,7 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport (EAGAIN, EBUSY, EEXIST, EINTR, EINVAL, EIO, ENODATA, ENOENT, ENOMEM, ENOSPC, ESTALE, errno)
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as posix_close, getpid
 
@@ -63,7 +63,8 @@ from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS,
                                      segment_create, segment_layout)
 from pagecache.core.split cimport folio_split
 from pagecache.core.stamp cimport own_write_begin, own_write_end, stamp_is_current, stamp_take
-from pagecache.core.thread cimport monotonic_ns, pc_thread, thread_join, thread_start
+from pagecache.core.thread cimport (THREAD_KIND_NATIVE, THREAD_KIND_PYTHON, THREAD_KIND_UNKNOWN, monotonic_ns, pc_thread,
+                                    thread_join, thread_kind, thread_kind_set, thread_start)
 from pagecache.core.verify cimport Finding, segment_verify
 from pagecache.core.write cimport folio_writable_now, folio_write, size_extend, write_cached
 from pagecache.core.writeback cimport (disk_size_reached, folio_drop_behind, folio_end_writeback, folio_mark_dirty,

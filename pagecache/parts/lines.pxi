@@ -10,8 +10,8 @@ cdef uint64_t NO_LIMIT = <uint64_t>-1
 cdef class FileLines(FileCore):
     """Reading line by line; a line ends with a line feed, or with the file.
 
-    Context: each call holds the file position lock, so that threads that share a file get different lines, each whole.
-    When a call raises, the position is where it was.
+    Context: each call holds the file position lock, so that threads that share a file get different lines, each whole,
+    unless it begins where its own native thread has sought. When a call raises, the position is where it was.
     """
     cdef bint is_noting             # a recorder wants to know what is read
     cdef uint64_t noted_index       # page it was told last
@@ -32,27 +32,24 @@ cdef class FileLines(FileCore):
         cdef int64_t most = -1 if hint is None else to_signed(hint)
         cdef uint64_t total = 0, yielded = 0
         cdef int64_t start
+        cdef bint is_own
         cdef bytes line
         cdef list lines = []
         self.ready()
-        self.lock_position()
-        start = self.position
+        start = self.begin(&is_own)
         try:
             while most <= 0 or total <= <uint64_t>most:
-                line = self.line_at(<uint64_t>self.position, NO_LIMIT)
+                line = self.line_at(<uint64_t>start + total, NO_LIMIT)
                 if not line:
                     break
                 lines.append(line)
-                self.position += len(line)
                 total += <uint64_t>len(line)
                 if total - yielded > GIL_COPY_MAX:
                     yielded = total
                     let_others_run()
-        except BaseException:
-            self.position = start
-            raise
+            self.moved(is_own, start + <int64_t>total)
         finally:
-            self.unlock_position()
+            self.end(is_own)
         if self.is_noting and total > 0:
             self.note(<uint64_t>start, total)
         return lines
@@ -71,20 +68,21 @@ cdef class FileLines(FileCore):
     cdef bytes line(self, uint64_t limit):
         """The next line, or `limit` bytes of it; moves the position."""
         cdef bytes line = None
+        cdef bint is_own
         cdef uint64_t pos = <uint64_t>self.position
-        if PC_HAS_GIL and load_relaxed_u32(&self.position_word) == 0:   # no other thread can come between
+        if PC_HAS_GIL and load_relaxed_u32(&self.position_word) == 0 and self.seeks is None:    # nobody can come between
             line = self.line_in_folio(pos, limit)
             if line is not None:
                 self.position = <int64_t>pos + len(line)
+                self.sought = -1
         if line is None:
             self.ready()
-            self.lock_position()
+            pos = <uint64_t>self.begin(&is_own)
             try:
-                pos = <uint64_t>self.position
                 line = self.line_at(pos, limit)
-                self.position = <int64_t>pos + len(line)
+                self.moved(is_own, <int64_t>pos + len(line))
             finally:
-                self.unlock_position()
+                self.end(is_own)
         if self.is_noting and line:
             self.note(pos, <uint64_t>len(line))
         return line
