@@ -24,7 +24,8 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
     paths that a pattern stands for; None: patterns with `*` stand for nothing.
 
     Objects are looked up once and taken for immutable until `invalidate_cache`.
-    Context: thread-safe, as DuckDB reads from many threads. A read waits for its store without the GIL and takes no lock
+    Context: thread-safe, as DuckDB reads from many threads, and since 2.0 with one handle in all of them
+    (`File.seeks_by_thread`). A read waits for its store without the GIL and takes no lock
     that another thread could hold while it wants the GIL.
     """
 
@@ -47,10 +48,12 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
         return name.removeprefix(f"{self.protocol}://")
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> File:
-        """Open an object for reading. Raises OSError."""
+        """Open an object for reading. In any thread a read begins where that thread has sought. Raises OSError."""
         if mode not in ("rb", "r"):
             raise OSError(30, f"mode {mode!r}: files are read through the cache, not written", path)
-        return self._objects.open(self._path_of(path))
+        file = self._objects.open(self._path_of(path))
+        file.seeks_by_thread = True
+        return file
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
         """Return name, size (bytes) and type of an object. Raises FileNotFoundError."""

@@ -47,7 +47,8 @@ class File(FileWrites):
     """A file read and written through the cache, with the contract of io.RawIOBase and positional access beside it.
 
     Files come from `PageCache.open`; any number may be open on one object and share its pages. Any number of threads
-    may use one. `close` writes back what is dirty, and gives up the file, not the cached pages.
+    may use one: those of Python share its position, as io has it; a thread of native code reads where it has sought itself,
+    and with `seeks_by_thread` so does each. `close` writes back what is dirty, and gives up the file, not the cached pages.
     """
 
     vm_ops = filemap.generic_file_vm_ops

@@ -342,7 +342,8 @@ cdef class FileCore(FilePosition):
         cdef const char* source
         cdef bytes result
         if (not PC_HAS_GIL or hint == 0 or nbytes - 1 >= HINT_MAX or load_relaxed_u32(&self.position_word) != 0
-                or self.seeks is not None or not self.is_open or self.seg.dead or pos + nbytes > load_acquire_u64(&self.m.size)):
+                or self.seeks is not None or not self.is_open or self.seg.dead
+                or pos + nbytes > load_acquire_u64(&self.m.size)):
             return None
         source = hint_source(self.seg, hint, pos, nbytes)
         if source == NULL:

@@ -104,14 +104,15 @@ cdef class FilePosition:
         target += base
         if not self.has_seeks_of_its_own():
             self.sought = target if whence != 2 else -1
-        elif whence != 2:
+        else:
             if self.seeks is None:
                 with cython.critical_section(self):
                     if self.seeks is None:
                         self.seeks = {}
-            self.seeks[PyThread_get_thread_ident()] = target
-        elif self.seeks is not None:
-            self.seeks.pop(PyThread_get_thread_ident(), None)
+            if whence != 2:
+                self.seeks[PyThread_get_thread_ident()] = target
+            else:
+                self.seeks.pop(PyThread_get_thread_ident(), None)
         self.position = target
         return target
 
