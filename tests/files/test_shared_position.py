@@ -7,8 +7,8 @@ import random
 import threading
 
 import pytest
-from support.native_threads import NativeThread, PythonThread
 from support import PAGE, PATIENCE_S, FaultyStore, Store, assert_same, pages_of
+from support.native_threads import NativeThread, PythonThread
 
 import pagecache
 
