@@ -1,5 +1,6 @@
 """Buffers that a request fills piece by piece, and which can be taken away from it at any moment."""
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ class Destination:
         self._lock = Mutex()
         self._number = 0  # of the buffer that is being filled
         self._at = 0
+        self._is_detached = False
         self.wanted = sum(map(len, buffers))
         self.done = 0
 
@@ -27,7 +29,7 @@ class Destination:
         return self.done >= self.wanted
 
     def put(self, data: Any) -> None:
-        """Copy a piece behind the last one; what does not fit is left out."""
+        """Copy a piece behind the last one. Raises OSError (EIO) if it does not fit: then it is not what was asked for."""
         with self._lock.held(), memoryview(data) as piece:
             start = 0
             while start < len(piece) and self._number < len(self._buffers):
@@ -39,8 +41,11 @@ class Destination:
                 self.done += nbytes
                 if self._at == len(buffer):
                     self._number, self._at = self._number + 1, 0
+            if start < len(piece) and not self._is_detached:
+                came = self.done + len(piece) - start
+                raise OSError(errno.EIO, f"{came} bytes came where {self.wanted} were asked for")
 
     def detach(self) -> None:
         """Let go of the buffers."""
         with self._lock.held():
-            self._buffers = []
+            self._buffers, self._is_detached = [], True

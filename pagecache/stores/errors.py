@@ -12,9 +12,36 @@ _NUMBERS: tuple[tuple[type[BaseException], int], ...] = (
 _NUMBERS_OF_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 410: errno.ENOENT}
 _NUMBERS_OF_NAME = {"PermissionDeniedError": errno.EACCES, "UnauthenticatedError": errno.EACCES}
 
+_TRANSPORTS = ("aiohttp", "requests", "urllib3", "http", "httpx")
+
+
+def says_absent(error: BaseException) -> bool:
+    """Whether an error means that there is no such object, and does not hide that something failed: libraries raise
+    FileNotFoundError from whatever kept them from looking."""
+    if isinstance(getattr(error, "status", None), int):
+        return getattr(error, "status", None) in (404, 410)
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        is_of_transport = type(error).__module__.partition(".")[0] in _TRANSPORTS
+        return not is_of_transport and not isinstance(error, (OSError, TimeoutError))
+    cause = _cause_of(error)
+    return cause is None or says_absent(cause)
+
+
+def _cause_of(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _hidden_error(error: Exception) -> Exception:
+    """Return what an error that hides something was raised from."""
+    while isinstance(error, FileNotFoundError) and isinstance(cause := _cause_of(error), Exception):
+        error = cause
+    return error
+
 
 def failed_request(error: Exception, name: str) -> OSError:
     """Return an OSError for an error that nothing is known of: itself, if it is one."""
+    if isinstance(error, FileNotFoundError) and not says_absent(error):
+        return failed_request(_hidden_error(error), name)
     if isinstance(error, OSError) and error.errno is not None:
         return error
     return OSError(errno.EIO, f"cannot ask for the version: {str(error) or type(error).__name__}", name)
@@ -25,6 +52,11 @@ def meant_error(error: Exception, name: str) -> OSError | None:
 
     name: of the object.
     """
+    if isinstance(error, FileNotFoundError) and not says_absent(error):
+        hidden = _hidden_error(error)
+        if isinstance(hidden, OSError) and hidden.errno is not None:
+            return hidden
+        return meant_error(hidden, name) or OSError(errno.EIO, str(hidden) or type(hidden).__name__, name)
     if isinstance(error, OSError) and error.errno is not None:
         return None
     number = next((number for kind, number in _NUMBERS if isinstance(error, kind)), None)

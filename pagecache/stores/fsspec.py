@@ -11,14 +11,18 @@ So a version that is no longer there is an error (ESTALE), never a mix.
 """
 
 import asyncio
+import errno
 import inspect
+import logging
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from pagecache.options import check_spelling
 from pagecache.stores import fsspec_ranges
+from pagecache.stores.base import NoRangesError
 from pagecache.stores.call_options import are_of_this_process, key_part, request_options
+from pagecache.stores.described import Memory, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.fsspec_instances import (
@@ -31,6 +35,7 @@ from pagecache.stores.fsspec_instances import (
     instance_of_url,
 )
 from pagecache.stores.fsspec_kinds import is_of_machine
+from pagecache.stores.in_order import InOrder
 from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
 from pagecache.units import parse_size
 
@@ -38,6 +43,8 @@ _OF_OPEN = ("recheck", "on_change", "whole_up_to", "direct", "durability", "prio
             "thread_safe")  # not of file systems  # fmt: skip
 _OF_TEXT_FILES = ("compression", "encoding", "errors", "expand", "mode", "name_function", "newline", "num")
 PARALLEL_REQUESTS = 32  # of one object; the library behind may carry out fewer at once
+logger = logging.getLogger("pagecache")
+_warned_of = Memory()  # origins
 
 
 def _place_of(path: str) -> str:
@@ -106,6 +113,10 @@ class FsspecStore:
         scope = "everywhere" if self._ranges.remote and not is_of_machine(self.template) else "machine"
         numbered = self._instance.is_numbered or are_of_this_process(self.options)
         self.key_scope = "process" if numbered else scope
+        self.serves_ranges = True  # until it shows that it does not
+        self.sends_conditions = True  # until a condition is refused that holds
+        self._in_order = InOrder()
+        self._is_by_head = False
         self.known_version = version
         if version is None and not self.is_immutable:
             self.refresh()
@@ -134,15 +145,31 @@ class FsspecStore:
         asked_at = time.monotonic()
         try:
             with self._instance.turn():
-                info = self._ranges.info(self)
+                described = self._ranges.describe(self)
         except TypeError:  # of the arguments, not of the store
             raise
         except Exception as error:
             raise meant_error(error, self.name) or failed_request(error, self.name) from error
-        version = version_of(info, self.name, asked_at)
+        version = version_of(described.info, self.name, asked_at)
+        self._is_by_head = described.by_head
+        if described.serves_ranges is False:
+            self._note_no_ranges()
+        if described.body is not None:
+            self._in_order.begin_with(described.body, version)
         if self.known_version is None or self.known_version.checked_at <= asked_at:  # answers may overtake each other
             self.known_version = version
         return version
+
+    def _note_no_ranges(self) -> None:
+        """Read the object from its beginning from now on, and say so."""
+        self.serves_ranges = False
+        if _warned_of.is_first(self.origin):
+            logger.warning(
+                "%s cannot be read in ranges: its first miss reads it whole if half the cache holds it, else it is read "
+                "from the beginning up to what is wanted. This is said once for %s",
+                self.name,
+                _place_of(self.path),
+            )
 
     def size(self) -> int:
         """Return the size (bytes) of the version that is known."""
@@ -160,14 +187,34 @@ class FsspecStore:
 
         Raises OSError (ESTALE) when the object is no longer of the known version; then `validator` tells the new one.
         """
+        return self._read(offset, buffers, tells=False)
+
+    def readv_in_ranges(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """As `readv`, but raises NoRangesError, once, when it shows that ranges cannot be had; then nothing is filled."""
+        return self._read(offset, buffers, tells=True)
+
+    def take_surplus_bytes(self) -> int:
+        """Return how many bytes came that were not wanted, since this was last called."""
+        return self._in_order.take_surplus_bytes()
+
+    def add_surplus(self, nbytes: int) -> None:
+        """Count bytes that came and were not wanted."""
+        self._in_order.add_surplus(nbytes)
+
+    def _read(self, offset: int, buffers: Sequence[memoryview], tells: bool) -> int:
         version = self.version
         destination = Destination(buffers)
         try:
-            with self._instance.turn():
-                verified = self._ranges.read(self, version, offset, destination)
-        except ChangedError:
-            self.refresh()
-            raise stale_error(self.name, offset, self.is_immutable) from None
+            try:
+                verified = self._fill(version, offset, destination, tells)
+            except ChangedError as change:
+                if not self._refuses_what_holds(version, change):
+                    raise
+                verified = self._fill(version, offset, destination, tells)
+        except ChangedError as change:
+            raise self._change_error(version, offset, change) from None
+        except NoRangesError:
+            raise
         except Exception as error:
             meant = meant_error(error, self.name)
             if meant is None:
@@ -180,6 +227,38 @@ class FsspecStore:
             if now.validator != version.validator:
                 raise stale_error(self.name, offset, self.is_immutable)
         return destination.done
+
+    def _fill(self, version: Version, offset: int, destination: Destination, tells: bool) -> bool:
+        """Fill a destination from `offset` on. Returns whether the bytes are known to be of the version."""
+        with self._instance.turn():
+            if self.serves_ranges:
+                try:
+                    return self._ranges.read(self, version, offset, destination)
+                except WholeAnswerError as whole:
+                    self._in_order.begin_with(whole.body, version)
+                    if offset > 0 or destination.wanted < version.size:
+                        self._note_no_ranges()
+                        if tells:
+                            raise NoRangesError from None
+            return self._in_order.read(version, offset, destination, lambda: self._ranges.open_body(self, version))
+
+    def _refuses_what_holds(self, version: Version, change: ChangedError) -> bool:
+        """Whether a request was refused under a condition that holds, which is then no longer made."""
+        if not change.is_refusal or version.validator is None or self.refresh().validator != version.validator:
+            return False
+        self.sends_conditions = False
+        return True
+
+    def _change_error(self, version: Version, offset: int, change: ChangedError) -> OSError:
+        """Return the error for an answer that is of another version than the known one. Raises OSError when the present one
+        cannot be asked for."""
+        if not _is_same(version, self.refresh()):
+            return stale_error(self.name, offset, self.is_immutable)
+        if not self._is_by_head:
+            return OSError(errno.EIO, f"{self.name} is not what the store says it is: {change}")
+        self._ranges.doubt_head(self)
+        self.refresh()
+        return OSError(errno.ESTALE, f"{self.name} is not what HEAD says it is: {change}; open it again: now GET is asked")
 
     def run(self, coroutine: Coroutine[Any, Any, Any], destination: Destination | None = None) -> Any:
         """Run a coroutine on the file system's loop and return its result.
@@ -194,13 +273,15 @@ class FsspecStore:
         try:
             return future.result()
         except BaseException:
-            if destination is not None:
-                destination.detach()
-            future.cancel()
+            if not future.done():  # else it is its own error, and it writes nothing any more
+                if destination is not None:
+                    destination.detach()
+                future.cancel()
             raise
 
     def close(self) -> None:
-        """Do nothing: the file system lives on."""
+        """Give up the answer that is open, if there is one; the file system lives on."""
+        self._in_order.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         is_ours = isinstance(self._instance, Own)
@@ -213,6 +294,10 @@ class FsspecStore:
 
     def __repr__(self) -> str:
         return f"<FsspecStore {self.name}>"
+
+
+def _is_same(one: Version, other: Version) -> bool:
+    return (one.validator, one.size) == (other.validator, other.size)
 
 
 def _open_again(

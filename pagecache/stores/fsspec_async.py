@@ -16,6 +16,16 @@ class AsyncRanges(SyncRanges):
         fs, path = store.fs, store.path
         return store.run(fs._info(path, **fresh_options(fs, fs._info, path), **store.options))
 
+    def cat(self, store: Any, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of the object, as the file system brings them."""
+        data: bytes = store.run(store.fs._cat_file(store.path, start=start, end=end, **store.options))
+        return data
+
+    def cat_whole(self, store: Any) -> bytes:
+        """Return all of the object."""
+        data: bytes = store.run(store.fs._cat_file(store.path, **store.options))
+        return data
+
     @staticmethod
     def _reads_ranges(store: Any) -> bool:
         """Whether `_cat_file` takes the options of the store."""

@@ -1,16 +1,77 @@
-"""How a range of an object is read from fsspec's HTTPFileSystem: conditions, headers of the answer, no joined copy."""
+"""How an object is read through fsspec's HTTPFileSystem: conditions, headers of the answer, no joined copy.
+
+Size and version are asked for by HEAD, as that moves nothing.  But what counts is what GET does: where HEAD says nothing,
+an error, or that there is nothing, a GET for the first byte tells (URLs may be signed for GET only, and servers know no
+HEAD).  Its answer is a part, with the size of the whole, or all of the object: then there are no ranges, and what has come
+is used.  An object whose length nobody states is read once to find it.
+"""
 
 import errno
-import re
 from typing import Any
 
+from pagecache.stores.described import Described, Memory, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.fsspec_async import AsyncRanges
-from pagecache.stores.validators import ChangedError, Version, is_proved
+from pagecache.stores.http_answers import (
+    check_whole,
+    checked_part,
+    length_of,
+    part_of,
+    size_beside_part,
+    version_info_of,
+)
+from pagecache.stores.in_order import PIECE, Body, BytesBody, Take
+from pagecache.stores.validators import ChangedError, Version, encoding_of, is_proved, validator_of
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
-_HEADERS = ("ETag", "Last-Modified", "Content-MD5", "Digest")
-_PIECE = 256 * 1024  # bytes that are copied at a time
+UNSTATED_MAX = 256 * 1024 * 1024  # bytes that are read to find out how large an object is, unless whole_up_to is larger
+KEPT_MAX = 16 * 1024 * 1024  # bytes of them that are kept for the first read: one request's
+IDLE_TIMEOUT_S = 300.0  # how long an answer that is read in order may bring nothing
+_NOT_NOW = (408, 429)  # what does not tell that HEAD is always refused
+_heads_refused = Memory()  # origins where a GET answered what HEAD did not
+_heads_untrue = Memory()  # keys of objects of which HEAD says something else than GET
+_measured = Memory()  # sizes of objects that nobody states, by key and what else is said
+
+
+class HttpBody:
+    """An answer that brings all of an object."""
+
+    def __init__(self, store: Any, answer: Any, is_proved: bool):
+        self._store = store
+        self._loop = store.fs.loop
+        self._answer = answer
+        self._given_bytes = 0
+        self.is_proved = is_proved
+
+    def pump(self, take: Take) -> None:
+        """Give what comes next. Context: waits on fsspec's loop, where `take` is called."""
+        self._store.run(self._pump(take))
+
+    async def _pump(self, take: Take) -> None:
+        while piece := await self._answer.content.read(PIECE):
+            self._given_bytes += len(piece)
+            if not take(piece):
+                return
+
+    def close(self) -> int:
+        """Close the connection, unless all of it has been read."""
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return 0
+        self._loop.call_soon_threadsafe(answer.close)
+        return max(0, answer.content.total_bytes - self._given_bytes)
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except RuntimeError:  # the loop is gone, and the connection with it
+            pass
+
+
+def _cannot_be_decoded(error: BaseException | None) -> bool:
+    """Whether aiohttp failed to decode what came: it does so as soon as all of a small answer is there."""
+    while error is not None and type(error).__name__ != "ContentEncodingError":
+        error = error.__cause__
+    return error is not None
 
 
 class HttpRanges(AsyncRanges):
@@ -18,61 +79,209 @@ class HttpRanges(AsyncRanges):
 
     conditional = True
 
-    def info(self, store: Any) -> dict[str, Any]:
-        """Return what the server says about the object now."""
-        return store.run(self._head(store, store.fs, store.path))
-
     @staticmethod
     def request_options(store: Any) -> dict[str, Any]:
         """Return the arguments of a request: those of the file system, and of the call, which count for more."""
         return {**store.fs.kwargs, **store.options}
 
-    async def _head(self, store: Any, fs: Any, path: str) -> dict[str, Any]:
-        """Ask by HEAD. fsspec's own `_info` takes every failure for a missing object; it is left what has no HEAD."""
+    async def _get(self, store: Any, span: str | None = None, version: Version | None = None, **options: Any) -> Any:
+        """Ask for an object, or a part of it. Returns the answer, to be closed; 412 and 416 are no errors here. Raises what
+        the library raises; ChangedError for a part of what is encoded."""
+        options = {**self.request_options(store), **options}
+        headers = {**dict(options.pop("headers", None) or {}), "Accept-Encoding": "identity"}
+        if span is not None:
+            headers["Range"] = f"bytes={span}"
+        if version is not None and version.strong_etag and store.sends_conditions:
+            headers["If-Match"] = version.strong_etag
+        session = await store.fs.set_session()
+        try:
+            answer = await session.get(store.fs.encode_url(store.path), headers=headers, **options)
+        except Exception as error:
+            if span is not None and _cannot_be_decoded(error):
+                raise ChangedError("a part of the object comes with a Content-Encoding") from error
+            raise
+        try:
+            if answer.status not in (412, 416):
+                store.fs._raise_not_found_for_status(answer, store.path)
+                if answer.status not in (200, 206):
+                    raise OSError(errno.EIO, f"the server answered with status {answer.status}")
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    # -- size and version ----------------------------------------------------------------------------------------------
+
+    def describe(self, store: Any) -> Described:
+        """Return what the server says about the object now."""
+        described: Described = store.run(self._describe(store))
+        return described
+
+    def doubt_head(self, store: Any) -> None:
+        """Do not believe what HEAD says about an object any more: GET says something else."""
+        _heads_untrue.note(store.key)
+
+    async def _describe(self, store: Any) -> Described:
+        is_refused = None
+        if not _heads_untrue.get(store.key) and not _heads_refused.get(store.origin):
+            info, is_refused = await self._head(store)
+            if info is not None:
+                return Described(info, serves_ranges=False if info.pop("partial", True) is False else None, by_head=True)
+        described = await self._describe_by_get(store)
+        if is_refused and described.serves_ranges:
+            _heads_refused.note(store.origin)
+        return described
+
+    async def _head(self, store: Any) -> tuple[dict[str, Any] | None, bool]:
+        """Ask by HEAD. Returns (what it says, if that says all; whether it was refused). Raises what a GET would meet as
+        well: there is nobody, or no answer in time."""
+        import aiohttp
+
         options = self.request_options(store)
         headers = {**dict(options.pop("headers", None) or {}), "Accept-Encoding": "identity"}
-        session = await fs.set_session()
-        async with session.head(fs.encode_url(path), **{"allow_redirects": True, **options, "headers": headers}) as answer:
-            said = answer.headers
-            if answer.status not in (405, 501) and (answer.status >= 400 or "Content-Length" in said):
-                fs._raise_not_found_for_status(answer, path)
-                info: dict[str, Any] = {name: said[name] for name in _HEADERS if name in said}
-                if said.get("Content-Encoding", "identity") in ("identity", ""):
-                    info["size"] = int(said["Content-Length"])
-                return info
-        return await fs._info(path, **{name: value for name, value in store.options.items() if name not in fs.kwargs})
+        options = {"allow_redirects": True, **options, "headers": headers}
+        session = await store.fs.set_session()
+        try:
+            async with session.head(store.fs.encode_url(store.path), **options) as answer:
+                length = length_of(answer.headers)
+                if answer.status != 200 or not length:
+                    return None, 400 <= answer.status < 500 and answer.status not in _NOT_NOW
+                info = {**version_info_of(answer.headers), "size": length}
+                if answer.headers.get("Accept-Ranges", "").strip().lower() == "none":
+                    info["partial"] = False
+                return info, False
+        except (aiohttp.ClientConnectorError, TimeoutError):
+            raise
+        except (aiohttp.ClientError, OSError):
+            return None, False
+
+    async def _describe_by_get(self, store: Any) -> Described:
+        try:
+            answer = await self._get(store, "0-0")
+        except ChangedError:
+            answer = await self._get(store)
+        try:
+            part = part_of(answer.headers)
+            if answer.status == 200 and part is None:
+                return await self._describe_whole(store, answer)
+            said = version_info_of(answer.headers)
+            size = size_beside_part(answer.headers) if answer.status == 416 else None
+            if part is not None and encoding_of(said) is None:
+                await answer.read()  # one byte
+                size = part.size if part.size is not None else await self._size_by_last_byte(store)
+            answer.close()
+            if size is not None and (part is not None or size == 0):
+                return Described({**said, "size": size}, serves_ranges=True)
+            answer = await self._get(store)  # a part of what is encoded, or of an object without a size, is nothing to read
+            return await self._describe_whole(store, answer)
+        except BaseException:
+            answer.close()
+            raise
+
+    async def _size_by_last_byte(self, store: Any) -> int | None:
+        """Return the size of an object of which parts can be had, but whose size is not said."""
+        answer = await self._get(store, "-1")
+        try:
+            part = part_of(answer.headers) if answer.status == 206 else None
+            return None if part is None else part.end
+        finally:
+            answer.close()
+
+    async def _describe_whole(self, store: Any, answer: Any) -> Described:
+        """Return what an answer with all of an object says; how large that is, it may have to be read for."""
+        if answer.status != 200 or part_of(answer.headers) is not None:
+            raise OSError(errno.EIO, f"the server answered with status {answer.status} where no part was asked for")
+        said = version_info_of(answer.headers)
+        known = (store.key, validator_of(said))
+        size = length_of(answer.headers)
+        if size is None and known[1] is not None:
+            size = _measured.get(known)
+        is_proved = known[1] is not None
+        if size is not None:
+            return Described({**said, "size": size}, serves_ranges=False, body=HttpBody(store, answer, is_proved))
+        size, data = await self._read_all(answer, max(UNSTATED_MAX, store.whole_up_to))
+        _measured.note(known, size)
+        body = None if data is None else BytesBody(data, is_proved)
+        return Described({**said, "size": size}, serves_ranges=False, body=body)
+
+    async def _read_all(self, answer: Any, limit: int) -> tuple[int, bytes | None]:
+        """Read an answer to its end. Returns (how many bytes came, all of them if they are few)."""
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await answer.content.read(PIECE):
+            size += len(piece)
+            if size > limit:
+                encoding = encoding_of(answer.headers)
+                how = f"it is sent with Content-Encoding {encoding}" if encoding else "the server states no length"
+                remedy = "give the size that it may have as whole_up_to, or read it without a cache"
+                raise OSError(errno.EFBIG, f"{how} and serves no ranges, and it is larger than {limit} bytes: {remedy}")
+            if size <= KEPT_MAX:
+                pieces.append(piece)
+        return size, b"".join(pieces) if size <= KEPT_MAX else None
+
+    # -- bytes ---------------------------------------------------------------------------------------------------------
 
     async def _fetch(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
-        fs, end = store.fs, start + destination.wanted
-        options = self.request_options(store)
-        headers = dict(options.pop("headers", None) or {})
-        headers |= {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        if version.strong_etag:
-            headers["If-Match"] = version.strong_etag
-        session = await fs.set_session()
-        async with session.get(fs.encode_url(store.path), headers=headers, **options) as answer:
+        end = min(start + destination.wanted, version.size)
+        if start >= end:
+            return True
+        answer = await self._get(store, f"{start}-{end - 1}", version)
+        try:
             if answer.status in (412, 416):  # the range was inside the version that is known
-                raise ChangedError
-            fs._raise_not_found_for_status(answer, store.path)
-            _check_length(answer.headers, answer.status, version, start)
-            skip = start if answer.status != 206 else 0  # a server without ranges sends all there is
-            async for piece in answer.content.iter_chunked(_PIECE):
-                if skip:
-                    skip, piece = max(0, skip - len(piece)), piece[skip:]
-                destination.put(piece)
-                if destination.full:
-                    break
-            return is_proved(answer.headers.get("ETag"), answer.headers.get("Last-Modified"), version)
+                raise ChangedError(f"the server answered with status {answer.status}", is_refusal=answer.status == 412)
+            is_of_version = self._is_of_version(answer, version)
+            if answer.status == 200 and part_of(answer.headers) is None:
+                check_whole(answer.headers, version)
+                body, answer = HttpBody(store, answer, is_of_version), None
+                raise WholeAnswerError(body)
+            part = checked_part(answer.headers, start, version)
+            await self._read_part(store, answer, part.start, part.end, start, min(end, part.end), destination)
+            return is_of_version
+        finally:
+            if answer is not None:
+                answer.close()
 
+    @staticmethod
+    def _is_of_version(answer: Any, version: Version) -> bool:
+        return is_proved(answer.headers.get("ETag"), answer.headers.get("Last-Modified"), version)
 
-def _check_length(headers: Any, status: int, version: Version, start: int) -> None:
-    """Check that an answer is the range asked for, of an object of the known size."""
-    match = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
-    if status == 206:
-        if match is None or int(match[1]) != start:
-            said = headers.get("Content-Range")
-            raise OSError(errno.EIO, f"the server answered with the range {said!r} where byte {start} was asked for")
-        if match[3] != "*" and int(match[3]) != version.size:
-            raise ChangedError
-    elif headers.get("Content-Length", str(version.size)) != str(version.size):
-        raise ChangedError
+    @staticmethod
+    async def _read_part(
+        store: Any, answer: Any, at: int, part_end: int, start: int, end: int, destination: Destination
+    ) -> None:
+        """Copy bytes [start, end) of an answer that is bytes [at, part_end). Raises OSError if it is not so long."""
+        began_at = at
+        while at < end or part_end == end:  # to its end, unless it goes on behind what is wanted
+            piece = await answer.content.read(PIECE)
+            if not piece:
+                break
+            destination.put(piece[max(0, start - at) : max(0, end - at)])
+            at += len(piece)
+            if at > part_end:
+                raise OSError(errno.EIO, f"the server sent more than the range {answer.headers['Content-Range']!r}")
+        if at < end:
+            said = answer.headers["Content-Range"]
+            raise OSError(errno.EIO, f"the answer ended at byte {at}, though it is the range {said!r}")
+        store.add_surplus(at - began_at - (end - start))
+
+    def open_body(self, store: Any, version: Version) -> Body:
+        """Ask for all of the object, which is of a version. Raises ChangedError if it is not."""
+        body: HttpBody = store.run(self._open_body(store, version))
+        return body
+
+    async def _open_body(self, store: Any, version: Version) -> HttpBody:
+        import aiohttp
+
+        session = await store.fs.set_session()
+        options = {}
+        if "timeout" not in self.request_options(store) and session.timeout == aiohttp.client.DEFAULT_TIMEOUT:
+            options["timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=IDLE_TIMEOUT_S)
+        answer = await self._get(store, None, version, **options)
+        try:
+            if answer.status != 200:
+                raise ChangedError(f"the server answered with status {answer.status}", is_refusal=answer.status == 412)
+            check_whole(answer.headers, version)
+            return HttpBody(store, answer, self._is_of_version(answer, version))
+        except BaseException:
+            answer.close()
+            raise

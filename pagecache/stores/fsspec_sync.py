@@ -1,16 +1,27 @@
 """How a range of an object is read from a file system of fsspec that has no coroutines.
 
-Each kind of file system has `info` and `read`; `read` says whether the answer proves that the bytes are of the version
-asked for.
+Each kind of file system has `describe`, `read` and `open_body`; `read` says whether the answer proves that the bytes are of
+the version asked for.
+
+A file system may state the size of what it stores, and serve something else: objects with a Content-Encoding, which the
+service or the library decodes. Where it says so, and where it states no size, all of the object is what `cat_file` brings.
 """
 
+import errno
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from pagecache.stores.call_options import check_taken, takes
+from pagecache.stores.described import Described, Memory
 from pagecache.stores.destination import Destination
-from pagecache.stores.validators import Version
+from pagecache.stores.in_order import Body, BytesBody
+from pagecache.stores.validators import ChangedError, Version, encoding_of, validator_of
+
+WHOLE_MAX = 256 * 1024 * 1024  # bytes of an object that is read whole because its size is not what is stated
+_PROBE = 64  # bytes that show whether an object is served as it is stored
+_MAGIC = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}  # what is encoded begins so
+_measured = Memory()  # sizes that objects really have, by key and what is stated
 
 
 class SyncRanges:
@@ -33,6 +44,56 @@ class SyncRanges:
         fs, path = store.fs, store.path
         return fs.info(path, **fresh_options(fs, fs.info, path), **store.options)
 
+    def describe(self, store: Any) -> Described:
+        """Return what is known of the object now, with the size that it really has."""
+        info = self.info(store)
+        size, encoding = info.get("size"), encoding_of(info)
+        if info.get("type") == "directory" or (isinstance(size, int) and self._is_served_as_stored(store, size, encoding)):
+            return Described(info)
+        if isinstance(size, int) and size > max(WHOLE_MAX, store.whole_up_to):
+            how = f"it is stored with Content-Encoding {encoding}, and is not read as it is stored"
+            remedy = "give the size that it has as whole_up_to, or read it without a cache"
+            raise OSError(errno.EFBIG, f"{how}: {remedy}", store.name)
+        known = (store.key, validator_of(info))
+        real_size = _measured.get(known) if known[1] is not None else None
+        body = None
+        if real_size is None:
+            body = BytesBody(self.cat_whole(store), False)
+            real_size = body.nbytes
+            _measured.note(known, real_size)
+        return Described({**info, "size": real_size}, serves_ranges=False, body=body)
+
+    def _is_served_as_stored(self, store: Any, size: int, encoding: str | None) -> bool:
+        """Whether a range of an object is that of what is stored: whoever decodes brings something else."""
+        if encoding is None or size == 0:
+            return True
+        nbytes = min(size, _PROBE)
+        try:
+            data = self.cat(store, 0, nbytes)
+        except Exception:  # of a part that cannot be decoded by itself; the whole will tell
+            return False
+        return len(data) == nbytes and data[:4].startswith(_MAGIC.get(encoding.lower(), b"")[:nbytes])
+
+    def cat(self, store: Any, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of the object, as the file system brings them."""
+        data: bytes = store.fs.cat_file(store.path, start=start, end=end, **store.options)
+        return data
+
+    def cat_whole(self, store: Any) -> bytes:
+        """Return all of the object."""
+        data: bytes = store.fs.cat_file(store.path, **store.options)
+        return data
+
+    def doubt_head(self, store: Any) -> None:
+        """Do nothing: there is one way to ask."""
+
+    def open_body(self, store: Any, version: Version) -> Body:
+        """Read all of the object, which is of a version. Raises ChangedError if it is not as large."""
+        body = BytesBody(self.cat_whole(store), False)
+        if body.nbytes != version.size:
+            raise ChangedError(f"the object has {body.nbytes} bytes, not {version.size}")
+        return body
+
     @staticmethod
     def _reads_ranges(store: Any) -> bool:
         """Whether `cat_file` is the file system's own, not one that opens a file with readahead, and takes the options."""
@@ -45,7 +106,7 @@ class SyncRanges:
         """Fill the destination from byte `start`; whether the bytes are known to be of this version."""
         end = start + destination.wanted
         if self._reads_ranges(store):
-            destination.put(store.fs.cat_file(store.path, start=start, end=end, **store.options))
+            destination.put(self.cat(store, start, end))
             return False
         with _open_unbuffered(store.fs, store.path, store.options) as file:
             file.seek(start)

@@ -53,6 +53,7 @@ class BytesBody:
     def __init__(self, data: bytes, is_proved: bool):
         self._data = data
         self._at = 0
+        self.nbytes = len(data)
         self.is_proved = is_proved
 
     def pump(self, take: Take) -> None:
@@ -105,6 +106,7 @@ class InOrder:
         self._version: Version | None = None  # of the body
         self._next = 0  # the byte of the object that the body gives next
         self._last = b""  # the piece before it, which may have been the last one of all
+        self._last_left_bytes = 0  # of that, which nobody wanted yet
         self._is_proved = False  # of that
         self._surplus_bytes = 0
 
@@ -113,8 +115,9 @@ class InOrder:
         with self._lock.held():
             unused: Body | None = body
             if self._driver() is None and (self._body is None or self._next == 0):
+                self._next = 0
                 unused, self._body, self._version = self._body, body, version
-                self._next, self._last = 0, b""
+                self._settle_last()
             if unused is not None:
                 self._surplus_bytes += unused.close()
 
@@ -129,7 +132,7 @@ class InOrder:
         try:
             with self._lock.held():
                 if self._is_of(version):
-                    self._surplus_bytes -= mine.take(self._next - len(self._last), self._last, self._is_proved)
+                    self._last_left_bytes -= mine.take(self._next - len(self._last), self._last, self._is_proved)
                 self._ranges.add(mine)
             while not mine.is_filled:
                 seen = self._changed.value
@@ -202,15 +205,22 @@ class InOrder:
         """Give a piece to all that want a part of it. Context: lock held."""
         if self._next + len(piece) > size:
             raise OSError(errno.EIO, f"the answer is longer than the object, which is said to have {size} bytes")
-        nr_taken = [one.take(self._next, piece, is_proved) for one in self._ranges]
-        self._surplus_bytes += len(piece) - sum(nr_taken)
-        self._next, self._last, self._is_proved = self._next + len(piece), piece, is_proved
-        if len(nr_taken) > 1:
+        self._settle_last()
+        taken_bytes = [one.take(self._next, piece, is_proved) for one in self._ranges]
+        self._last, self._last_left_bytes, self._is_proved = piece, len(piece) - sum(taken_bytes), is_proved
+        self._next += len(piece)
+        if len(taken_bytes) > 1:
             self._changed.advance()
+
+    def _settle_last(self) -> None:
+        """Forget the piece that came last. Context: lock held."""
+        self._surplus_bytes += max(0, self._last_left_bytes)
+        self._last, self._last_left_bytes = b"", 0
 
     def _give_up(self) -> None:
         with self._lock.held():
-            body, self._body, self._next, self._last = self._body, None, 0, b""
+            body, self._body, self._next = self._body, None, 0
+            self._settle_last()
             if body is not None:
                 self._surplus_bytes += body.close()
 
@@ -220,10 +230,10 @@ class InOrder:
             self._surplus_bytes += nbytes
 
     def take_surplus_bytes(self) -> int:
-        """Return how many bytes came that were not wanted, since this was last called."""
+        """Return how many bytes came that were not wanted, since this was last called; those of the piece that came last
+        may be yet."""
         with self._lock.held():
-            surplus = max(0, self._surplus_bytes)
-            self._surplus_bytes -= surplus
+            surplus, self._surplus_bytes = self._surplus_bytes, 0
             return surplus
 
     def close(self) -> None:

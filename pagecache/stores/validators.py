@@ -10,11 +10,19 @@ from typing import Any
 _STRONG = ("ETag", "etag", "e_tag", "VersionId", "version_id", "version", "generation", "md5Hash", "md5", "Content-MD5",
            "content_md5", "crc32c", "Digest", "checksum")  # fmt: skip
 _TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "modifiedTime", "created")
+_ENCODINGS = ("Content-Encoding", "content-encoding", "contentEncoding", "content_encoding", "ContentEncoding")
 _SAME_NAME = {"etag": "ETag", "e_tag": "ETag", "version_id": "VersionId", "version": "VersionId"}
 
 
 class ChangedError(Exception):
-    """The store says that the object is not of the version asked for."""
+    """The store says that the object is not of the version asked for.
+
+    is_refusal: it only refused a request under the condition that it is, and said nothing about what there is.
+    """
+
+    def __init__(self, reason: str = "it is another version", *, is_refusal: bool = False):
+        super().__init__(reason)
+        self.is_refusal = is_refusal
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,8 @@ class Version:
     """What a store said about an object at one time.
 
     size: bytes. validator: None if nothing tells versions apart. etag, last_modified: as given, for conditional requests.
-    checked_at: when, on the monotonic clock (seconds).
+    checked_at: when, on the monotonic clock (seconds). encoding: in which the store sends the object, whose size is that of
+    what was encoded; None: as it is.
     """
 
     size: int
@@ -30,15 +39,30 @@ class Version:
     etag: str | None
     last_modified: str | None
     checked_at: float
+    encoding: str | None = None
 
     @property
     def strong_etag(self) -> str | None:
         """The entity tag, if it may stand in If-Match: weak ones never match there."""
-        return self.etag if self.etag and not self.etag.startswith("W/") else None
+        return self.etag if self.etag and opaque_tag(self.etag) == self.etag else None
 
     def age_s(self) -> float:
         """Return how long ago this was said (seconds)."""
         return time.monotonic() - self.checked_at
+
+
+def opaque_tag(etag: str) -> str:
+    """Return what weak comparison (RFC 9110, section 8.8.3.2) compares: a tag without the mark of being weak.
+
+    Servers make a tag weak while a file is young, and strong a second later, or for one method and not for the other.
+    """
+    return etag[2:] if etag[:2] in ("W/", "w/") else etag
+
+
+def encoding_of(info: Mapping[str, Any]) -> str | None:
+    """Return the encoding that headers, or an `info`, say that an object is sent in; None if it is sent as it is."""
+    said = next((str(info[name]).strip() for name in _ENCODINGS if info.get(name)), "")
+    return said if said.lower() not in ("", "identity") else None
 
 
 def validator_of(info: Mapping[str, Any]) -> str | None:
@@ -49,6 +73,8 @@ def validator_of(info: Mapping[str, Any]) -> str | None:
     """
     for names in (_STRONG, _TIMES):
         found = {_SAME_NAME.get(name, name): info[name] for name in names if info.get(name)}
+        if "ETag" in found:
+            found["ETag"] = opaque_tag(str(found["ETag"]))
         if found:
             return " ".join(f"{name}={value}" for name, value in (found | {"size": info.get("size")}).items())
     return None
@@ -66,20 +92,23 @@ def version_of(info: Mapping[str, Any], name: str, checked_at: float) -> Version
         raise OSError(errno.ENOTSUP, "the store does not say how large this object is: it cannot be read in ranges", name)
     etag = next((str(info[key]) for key in ("ETag", "etag", "e_tag") if info.get(key)), None)
     modified = info.get("Last-Modified")
-    return Version(info["size"], validator_of(info), etag, modified and str(modified), checked_at)
+    return Version(info["size"], validator_of(info), etag, modified and str(modified), checked_at, encoding_of(info))
 
 
 def is_proved(etag: str | None, modified: str | None, version: Version) -> bool:
-    """Whether an answer says that it is of this version. Raises ChangedError if it says the contrary."""
+    """Whether an answer says that it is of this version. Raises ChangedError if it says the contrary.
+
+    A weak tag does not tell all bytes apart: where one of the two is weak, times that are known have to agree as well.
+    """
+    has_tags, has_times = bool(etag and version.etag), bool(modified and version.last_modified)
     if etag and version.etag:
-        if etag != version.etag:
-            raise ChangedError
-        return True
-    if modified and version.last_modified:
-        if modified != version.last_modified:
-            raise ChangedError
-        return True
-    return False
+        if opaque_tag(etag) != opaque_tag(version.etag):
+            raise ChangedError(f"its entity tag is {etag}, not {version.etag}")
+        if etag == version.strong_etag:
+            return True
+    if has_times and modified != version.last_modified:
+        raise ChangedError(f"it was modified at {modified}, not at {version.last_modified}")
+    return has_tags or has_times
 
 
 def checked_recheck(recheck: Any) -> bool | str | float:
