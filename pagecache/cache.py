@@ -22,6 +22,7 @@ from pagecache.stats import server as live
 from pagecache.stats.numbers import Stats, read_stats
 from pagecache.stats.sources import SourceTotals
 from pagecache.stores import FileStore
+from pagecache.stores.base import is_within
 from pagecache.stores.validators import checked_recheck, max_age_of
 from pagecache.units import LAST_PAGE, PAGE_SIZE, budget_pages, format_size, parse_size
 from pagecache.weak_members import WeakMembers
@@ -349,17 +350,17 @@ class PageCache:
         with self._lock.held():
             return list(self._all_inodes)
 
-    def forget(self, key: str, *, whole: bool = True) -> None:
+    def forget(self, *keys: str, whole: bool = True) -> None:
         """Let objects be opened as new the next time, with nothing cached; files that are open keep what they have.
 
-        key: of a store, or what the keys of stores begin with. whole: only if it ends there or before a "/".
+        keys: of stores, or what the keys of stores begin with. whole: only if they end there, or before a "/" or "#".
         """
         self._check_usable()
-        dropped = []
+        roots, dropped = frozenset(keys), []
         with self._lock.held():
             for hashed, inode in list(self._inodes.items()):
                 known = str(inode.mapping.key)
-                if known.startswith(key) and (not whole or known[len(key) :][:1] in ("", "/", "#")):
+                if is_within(known, roots) if whole else known.startswith(keys):
                     dropped.append(self._inodes.pop(hashed))
         self._give_up(dropped)
 

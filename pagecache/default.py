@@ -70,11 +70,11 @@ def default_cache(size: int | str | None = None) -> PageCache:
         return _default
 
 
-def forget_everywhere(key: str, *, whole: bool = True) -> None:
+def forget_everywhere(*keys: str, whole: bool = True) -> None:
     """Let objects be opened as new the next time, in every cache of the process; see `PageCache.forget`."""
     for cache in list(server.caches):
         if not cache.closed and not cache.segment.dead:
-            cache.forget(key, whole=whole)
+            cache.forget(*keys, whole=whole)
 
 
 def _at_exit() -> None:

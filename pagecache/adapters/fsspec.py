@@ -13,6 +13,7 @@ import asyncio
 import errno
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from fsspec.implementations.chained import ChainedFileSystem
 from pagecache.adapters.fsspec_cache_type import PageCacheType
 from pagecache.adapters.fsspec_delegation import Delegation
 from pagecache.adapters.fsspec_handles import Handles
+from pagecache.adapters.fsspec_streams import ReadStream, WriteStream
 from pagecache.adapters.fsspec_target import Target
 from pagecache.cache import PageCache
 from pagecache.default import default_cache, forget_everywhere
@@ -34,6 +36,7 @@ from pagecache.units import parse_size
 
 OF_A_CALL = ("recheck", "on_change", "whole_up_to")  # options of the file system that a call may have for itself
 OF_FSSPEC = ("use_listings_cache", "listings_expiry_time", "max_paths", "skip_instance_cache")  # for any file system
+_PREFIXES = ("pagecache::", "pagecache://")
 ALL = 1 << 62  # more bytes than any object has: a read ends where the object ends
 _Result = TypeVar("_Result")
 
@@ -55,6 +58,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     """
 
     protocol = "pagecache"
+    local_file = False  # `open_local` is for files that others can open, too
     _strip_tokenize_options = ("fo",)
 
     def __init__(
@@ -85,10 +89,10 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         self._handles = Handles()
         self._handles_pid = os.getpid()
         rules = self._target.template
+        self._has_links = hasattr(rules, "islink") and hasattr(rules, "symlink")
         self.sep, self.root_marker = rules.sep, rules.root_marker
-        own_strip = type(self)._strip_protocol
-        self._strip_protocol = lambda path: rules._strip_protocol(own_strip(path))
-        self._parent = rules._parent
+        self._strip_protocol = lambda path: _each(rules._strip_protocol, self.without_protocol(path))
+        self._parent = lambda path: rules._parent(self.without_protocol(path))
 
     @property
     def fs(self) -> Any:
@@ -126,6 +130,36 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         """Return the names of the options that this class has."""
         return constructor_parameters(cls) - {"self", "args", "kwargs", "options", "storage_options"} | set(OF_FSSPEC)
 
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def without_protocol(self, path: Any) -> Any:
+        """Return a path, or each of several, as the target knows it: without this file system's own prefix."""
+        return _each(self._without_prefix, path)
+
+    def _without_prefix(self, path: str) -> str:
+        if not path.startswith(_PREFIXES):
+            return path
+        path = path.partition("::" if path.startswith("pagecache::") else "://")[2]
+        is_chain = "fo" in self.target.template.storage_options
+        return path.partition("::")[0] if is_chain else path  # of a chain, the first is the target's
+
+    def unstrip_protocol(self, name: str) -> str:
+        """Return the URL of a path, which `fsspec.open` opens again: chained, as the target is."""
+        target, chain = self.target.template, [f"{self.protocol}"]
+        chain.append(target.unstrip_protocol(self._strip_protocol(name)))
+        options = target.storage_options
+        while isinstance(options.get("fo"), str) and options.get("target_protocol"):
+            inner = options["fo"]
+            chain.append(inner if "://" in inner else f"{options['target_protocol']}://{inner}")
+            options = options.get("target_options") or {}
+        return "::".join(chain)
+
+    @property
+    def fsid(self) -> str:
+        """What the target is called in all sessions."""
+        fsid: str = self.fs.fsid
+        return fsid
+
     # -- open files ----------------------------------------------------------------------------------------------------
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -142,30 +176,49 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         own: dict[str, Any] = {"recheck": self.recheck, "on_change": self.on_change, "whole_up_to": self.whole_up_to}
         own |= {name: options[name] for name in OF_A_CALL if name in options}
         recheck, on_change = checked_recheck(own["recheck"]), own["on_change"]
-        name = path + key_part(options)
+        name, epoch = path + key_part(options), self._handles.epoch
         known = self._handles.known_version(name, recheck)
         theirs = {name: value for name, value in options.items() if name not in OF_A_CALL}
         store = FsspecStore(
             self.instance, path, recheck=recheck, version=known, whole_up_to=own["whole_up_to"], options=theirs
         )  # fmt: skip
         file = self.page_cache.open(store, recheck=recheck, on_change=on_change)
-        self._handles.note_version(name, store.known_version)
+        self._handles.note_version(name, store.known_version, epoch)
+        if epoch != self._handles.epoch:  # something was changed meanwhile, perhaps this: the next one looks again
+            forget_everywhere(store.key)
         return file
 
-    def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
+    def _open(
+        self, path: str, mode: str = "rb", block_size: Any = None, autocommit: bool = True, **kwargs: Any
+    ) -> Any:
         """Open for reading through the cache, for writing on the target."""
         if mode != "rb":
-            return self._open_written(path, mode, *args, **kwargs)
+            return self.open_written(path, mode, block_size, autocommit, kwargs)
         file = self._open_file(path, self._checked(kwargs))
         file.path, file.fs = path, self
         return file
+
+    async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        """Open a file for coroutines: for reading through the cache, for writing on the target.
+
+        Raises ValueError for text or compression; OSError; what the target raises if it has no such files.
+        """
+        if "b" not in mode or kwargs.get("compression"):
+            raise ValueError("files for coroutines are of bytes as they are: give a mode with 'b', and no compression")
+        path = self._strip_protocol(path)
+        if mode == "rb":
+            return ReadStream(await self._blocking(self._open_file, path, self._checked(kwargs)))
+        stream = await self._on_target("open_async", path, mode=mode, **kwargs)
+        return WriteStream(stream, lambda: self.forget_changed([path]))
 
     def _with_handle(self, path: str, options: Mapping[str, Any], call: Callable[[Any], _Result]) -> _Result:
         """Call with the file that is kept open for a path, read with these options."""
         name = path + key_part(options)
         while True:
-            file = self._handles.get(name, self.page_cache)
-            file = file or self._handles.put(name, self._open_file(path, options))
+            file, is_kept = self._handles.get(name, self.page_cache), True
+            if file is None:
+                epoch = self._handles.epoch
+                file, is_kept = self._handles.put(name, self._open_file(path, options), epoch)
             try:
                 return call(file)
             except ValueError:
@@ -176,6 +229,9 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
                 if error.errno == errno.ESTALE:
                     self._handles.drop(name, file)
                 raise
+            finally:
+                if not is_kept:
+                    file.close()
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -239,10 +295,6 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
 
     # -- what is known -------------------------------------------------------------------------------------------------
 
-    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """Return what the target says about a path."""
-        return self._in_turn("info", self._strip_protocol(path), **kwargs)
-
     def ukey(self, path: str) -> str:
         """Return what changes when the object does: its validator, or what the target takes for it."""
         path = self._strip_protocol(path)
@@ -250,10 +302,40 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
 
     def invalidate_cache(self, path: str | None = None) -> None:
         """Forget what is cached of a path and all below it, or of the whole target. Open files keep their version."""
-        path = None if path is None else self._strip_protocol(path)
-        self._in_turn("invalidate_cache", path)
-        self._handles.forget(path)
-        forget_everywhere(f"fsspec:{self.instance.identity}:" + (path or ""), whole=path is not None)
+        self._forget(None if path is None else {self._strip_protocol(path)})
+
+    def forget_changed(self, paths: list[str]) -> None:
+        """Forget what is cached of paths that an operation has changed, or tried to, and of all below them."""
+        if not paths:
+            return
+        if self.changed_in_transaction is not None:  # to be forgotten again when it ends
+            self.changed_in_transaction.update(paths)
+        literal = (re.split("[*?[]", path, maxsplit=1)[0] for path in paths)  # a pattern stands for what is beside it
+        beside = [start.rpartition("/")[0] for start, path in zip(literal, paths, strict=True) if start != path]
+        self._forget({self._strip_protocol(path) for path in (*paths, *beside)})
+
+    def _forget(self, paths: set[str] | None) -> None:
+        """Forget what is cached of the target's paths and of all below them, or of the whole target."""
+        if paths is None or not all(path.strip("/") for path in paths):  # one is the root
+            self._in_turn("invalidate_cache", None)
+            self._handles.forget(None)
+            forget_everywhere(f"fsspec:{self.instance.identity}:", whole=False)
+            return
+        for path in paths:
+            self._in_turn("invalidate_cache", path)
+        known = {path.rstrip("/") for path in paths} | {os.path.realpath(path) for path in paths if self._has_links}
+        self._handles.forget(known)
+        forget_everywhere(*(f"fsspec:{self.instance.identity}:{path}" for path in known))
+
+
+def _each(function: Callable[[str], str], path: Any) -> Any:
+    """Return what a function returns for a path, or each of several; what is none is as it was."""
+    if isinstance(path, (list, tuple, set)):
+        return type(path)(_each(function, item) for item in path)
+    if isinstance(path, dict):
+        return {_each(function, item): value for item, value in path.items()}
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    return function(text) if isinstance(text, str) else path
 
 
 class _Wanted:

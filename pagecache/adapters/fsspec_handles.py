@@ -1,10 +1,11 @@
 """Files that a file system keeps open for calls that name a path and not a file, and the versions it has seen."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from pagecache._core import Mutex
+from pagecache.stores.base import is_within
 from pagecache.stores.validators import Version
 
 HANDLES_MAX = 512
@@ -14,10 +15,12 @@ VERSIONS_MAX = 8192
 class Handles:
     """The files used most recently, by path, with the options of the call behind a "#" if there are any.
 
+    epoch: how often something was forgotten. What was opened in an earlier epoch is not kept: it may be of before a change.
     Context: any thread; no lock is held while a file is closed.
     """
 
     def __init__(self, limit: int = HANDLES_MAX):
+        self.epoch = 0
         self._limit = limit
         self._files: OrderedDict[str, Any] = OrderedDict()
         self._versions: OrderedDict[str, Version] = OrderedDict()
@@ -32,10 +35,12 @@ class Handles:
             self._files.move_to_end(path)
             return file
 
-    def put(self, path: str, file: Any) -> Any:
-        """Keep a file, unless another thread was faster; returns the one that is kept."""
+    def put(self, path: str, file: Any, epoch: int) -> tuple[Any, bool]:
+        """Keep a file of an epoch, unless another thread was faster. Returns the one to use, and whether it is kept."""
         closing = []
         with self._lock.held():
+            if epoch != self.epoch:
+                return file, False
             kept = self._files.get(path)
             if kept is not None and not kept.closed and kept.cache is file.cache:
                 closing.append(file)
@@ -49,7 +54,7 @@ class Handles:
                     closing.append(self._files.popitem(last=False)[1])
         for surplus in closing:
             surplus.close()
-        return file
+        return file, True
 
     def drop(self, path: str, file: Any) -> None:
         """Close a file, and keep it no longer."""
@@ -58,11 +63,12 @@ class Handles:
                 del self._files[path]
         file.close()
 
-    def forget(self, path: str | None) -> None:
-        """Close the files of a path and of all below it, or all; and know no version of them any more."""
+    def forget(self, paths: Collection[str] | None) -> None:
+        """Close the files of paths and of all below them, or all; and know no version of them any more."""
         with self._lock.held():
-            files = [self._files.pop(known) for known in _below(self._files, path)]
-            for known in _below(self._versions, path):
+            self.epoch += 1
+            files = [self._files.pop(known) for known in _within(self._files, paths)]
+            for known in _within(self._versions, paths):
                 del self._versions[known]
         for file in files:
             file.close()
@@ -71,11 +77,11 @@ class Handles:
         for file in self._files.values():
             file.close()
 
-    def note_version(self, path: str, version: Version | None) -> None:
-        """Remember what was seen of an object."""
-        if version is None:
-            return
+    def note_version(self, path: str, version: Version | None, epoch: int) -> None:
+        """Remember what was seen of an object in an epoch."""
         with self._lock.held():
+            if version is None or epoch != self.epoch:
+                return
             self._versions[path] = version
             self._versions.move_to_end(path)
             if len(self._versions) > VERSIONS_MAX:
@@ -95,6 +101,6 @@ class Handles:
         return version
 
 
-def _below(names: Iterable[str], path: str | None) -> list[str]:
-    """Return the names that are a path or below it, with any options; all for None."""
-    return [name for name in names if path is None or name == path or name.startswith((f"{path}/", f"{path}#"))]
+def _within(names: Iterable[str], paths: Collection[str] | None) -> list[str]:
+    """Return the names that are one of the paths or below it, with any options; all for None."""
+    return [name for name in names if paths is None or is_within(name, paths)]

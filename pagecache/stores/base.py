@@ -1,10 +1,18 @@
 """What a backing store has to be, and the hints it may give."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from pagecache.units import MAX_FOLIO_ORDER, PAGE_SIZE
+
+_ENDS_OF_A_NAME = re.compile("[/#]")  # what follows a "#" in a key says how the object of that name is read
+
+
+def is_within(key: str, roots: Collection[str]) -> bool:
+    """Whether a key, or a path, is one of these, or below one of them, or names one of them with options."""
+    return key in roots or any(key[: end.start()] in roots for end in _ENDS_OF_A_NAME.finditer(key))
 
 
 class NoRangesError(Exception):

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import zipfile
 
 import pytest
 from support import PAGE, Crew, assert_nothing_is_held, pages_of
@@ -78,6 +79,24 @@ class TestUrls:
         with cache.open(url) as plain, cache.open(f"pagecache::{url}") as chained:
             assert plain.inode is chained.inode
             assert chained.read() == DATA
+
+    def test_full_name_can_be_opened_again(self, server, cache, tmp_path):
+        with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+            archive.writestr("member", DATA)
+        fsspec.filesystem("memory").pipe_file("/full/name", DATA)
+        packed = server.put("archive.zip", (tmp_path / "archive.zip").read_bytes())
+        plain = server.put("object", DATA)
+        for url in (plain, "memory://full/name", f"zip://member::{packed}", f"simplecache::{plain}"):
+            opened = fsspec.open(f"pagecache::{url}")
+            assert opened.full_name.startswith("pagecache::")
+            again = fsspec.open(opened.full_name)
+            assert again.full_name == opened.full_name
+            with again as file:
+                assert file.read() == DATA
+            system, path = fsspec.url_to_fs(opened.full_name)
+            assert system.cat_file(path) == system.cat_file(opened.full_name) == DATA
+            system.invalidate_cache()
+        fsspec.filesystem("memory").rm("/full", recursive=True)
 
     def test_wrong_arguments_are_named(self, cache):
         for options in ({}, {"fs": fsspec.filesystem("memory"), "target_protocol": "http"}):
@@ -212,64 +231,6 @@ class TestReads:
 
 
 class TestEverythingElse:
-    def test_listing_and_information_are_the_targets(self, memory):
-        memory.pipe_file("/dir/one", b"1")
-        memory.pipe_file("/dir/sub/two", b"22")
-        target = memory.fs
-        assert memory.ls("/dir") == target.ls("/dir")
-        assert memory.ls("/dir", detail=False) == ["/dir/one", "/dir/sub"]
-        assert memory.find("/") == ["/dir/one", "/dir/sub/two"]
-        assert memory.glob("/dir/*") == target.glob("/dir/*")
-        assert list(memory.walk("/dir")) == list(target.walk("/dir"))
-        assert memory.info("/dir/one") == target.info("/dir/one")
-        assert memory.exists("/dir/one")
-        assert not memory.exists("/dir/none")
-        assert memory.isdir("/dir/sub")
-        assert memory.isfile("/dir/one")
-        assert memory.size("/dir/sub/two") == 2
-        assert memory.du("/dir") == 3
-        assert memory.modified("/dir/one") == target.modified("/dir/one")
-        assert memory.cat(["/dir/one", "/dir/sub/two"]) == {"/dir/one": b"1", "/dir/sub/two": b"22"}
-
-    def test_writes_go_to_the_target_and_are_seen(self, memory, tmp_path):
-        for number in range(3):
-            memory.pipe_file("/object", bytes([number]) * 5000)
-            assert memory.cat_file("/object") == bytes([number]) * 5000
-            with memory.open("/object", "wb") as file:
-                file.write(bytes([number + 10]) * 4000)
-            assert memory.cat_file("/object") == bytes([number + 10]) * 4000
-        memory.cp_file("/object", "/copy")
-        assert memory.cat_file("/copy") == b"\x0c" * 4000
-        memory.mv("/copy", "/moved")
-        assert not memory.exists("/copy")
-        (tmp_path / "local").write_bytes(b"put")
-        memory.put_file(str(tmp_path / "local"), "/moved")
-        assert memory.cat_file("/moved") == b"put"
-        memory.get_file("/moved", str(tmp_path / "back"))
-        assert (tmp_path / "back").read_bytes() == b"put"
-        memory.rm("/moved")
-        with pytest.raises(FileNotFoundError):
-            memory.cat_file("/moved")
-        memory.makedirs("/made/dir", exist_ok=True)
-        assert memory.isdir("/made/dir")
-
-    @pytest.mark.parametrize("recheck", [False, 3600])
-    def test_own_writes_are_seen_even_by_those_who_do_not_look(self, cache, recheck):
-        target = fsspec.filesystem("memory", skip_instance_cache=True)
-        target.store, target.pseudo_dirs = {}, [""]
-        system = PageCacheFileSystem(fs=target, recheck=recheck, skip_instance_cache=True)
-        for number in range(3):
-            system.pipe_file("/object", bytes([number]) * 5000)
-            assert system.cat_file("/object") == bytes([number]) * 5000
-            with system.open("/object") as file:
-                assert file.read() == bytes([number]) * 5000
-
-    def test_mapping_interface(self, memory):
-        memory.pipe_file("/root/a", b"1")
-        mapper = memory.get_mapper("/root")
-        assert dict(mapper) == {"a": b"1"}
-        assert mapper.getitems(["a", "b"], on_error="omit") == {"a": b"1"}
-
     def test_key_of_a_version(self, fs, server):
         url = server.put("object", DATA)
         before = fs.ukey(url)

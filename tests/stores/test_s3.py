@@ -4,8 +4,8 @@ import errno
 import threading
 
 import pytest
-from fsspec_ways import WAYS, read
 from support import PAGE, Crew, pages_of, wait_until
+from support.fsspec_ways import WAYS, read
 
 import pagecache
 

@@ -112,6 +112,11 @@ class ObjectServer:
         with self._lock:
             del self._objects[f"/{name}"]
 
+    def clear(self) -> None:
+        """Answer 404 to everything from now on."""
+        with self._lock:
+            self._objects = {}
+
     def url(self, name: str) -> str:
         """Return the URL of an object."""
         return f"http://{self._address[0]}:{self._address[1]}/{name}"
@@ -295,6 +300,22 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer with the object, or a range of it."""
         self._answer("GET")
+
+    def do_PUT(self) -> None:
+        """Store the body as the object."""
+        length = self.headers.get("Content-Length")
+        self.objects.put(self.path[1:], self.rfile.read(int(length)) if length is not None else self._read_chunks())
+        self._send(Answer("PUT", self.path, self.headers, None, None, 201, {}, b""))
+
+    do_POST = do_PUT
+
+    def _read_chunks(self) -> bytes:
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
 
     def _answer(self, method: str) -> None:
         server = self.objects

@@ -10,7 +10,7 @@ import os
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from http_server import ObjectServer
+from support.http_server import ObjectServer
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 METADATA, CONTENTS = "/storage/v1/b/", "/download/storage/v1/b/"

@@ -3,10 +3,10 @@
 import pickle
 
 import pytest
-from fsspec_ways import WAYS, read
-from gcs_server import GcsServer
-from http_server import ObjectServer
 from support import PAGE, Crew, pages_of
+from support.fsspec_ways import WAYS, read
+from support.gcs_server import GcsServer
+from support.http_server import ObjectServer
 
 import pagecache
 

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from support import PAGE
-
 import pagecache
+from support import PAGE
 
 WAYS = ("open", "cat_file", "cat_ranges", "cat", "two parts", "cache_type", "store")
 
