@@ -98,7 +98,7 @@ OPERATIONS = {
     "link": lambda w: (w.fs.link(w("a/one"), w("a/hard")), w.fs.cat_file(w("a/hard"))),
     "list_multipart_uploads": lambda w: w.fs.list_multipart_uploads(w("").partition("/")[0]),
     "listdir": lambda w: w.fs.listdir(w("a"), detail=False),
-    "ls": lambda w: (w.fs.ls(w("a"), detail=True), w.fs.ls(w("a"), detail=False)),
+    "ls": lambda w: (w.fs.ls(w("a")), w.fs.ls(w("a"), detail=True), w.fs.ls(w("a"), detail=False)),
     "makedir": lambda w: w.fs.makedir(w("made")),
     "makedirs": lambda w: (w.fs.makedirs(w("m/n"), exist_ok=True), w.fs.makedirs(w("m/n"), exist_ok=True)),
     "merge": lambda w: w.fs.merge(w("b"), [w("a/one"), w("a/two")]),
