@@ -4,7 +4,11 @@ A synchronous file system that stands in neither table, or a subclass of one tha
 it is called in the threads of its user only.  docs/libraries/fsspec-threads.md says the same of all that fsspec knows.
 """
 
+import os
+from collections.abc import Mapping
 from typing import Any
+
+from pagecache.stores.validators import validator_of
 
 # May be called by any number of threads at once, while their user calls them as well.
 THREAD_SAFE = {
@@ -39,6 +43,7 @@ REMADE = {
 }
 
 ARCHIVES = frozenset(f"fsspec.implementations.{name}FileSystem" for name in ("libarchive.LibArchive", "tar.Tar", "zip.Zip"))
+ARROW = "fsspec.implementations.arrow.ArrowFSWrapper"
 CACHING = "fsspec.implementations.cached.CachingFileSystem"
 DIRECTORY = "fsspec.implementations.dirfs.DirFileSystem"
 GENERIC = "fsspec.generic.GenericFileSystem"
@@ -127,6 +132,22 @@ def is_connection(fs: Any) -> bool:
 def is_connected(fs: Any) -> bool:
     """Whether an instance is, or stands on, a connection of its own."""
     return not is_thread_safe(fs) and (is_connection(fs) or any(map(is_connected, nested(fs))))
+
+
+def archive_version(fs: Any) -> str | None:
+    """Return what tells the file that an archive was opened on from others of its name; None for what is no archive, and
+    where nothing does."""
+    if name_of(type(fs)) not in ARCHIVES:
+        return None
+    opened = getattr(fields_of(fs).get("of"), "fobjects", None)
+    file: Any = opened[0] if opened else None
+    if isinstance(getattr(file, "details", None), Mapping):
+        return validator_of(file.details)
+    try:
+        status = os.fstat(file.fileno())
+    except (AttributeError, OSError):
+        return None
+    return f"{status.st_ino} {status.st_mtime_ns} {status.st_size}"
 
 
 def may_be_own(kind: type) -> bool:

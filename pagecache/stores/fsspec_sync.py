@@ -15,6 +15,7 @@ from typing import Any
 from pagecache.stores.call_options import check_taken, takes
 from pagecache.stores.described import Described, Memory
 from pagecache.stores.destination import Destination
+from pagecache.stores.fsspec_kinds import ARROW, archive_version, is_kind
 from pagecache.stores.in_order import Body, BytesBody
 from pagecache.stores.validators import ChangedError, Version, encoding_of, validator_of
 
@@ -42,7 +43,7 @@ class SyncRanges:
     def info(self, store: Any) -> dict[str, Any]:
         """Return what the file system says about the object now."""
         fs, path = store.fs, store.path
-        return fs.info(path, **fresh_options(fs, fs.info, path), **store.options)
+        return _with_version(fs, fs.info(path, **fresh_options(fs, fs.info, path), **store.options))
 
     def describe(self, store: Any) -> Described:
         """Return what is known of the object now, with the size that it really has."""
@@ -100,6 +101,8 @@ class SyncRanges:
         from fsspec import AbstractFileSystem
 
         fs = store.template
+        if is_kind(fs, ARROW):  # which has one of its own that fails for ranges from the beginning
+            return False
         return type(fs).cat_file is not AbstractFileSystem.cat_file and takes(fs.cat_file, store.options)
 
     def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
@@ -124,7 +127,20 @@ def fresh_options(fs: Any, function: Any, path: str) -> dict[str, Any]:
         return {"refresh": True}
     if getattr(fs, "dircache", None):
         fs.invalidate_cache(path)
+        fs.invalidate_cache(fs._parent(path))  # what knows an object may be the listing of its directory
     return {}
+
+
+def _with_version(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """Return an `info` with what tells versions apart under a name that is known for it."""
+    archive = archive_version(fs)
+    if archive is not None:  # a member may have the same time and size as in another archive of that name
+        member = [info.get(name) for name in ("mtime", "chksum", "date_time", "CRC")]
+        return {**info, "version": f"{member} of {archive}"}
+    modified = info.get("modify")
+    if isinstance(modified, str) and modified.isdigit():  # of MLSD, to the second; `ls -l` tells minutes or days
+        return {**info, "mtime": modified}
+    return info
 
 
 def _open_unbuffered(fs: Any, path: str, options: Mapping[str, Any]) -> Any:

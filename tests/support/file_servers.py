@@ -13,6 +13,7 @@ class FtpServer:
     def __init__(self, directory, max_connections=64):
         from pyftpdlib.authorizers import DummyAuthorizer
         from pyftpdlib.handlers import FTPHandler
+        from pyftpdlib.ioloop import Poll  # unlike epoll, it is not confused by a fork()
         from pyftpdlib.servers import FTPServer
 
         logging.getLogger("pyftpdlib").setLevel(logging.CRITICAL)
@@ -21,7 +22,7 @@ class FtpServer:
         handler = type("Handler", (FTPHandler,), {"authorizer": authorizer, "use_sendfile": False})
         handler.on_connect = self._count
         self.nr_connections = 0
-        self._server = FTPServer(("127.0.0.1", 0), handler)
+        self._server = FTPServer(("127.0.0.1", 0), handler, ioloop=Poll())
         self._server.max_cons = max_connections
         self.port = self._server.address[1]
         self.options = {"host": "127.0.0.1", "port": self.port, "username": USER, "password": PASSWORD}
