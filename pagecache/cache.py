@@ -6,7 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import mmh3
 
@@ -14,21 +14,20 @@ from pagecache import truncate
 from pagecache._core import Mutex, Segment
 from pagecache.files.file import File
 from pagecache.files.inode import Inode, Streams, is_writable
+from pagecache.files.modes import Durability, Mode, Name, OnChange, Policy, Priority, Recheck, check_choices, checked_mode
 from pagecache.files.recorded import RecordedFile, Recorder
 from pagecache.files.versioned import VersionedFile
-from pagecache.files.writing import DURABILITY
 from pagecache.shares import Shares
 from pagecache.stats import server as live
 from pagecache.stats.numbers import Stats, read_stats
 from pagecache.stats.sources import SourceTotals
-from pagecache.stores import FileStore
+from pagecache.stores import BackingStore, FileStore
 from pagecache.stores.base import is_within
 from pagecache.stores.validators import checked_recheck, max_age_of
 from pagecache.units import LAST_PAGE, PAGE_SIZE, budget_pages, format_size, parse_size
 from pagecache.weak_members import WeakMembers
 from pagecache.writeback.flusher import Flusher, is_dirty
 
-MODES = ("rb", "r+b", "w+b", "x+b", "ab", "a+b")
 DIRTY_LIMIT = "20%"  # of the budget
 DIRTY_BACKGROUND = "10%"
 DIRTY_EXPIRE_S = 30.0  # age at which dirty pages are written back, however few they are
@@ -64,10 +63,10 @@ class PageCache:
         dirty_limit: int | str = DIRTY_LIMIT,
         dirty_background: int | str = DIRTY_BACKGROUND,
         dirty_expire_s: float = DIRTY_EXPIRE_S,
-        on_write_error: str = "retry",
-        io: str = "auto",
+        on_write_error: Literal["retry", "drop"] = "retry",
+        io: Literal["auto", "io_uring", "threads"] = "auto",
         register_frames: bool = False,
-        policy: str = "adaptive",
+        policy: Policy = "adaptive",
         shares: dict[str, int | str] | None = None,
         segment: Segment | None = None,
     ):
@@ -105,9 +104,84 @@ class PageCache:
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
+    @overload
     def open(
         self,
-        source: Any,
+        source: Name,
+        mode: Mode = ...,
+        *,
+        direct: bool = ...,
+        durability: Durability = ...,
+        recheck: Literal["open", False] | None = ...,
+        on_change: Literal["error"] = ...,
+        priority: Priority | None = ...,
+        tenant: str | None = ...,
+        **storage_options: Any,
+    ) -> File: ...
+
+    @overload
+    def open(
+        self,
+        source: Name | BackingStore,
+        mode: Mode = ...,
+        *,
+        direct: bool = ...,
+        durability: Durability = ...,
+        recheck: Literal["open", False],
+        on_change: Literal["error"] = ...,
+        priority: Priority | None = ...,
+        tenant: str | None = ...,
+        **storage_options: Any,
+    ) -> File: ...
+
+    @overload
+    def open(
+        self,
+        source: Name | BackingStore,
+        mode: Mode = ...,
+        *,
+        direct: bool = ...,
+        durability: Durability = ...,
+        recheck: Recheck | None = ...,
+        on_change: Literal["reload"],
+        priority: Priority | None = ...,
+        tenant: str | None = ...,
+        **storage_options: Any,
+    ) -> VersionedFile: ...
+
+    @overload
+    def open(
+        self,
+        source: Name | BackingStore,
+        mode: Mode = ...,
+        *,
+        direct: bool = ...,
+        durability: Durability = ...,
+        recheck: Literal[True] | float,
+        on_change: OnChange = ...,
+        priority: Priority | None = ...,
+        tenant: str | None = ...,
+        **storage_options: Any,
+    ) -> VersionedFile: ...
+
+    @overload
+    def open(
+        self,
+        source: Name | BackingStore,
+        mode: Mode = ...,
+        *,
+        direct: bool = ...,
+        durability: Durability = ...,
+        recheck: Recheck | None = ...,
+        on_change: OnChange = ...,
+        priority: Priority | None = ...,
+        tenant: str | None = ...,
+        **storage_options: Any,
+    ) -> File | VersionedFile: ...
+
+    def open(
+        self,
+        source: Name | BackingStore,
         mode: str = "rb",
         *,
         direct: bool = False,
@@ -117,7 +191,7 @@ class PageCache:
         priority: str | None = None,
         tenant: str | None = None,
         **storage_options: Any,
-    ) -> Any:
+    ) -> File | VersionedFile:
         """Open an object through the cache.
 
         source: a path, a URL that fsspec knows, or a BackingStore. mode: "rb", "r+b", "w+b" (emptied), "x+b" (new), "ab"
@@ -140,12 +214,8 @@ class PageCache:
         ImportError.
         """
         self._check_usable()
-        if mode not in MODES:
-            raise ValueError(f"unknown mode {mode!r}: use one of {', '.join(MODES)}")
-        if durability not in DURABILITY:
-            raise ValueError(f"unknown durability {durability!r}: use one of {', '.join(DURABILITY)}")
-        if on_change not in ("error", "reload"):
-            raise ValueError(f"on_change must be 'error' or 'reload', not {on_change!r}")
+        mode = checked_mode(mode)
+        check_choices(durability, on_change)
         store = self._store_of(source, mode, direct, recheck, storage_options)
         if mode == "rb" and self._wrap_store is not None:
             store = self._wrap_store(store)

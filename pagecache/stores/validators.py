@@ -4,7 +4,7 @@ import errno
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 # Names under which file systems and object stores tell them, in order of trust.
 _STRONG = ("ETag", "etag", "e_tag", "VersionId", "version_id", "version", "generation", "md5Hash", "md5", "Content-MD5",
@@ -111,10 +111,12 @@ def is_proved(etag: str | None, modified: str | None, version: Version) -> bool:
     return has_tags or has_times
 
 
-def checked_recheck(recheck: Any) -> bool | str | float:
+def checked_recheck(recheck: Any) -> bool | Literal["open"] | float:
     """Return a `recheck` argument. Raises ValueError and TypeError for what is none."""
-    if isinstance(recheck, bool) or recheck == "open":
+    if isinstance(recheck, bool):
         return recheck
+    if recheck == "open":
+        return "open"
     if not isinstance(recheck, (int, float)):
         raise TypeError(f"recheck must be True, False, 'open' or a number of seconds, not {recheck!r}")
     if not recheck >= 0:

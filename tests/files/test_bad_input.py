@@ -205,6 +205,18 @@ class TestSources:
         with pytest.raises(TypeError, match="NoReadv is neither a path nor a store: it lacks validator, readv, close"):
             make_cache("1MiB").open(NoReadv())
 
+    def test_a_mode_may_be_spelt_as_open_spells_it(self, make_cache, data_file):
+        path, data = data_file(10)
+        with make_cache("1MiB").open(path, "rb+") as file:
+            assert file.mode == "r+b"
+            assert file.pread(10, 0) == data
+
+    def test_an_unknown_mode_says_which_one_to_use(self, make_cache, data_file):
+        path, _ = data_file(10)
+        for mode, meant in (("r", "'rb'"), ("wb", "'w\\+b'"), ("xb", "'x\\+b'"), ("rt", "one of rb")):
+            with pytest.raises(ValueError, match=f"use {meant}"):
+                make_cache("1MiB").open(path, mode)
+
     @pytest.mark.parametrize("mode", ["r", "w", "wb", "a", "xb", "rt", "", "rb ", "r+", None, 5, b"rb"])
     def test_unknown_mode_is_named(self, make_cache, data_file, mode):
         path, data = data_file(10)
