@@ -15,6 +15,7 @@ from pagecache.stores.fsspec_async import AsyncRanges
 from pagecache.stores.http_answers import (
     check_whole,
     checked_part,
+    copy_part,
     length_of,
     part_of,
     size_beside_part,
@@ -235,7 +236,7 @@ class HttpRanges(AsyncRanges):
                 body, answer = HttpBody(store, answer, is_of_version), None
                 raise WholeAnswerError(body)
             part = checked_part(answer.headers, start, version)
-            await self._read_part(store, answer, part.start, part.end, start, min(end, part.end), destination)
+            store.add_surplus(await copy_part(answer.content.read, part, start, min(end, part.end), destination))
             return is_of_version
         finally:
             if answer is not None:
@@ -244,25 +245,6 @@ class HttpRanges(AsyncRanges):
     @staticmethod
     def _is_of_version(answer: Any, version: Version) -> bool:
         return is_proved(answer.headers.get("ETag"), answer.headers.get("Last-Modified"), version)
-
-    @staticmethod
-    async def _read_part(
-        store: Any, answer: Any, at: int, part_end: int, start: int, end: int, destination: Destination
-    ) -> None:
-        """Copy bytes [start, end) of an answer that is bytes [at, part_end). Raises OSError if it is not so long."""
-        began_at = at
-        while at < end or part_end == end:  # to its end, unless it goes on behind what is wanted
-            piece = await answer.content.read(PIECE)
-            if not piece:
-                break
-            destination.put(piece[max(0, start - at) : max(0, end - at)])
-            at += len(piece)
-            if at > part_end:
-                raise OSError(errno.EIO, f"the server sent more than the range {answer.headers['Content-Range']!r}")
-        if at < end:
-            said = answer.headers["Content-Range"]
-            raise OSError(errno.EIO, f"the answer ended at byte {at}, though it is the range {said!r}")
-        store.add_surplus(at - began_at - (end - start))
 
     def open_body(self, store: Any, version: Version) -> Body:
         """Ask for all of the object, which is of a version. Raises ChangedError if it is not."""

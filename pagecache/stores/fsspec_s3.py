@@ -1,14 +1,18 @@
 """How a range of an object is read from s3fs: get_object with IfMatch, and the version, if it knows versions."""
 
+import errno
 from typing import Any
 
 from pagecache.options import check_options
+from pagecache.stores.described import Described, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.fsspec_async import AsyncRanges
+from pagecache.stores.http_answers import check_whole, checked_part, copy_part, part_of
+from pagecache.stores.in_order import PIECE, Body, Take
 from pagecache.stores.validators import ChangedError, Version, is_proved
 
-_PIECE = 256 * 1024  # bytes that are copied at a time
 _METHODS = ("GetObject", "HeadObject", "PutObject")  # s3fs gives each the options of a file that it has
+_REFUSALS = ("PreconditionFailed", "412")
 _NAMES = ("ETag", "LastModified", "VersionId", "StorageClass", "ContentType")
 
 
@@ -54,27 +58,123 @@ class S3Ranges(AsyncRanges):
         said = await store.fs._call_s3("head_object", store.fs.kwargs, **await self._request_options(store))
         return {"size": said["ContentLength"], "type": "file", **{name: said.get(name) for name in _NAMES}}
 
-    async def _fetch(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
-        fs, end = store.fs, start + destination.wanted
-        options = await self._request_options(store) | {"Range": f"bytes={start}-{end - 1}"}
-        if version.strong_etag:
+    def describe(self, store: Any) -> Described:
+        """Return what the service says about the object now: where HEAD is refused, when a GET asks for its first byte."""
+        try:
+            return Described(self.info(store))
+        except (FileNotFoundError, TypeError):
+            raise
+        except Exception:
+            described: Described = store.run(self._describe_by_get(store))
+            return described
+
+    async def _describe_by_get(self, store: Any) -> Described:
+        try:
+            answer = await self._get(store, "0-0")
+        except ChangedError:  # an object that is empty has no such range
+            answer = await self._get(store)
+        said = {"type": "file", **{name: answer.get(name) for name in _NAMES}}
+        part = part_of(_headers_of(answer))
+        if part is not None and part.size is not None:
+            answer["Body"].close()
+            return Described({**said, "size": part.size}, serves_ranges=True)
+        size = answer["ContentLength"]
+        if part is not None or not isinstance(size, int):
+            answer["Body"].close()
+            raise OSError(errno.EIO, "the service does not say how large the object is", store.name)
+        return Described({**said, "size": size}, serves_ranges=False, body=S3Body(store, answer, bool(said["ETag"])))
+
+    async def _get(self, store: Any, span: str | None = None, version: Version | None = None) -> dict[str, Any]:
+        """Ask for an object, or a part of it. Returns the answer, whose body has to be closed. Raises ChangedError if it is
+        refused under a condition, or the part does not exist; else what s3fs raises."""
+        options = await self._request_options(store)
+        if span is not None:
+            options["Range"] = f"bytes={span}"
+        if version is not None and version.strong_etag and store.sends_conditions:
             options["IfMatch"] = version.strong_etag
         try:
-            answer = await fs._call_s3("get_object", **options)
+            answer: dict[str, Any] = await store.fs._call_s3("get_object", **options)
         except OSError as error:
-            if _s3_code(error) in ("PreconditionFailed", "412", "InvalidRange", "416"):
-                raise ChangedError from None
+            code = _s3_code(error)
+            if code in _REFUSALS or code in ("InvalidRange", "416"):
+                raise ChangedError(f"the service answered {code}", is_refusal=code in _REFUSALS) from None
             raise
-        body = answer["Body"]
+        return answer
+
+    async def _fetch(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
+        end = min(start + destination.wanted, version.size)
+        if start >= end:
+            return True
+        answer = await self._get(store, f"{start}-{end - 1}", version)
+        body, headers = answer["Body"], _headers_of(answer)
         try:
-            while not destination.full:
-                piece = await body.read(_PIECE)
-                if not piece:
-                    break
-                destination.put(piece)
+            is_of_version = is_proved(answer.get("ETag"), None, version)
+            if part_of(headers) is None and _status_of(answer) == 200:
+                check_whole(headers, version)
+                body = None
+                raise WholeAnswerError(S3Body(store, answer, is_of_version))
+            part = checked_part(headers, start, version)
+            store.add_surplus(await copy_part(body.read, part, start, min(end, part.end), destination))
+            return is_of_version
         finally:
-            body.close()
-        return is_proved(answer.get("ETag"), None, version)
+            if body is not None:
+                body.close()
+
+    def open_body(self, store: Any, version: Version) -> Body:
+        """Ask for all of the object, which is of a version. Raises ChangedError if it is not."""
+        body: S3Body = store.run(self._open_body(store, version))
+        return body
+
+    async def _open_body(self, store: Any, version: Version) -> "S3Body":
+        answer = await self._get(store, None, version)
+        try:
+            check_whole(_headers_of(answer), version)
+            return S3Body(store, answer, is_proved(answer.get("ETag"), None, version))
+        except BaseException:
+            answer["Body"].close()
+            raise
+
+
+class S3Body:
+    """An answer that brings all of an object."""
+
+    def __init__(self, store: Any, answer: dict[str, Any], is_proved: bool):
+        self._store = store
+        self._loop = store.fs.loop
+        self._body = answer["Body"]
+        self.is_proved = is_proved
+
+    def pump(self, take: Take) -> None:
+        """Give what comes next. Context: waits on fsspec's loop, where `take` is called."""
+        self._store.run(self._pump(take))
+
+    async def _pump(self, take: Take) -> None:
+        while piece := await self._body.read(PIECE):
+            if not take(piece):
+                return
+
+    def close(self) -> int:
+        """Close the connection, unless all of it has been read."""
+        body, self._body = self._body, None
+        if body is not None:
+            self._loop.call_soon_threadsafe(body.close)
+        return 0
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except RuntimeError:  # the loop is gone, and the connection with it
+            pass
+
+
+def _headers_of(answer: dict[str, Any]) -> dict[str, str]:
+    """Return what an answer says about its length; what it brings is as it is stored, whatever the encoding."""
+    said = {"Content-Range": answer.get("ContentRange"), "Content-Length": answer.get("ContentLength")}
+    return {name: str(value) for name, value in said.items() if value is not None}
+
+
+def _status_of(answer: dict[str, Any]) -> int:
+    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _s3_code(error: BaseException | None) -> str:

@@ -5,9 +5,11 @@ Servers write Content-Range in more ways than RFC 9110 (section 14.4) has; what 
 
 import errno
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
+from pagecache.stores.destination import Destination
+from pagecache.stores.in_order import PIECE
 from pagecache.stores.validators import ChangedError, Version, encoding_of
 
 _PART = re.compile(r"(?:bytes)?[\s:=]*(\d+)\s*-\s*(\d+)\s*/\s*(\d+|\*)\s*\Z", re.IGNORECASE)
@@ -64,6 +66,29 @@ def checked_part(headers: Mapping[str, str], start: int, version: Version) -> Pa
     if length not in (None, part.end - part.start):
         raise OSError(errno.EIO, f"the server sends {length} bytes as the range {headers['Content-Range']!r}")
     return part
+
+
+async def copy_part(
+    read: Callable[[int], Awaitable[bytes]], part: Part, start: int, end: int, destination: Destination
+) -> int:
+    """Copy bytes [start, end) of an answer that is a part; it is read to its end, unless it goes on behind what is wanted.
+
+    read: of the answer, so many bytes at most. Returns how many bytes came that were not wanted. Raises OSError (EIO) if
+    the answer is not as long as its part.
+    """
+    at = part.start
+    while at < end or part.end == end:
+        piece = await read(PIECE)
+        if not piece:
+            break
+        destination.put(piece[max(0, start - at) : max(0, end - at)])
+        at += len(piece)
+        if at > part.end:
+            raise OSError(errno.EIO, f"more came than the range {part.start}-{part.end - 1} that the answer is said to be")
+    if at < end:
+        said = f"{part.start}-{part.end - 1}"
+        raise OSError(errno.EIO, f"the answer ended at byte {at}, though it is said to be the range {said}")
+    return at - part.start - (end - start)
 
 
 def check_whole(headers: Mapping[str, str], version: Version) -> None:
