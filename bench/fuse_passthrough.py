@@ -6,9 +6,8 @@
 import os
 import sys
 
-from pagecache.adapters.fuse import library
-
-mfusepy = library.load()
+os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # else mfusepy takes libfuse 2, which cuts writes into 4 KiB
+import mfusepy
 
 
 class Passthrough(mfusepy.Operations):

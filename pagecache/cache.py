@@ -1,6 +1,5 @@
 """The cache: one memory budget, the objects that share it, and the files open on them."""
 
-import copy
 import errno
 import logging
 import os
@@ -16,7 +15,7 @@ from pagecache.files.file import File
 from pagecache.files.inode import Inode, Streams, is_writable
 from pagecache.files.modes import Durability, Mode, Name, OnChange, Policy, Priority, Recheck, check_choices, checked_mode
 from pagecache.files.recorded import RecordedFile, Recorder
-from pagecache.files.versioned import VersionedFile
+from pagecache.files.versioned import VersionedFile, copy_of_store
 from pagecache.shares import Shares
 from pagecache.stats import server as live
 from pagecache.stats.numbers import Stats, read_stats
@@ -206,7 +205,7 @@ class PageCache:
         when the last look is older; False, never, for objects that never change. Bytes that are read from the store are
         of the version that is cached in any case (see the store for recheck=False). on_change: what a read does when
         the object was replaced: "error" raises OSError (ESTALE), "reload" reads all of it from the new version,
-        which is opened on a `copy.copy` of the store.
+        which is opened on a `copy.copy` of the store that serves the object then, while that is open.
 
         priority: who leaves when frames are short, see `File.priority`. tenant: whose share of the budget the object
         counts for, see `shares`. Both are the object's; None leaves them as they are.
@@ -226,11 +225,11 @@ class PageCache:
             return self.open_store(store, mode, durability, priority=priority, tenant=tenant)
         file = self.open_store(store, mode, durability, priority=priority, tenant=tenant)
 
-        def reopen() -> File:
-            again = copy.copy(store)
+        def reopen(old: File) -> File:
+            again = copy_of_store(old.inode)
             if getattr(again, "is_immutable", False):
                 self.forget(again.key)  # what is cached would be taken for good
-            mode_again = file.mode if file.mode == "rb" else "r+b"
+            mode_again = file.mode if file.mode in ("rb", "ab", "a+b") else "r+b"
             return self.open_store(again, mode_again, durability, priority=priority, tenant=tenant)
 
         return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")

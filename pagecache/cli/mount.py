@@ -13,11 +13,13 @@ from pagecache.units import format_size
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this verb to its parser."""
     parser.add_argument("source", metavar="SOURCE", help="a directory, or a URL that fsspec knows")
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory outside of it")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="a directory outside of it, not above it")
     parser.add_argument("--size", default="25%", help="budget: bytes, 256MiB, 25%% (default: %(default)s)")
     parser.add_argument("--read-only", action="store_true", help="refuse changes")
     parser.add_argument("--write-back", action="store_true", help="of a URL: let objects be changed, each put as a whole")
-    parser.add_argument("--kernel-cache", action="store_true", help="let the kernel keep pages too; shared maps need it")
+    parser.add_argument(
+        "--kernel-cache", action="store_true", help="let the kernel keep pages too; shared maps need it before Linux 6.6"
+    )
     parser.add_argument("--direct", action="store_true", help="read and write the source past the kernel's page cache")
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as permissions say")
     parser.add_argument(
@@ -45,12 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         OSError: source or mount point cannot be used.
         ValueError: an argument makes no sense.
-        ImportError: mfusepy, libfuse or the URL's library is missing.
+        ImportError: fusermount3 or the URL's library is missing.
     """
     from pagecache.adapters.fuse import mount
 
     raise_descriptor_limit()
-    os.umask(0)  # the kernel has taken the caller's away already
     cache = pagecache.PageCache(arguments.size)
     is_url = "://" in arguments.source and not arguments.source.startswith("file://")
     options = {"write_back": arguments.write_back} if is_url else {"direct": arguments.direct}

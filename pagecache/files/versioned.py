@@ -1,5 +1,6 @@
 """A file that looks whether its object was replaced, before reads of cached bytes too, and may go on with the new one."""
 
+import copy
 import errno
 import io
 import time
@@ -18,15 +19,18 @@ _Result = TypeVar("_Result")
 class VersionedFile:
     """An open file with `recheck` or `on_change` of its own; otherwise a File.
 
-    file: open on the present version. reopen: opens the version there is then. max_age_s: what is known of the version
-    may be so old when a read begins (seconds; 0: the store is asked before each read call; None: it is not asked).
-    reloads: a replaced object is read on as a whole, with nothing cached of the old one; else reads raise ESTALE.
+    file: open on the present version. reopen: opens the version there is then, instead of a file that is open. max_age_s:
+    what is known of the version may be so old when a read begins (seconds; 0: the store is asked before each read call;
+    None: it is not asked). reloads: a replaced object is read on as a whole, with nothing cached of the old one; else reads
+    raise ESTALE.
 
     Each read call is served by one version from its first to its last byte. Two calls may see two versions.
     Context: as File; asking the store waits for it.
     """
 
-    def __init__(self, file: File, reopen: Callable[[], File], *, max_age_s: float | None = None, reloads: bool = False):
+    def __init__(
+        self, file: File, reopen: Callable[[File], File], *, max_age_s: float | None = None, reloads: bool = False
+    ):
         self._file = file
         self._reopen = reopen
         self._max_age_s = max_age_s
@@ -74,7 +78,7 @@ class VersionedFile:
         """Open the present version, unless another thread has."""
         with self._change_lock.held():
             if self._file is old and not old.closed:
-                self._file = self._reopen()
+                self._file = self._reopen(old)
                 self._checked_at = time.monotonic()
                 old.close()
 
@@ -84,7 +88,8 @@ class VersionedFile:
             self._file.invalidate(offset, length)
             return
         with self._change_lock.held():
-            old, self._file = self._file, self._reopen()
+            old = self._file
+            self._file = self._reopen(old)
             old.close()
 
     # -- reads -----------------------------------------------------------------------------------------------------------
@@ -243,6 +248,17 @@ class VersionedFile:
 
     def __repr__(self) -> str:
         return f"<Versioned{repr(self._file)[1:]}"
+
+
+def copy_of_store(inode: Any) -> Any:
+    """Return a copy of the store that serves an object, which is open: its own copy may need that."""
+    while True:
+        store = inode.store
+        try:
+            return copy.copy(store)
+        except Exception:
+            if inode.store is store:  # else it was closed meanwhile, because another one serves
+                raise
 
 
 def _begun(views: Iterator[memoryview]) -> Iterator[memoryview]:

@@ -22,7 +22,7 @@ from pagecache.options import check_spelling
 from pagecache.stores import fsspec_ranges
 from pagecache.stores.base import NoRangesError
 from pagecache.stores.call_options import are_of_this_process, key_part, request_options
-from pagecache.stores.described import Memory, WholeAnswerError
+from pagecache.stores.described import Described, Memory, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.fsspec_instances import (
@@ -140,16 +140,21 @@ class FsspecStore:
         """What is known of the object."""
         return self.known_version or self.refresh()
 
-    def refresh(self) -> Version:
-        """Ask the file system for the present version, past its cache of listings. Raises OSError."""
-        asked_at = time.monotonic()
+    def describe(self) -> Described:
+        """Ask the file system what the object is now, past its cache of listings; whoever asks closes a body that comes
+        along. Raises OSError; TypeError for an option that the file system does not have."""
         try:
             with self._instance.turn():
-                described = self._ranges.describe(self)
+                return self._ranges.describe(self)
         except TypeError:  # of the arguments, not of the store
             raise
         except Exception as error:
             raise meant_error(error, self.name) or failed_request(error, self.name) from error
+
+    def refresh(self) -> Version:
+        """Ask the file system for the present version. Raises OSError."""
+        asked_at = time.monotonic()
+        described = self.describe()
         version = version_of(described.info, self.name, asked_at)
         self._is_by_head = described.by_head
         if described.serves_ranges is False:

@@ -95,7 +95,7 @@ class S3Ranges(AsyncRanges):
         try:
             answer: dict[str, Any] = await store.fs._call_s3("get_object", **options)
         except OSError as error:
-            code = _s3_code(error)
+            code = s3_code(error)
             if code in _REFUSALS or code in ("InvalidRange", "416"):
                 raise ChangedError(f"the service answered {code}", is_refusal=code in _REFUSALS) from None
             raise
@@ -177,7 +177,7 @@ def _status_of(answer: dict[str, Any]) -> int:
     return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _s3_code(error: BaseException | None) -> str:
+def s3_code(error: BaseException | None) -> str:
     """Return the code of a refused request: in the chain of causes, as s3fs translates errors."""
     while error is not None:
         response = getattr(error, "response", None)

@@ -9,6 +9,7 @@ from support.fuse_mount import FEW_KINDS, KINDS, Interposed, Mount, needs_fuse
 from support.http_server import ObjectServer
 
 from pagecache.adapters.fuse.object_files import ObjectFiles
+from pagecache.stores.fsspec_instances import instance_of
 
 fsspec = pytest.importorskip("fsspec")
 pytestmark = needs_fuse()
@@ -153,7 +154,7 @@ class TestWriting:
     def test_two_handles_of_an_object_that_could_not_be_put_are_given_up_at_once(self, make_cache, objects, monkeypatch):
         """One of them is the last: the object is kept, for another try."""
         fs = fsspec.filesystem("local")
-        files = ObjectFiles(make_cache("1MiB"), fs)
+        files = ObjectFiles(make_cache("1MiB"), instance_of(fs))
         remote = str(objects / "a")
         first, second = (files.open(remote, os.O_RDWR, is_new=True) for _ in range(2))
         files.write(first, b"new", 0)
@@ -161,10 +162,10 @@ class TestWriting:
             patch.setattr(fs, "put_file", failing_put)
             files._lock = Interposed(lambda: files.release(second))
             files.release(first)
-        (node,) = files.nodes()
-        files.put(node)
+        (opened,) = files.all()
+        files.put(opened)
         assert (objects / "a").read_bytes() == b"new"
-        node.spool.close()
+        opened.spool.close()
 
     def test_a_put_that_fails_is_told_by_close_and_tried_again(self, objects):
         (objects / "sub").mkdir()

@@ -381,6 +381,48 @@ class TestAnyStore:
             with cache.open(store, recheck=True) as strict:
                 assert set(strict.read()) == {2}
 
+    def test_store_whose_copy_needs_an_open_original(self, cache):
+        """As a store over a descriptor, which can be duplicated as long as it is open."""
+        served = Store(version_bytes(1), key="object")
+
+        class Descriptor(Store):
+            def __init__(self):
+                super().__init__(b"", "object")
+
+            def __copy__(self):
+                if self.nr_closed:
+                    raise OSError(errno.EBADF, "copied after it was closed")
+                return Descriptor()
+
+            def size(self):
+                return served.size()
+
+            def validator(self):
+                return served.version
+
+            def answer(self, offset, buffers):
+                return served.answer(offset, buffers)
+
+        with (
+            cache.open(Descriptor(), recheck=True, on_change="reload") as file,
+            cache.open(Descriptor(), recheck=True, on_change="reload") as other,  # whose store is closed at once
+        ):
+            for number in range(2, 6):
+                served.data, served.version = version_bytes(number), str(number)
+                assert set(other.read()) == set(file.read()) == {number}
+                file.seek(0)
+                other.seek(0)
+
+    def test_file_that_appends_goes_on_appending(self, cache, tmp_path):
+        path = tmp_path / "object"
+        path.write_bytes(b"old")
+        with cache.open(path, "a+b", recheck=True, on_change="reload") as file:
+            assert file.pread(10, 0) == b"old"
+            path.write_bytes(b"newer")
+            assert file.pread(10, 0) == b"newer"
+            file.write(b"!")
+        assert path.read_bytes() == b"newer!"
+
     def test_local_file_is_followed_when_it_is_renamed_over(self, cache, tmp_path):
         path = tmp_path / "object"
         path.write_bytes(version_bytes(1))

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,17 @@ MOUNT_SECONDS_MAX = 1000 if STRESS else 100  # then the process is killed, and e
 PATIENCE_S = 60
 KINDS = {"direct_io": ("--size", "4MiB"), "kernel_cache": ("--size", "4MiB", "--kernel-cache")}  # who caches
 FEW_KINDS = list(KINDS) if STRESS else ["direct_io"]  # for tests that take long
+MAPS_DIRECT_FILES = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 6)  # shared, with direct_io
 SERVE = Path(__file__).resolve().parent / "fuse_serve.py"
+NOBODY = 65534
+AS_USER = """
+import os, runpy, sys
+import pagecache.adapters.fuse.directory, pagecache.adapters.fuse.mounting, pagecache.adapters.fuse.session
+from pagecache.cli import main
+uid = int(sys.argv.pop(1))
+os.setgroups([uid]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
+sys.exit(main(["mount", *sys.argv[1:]]))
+"""
 
 
 def needs_fuse():
@@ -29,13 +40,6 @@ def needs_fuse():
         reason = "there is no /dev/fuse that this user can open"
     elif shutil.which("fusermount3") is None:
         reason = "fusermount3 is not installed"
-    else:
-        try:
-            from pagecache.adapters.fuse import library
-
-            library.load()
-        except ImportError as error:
-            reason = str(error)
     return pytest.mark.skipif(reason is not None, reason=str(reason))
 
 
@@ -66,15 +70,25 @@ class Interposed:
         self._lock.release()
 
 
-class Mount:
-    """A source mounted while the block runs. words: of the command line. serve: run fuse_serve.py with them."""
+def is_mounted(path):
+    """Whether something is mounted on a path, whoever may look into it."""
+    with open("/proc/self/mountinfo") as file:
+        return any(line.split()[4] == str(path) for line in file)
 
-    def __init__(self, source, *words, serve=False):
+
+class Mount:
+    """A source mounted while the block runs. words: of the command line. serve: run tests/fuse_serve.py with them.
+    uid: of another user, who mounts."""
+
+    def __init__(self, source, *words, serve=False, uid=None):
         self.source = source
         self._directory = Path(tempfile.mkdtemp(prefix="pagecache-mount-"))
         self.path = self._directory / "mnt"
         self.path.mkdir()
-        program = [str(SERVE)] if serve else ["-m", "pagecache", "mount"]
+        if uid is not None:
+            os.chown(self.path, uid, uid)
+            self._directory.chmod(0o755)
+        program = [str(SERVE)] if serve else ["-m", "pagecache", "mount"] if uid is None else ["-c", AS_USER, str(uid)]
         self._command = [sys.executable, "-P", *program, str(source), str(self.path), *map(str, words)]
         self.output = ""
         self.returncode = None
@@ -89,7 +103,7 @@ class Mount:
         self._guard.daemon = True
         self._guard.start()
         deadline = time.monotonic() + PATIENCE_S
-        while not os.path.ismount(self.path):
+        while not is_mounted(self.path):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self._give_up()
                 raise AssertionError(f"not mounted: {self.output}")
@@ -134,7 +148,7 @@ class Mount:
         self._log.seek(0)
         self.output = self._log.read()
         self._log.close()
-        if not os.path.ismount(self.path):
+        if not is_mounted(self.path):
             shutil.rmtree(self._directory, ignore_errors=True)
 
     def __exit__(self, kind, *rest):

@@ -9,7 +9,7 @@ import os
 import sys
 
 import pagecache
-from pagecache.adapters.fuse import files, mount
+from pagecache.adapters.fuse import files, mount, stores
 
 
 def main(source, mountpoint, control):
@@ -21,7 +21,7 @@ def main(source, mountpoint, control):
         name = word.removeprefix("sync:")
         return getattr(errno, name) if name and word.startswith("sync:") == (kind == "sync") else 0
 
-    class FailingStore(files.DescriptorStore):
+    class FailingStore(stores.DescriptorStore):
         """A source's file whose writes fail while they should."""
 
         def __init__(self, *args):
@@ -62,8 +62,7 @@ def main(source, mountpoint, control):
         def close(self):
             os.close(self._fd)
 
-    files.Files.make_store = lambda self, path, mode, fd: FailingStore(path, mode, fd, False)
-    os.umask(0)
+    files.Files.make_store = lambda self, name, mode, fd, appends_only=False: FailingStore(name, mode, fd, False)
     with pagecache.PageCache("1MiB", dirty_expire_s=3600) as cache:  # written when a test has it written, not before
         mount(source, mountpoint, cache=cache)
 

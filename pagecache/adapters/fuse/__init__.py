@@ -4,14 +4,18 @@
 
     mount("/srv/data", "/mnt/data", cache=pagecache.PageCache("1GiB"))
 
-`library` finds mfusepy and libfuse, `session` is one mount, `directory` serves a directory with `files`, `fallocation` and
-`unlinked` and `linked`, `objects` the objects of an fsspec file system with `object_files`.
+From the kernel to the cache: `mounting` puts the mount in its place, `session` reads requests and `answers` tells them
+apart, by the structures of `protocol`.  `directory` serves a directory: `nodes` and `beneath` find its files, `credentials`
+says with whose rights, `entries` lists, `files` are the open ones, over the descriptors of `stores`, with `fallocation`.
+`objects` serves the objects of an fsspec file system, with `object_files`.
 """
 
-import errno
+import contextlib
+import logging
 import os
-import stat
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pagecache.cache import PageCache
@@ -19,7 +23,8 @@ from pagecache.default import default_cache
 
 __all__ = ["mount"]
 
-ENDED = (7, 8)  # what libfuse returns when a mount that was served ends by a signal, or is aborted
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+logger = logging.getLogger("pagecache.fuse")
 
 
 def mount(
@@ -37,57 +42,69 @@ def mount(
 ) -> None:
     """Mount a source, and serve it until it is unmounted (fusermount3 -u, SIGINT, SIGTERM, SIGHUP).
 
-    source: a directory, or a URL that fsspec knows. mountpoint: an empty directory outside the source. cache: whose pages
-    are used, the default one if not given; it stays open, written back. kernel_cache: let the kernel keep pages too,
-    which makes shared maps possible. read_only: refuse changes. allow_other: let other users in, as permissions say.
-    ready: called when the mount is there. xattrs: extended attributes to show on its root. storage_options: for the file
-    system of a URL. options: `direct`, `recheck`, `on_change` as for `PageCache.open`; `write_back` for a URL: see docs.
-    Raises ImportError with what to install, OSError.
+    source: a directory, or a URL that fsspec knows. mountpoint: a directory that is neither in the source nor above it;
+    what is in it is hidden. cache: whose pages are used, the default one if not given; it stays open, written back.
+    kernel_cache: let the kernel keep pages too. read_only: refuse changes. allow_other: let other users in, as permissions
+    say. ready: called when the mount is there. xattrs: extended attributes to show on its root. storage_options: for the
+    file system of a URL. options: `direct`, `recheck`, `on_change` as for `PageCache.open`; `write_back` for a URL: see
+    docs. Raises ImportError with what to install, OSError.
     Context: blocks the calling thread, which must be the main one for the signals to be heard.
     """
-    from pagecache.adapters.fuse.session import Session, caller
+    from pagecache.adapters.fuse import mounting
+    from pagecache.adapters.fuse.protocol import Init
+    from pagecache.adapters.fuse.session import Session
 
     cache = default_cache() if cache is None else cache
-    _check_mountpoint(source, mountpoint)
-    if "://" in source and not source.startswith("file://"):
+    is_url = "://" in source and not source.startswith("file://")
+    mounting.check(mountpoint, None if is_url else source.removeprefix("file://"))
+    operations: Any
+    if is_url:
         from pagecache.adapters.fuse.objects import ObjectOperations
 
-        operations: Any = ObjectOperations(
-            cache, source, storage_options or {}, kernel_cache=kernel_cache, ready=ready, **options
+        operations = ObjectOperations(
+            cache, source, storage_options or {}, kernel_cache=kernel_cache, mountpoint=mountpoint, **options
         )
-        read_only = read_only or not operations.can_write
     else:
         from pagecache.adapters.fuse.directory import DirectoryOperations
 
+        serves_others = allow_other and os.geteuid() == 0
         operations = DirectoryOperations(
-            cache, source.removeprefix("file://"), kernel_cache=kernel_cache,
-            caller=caller if allow_other and os.geteuid() == 0 else None, ready=ready, **options,
-        )  # fmt: skip
-    operations.virtual_xattrs.update(xattrs or {})
-    fuse_options: dict[str, Any] = {"fsname": source.replace(",", "%2c"), "subtype": "pagecache"}
-    fuse_options["default_permissions"] = True
-    if allow_other:
-        fuse_options["allow_other"] = True
-    if read_only:
-        fuse_options["ro"] = True
+            cache, source.removeprefix("file://"), kernel_cache=kernel_cache, serves_others=serves_others, **options
+        )
+    operations.virtual_xattrs.update({os.fsencode(name): value for name, value in (xattrs or {}).items()})
+    read_only = read_only or not operations.can_write
     try:
-        Session(operations, mountpoint, **fuse_options)
-    except RuntimeError as error:
-        if error.args[0] in ENDED:
-            return
-        reason = f"cannot mount {source}: libfuse ended with {error}, and says why on standard error"
-        raise OSError(errno.EIO, reason, mountpoint) from error
+        place = mounting.Mountpoint(
+            mountpoint, source, subtype="pagecache", read_only=read_only, allow_other=allow_other
+        )
+        session = Session(operations, place.fd)
+        try:
+            session.start()
+            if not kernel_cache and not session.allowed & Init.DIRECT_IO_ALLOW_MMAP:
+                logger.warning("files of %s cannot be mapped shared: this kernel (before Linux 6.6) allows it only with"
+                               " kernel_cache (--kernel-cache)", mountpoint)  # fmt: skip
+            with _signals(session.wake):
+                if ready is not None:
+                    ready()
+                session.wait()
+        finally:
+            place.unmount()
+            session.end()
     finally:
         operations.finish()
         cache.sync()
 
 
-def _check_mountpoint(source: str, mountpoint: str) -> None:
-    """Refuse what libfuse would refuse less clearly, or what would wait for itself."""
-    if not stat.S_ISDIR(os.stat(mountpoint).st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), mountpoint)
-    if "://" in source:
+@contextlib.contextmanager
+def _signals(wake: Callable[..., None]) -> Iterator[None]:
+    """Within the block the signals that end a mount call a function, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    inner, outer = os.path.realpath(mountpoint), os.path.realpath(source)
-    if os.path.commonpath([inner, outer]) == outer:
-        raise OSError(errno.EINVAL, f"the mount point must be outside of its source {source}", mountpoint)
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, wake) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,404 +1,442 @@
-"""A directory of this machine as a mounted file system: names and attributes pass through, bytes go through the cache."""
+"""A directory of this machine as a mounted file system: names and attributes pass through, bytes go through the cache.
+
+Each operation finds the file or the directory below the source by descriptors (`beneath`, `nodes`), and does what changes
+or opens something with the rights of the program that asks (`credentials`).
+"""
 
 import contextlib
-import ctypes
 import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pagecache.adapters.fuse.files import WRITE_FLAGS, Files, Node, errno_error
-from pagecache.adapters.fuse.linked import LinkedNames
-from pagecache.adapters.fuse.unlinked import HIDDEN, Unlinked
+from pagecache.adapters.fuse import beneath
+from pagecache.adapters.fuse.credentials import Caller, Rights, mode_for
+from pagecache.adapters.fuse.entries import OpenDirectories
+from pagecache.adapters.fuse.files import WRITE_FLAGS, Files, OpenFile, Status, status_of
+from pagecache.adapters.fuse.nodes import Key, Node, Nodes
+from pagecache.adapters.fuse.protocol import Attributes, Changes, Opened
 
-ATTRIBUTES = (
-    "st_mode", "st_ino", "st_dev", "st_nlink", "st_uid", "st_gid", "st_size", "st_blksize", "st_blocks", "st_rdev",
-    "st_atime_ns", "st_mtime_ns", "st_ctime_ns",
-)  # fmt: skip
-SECTOR = 512
-AT_FDCWD = -100
-TIMEOUT_S = 1.0  # how long the kernel may take names and attributes for known
-_libc = ctypes.CDLL(None, use_errno=True)
-_renameat2 = getattr(_libc, "renameat2", None)
+ACL_ATTRIBUTES = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
 class DirectoryOperations:
-    """What libfuse asks for, of a directory.
+    """What the kernel asks for, of a directory.
 
     cache: whose pages are used. source: path of the directory. kernel_cache: whether the kernel may keep pages too.
-    caller: returns user and group of the program that is served, if files are made for others than this process's user.
-    ready: called when the mount is there. options: of `Files`.
+    serves_others: whether this is root's mount for other users as well. options: of `Files`.
+    Raises OSError: there is no such directory; others cannot be served.
     """
 
-    use_ns = True
+    can_write = True
 
     def __init__(
-        self,
-        cache: Any,
-        source: str,
-        *,
-        kernel_cache: bool = False,
-        caller: Callable[[], tuple[int, int]] | None = None,
-        ready: Callable[[], None] | None = None,
-        **options: Any,
+        self, cache: Any, source: str, *, kernel_cache: bool = False, serves_others: bool = False, **options: Any
     ):
-        self.cache = cache
-        self.root = os.path.realpath(source)
-        if not os.path.isdir(self.root):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), source)
-        self.root = self.root.rstrip("/")
+        root_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.rights = Rights(serves_others)
+            self.files = Files(cache, changed=self._has_changed, **options)
+        except BaseException:
+            os.close(root_fd)
+            raise
+        self.nodes = Nodes(root_fd)
+        self.directories = OpenDirectories(self.nodes)
         self.kernel_cache = kernel_cache
-        self._caller = caller
-        self._ready = ready
-        self.linked = LinkedNames()
-        self.files = Files(cache, changed=self.linked.changed, **options)
-        self.unlinked = Unlinked(self._remove)
-        self.virtual_xattrs: dict[str, bytes] = {}
-
-    # -- life ----------------------------------------------------------------------------------------------------------
-
-    def configure(self, conn: Any, config: Any) -> None:
-        """Set what libfuse asks for when the mount begins."""
-        config.auto_cache = self.kernel_cache  # its pages are kept if time and size are the same when a file is opened
-        config.ac_attr_timeout, config.ac_attr_timeout_set = 0.0, 1
-        config.entry_timeout = config.attr_timeout = TIMEOUT_S
-        if self._ready is not None:
-            self._ready()
+        self.virtual_xattrs: dict[bytes, bytes] = {}
+        self.invalidate: Callable[[int], None] = lambda number: None  # has the kernel forget attributes of a node
 
     def finish(self) -> None:
-        """End what waits when the mount is gone; the cache is closed by whoever made it. Raises OSError."""
-        self.unlinked.carry_out()
-        for node in self.files.nodes():
-            with contextlib.suppress(OSError):  # `PageCache.sync` tells of it
-                self.files.settle(node)
+        """End what waits when the mount is gone; the cache is closed by whoever made it. Raises nothing."""
+        for opened in self.files.all():
+            with contextlib.suppress(OSError):  # `PageCache.sync` reports it
+                self.files.settle(opened)
+        self.directories.close()
+        self.nodes.close()
 
-    # -- names ---------------------------------------------------------------------------------------------------------
+    # -- looking -------------------------------------------------------------------------------------------------------
 
-    def _real(self, path: str) -> str:
-        """Return the path of the source. A removed file that is open is reached by its descriptor."""
-        node = self.unlinked.find(path)
-        return self.root + path if node is None else f"/proc/self/fd/{node.fd}"
+    @contextlib.contextmanager
+    def _reach(self, node: Node, *, by_name: bool = False) -> Iterator[int]:
+        """Give a descriptor of a node's file for a while: of the open file, if it is open, whatever became of its names.
 
-    def _changing(self, path: str) -> str:
-        """Return the path of the source of a name that is about to be made or removed."""
-        self.unlinked.carry_out(os.path.dirname(path))
-        return self.root + path
-
-    def _own(self, real: str) -> None:
-        """Give what was made to the user for whom it was made."""
-        if self._caller is None:
+        by_name: only if it has none; where it has, and another file has its name by now, ESTALE lets the kernel look again.
+        """
+        opened = self.files.find(node.key)
+        if opened is not None and not (by_name and node.names):
+            yield opened.fd
             return
-        uid, gid = self._caller()
-        parent = os.stat(os.path.dirname(real))
-        gid = parent.st_gid if parent.st_mode & stat.S_ISGID else gid
-        mode = os.lstat(real).st_mode
-        os.lchown(real, uid, gid)
-        if not stat.S_ISLNK(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
-            os.chmod(real, stat.S_IMODE(mode))
+        with self.nodes.reach(node) as fd:
+            yield fd
 
-    def readdir(self, path: str | None, fd: int) -> Iterator[tuple[str, dict[str, int], int]]:
-        """Yield names with type and inode number."""
-        for name in (".", ".."):
-            yield name, {"st_mode": stat.S_IFDIR, "st_ino": os.stat(name, dir_fd=fd).st_ino}, 0
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                yield entry.name, {"st_mode": _type_of(entry), "st_ino": entry.inode()}, 0
+    def _attributes(self, status: Status) -> Attributes:
+        source = status.source
+        return Attributes(
+            self.nodes.shown_ino(source.st_dev, source.st_ino), source.st_mode, source.st_nlink, source.st_uid,
+            source.st_gid, status.size, status.blocks, source.st_blksize, source.st_rdev, source.st_atime_ns,
+            status.mtime_ns, status.ctime_ns,
+        )  # fmt: skip
 
-    def opendir(self, path: str) -> int:
-        """Open a directory; the handle is a descriptor."""
-        self.unlinked.carry_out(path)
-        return os.open(self.root + path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _entry(self, found: os.stat_result, directory: Node, name: bytes) -> tuple[int, Attributes]:
+        """Return a node's number, counted as told to the kernel, and the attributes."""
+        node = self.nodes.looked_up(found, directory, name)
+        opened = self.files.find(node.key)
+        return node.number, self._attributes(opened.status() if opened is not None else status_of(found))
 
-    def releasedir(self, path: str | None, fd: int) -> None:
-        """Close a directory."""
-        os.close(fd)
+    def lookup(self, parent: int, name: bytes) -> tuple[int, Attributes]:
+        """Return number and attributes of what has a name."""
+        directory = self.nodes[parent]
+        with self.nodes.reach(directory) as dir_fd:
+            return self._entry(_stat(name, dir_fd), directory, name)
 
-    def fsyncdir(self, path: str | None, datasync: int, fd: int) -> None:
-        """Make the names of a directory durable."""
-        self.unlinked.carry_out()
-        os.fsync(fd)
+    def forget(self, number: int, nr_lookups: int) -> None:
+        """Take back what the kernel was told of a node so many times."""
+        self.nodes.forget(number, nr_lookups)
 
-    def mkdir(self, path: str, mode: int) -> None:
-        """Make a directory."""
-        real = self._changing(path)
-        os.mkdir(real, mode)
-        self._own(real)
+    def attributes(self, number: int, handle: int | None) -> Attributes:
+        """Return the attributes. Those of a file that is not written back yet are the cache's."""
+        opened = self.files.opened(handle) if handle is not None else self.files.find(self.nodes[number].key)
+        if opened is not None:
+            return self._attributes(opened.status())
+        with self.nodes.reach(self.nodes[number]) as fd:
+            return self._attributes(status_of(os.fstat(fd)))
 
-    def rmdir(self, path: str) -> None:
-        """Remove an empty directory."""
-        self.unlinked.carry_out(path)
-        os.rmdir(self._changing(path))
-
-    def mknod(self, path: str, mode: int, dev: int) -> None:
-        """Make a file of any type."""
-        real = self._changing(path)
-        os.mknod(real, mode, dev)
-        self._own(real)
-
-    def symlink(self, path: str, target: str) -> None:
-        """Make a symbolic link."""
-        real = self._changing(path)
-        os.symlink(target, real)
-        self._own(real)
-
-    def readlink(self, path: str) -> str:
+    def readlink(self, number: int) -> bytes:
         """Return where a symbolic link points."""
-        return os.readlink(self._real(path))
+        with self.nodes.reach(self.nodes[number]) as fd:
+            return os.readlink(b"", dir_fd=fd)
 
-    def link(self, path: str, target: str) -> None:
-        """Give a file another name."""
-        real = self._changing(path)
-        os.link(self._real(target), real, follow_symlinks=False)
-        status = os.lstat(real)
-        key = (status.st_dev, status.st_ino)
-        self.linked.add(key, target)
-        self.linked.add(key, path)
-        self.linked.changed(key, path)
-        node = self.files.find(status)
-        if node is not None:
-            node.has_names = True
+    def opendir(self, caller: Caller, number: int) -> int:
+        """Open a directory. Returns the number of the handle."""
+        node = self.nodes[number]
+        with self.nodes.reach(node) as fd, self.rights.of(caller):
+            return self.directories.open(node, fd)
 
-    def unlink(self, path: str) -> None:
-        """Remove a name. The cached pages go with the last name of a file that is not open."""
-        node = self.unlinked.forget(path)
-        if node is not None:
-            self.linked.remove(node.key, path)
-            return
-        self._changing(path)
-        self._remove(path)
-
-    def _remove(self, path: str) -> None:
-        real = self.root + path
-        status = os.lstat(real)
-        os.unlink(real)
-        self._has_lost(status, path)
-
-    def _has_lost(self, status: os.stat_result, path: str) -> None:
-        """Note that a file has lost a name; its pages go with the last one."""
-        key = (status.st_dev, status.st_ino)
-        if status.st_nlink > 1:
-            self.linked.remove(key, path)
-            self.linked.changed(key)
-        elif stat.S_ISREG(status.st_mode):
-            self.linked.remove(key, path)
-            self.files.discard(key)
-
-    def rename(self, old: str, new: str, flags: int) -> None:
-        """Rename in one step; flags are those of renameat2(2)."""
-        if not flags and HIDDEN.fullmatch(os.path.basename(new)):
-            status = os.lstat(self.root + old)
-            node = self.files.find(status)
-            self.unlinked.hide(old, new, node, (status.st_dev, status.st_ino))
-            if node is not None and node.has_names:  # the kernel knows the file by the hidden name from now on
-                self.linked.add(node.key, new)
-                self.linked.changed(node.key, old)
-            return
-        self.unlinked.claim(new)
-        self.unlinked.carry_out(os.path.dirname(new))
-        old_real, new_real = self._changing(old), self.root + new
-        replaced = None
-        with contextlib.suppress(FileNotFoundError):
-            replaced = os.lstat(new_real)
-        if flags:
-            _rename_with(old_real, new_real, flags)
-        else:
-            os.rename(old_real, new_real)
-        renamed = os.lstat(new_real)
-        key = (renamed.st_dev, renamed.st_ino)
-        if self.linked.knows(key) or (renamed.st_nlink > 1 and not stat.S_ISDIR(renamed.st_mode)):
-            self.linked.remove(key, old)
-            self.linked.add(key, new)
-            self.linked.changed(key, new)
-        if not flags and replaced is not None and not os.path.samestat(replaced, renamed):
-            self._has_lost(replaced, new)
+    def statfs(self, number: int) -> os.statvfs_result:
+        """Return the room of the source's file system."""
+        with self._reach(self.nodes[number]) as fd:
+            return os.fstatvfs(fd)
 
     # -- attributes ----------------------------------------------------------------------------------------------------
 
-    def attributes(self, path: str | None, number: int | None) -> dict[str, int]:
-        """Return the fields of a struct stat. Size and times of what is not written back yet are the cache's."""
-        node = self.files.node(number) if number is not None else self.unlinked.find(str(path))
-        if node is not None:
-            status = os.fstat(node.fd)
+    def change(self, caller: Caller, number: int, changes: Changes) -> Attributes:
+        """Set what is given of mode, owner, size and times. Returns the attributes."""
+        node = self.nodes[number]
+        opened = self.files.opened(changes.handle) if changes.handle is not None else self.files.find(node.key)
+        with self._reach(node) if opened is None else contextlib.nullcontext(opened.fd) as fd:
+            path = beneath.of_descriptor(fd)
+            with self._own_change(opened), self.rights.of(caller):
+                if changes.mode is not None:
+                    os.chmod(path, changes.mode)
+                if changes.uid is not None or changes.gid is not None:
+                    uid, gid = (-1 if one is None else one for one in (changes.uid, changes.gid))
+                    os.chown(path, uid, gid)
+            if changes.size is not None:
+                self._resize(caller, node, fd, changes)
+            if changes.sets_times:
+                if opened is not None and (changes.mtime_ns is not None or changes.is_mtime_now):
+                    self.files.settle(opened)  # what is written back later would change it again
+                with self._own_change(opened), self.rights.of(caller):
+                    beneath.set_times(
+                        fd, changes.atime_ns, changes.mtime_ns, (changes.is_atime_now, changes.is_mtime_now)
+                    )
+            status = opened.status() if opened is not None else status_of(os.fstat(fd))
+        if opened is not None:
+            opened.note_mode(status.source.st_mode)
+        return self._attributes(status)
+
+    @staticmethod
+    def _own_change(opened: OpenFile | None) -> contextlib.AbstractContextManager[Any]:
+        """Within the block a change of the source is the mount's own, and no news to the cache."""
+        return opened.own_change() if opened is not None else contextlib.nullcontext()
+
+    def _resize(self, caller: Caller, node: Node, fd: int, changes: Changes) -> None:
+        """Set the size: of an open file by its handle, of another one as if it were opened for that."""
+        size, handle = changes.size, changes.handle
+        assert size is not None
+        if handle is not None:
+            self.files.truncate(handle, size)
         else:
-            path = str(path)
-            if self.unlinked.is_removed(path):
-                self.unlinked.carry_out(os.path.dirname(path))  # whoever looks the name up is let into the directory
-                raise errno_error(errno.ENOENT, path)
-            status = os.lstat(self.root + path)
-            node = self.files.find(status)
-            key = (status.st_dev, status.st_ino)
-            if self.linked.knows(key) or (status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)):
-                self.linked.add(key, path)
-        found = {name: getattr(status, name) for name in ATTRIBUTES}
-        found["st_nlink"] -= self.unlinked.nr_removed((status.st_dev, status.st_ino))
-        if node is not None and node.is_touched:
-            size, mtime_ns = node.file.size, node.mtime_ns
-            found["st_size"] = size
-            found["st_mtime_ns"] = mtime_ns
-            found["st_ctime_ns"] = max(mtime_ns, status.st_ctime_ns)
-            found["st_blocks"] = max(status.st_blocks, -(-size // SECTOR))  # fewer would mean holes
-        return found
-
-    def _reach(self, path: str | None, number: int | None) -> tuple[Node | None, os.stat_result]:
-        """Return the node of a file that is open, and what the source knows of the file."""
-        node = self.files.node(number) if number is not None else self.unlinked.find(str(path))
-        if node is not None:
-            return node, os.fstat(node.fd)
-        status = os.lstat(f"{self.root}{path}")
-        return self.files.find(status), status
-
-    def _has_changed(self, status: os.stat_result, path: str | None) -> None:
-        """Have the kernel look again at a file through its other names."""
-        self.linked.changed((status.st_dev, status.st_ino), path)
-
-    def chmod(self, path: str | None, mode: int, number: int | None) -> None:
-        """Change the mode."""
-        node, status = self._reach(path, number)
-        if node is not None:
-            os.chmod(node.fd, mode)
-            node.note_mode(mode)
-        elif stat.S_ISLNK(status.st_mode):
-            raise errno_error(errno.EOPNOTSUPP, str(path))
-        else:
-            os.chmod(f"{self.root}{path}", mode)
-        self._has_changed(status, path)
-
-    def chown(self, path: str | None, uid: int, gid: int, number: int | None) -> None:
-        """Change owner and group."""
-        node, status = self._reach(path, number)
-        if node is not None:
-            os.chown(node.fd, uid, gid)
-        else:
-            os.lchown(f"{self.root}{path}", uid, gid)
-        self._has_changed(status, path)
-
-    def utimens(self, path: str | None, times: tuple[int | None, int | None], number: int | None) -> None:
-        """Set times (ns; None: as it is), after what is not written back yet, which would change them again."""
-        node, status = self._reach(path, number)
-        if node is not None:
-            if times[1] is not None:
-                self.files.settle(node)
-            node.set_times(*times)
-        else:
-            atime_ns = status.st_atime_ns if times[0] is None else times[0]
-            mtime_ns = status.st_mtime_ns if times[1] is None else times[1]
-            os.utime(f"{self.root}{path}", ns=(atime_ns, mtime_ns), follow_symlinks=False)
-        self._has_changed(status, path)
-
-    def statfs(self, path: str) -> dict[str, int]:
-        """Return the fields of a struct statvfs."""
-        found = os.statvfs(self.root + path if path != "/" else self.root or "/")
-        return {name: getattr(found, name) for name in dir(found) if name.startswith("f_") and name != "f_flag"}
-
-    def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
-        """Return an extended attribute; those of the mount itself are on its root."""
-        if path == "/" and name in self.virtual_xattrs:
-            return self.virtual_xattrs[name]
-        return os.getxattr(self._real(path), name, follow_symlinks=self.unlinked.find(path) is not None)
-
-    def listxattr(self, path: str) -> list[str]:
-        """Return the names of extended attributes."""
-        return os.listxattr(self._real(path), follow_symlinks=self.unlinked.find(path) is not None)
-
-    def setxattr(self, path: str, name: str, value: bytes, flags: int, position: int = 0) -> None:
-        """Set an extended attribute; flags: XATTR_CREATE, XATTR_REPLACE."""
-        os.setxattr(self._real(path), name, value, flags, follow_symlinks=self.unlinked.find(path) is not None)
-
-    def removexattr(self, path: str, name: str) -> None:
-        """Remove an extended attribute."""
-        os.removexattr(self._real(path), name, follow_symlinks=self.unlinked.find(path) is not None)
-
-    # -- open files ----------------------------------------------------------------------------------------------------
-
-    def _open_flags(self, flags: int) -> int:
-        access = os.O_RDWR if flags & WRITE_FLAGS else os.O_RDONLY  # partly written pages are read first
-        return access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_DIRECT if self.files.direct else 0)
-
-    def _opened(self, path: str, fd: int, info: Any) -> None:
-        """Fill in what the kernel is told of an open file."""
-        number_of_names = os.fstat(fd).st_nlink
-        info.fh = self.files.open(self.root + path, fd, info.flags)
-        # The kernel has pages for each name of a file: it may keep those of files with one name.
-        info.direct_io = not self.kernel_cache or number_of_names > 1
-        if not info.flags & WRITE_FLAGS and hasattr(info, "noflush"):
-            info.noflush = 1
-
-    def open(self, path: str, info: Any) -> None:
-        """Open a file."""
-        real = self._real(path)
-        flags = self._open_flags(info.flags)
-        if self.unlinked.find(path) is not None:
-            flags &= ~os.O_NOFOLLOW
-        self._opened(path, os.open(real, flags), info)
-
-    def create(self, path: str, mode: int, info: Any) -> None:
-        """Make a file, and open it; its mode does not matter to this handle."""
-        real = self._changing(path)
-        flags = self._open_flags(info.flags | os.O_RDWR) | os.O_CREAT
-        is_new = True
-        try:
-            fd = os.open(real, flags | os.O_EXCL, mode)
-        except FileExistsError:
-            if info.flags & os.O_EXCL:
-                raise
-            is_new = False
-            fd = os.open(real, flags, mode)
-        if is_new:
+            source_fd, _ = self._open_source(caller, fd, os.O_WRONLY)
+            handle = self.files.open(_name_of(node), source_fd, os.O_RDWR)
             try:
-                self._own(real)
+                if self.files.opened(handle).status().size != size:  # as truncate(2): no change leaves the times
+                    self.files.truncate(handle, size)
+                    self.files.flush(handle)
+            finally:
+                self.files.release(handle)
+        opened = self.files.find(node.key)
+        if opened is not None and changes.drops_privileges:
+            opened.drop_privileges()
+
+    def _has_changed(self, key: Key) -> None:
+        """Have the kernel look again at attributes that change without its doing."""
+        node = self.nodes.find(key)
+        if node is not None:
+            self.invalidate(node.number)
+
+    def getxattr(self, caller: Caller, number: int, name: bytes) -> bytes:
+        """Return an extended attribute; those of the mount itself are on its root."""
+        node = self.nodes[number]
+        if node is self.nodes.root and name in self.virtual_xattrs:
+            return self.virtual_xattrs[name]
+        try:
+            with self._reach(node) as fd, self._reading(caller, name):
+                return os.getxattr(beneath.of_descriptor(fd), name)
+        except OSError as error:
+            if name in ACL_ATTRIBUTES and error.errno == errno.EOPNOTSUPP:
+                raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None  # the kernel asks before it lets in
+            raise
+
+    def _reading(self, caller: Caller, name: bytes) -> contextlib.AbstractContextManager[Any]:
+        """Within the block an attribute is read: with the caller's rights, if rights count for it."""
+        return self.rights.of(caller) if name.startswith(b"user.") else contextlib.nullcontext()
+
+    def listxattr(self, caller: Caller, number: int) -> list[bytes]:
+        """Return the names of extended attributes."""
+        with self._reach(self.nodes[number]) as fd:
+            return [os.fsencode(name) for name in os.listxattr(beneath.of_descriptor(fd))]
+
+    def setxattr(self, caller: Caller, number: int, name: bytes, value: bytes, flags: int) -> None:
+        """Set an extended attribute; flags: XATTR_CREATE, XATTR_REPLACE."""
+        node = self.nodes[number]
+        with self._reach(node) as fd, self._own_change(self.files.find(node.key)), self.rights.of(caller):
+            os.setxattr(beneath.of_descriptor(fd), name, value, flags)
+        self._note_acl(node, name)
+
+    def removexattr(self, caller: Caller, number: int, name: bytes) -> None:
+        """Remove an extended attribute."""
+        node = self.nodes[number]
+        with self._reach(node) as fd, self._own_change(self.files.find(node.key)), self.rights.of(caller):
+            os.removexattr(beneath.of_descriptor(fd), name)
+        self._note_acl(node, name)
+
+    def _note_acl(self, node: Node, name: bytes) -> None:
+        """An ACL is a part of the mode, which the kernel takes for unchanged."""
+        if name in ACL_ATTRIBUTES:
+            self.invalidate(node.number)
+            opened = self.files.find(node.key)
+            if opened is not None:
+                opened.note_mode(os.fstat(opened.fd).st_mode)
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def _make(
+        self, caller: Caller, parent: int, name: bytes, make: Callable[[int], None]
+    ) -> tuple[int, Attributes]:
+        """Have a name made by a function of the directory's descriptor. Returns the new node's number and attributes."""
+        _check(name)
+        directory = self.nodes[parent]
+        with self.nodes.reach(directory) as dir_fd:
+            with self.rights.of(caller):
+                make(dir_fd)
+            return self._entry(_stat(name, dir_fd), directory, name)
+
+    def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int) -> tuple[int, Attributes]:
+        """Make a directory."""
+        mode = mode_for(caller, mode)
+        return self._make(caller, parent, name, lambda dir_fd: os.mkdir(name, mode, dir_fd=dir_fd))
+
+    def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, device: int) -> tuple[int, Attributes]:
+        """Make a file of any type."""
+        mode = mode_for(caller, mode)
+        return self._make(caller, parent, name, lambda dir_fd: os.mknod(name, mode, device, dir_fd=dir_fd))
+
+    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> tuple[int, Attributes]:
+        """Make a symbolic link."""
+        return self._make(caller, parent, name, lambda dir_fd: os.symlink(target, name, dir_fd=dir_fd))
+
+    def link(self, caller: Caller, number: int, parent: int, name: bytes) -> tuple[int, Attributes]:
+        """Give a file another name."""
+        node = self.nodes[number]
+        with self._reach(node) as fd, self._own_change(self.files.find(node.key)):
+            return self._make(caller, parent, name, lambda dir_fd: beneath.link(fd, dir_fd, name))
+
+    def unlink(self, caller: Caller, parent: int, name: bytes) -> None:
+        """Remove a name. The cached pages go with the last name of a file that is not open."""
+        self._remove(caller, parent, name, os.unlink)
+
+    def rmdir(self, caller: Caller, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        self._remove(caller, parent, name, os.rmdir)
+
+    def _remove(self, caller: Caller, parent: int, name: bytes, remove: Callable[..., None]) -> None:
+        _check(name)
+        directory = self.nodes[parent]
+        with self.nodes.reach(directory) as dir_fd:
+            fd = os.open(name, beneath.PATH_FLAGS, dir_fd=dir_fd)
+            try:
+                status = os.fstat(fd)
+                opened = self.files.find((status.st_dev, status.st_ino))
+                with self._own_change(opened), self.rights.of(caller):
+                    remove(name, dir_fd=dir_fd)
             except BaseException:
                 os.close(fd)
                 raise
-        self._opened(path, fd, info)
+        self._has_lost_name(status, directory, name, fd)
 
-    def truncate(self, path: str | None, length: int, number: int | None) -> None:
-        """Set the size."""
-        if number is not None:
-            self.files.truncate(number, length)
-            return
-        real = self._real(str(path))
-        fd = os.open(real, self._open_flags(os.O_RDWR))
-        number = self.files.open(real, fd, os.O_RDWR)
-        try:
-            self.files.truncate(number, length)
-            self.files.flush(number)
+    def _has_lost_name(self, status: os.stat_result, directory: Node, name: bytes, fd: int) -> None:
+        """Note that a file has lost a name; its pages go with the last one. fd: O_PATH, which is given away."""
+        key = (status.st_dev, status.st_ino)
+        is_last = stat.S_ISREG(status.st_mode) and os.fstat(fd).st_nlink == 0
+        self.nodes.remove_name(key, directory, name, fd)
+        if is_last:
+            self.files.discard(key)
+
+    def rename(self, caller: Caller, old: tuple[int, bytes], new: tuple[int, bytes], flags: int) -> None:
+        """Rename in one step. old, new: directory and name. flags: of renameat2(2)."""
+        (old_parent, old_name), (new_parent, new_name) = old, new
+        _check(old_name, new_name)
+        old_directory, new_directory = self.nodes[old_parent], self.nodes[new_parent]
+        with (
+            self.nodes.moving,
+            self.nodes.reach(old_directory) as old_fd,
+            self.nodes.reach(new_directory) as new_fd,
+            contextlib.ExitStack() as stack,
+        ):
+            moved = _stat(old_name, old_fd)
+            replaced_fd = _open_path(new_name, new_fd)
+            if replaced_fd >= 0:
+                stack.callback(os.close, replaced_fd)
+                replaced = os.fstat(replaced_fd)
+                stack.enter_context(self._own_change(self.files.find((replaced.st_dev, replaced.st_ino))))
+            key = (moved.st_dev, moved.st_ino)
+            with self._own_change(self.files.find(key)), self.rights.of(caller):
+                beneath.rename(old_fd, old_name, new_fd, new_name, flags)
+            if replaced_fd >= 0 and (replaced.st_dev, replaced.st_ino) == key:
+                return  # two names of one file stay
+            old_place, new_place = (old_directory, old_name), (new_directory, new_name)
+            if replaced_fd >= 0 and flags & beneath.RENAME_EXCHANGE:
+                self.nodes.renamed((replaced.st_dev, replaced.st_ino), new_place, old_place)
+            elif replaced_fd >= 0:
+                self._has_lost_name(replaced, new_directory, new_name, os.dup(replaced_fd))
+            self.nodes.renamed(key, old_place, new_place)
+
+    # -- open files ----------------------------------------------------------------------------------------------------
+
+    def _open_source(self, caller: Caller, fd: int, flags: int) -> tuple[int, bool]:
+        """Open a file of the source by a descriptor of it, with the caller's rights.
+
+        Returns the new one, which can read wherever it can write, because pages that are written in part are read first;
+        and whether the source lets it append only. Raises OSError.
+        """
+        more = os.O_NONBLOCK | (os.O_DIRECT if self.files.direct else 0)
+        if not flags & (WRITE_FLAGS | os.O_TRUNC):
+            with self.rights.of(caller):
+                return beneath.open_again(fd, os.O_RDONLY | more), False
+        with self.rights.of(caller):
+            try:
+                return beneath.open_again(fd, os.O_RDWR | more), False
+            except PermissionError as error:
+                if error.errno == errno.EPERM and flags & os.O_APPEND and not flags & os.O_TRUNC:
+                    return beneath.open_again(fd, os.O_RDWR | os.O_APPEND | os.O_NONBLOCK), True
+                if error.errno != errno.EACCES or not flags & os.O_WRONLY:
+                    raise
+                checked_fd = beneath.open_again(fd, os.O_WRONLY | os.O_NONBLOCK)
+        try:  # the caller may write, and will not be shown what is read
+            return beneath.open_again(checked_fd, os.O_RDWR | more), False
         finally:
-            self.files.release(number)
+            os.close(checked_fd)
 
-    def fallocate(self, path: str | None, mode: int, offset: int, length: int, info: Any) -> None:
-        """Reserve blocks, punch a hole, or zero a range."""
-        self.files.allocate(info.fh, mode, offset, length)
+    def open(self, caller: Caller, number: int, flags: int, *, drops_privileges: bool = False) -> tuple[int, Opened]:
+        """Open a file. Returns the number of the handle, and how the kernel treats it."""
+        node = self.nodes[number]
+        with self._reach(node, by_name=True) as fd:
+            source_fd, appends_only = self._open_source(caller, fd, flags)
+        handle = self.files.open(_name_of(node), source_fd, flags, appends_only=appends_only)
+        if drops_privileges:
+            self.files.opened(handle).drop_privileges()
+        return handle, self._treated(node, handle, flags)
 
-    def flush(self, path: str | None, info: Any) -> None:
-        """Write back, as a descriptor is closed."""
-        self.files.flush(info.fh)
+    def _treated(self, node: Node, handle: int, flags: int) -> Opened:
+        """Return how the kernel treats an open file: its pages stay if the file is as it was when it was opened last."""
+        treated = Opened(0) if flags & (WRITE_FLAGS | os.O_TRUNC) else Opened.NOFLUSH
+        if not self.kernel_cache:
+            return treated | Opened.DIRECT_IO | Opened.PARALLEL_DIRECT_WRITES
+        status = self.files.status(handle)
+        version = (status.mtime_ns, status.ctime_ns, status.size)
+        if version == node.kept_version:
+            treated |= Opened.KEEP_CACHE
+        node.kept_version = version
+        return treated
 
-    def fsync(self, path: str | None, datasync: int, info: Any) -> None:
-        """Make durable."""
-        self.files.fsync(info.fh, bool(datasync))
+    def create(
+        self, caller: Caller, parent: int, name: bytes, flags: int, mode: int
+    ) -> tuple[int, Attributes, int, Opened]:
+        """Make a file if there is none, and open it. Its mode does not matter to this handle.
 
-    def release(self, path: str | None, info: Any) -> None:
-        """Close for good."""
-        node = self.files.release(info.fh)
-        if node is not None:
-            self.unlinked.forget_node(node)
+        Returns the node's number and attributes, the handle's number, and how the kernel treats it.
+        """
+        _check(name)
+        directory = self.nodes[parent]
+        wanted = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        wanted |= os.O_DIRECT if self.files.direct else 0
+        with self.nodes.reach(directory) as dir_fd:
+            mode = mode_for(caller, mode)
+            try:
+                with self.rights.of(caller):
+                    fd = os.open(name, wanted, mode, dir_fd=dir_fd)
+            except FileExistsError:
+                if flags & os.O_EXCL:
+                    raise
+                number, attributes = self._entry(_stat(name, dir_fd), directory, name)
+                try:
+                    handle, treated = self.open(caller, number, flags)
+                except BaseException:
+                    self.forget(number, 1)
+                    raise
+                return number, attributes, handle, treated
+        return self._created(directory, name, fd, flags & ~os.O_TRUNC)
+
+    def tmpfile(self, caller: Caller, parent: int, flags: int, mode: int) -> tuple[int, Attributes, int, Opened]:
+        """Make a file without a name, and open it. Returns as `create`."""
+        directory = self.nodes[parent]
+        wanted = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC | (flags & os.O_EXCL) | (os.O_DIRECT if self.files.direct else 0)
+        with self.nodes.reach(directory) as dir_fd:
+            mode = mode_for(caller, mode)
+            with self.rights.of(caller):
+                fd = os.open(b".", wanted, mode, dir_fd=dir_fd)
+        return self._created(directory, b"", fd, flags & ~os.O_TRUNC)
+
+    def _created(self, directory: Node, name: bytes, fd: int, flags: int) -> tuple[int, Attributes, int, Opened]:
+        """Open what has been made. name: b"" for a file without."""
+        try:
+            status = os.fstat(fd)
+            node = self.nodes.looked_up(status, directory, name)
+            if not name:
+                path_fd = os.open(beneath.of_descriptor(fd), os.O_PATH | os.O_CLOEXEC)
+                self.nodes.remove_name(node.key, directory, name, path_fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        try:
+            handle = self.files.open(os.fsdecode(name), fd, flags | os.O_RDWR)
+            treated = self._treated(node, handle, flags)
+        except BaseException:
+            self.forget(node.number, 1)
+            raise
+        return node.number, self._attributes(status_of(status)), handle, treated
 
 
-def _type_of(entry: os.DirEntry[str]) -> int:
-    """Return the type bits of an entry's mode, as far as the directory tells them."""
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
-    if entry.is_file(follow_symlinks=False):
-        return stat.S_IFREG
-    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
+def _check(*names: bytes) -> None:
+    """Raise OSError (EINVAL) for what is no name of one entry."""
+    if not all(map(beneath.is_plain, names)):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
-def _rename_with(old: str, new: str, flags: int) -> None:
-    if _renameat2 is None:
-        raise errno_error(errno.EINVAL, new)
-    if _renameat2(AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags):
-        number = ctypes.get_errno()
-        raise errno_error(number, old)
+def _stat(name: bytes, dir_fd: int) -> os.stat_result:
+    _check(name)
+    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+
+
+def _open_path(name: bytes, dir_fd: int) -> int:
+    """Return an O_PATH descriptor of a name, -1 if there is none."""
+    try:
+        return os.open(name, beneath.PATH_FLAGS, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return -1
+
+
+def _name_of(node: Node) -> str:
+    return os.fsdecode(node.names[-1][1]) if node.names else "a removed file"

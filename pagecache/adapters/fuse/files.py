@@ -1,9 +1,11 @@
 """The open files of a mounted directory.
 
-A `Node` stands for one open file of the source, by device and inode number, so that hard links are one, and lives as
+An `OpenFile` stands for one open file of the source, by device and inode number, so that hard links are one, and lives as
 long as a handle is open on it.  As long as something was written that may not be in the source yet, its size and time of
-change are the node's: the source's own would be those of the last write-back.  When all is written back (`settle`), the
-source is given that time, so a file's time of change does not move after the program has closed it.
+change are ours: the source's own would be those of the last write-back.  When all is written back (`settle`), the source is
+given that time, so a file's time of change does not move after the program has closed it.
+
+READ, WRITE and GETATTR of an open file need its handle alone: `Files.read`, `Files.write` and `Files.status`.
 """
 
 import contextlib
@@ -15,35 +17,33 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pagecache import writeback
-from pagecache.adapters.fuse import fallocation
-from pagecache.stores import FileStore
+from pagecache.adapters.fuse import beneath, fallocation
+from pagecache.adapters.fuse.stores import AppendStore, DescriptorStore
 
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR
+SECTOR, PAGE_SECTORS = 512, 8
 
 
-class DescriptorStore(FileStore):
-    """A file of the source by its descriptor, whatever becomes of its name."""
+class Status(NamedTuple):
+    """What a file's attributes are, where those of the source may be older: size (bytes), blocks of 512 bytes, times
+    (ns)."""
 
-    def __init__(self, path: str, mode: str, fd: int, direct: bool):
-        self._given_fd = fd
-        super().__init__(path, mode, direct=direct, empties=False)
-
-    def _open(self, mode: str, flags: int) -> int:
-        return self._given_fd
-
-    def refresh(self) -> None:
-        """Do nothing: the descriptor tells of changes, and names do not matter."""
-
-    def __copy__(self) -> "DescriptorStore":
-        flags = os.O_RDWR if self.writable else os.O_RDONLY
-        fd = os.open(f"/proc/self/fd/{self.fd}", flags | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0))
-        return DescriptorStore(self.path, "r+b" if self.writable else "rb", fd, self.direct)
+    source: os.stat_result
+    size: int
+    blocks: int
+    mtime_ns: int
+    ctime_ns: int
 
 
-class Node:
+def status_of(source: os.stat_result) -> Status:
+    """Return the attributes of a file that nobody has written to."""
+    return Status(source, source.st_size, source.st_blocks, source.st_mtime_ns, source.st_ctime_ns)
+
+
+class OpenFile:
     """One open file of the source. fd: a descriptor of its own, which only tells and sets attributes. It is open as long as
     this object lives: who has found the file by its name may use it while the last handle is given up."""
 
@@ -52,7 +52,6 @@ class Node:
         self.fd = fd
         self.file = file  # the last one that was opened: changes by others make older ones stale
         self.nr_handles = 0
-        self.has_names = False  # several
         self.has_privileges = False  # bits that a write takes away
         self.mtime_ns = 0
         self._writes = itertools.count(1)
@@ -72,106 +71,114 @@ class Node:
         """Whether no name leads to the file any more."""
         return os.fstat(self.fd).st_nlink == 0
 
+    def status(self) -> Status:
+        """Return the attributes as everybody who uses the mount sees them."""
+        source = os.fstat(self.fd)
+        if not self.is_touched:
+            return status_of(source)
+        size, mtime_ns, blocks = self.file.size, self.mtime_ns, source.st_blocks
+        wanted = -(-size // SECTOR)
+        if blocks < wanted:  # holes, or what is not written back yet
+            nr_dirty = self.file.inode.mapping.cachestat(0, writeback.LAST_PAGE)[1]
+            blocks = min(wanted, blocks + nr_dirty * PAGE_SECTORS)
+        return Status(source, size, blocks, mtime_ns, max(mtime_ns, source.st_ctime_ns))
+
     def note_mode(self, mode: int) -> None:
         """Note the mode that the file has now."""
         self.has_privileges = bool(mode & stat.S_ISUID or (mode & stat.S_ISGID and mode & stat.S_IXGRP))
 
     def drop_privileges(self) -> None:
-        """Take the bits away that a write of somebody else than root must not leave."""
-        mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
-        os.chmod(self.fd, mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0))
-        self.has_privileges = False
+        """Take the bits away that a write by a program without the right to them must not leave."""
+        if self.has_privileges:
+            mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
+            os.chmod(self.fd, mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0))
+            self.has_privileges = False
 
     def touch(self) -> None:
         """Note that the file has just been changed through the cache."""
         self.mtime_ns = time.time_ns()
         self.written = next(self._writes)
 
-    def settle(self, written: int) -> None:
-        """Give the source our time of change, after the writes up to a number have been written back."""
+    def settle(self, written: int) -> bool:
+        """Give the source our time of change, after the writes up to a number have been written back. Returns whether there
+        was something to give.
+
+        Where the file is another user's, who only lets others write to it, the time is that of the write-back.
+        """
         with self._lock:
             if self.settled == self.written:
-                return
-            self.set_times(None, self.mtime_ns)
+                return False
+            with contextlib.suppress(PermissionError):
+                self.set_times(None, self.mtime_ns)
             self.settled = written
+            return True
 
-    def set_times(self, atime_ns: int | None, mtime_ns: int | None) -> None:
-        """Set times of the source (ns; None: as it is), which is no news to the cache."""
-        now = os.fstat(self.fd)
-        times = (now.st_atime_ns if atime_ns is None else atime_ns, now.st_mtime_ns if mtime_ns is None else mtime_ns)
-        with writeback.own_write(self.file.inode.mapping):
-            os.utime(self.fd, ns=times)
+    def own_change(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block a change of the source's attributes or names is the mount's own, and no news to the cache."""
+        return writeback.own_write(self.file.inode.mapping)
+
+    def set_times(self, atime_ns: int | None, mtime_ns: int | None, now: tuple[bool, bool] = (False, False)) -> None:
+        """Set times of the source as `beneath.set_times`, which is no news to the cache."""
+        with self.own_change():
+            beneath.set_times(self.fd, atime_ns, mtime_ns, now)
 
 
 class Handle:
-    """One open file of a program."""
+    """One open file of a program. may_write: whether it changes the file, if only by emptying it."""
 
-    __slots__ = ("file", "is_append", "may_write", "node")
+    __slots__ = ("file", "may_write", "opened")
 
-    def __init__(self, file: Any, node: Node, may_write: bool, is_append: bool):
+    def __init__(self, file: Any, opened: OpenFile, may_write: bool):
         self.file = file
-        self.node = node
+        self.opened = opened
         self.may_write = may_write
-        self.is_append = is_append
 
 
 class Files:
     """The open files of one mount.
 
     cache: whose pages they use. direct: past the kernel's page cache. changed: told of a file, by device and inode number,
-    that has several names and has been written. options: `recheck` and `on_change` of
-    `PageCache.open`.
+    whose attributes have changed without a request that says so. options: `recheck` and `on_change` of `PageCache.open`.
     """
 
     def __init__(
         self, cache: Any, *, direct: bool = False, changed: Callable[[tuple[int, int]], None] | None = None, **options: Any
     ):
         self.cache = cache
-        self._changed = changed
-        self.writer: Callable[[], int] = os.geteuid  # returns the user whose request is served
         self.direct = direct
         self.options = options
+        self._changed = changed
         self._handles: dict[int, Handle] = {}
-        self._nodes: dict[tuple[int, int], Node] = {}
+        self._opened: dict[tuple[int, int], OpenFile] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def make_store(self, path: str, mode: str, fd: int) -> Any:
+    def make_store(self, name: str, mode: str, fd: int, *, appends_only: bool = False) -> Any:
         """Return the store of an open descriptor, which it then owns."""
-        return DescriptorStore(path, mode, fd, self.direct)
+        return (AppendStore if appends_only else DescriptorStore)(name, mode, fd, self.direct)
 
-    def open(self, path: str, fd: int, flags: int) -> int:
+    def open(self, name: str, fd: int, flags: int, *, appends_only: bool = False) -> int:
         """Open a descriptor of the source through the cache; it is closed if that fails.
 
-        flags: of open(2). Returns the number of the handle. Raises OSError.
+        name: for messages. flags: of open(2), of which O_TRUNC empties the file whatever else it is opened for; then, and
+        for writing, the descriptor can read and write. appends_only: that is all that the source allows.
+        Returns the number of the handle. Raises OSError.
         """
-        may_write = bool(flags & WRITE_FLAGS)
-        is_append = bool(may_write and flags & os.O_APPEND)
-        mode = ("a+b" if is_append else "r+b") if may_write else "rb"
+        empties = bool(flags & os.O_TRUNC)
+        may_write = bool(flags & WRITE_FLAGS) or empties
         own_fd = os.dup(fd)
         try:
-            status = os.fstat(own_fd)
-            file = self.cache.open(self.make_store(path, mode, fd), mode, durability=_durability(flags), **self.options)
+            mode = "a+b" if may_write else "rb"  # at an offset it writes there, at its position at the end
+            store = self.make_store(name, mode, fd, appends_only=appends_only)
+            durability = _durability(flags | (os.O_DSYNC if appends_only else 0))
+            file = self.cache.open(store, mode, durability=durability, **self.options)
+            number = self._add(file, own_fd, may_write)
         except BaseException:
             os.close(own_fd)
             raise
-        key = (status.st_dev, status.st_ino)
-        with self._lock:
-            node = self._nodes.get(key)
-            if node is None:
-                node = self._nodes[key] = Node(key, own_fd, file)
-                own_fd = -1
-            node.file = file
-            node.has_names = node.has_names or status.st_nlink > 1
-            node.note_mode(status.st_mode)
-            node.nr_handles += 1
-            number = next(self._numbers)
-            self._handles[number] = Handle(file, node, may_write, is_append)
-        if own_fd >= 0:
-            os.close(own_fd)
-        if may_write and flags & os.O_TRUNC and file.size:
+        if empties:
             try:
                 self.truncate(number, 0)
             except BaseException:
@@ -179,49 +186,75 @@ class Files:
                 raise
         return number
 
-    def release(self, number: int) -> Node | None:
-        """Give a handle up. What could not be written has been told by `flush`, and is tried again in the background.
+    def _add(self, file: Any, own_fd: int, may_write: bool) -> int:
+        """Return the number of a new handle on a file. own_fd: a descriptor, which is closed or kept."""
+        try:
+            status = os.fstat(own_fd)
+        except BaseException:
+            file.close()
+            raise
+        key = (status.st_dev, status.st_ino)
+        with self._lock:
+            opened = self._opened.get(key)
+            if opened is None:
+                opened = self._opened[key] = OpenFile(key, own_fd, file)
+                own_fd = -1
+            opened.file = file
+            opened.note_mode(status.st_mode)
+            opened.nr_handles += 1
+            number = next(self._numbers)
+            self._handles[number] = Handle(file, opened, may_write)
+        if own_fd >= 0:
+            os.close(own_fd)
+        return number
 
-        Returns the node, if this was its last handle.
-        """
+    def release(self, number: int) -> None:
+        """Give a handle up. What could not be written has been reported by `flush`, and is tried again in the
+        background."""
         handle = self._handles.pop(number)
-        node, file = handle.node, handle.file
-        is_last = node.nr_handles == 1 and node.is_gone
+        opened, file = handle.opened, handle.file
+        is_last = opened.nr_handles == 1 and opened.is_gone
         if is_last:
             file.inode.discard()  # nobody can ever read it again
-        written = node.written
+        written = opened.written
         with contextlib.suppress(OSError):
             file.close()
             if handle.may_write and not is_last:
-                node.settle(written)
+                self._settle(opened, written)
         with self._lock:
-            node.nr_handles -= 1
-            if node.nr_handles:
-                return None
-            del self._nodes[node.key]
-        if node.is_gone:
-            self.discard(node.key)
-        return node
+            opened.nr_handles -= 1
+            if opened.nr_handles:
+                return
+            del self._opened[opened.key]
+        if opened.is_gone:
+            self.discard(opened.key)
 
     def discard(self, key: tuple[int, int]) -> None:
         """Drop the pages of a file that is no more: its inode number may come back."""
-        if key not in self._nodes:
+        if key not in self._opened:
             self.cache.discard(f"file:{key[0]:x}:{key[1]:x}")
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    def node(self, number: int) -> Node:
-        """Return the node of a handle."""
-        return self._handles[number].node
+    def opened(self, number: int) -> OpenFile:
+        """Return the open file of a handle. Raises OSError (EBADF) if there is none."""
+        try:
+            return self._handles[number].opened
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
-    def find(self, status: os.stat_result) -> Node | None:
-        """Return the node of a file of the source, if it is open."""
-        return self._nodes.get((status.st_dev, status.st_ino))
+    def find(self, key: tuple[int, int]) -> OpenFile | None:
+        """Return a file of the source, by device and inode number, if it is open."""
+        return self._opened.get(key)
 
-    def nodes(self) -> list[Node]:
+    def all(self) -> list[OpenFile]:
         """Return the files that are open."""
         with self._lock:
-            return list(self._nodes.values())
+            return list(self._opened.values())
+
+    def status(self, number: int) -> Status:
+        """Return the attributes of the file of a handle."""
+        return self.opened(number).status()
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
 
@@ -229,26 +262,21 @@ class Files:
         """Fill a buffer from an offset; returns the bytes, fewer only at the end of the file."""
         return self._handles[number].file.preadinto(target, offset)
 
-    def write(self, number: int, data: Any, offset: int, is_writeback: bool = False) -> None:
-        """Write all of a buffer at an offset, or at the end through a handle that appends.
+    def write(self, number: int, data: Any, offset: int, *, appends: bool = False, drops_privileges: bool = False) -> None:
+        """Write all of a buffer at an offset, or at the end, wherever that is by then.
 
-        is_writeback: the kernel writes its own page of a map through whatever handle there is.
+        drops_privileges: a program writes that has no right to leave set-user-id and set-group-id bits behind.
         """
         handle = self._handles[number]
-        if handle.node.has_privileges and self.writer() != 0:  # the kernel does not, with direct_io
-            handle.node.drop_privileges()
+        if drops_privileges:
+            handle.opened.drop_privileges()
         try:
-            if handle.is_append and not is_writeback:
+            if appends:
                 handle.file.write(data)
             else:
                 handle.file.pwrite(data, offset)
         finally:
-            self._touch(handle.node)
-
-    def _touch(self, node: Node) -> None:
-        node.touch()
-        if node.has_names and self._changed is not None:
-            self._changed(node.key)
+            handle.opened.touch()
 
     def truncate(self, number: int, size: int) -> None:
         """Set the size (bytes)."""
@@ -256,7 +284,7 @@ class Files:
         try:
             handle.file.truncate(size)
         finally:
-            self._touch(handle.node)
+            handle.opened.touch()
 
     def allocate(self, number: int, mode: int, offset: int, length: int) -> None:
         """Do what fallocate(2) does. Raises OSError (EOPNOTSUPP for modes that are not known)."""
@@ -264,19 +292,15 @@ class Files:
         try:
             fallocation.fallocate(handle.file, mode, offset, length)
         finally:
-            self._touch(handle.node)
+            handle.opened.touch()
 
     def lseek(self, number: int, offset: int, whence: int) -> int:
         """Find data or a hole (SEEK_DATA, SEEK_HOLE), as the source has them once all is written back."""
-        node = self._handles[number].node
-        error = node.file.inode.sync_pages(0, writeback.LAST_PAGE, durable=False)
+        opened = self.opened(number)
+        error = opened.file.inode.sync_pages(0, writeback.LAST_PAGE, durable=False)
         if error is not None:
             raise error
-        fd = os.open(f"/proc/self/fd/{node.fd}", os.O_RDONLY | os.O_CLOEXEC)  # a position of its own
-        try:
-            return os.lseek(fd, offset, whence)
-        finally:
-            os.close(fd)
+        return os.lseek(opened.fd, offset, whence)  # its position is used by nobody
 
     # -- write-back ----------------------------------------------------------------------------------------------------
 
@@ -286,30 +310,34 @@ class Files:
         Raises OSError, once for each failure and handle.
         """
         handle = self._handles[number]
-        if handle.may_write and not handle.node.is_gone:
-            written = handle.node.written
+        if handle.may_write and not handle.opened.is_gone:
+            written = handle.opened.written
             handle.file.flush()
-            handle.node.settle(written)
+            self._settle(handle.opened, written)
 
     def fsync(self, number: int, datasync: bool) -> None:
         """Make durable what was written. Raises OSError as `flush`."""
         handle = self._handles[number]
-        written = handle.node.written
+        written = handle.opened.written
         if not handle.may_write:
-            _raise(handle.node.file.inode.sync_pages(0, writeback.LAST_PAGE, durable=True, datasync=datasync))
+            _raise(handle.opened.file.inode.sync_pages(0, writeback.LAST_PAGE, durable=True, datasync=datasync))
         elif datasync:
             handle.file.fdatasync()
         else:
             handle.file.flush()
-            handle.node.settle(written)  # before the sync, which makes the time durable too
+            self._settle(handle.opened, written)  # before the sync, which makes the time durable too
             handle.file.fsync()
 
-    def settle(self, node: Node) -> None:
-        """Write back what a node has, so that the source's attributes are its own. Raises OSError."""
-        if node.is_touched:
-            written = node.written
-            _raise(node.file.inode.sync_pages(0, writeback.LAST_PAGE, durable=False))
-            node.settle(written)
+    def settle(self, opened: OpenFile) -> None:
+        """Write back what a file has, so that the source's attributes are its own. Raises OSError."""
+        if opened.is_touched:
+            written = opened.written
+            _raise(opened.file.inode.sync_pages(0, writeback.LAST_PAGE, durable=False))
+            self._settle(opened, written)
+
+    def _settle(self, opened: OpenFile, written: int) -> None:
+        if opened.settle(written) and self._changed is not None:
+            self._changed(opened.key)
 
 
 def _raise(error: OSError | None) -> None:
@@ -321,11 +349,3 @@ def _durability(flags: int) -> str:
     if flags & os.O_SYNC == os.O_SYNC:
         return "sync"
     return "dsync" if flags & os.O_DSYNC else "write-back"
-
-
-def errno_error(number: int, path: str) -> OSError:
-    """Return the OSError of an errno."""
-    return OSError(number, os.strerror(number), path)
-
-
-NOT_SUPPORTED = errno.EOPNOTSUPP

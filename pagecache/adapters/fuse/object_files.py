@@ -3,8 +3,12 @@
 Objects are read through the cache, each version as any other open of it.  Most stores can only put an object as a whole,
 so one that is changed is changed in a local file first, the *spool*, through the cache too, and put when a program closes
 it or calls fsync.  Until then the object is the old one for everybody else, and it stays the old one if the mount is
-killed; when close or fsync has returned 0 the object is the new one.  A put that failed is tried again at the next fsync or
-close, and when the mount ends.
+killed; when close or fsync has returned 0 the object is the new one.  Within the mount the object is what the spool holds,
+by whatever name: it can be renamed and removed before it was ever put.
+
+A put replaces the version from which the spool was made, and no other (`object_puts`).  A put that failed is tried again at
+the next fsync or close, and when the mount ends; until then the object stays here (it is *kept*), though nobody has it
+open.
 """
 
 import contextlib
@@ -16,37 +20,44 @@ import threading
 import time
 from typing import Any
 
-from pagecache.adapters.fuse.files import WRITE_FLAGS, DescriptorStore
-from pagecache.stores.errors import meant_error
+from pagecache.adapters.fuse import beneath, fallocation, object_puts
+from pagecache.adapters.fuse.files import WRITE_FLAGS
+from pagecache.adapters.fuse.object_puts import Put
+from pagecache.adapters.fuse.stores import DescriptorStore
 from pagecache.stores.fsspec import FsspecStore
+from pagecache.stores.fsspec_instances import Instance
+from pagecache.stores.validators import Version
 
 COPY_BYTES = 8 * 1024 * 1024
+FETCHES_MAX = 8  # of an object that is replaced again and again while it is fetched
 _numbers = itertools.count(1)
 
 
 class Spool(DescriptorStore):
-    """The local file in which an object is changed; it goes with its name when it is closed."""
+    """The local file in which an object is changed; it has no name, so nothing is left of it."""
 
     def __init__(self, name: str):
-        fd, path = tempfile.mkstemp(prefix="pagecache-", suffix=os.path.splitext(name)[1])
-        super().__init__(path, "r+b", fd, direct=False)
+        directory = tempfile.gettempdir()
+        try:
+            fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError:  # not every file system has files without names
+            fd, path = tempfile.mkstemp(prefix="pagecache-", dir=directory)
+            os.unlink(path)
+        super().__init__(name, "r+b", fd, direct=False)
         self.key = f"spool:{os.getpid()}:{next(_numbers)}"
-        self.name = name
-
-    def close(self) -> None:
-        """Close the file and remove it."""
-        super().close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
 
 
-class ObjectNode:
-    """One open object of a mount, by its name."""
+class OpenObject:
+    """One object that is open, or has bytes that the store does not have.
+
+    remote: its name in the store. base: the version that its spool was made of, None for none.
+    """
 
     def __init__(self, remote: str):
         self.remote = remote
         self.nr_handles = 0
         self.spool: Any = None  # a File, once the object is being changed
+        self.base: Version | None = None
         self.is_gone = False
         self.mtime_ns = time.time_ns()
         self.written = self.put = 0  # numbers of the last change, and of the last one that the object has
@@ -57,6 +68,16 @@ class ObjectNode:
         """The size as far as it is known here (bytes)."""
         return None if self.spool is None else self.spool.size
 
+    @property
+    def is_put(self) -> bool:
+        """Whether the store has all that was changed, or need not have it."""
+        return self.is_gone or self.written == self.put
+
+    @property
+    def is_only_here(self) -> bool:
+        """Whether the store has no object of this name."""
+        return self.spool is not None and self.base is None
+
     def touch(self) -> None:
         """Note a change."""
         self.mtime_ns = time.time_ns()
@@ -66,184 +87,220 @@ class ObjectNode:
 class ObjectHandle:
     """One open object of a program. file: on the version there was, used until the object is changed."""
 
-    __slots__ = ("file", "flags", "node")
+    __slots__ = ("file", "flags", "opened")
 
-    def __init__(self, node: ObjectNode, file: Any, flags: int):
-        self.node = node
+    def __init__(self, opened: OpenObject, file: Any, flags: int):
+        self.opened = opened
         self.file = file
         self.flags = flags
 
     @property
     def may_write(self) -> bool:
         """Whether the program may change the object."""
-        return bool(self.flags & WRITE_FLAGS)
+        return bool(self.flags & (WRITE_FLAGS | os.O_TRUNC))
+
+    @property
+    def current(self) -> Any:
+        """The file that has the object's bytes now."""
+        return self.opened.spool if self.opened.spool is not None else self.file
 
 
 class ObjectFiles:
-    """The open objects of one mount. cache, options: as for `Files`. fs: where the objects are."""
+    """The open objects of one mount. cache, options: as for `Files`. instance: of the file system that has the objects."""
 
-    def __init__(self, cache: Any, fs: Any, **options: Any):
+    def __init__(self, cache: Any, instance: Instance, **options: Any):
         self.cache = cache
-        self.fs = fs
+        self.instance = instance
         self.options = options
-        self.writer: Any = None  # objects have no modes
-        self._nodes: dict[str, ObjectNode] = {}
+        self._opened: dict[str, OpenObject] = {}
         self._handles: dict[int, ObjectHandle] = {}
         self._lock = threading.Lock()
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def open(self, remote: str, flags: int, *, is_new: bool = False) -> int:
-        """Open an object; returns the number of the handle. is_new: it need not exist. Raises OSError."""
+        """Open an object; returns the number of the handle. is_new: there is none yet. Raises OSError."""
         with self._lock:
-            node = self._nodes.get(remote)
-            if node is None:
-                node = self._nodes[remote] = ObjectNode(remote)
-            node.nr_handles += 1
+            opened = self._opened.get(remote)
+            if opened is None:
+                opened = self._opened[remote] = OpenObject(remote)
+            opened.nr_handles += 1
         file = None
         try:
-            if flags & WRITE_FLAGS:
-                self._make_spool(node, is_empty=is_new or bool(flags & os.O_TRUNC))
-            elif node.spool is None:
+            if flags & (WRITE_FLAGS | os.O_TRUNC) or is_new:
+                self._make_spool(opened, is_empty=is_new or bool(flags & os.O_TRUNC), is_new=is_new)
+            elif opened.spool is None:
                 file = self._open_version(remote)
         except BaseException:
-            self._drop(node)
+            self._give_up(opened)
             raise
         number = next(_numbers)
-        self._handles[number] = ObjectHandle(node, file, flags)
+        self._handles[number] = ObjectHandle(opened, file, flags)
         return number
 
-    def _open_version(self, remote: str) -> Any:
-        recheck = self.options.get("recheck", "open")
-        return self.cache.open(FsspecStore(self.fs, remote, recheck=recheck), "rb", **self.options)
+    def _open_version(self, remote: str, **options: Any) -> Any:
+        options = {**self.options, **options}
+        return self.cache.open(FsspecStore(self.instance, remote, recheck=options.get("recheck", "open")), "rb", **options)
 
-    def _make_spool(self, node: ObjectNode, *, is_empty: bool) -> None:
-        """Let an object be changed. Its bytes are fetched, unless they are not wanted."""
-        with node.lock:
-            if node.spool is not None:
-                if is_empty:
-                    node.spool.truncate(0)
-                    node.touch()
-                return
-            spool = Spool(node.remote)
-            try:
-                if not is_empty:
-                    self._fetch(node.remote, spool.fd)
-            except BaseException:
-                spool.close()
-                raise
-            node.spool = self.cache.open(spool, "r+b")
+    def _make_spool(self, opened: OpenObject, *, is_empty: bool, is_new: bool = False) -> None:
+        """Let an object be changed. Its bytes are fetched, unless they are not wanted: then what is there now is
+        replaced."""
+        with opened.lock:
             if is_empty:
-                node.touch()
+                base = None if is_new else object_puts.present_version(self.instance, opened.remote)
+                if opened.spool is None:
+                    opened.spool = self.cache.open(Spool(opened.remote), "r+b")
+                else:
+                    opened.spool.truncate(0)
+                opened.base = base
+                opened.touch()
+            elif opened.spool is None:
+                spool = Spool(opened.remote)
+                try:
+                    opened.base = self._fetch(opened.remote, spool.fd)
+                except BaseException:
+                    spool.close()
+                    raise
+                opened.spool = self.cache.open(spool, "r+b")
 
-    def _fetch(self, remote: str, fd: int) -> None:
-        with self._open_version(remote) as file:
-            offset = 0
-            while data := file.pread(COPY_BYTES, offset):
-                offset += os.pwrite(fd, data, offset)
-
-    def _drop(self, node: ObjectNode) -> None:
-        with self._lock:
-            node.nr_handles -= 1
-            if node.nr_handles:
-                return
-            if self._nodes.get(node.remote) is node:
-                del self._nodes[node.remote]
-        if node.spool is not None:
-            if node.is_gone:
-                node.spool.inode.discard()
-            node.spool.close()
+    def _fetch(self, remote: str, fd: int) -> Version:
+        """Copy an object into a file, all of one version. Returns that."""
+        for attempt in itertools.count(1):
+            os.ftruncate(fd, 0)
+            with self._open_version(remote, on_change="error") as file:
+                base = file.inode.store.version
+                try:
+                    offset = 0
+                    while data := file.pread(COPY_BYTES, offset):
+                        offset += os.pwrite(fd, data, offset)
+                    return base
+                except OSError as error:
+                    if error.errno != errno.ESTALE or attempt == FETCHES_MAX:
+                        raise
+        raise AssertionError
 
     def release(self, number: int) -> None:
         """Give a handle up. An object that could not be put is kept, and tried again when the mount ends."""
         handle = self._handles.pop(number)
         if handle.file is not None:
             handle.file.close()
-        node = handle.node
+        self._give_up(handle.opened)
+
+    def _give_up(self, opened: OpenObject) -> None:
+        """Count one handle less; with the last one the object is put, and forgotten if it could be."""
         with self._lock:
-            if node.nr_handles > 1:
-                node.nr_handles -= 1
+            opened.nr_handles -= 1
+            if opened.nr_handles:
                 return
-        if not node.is_gone and node.written != node.put:
-            try:
-                self.put(node)
-            except OSError:
-                return  # stays a node, with one handle too many
-        self._drop(node)
+        if not opened.is_put:
+            with contextlib.suppress(OSError):
+                self.put(opened)
+        with self._lock:
+            if opened.nr_handles or not opened.is_put:
+                return
+            if self._opened.get(opened.remote) is opened:
+                del self._opened[opened.remote]
+            spool, opened.spool = opened.spool, None
+        if spool is not None:
+            spool.inode.discard()  # the store has it all
+            spool.close()
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    def node(self, number: int) -> ObjectNode:
-        """Return the node of a handle."""
-        return self._handles[number].node
+    def opened(self, number: int) -> OpenObject:
+        """Return the object of a handle. Raises OSError (EBADF) if there is none."""
+        try:
+            return self._handles[number].opened
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
-    def find(self, remote: str) -> ObjectNode | None:
-        """Return the node of an object, if it is open."""
-        return self._nodes.get(remote)
+    def find(self, remote: str) -> OpenObject | None:
+        """Return an object by its name, if it is open or kept."""
+        return self._opened.get(remote)
 
-    def nodes(self) -> list[ObjectNode]:
-        """Return the objects that are open."""
+    def all(self) -> list[OpenObject]:
+        """Return the objects that are open or kept."""
         with self._lock:
-            return list(self._nodes.values())
-
-    def renamed(self, old: str, new: str) -> None:
-        """Note that an object has another name now."""
-        with self._lock:
-            replaced = self._nodes.pop(new, None)
-            if replaced is not None:
-                replaced.is_gone = True
-            node = self._nodes.pop(old, None)
-            if node is not None:
-                node.remote = new
-                self._nodes[new] = node
-
-    def remove(self, remote: str) -> ObjectNode | None:
-        """Keep an open object that is about to be removed for those who have it open. Returns its node."""
-        node = self.find(remote)
-        if node is None:
-            return None
-        self._make_spool(node, is_empty=False)
-        node.is_gone = True
-        with self._lock:
-            self._nodes.pop(remote, None)
-        return node
+            return list(self._opened.values())
 
     def validator(self, number: int) -> str | None:
         """Return the validator of the version that a handle reads; None for an object that is being changed."""
         handle = self._handles[number]
-        return None if handle.node.spool is not None else handle.file.mapping.validator
+        return None if handle.opened.spool is not None else handle.file.mapping.validator
+
+    # -- names ---------------------------------------------------------------------------------------------------------
+
+    def preserve(self, remote: str) -> OpenObject | None:
+        """Have an object that is about to lose its name keep its bytes for those who have it open. Returns it."""
+        opened = self.find(remote)
+        if opened is not None and opened.nr_handles:
+            self._make_spool(opened, is_empty=False)
+        return opened
+
+    def removed(self, opened: OpenObject) -> None:
+        """Note that an object has no name any more."""
+        with self._lock:
+            opened.is_gone = True
+            if self._opened.get(opened.remote) is opened:
+                del self._opened[opened.remote]
+            opened.nr_handles += 1
+        self._give_up(opened)
+
+    def renamed(self, opened: OpenObject, remote: str, base: Version | None) -> None:
+        """Note that an object has another name now, where the store has a version, or none."""
+        with opened.lock:
+            with self._lock:
+                if self._opened.get(opened.remote) is opened:
+                    del self._opened[opened.remote]
+                opened.remote = remote
+                self._opened[remote] = opened
+            if opened.spool is not None:
+                opened.base = base
+                return
+            for handle in list(self._handles.values()):
+                if handle.opened is opened and handle.file is not None:
+                    old, handle.file = handle.file, self._open_version(remote)
+                    old.close()
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
 
-    def _file(self, handle: ObjectHandle) -> Any:
-        return handle.node.spool if handle.node.spool is not None else handle.file
-
     def read(self, number: int, target: Any, offset: int) -> int:
         """Fill a buffer from an offset; returns the bytes."""
-        return self._file(self._handles[number]).preadinto(target, offset)
-
-    def write(self, number: int, data: Any, offset: int, is_writeback: bool = False) -> None:
-        """Write all of a buffer, at the end through a handle that appends."""
         handle = self._handles[number]
-        node = handle.node
-        with node.lock:
+        while True:
+            file = handle.current
             try:
-                if handle.flags & os.O_APPEND and not is_writeback:
-                    offset = node.spool.size
-                node.spool.pwrite(data, offset)
+                return file.preadinto(target, offset)
+            except ValueError:  # closed, because the object has another name or a spool since
+                if file is handle.current:
+                    raise
+
+    def write(self, number: int, data: Any, offset: int, *, appends: bool = False, drops_privileges: bool = False) -> None:
+        """Write all of a buffer at an offset, or at the end."""
+        opened = self.opened(number)
+        with opened.lock:
+            try:
+                opened.spool.pwrite(data, opened.spool.size if appends else offset)
             finally:
-                node.touch()
+                opened.touch()
 
     def truncate(self, number: int, size: int) -> None:
         """Set the size (bytes)."""
-        node = self._handles[number].node
-        with node.lock:
-            node.spool.truncate(size)
-            node.touch()
+        opened = self.opened(number)
+        with opened.lock:
+            opened.spool.truncate(size)
+            opened.touch()
+
+    def allocate(self, number: int, mode: int, offset: int, length: int) -> None:
+        """Do what fallocate(2) does. Raises OSError (EOPNOTSUPP for modes that are not known)."""
+        opened = self.opened(number)
+        with opened.lock:
+            fallocation.fallocate(opened.spool, mode, offset, length)
+            opened.touch()
 
     def lseek(self, number: int, offset: int, whence: int) -> int:
         """Find data or a hole: objects have none but their end."""
-        size = self._file(self._handles[number]).size
+        size = self._handles[number].current.size
         if offset >= size:
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
         return offset if whence == os.SEEK_DATA else size
@@ -253,21 +310,20 @@ class ObjectFiles:
     def flush(self, number: int) -> None:
         """Put the object, if it was changed. Raises OSError."""
         handle = self._handles[number]
-        if handle.may_write and not handle.node.is_gone:
-            self.put(handle.node)
+        if handle.may_write:
+            self.put(handle.opened)
 
-    def put(self, node: ObjectNode) -> None:
+    def fsync(self, number: int, datasync: bool) -> None:
+        """Put the object, if it was changed, through whatever handle. Raises OSError."""
+        self.put(self.opened(number))
+
+    def put(self, opened: OpenObject) -> None:
         """Replace the object as a whole by what was made of it. Raises OSError: it is the old one still."""
-        with node.lock:
-            if node.written == node.put:
+        with opened.lock:
+            if opened.is_put:
                 return
-            written = node.written
-            node.spool.flush()
-            try:
-                self.fs.put_file(node.spool.inode.store.path, node.remote)
-            except Exception as error:
-                meant = meant_error(error, node.remote)
-                if meant is None and not (isinstance(error, OSError) and error.errno):
-                    meant = OSError(errno.EIO, f"the object could not be put: {error}", node.remote)
-                raise meant or error from error
-            node.put = written
+            written = opened.written
+            opened.spool.flush()
+            path = os.fsdecode(beneath.of_descriptor(opened.spool.inode.store.fd))
+            opened.base = object_puts.put(Put(self.instance, opened.remote, path, opened.base))
+            opened.put = written

@@ -1,157 +1,201 @@
-"""One mount: libfuse's callbacks, as Python methods of a file system.
+"""One mount: requests of the kernel, read from /dev/fuse by a few threads, and their answers.
 
-`Session` is mfusepy's FUSE with what that leaves out of libfuse 3, or costs, put right:
+A thread reads one request into a buffer of its own, has the file system do what it asks for, and writes the answer from the
+same buffer: bytes that are read go from the cache into it and from there to the kernel, bytes that are written from it into
+the cache.  Threads are made as they are needed: whoever takes the last thread that waits makes another one.
 
-* reads go from the cache into libfuse's buffer and writes come from it, without bytes objects in between (`read_buf` could
-  not do better: libfuse frees the memory that it is given, so that cannot be a cached page);
-* the file handle that comes with truncate, chmod, chown and utimens is used, the flags of rename are too, and so are
-  UTIME_OMIT and UTIME_NOW; `lseek` finds data and holes;
-* a thread of libfuse keeps its Python thread state, which would be made and destroyed for each callback;
-* an exception without an errno is EIO, not EINVAL.
+The session ends when the mount is gone: the kernel then says ENODEV to whoever reads.  To end it from here, the mount is
+taken away and its connection cut (`mounting.Mountpoint`).
 
-Context: callbacks come from libfuse's threads, several at once.
+Context: requests come from several threads at once; the kernel keeps changes of one directory apart, and nothing else.
 """
 
 import contextlib
-import ctypes
 import errno
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
-from pagecache.adapters.fuse import library
+from pagecache.adapters.fuse import protocol
+from pagecache.adapters.fuse.answers import Answers, Request
+from pagecache.adapters.fuse.protocol import Init, Opcode
 
-mfusepy: Any = library.load()
+THREADS_MAX = 16
+BACKGROUND_MAX = 64  # requests that nobody waits for at once
+LOOK_AGAIN_S = 0.05  # at threads that serve the last requests
+EARLIEST_MINOR = 28  # of the kernel's interface: Linux 4.20
+ENDED = (errno.ENODEV, errno.ECONNABORTED)
+AGAIN = (errno.ENOENT, errno.EINTR, errno.EAGAIN)  # the request was taken back before it was read
+FLAGS = (
+    Init.ASYNC_READ | Init.ATOMIC_O_TRUNC | Init.BIG_WRITES | Init.DONT_MASK | Init.AUTO_INVAL_DATA | Init.ASYNC_DIO
+    | Init.PARALLEL_DIROPS | Init.POSIX_ACL | Init.MAX_PAGES | Init.HANDLE_KILLPRIV_V2 | Init.INIT_EXT
+    | Init.DIRECT_IO_ALLOW_MMAP
+)  # fmt: skip
 logger = logging.getLogger("pagecache.fuse")
 
-HANDLE_KILLPRIV = 1 << 20  # FUSE_CAP_HANDLE_KILLPRIV: the kernel would leave clearing set-user-id bits to us
-UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
-NS = 10**9
-THREADS_MAX = 16
-ANSWERED_HERE = ("getattr", "read", "write", "lseek")  # without asking the file system, which libfuse must find them in
-_thread = threading.local()
 
+class Session:
+    """The requests of one mount.
 
-def _path(path: bytes | None) -> str | None:
-    return None if path is None else os.fsdecode(path)
-
-
-class Session(mfusepy.FUSE):
-    """Mounts a file system and serves it until it is unmounted.
-
-    operations: what is served; its `files` are the open ones. options: of libfuse.
+    operations: what is served. fd: of /dev/fuse, mounted; it belongs to the session.
     """
 
-    def __init__(self, operations: Any, mountpoint: str, **options: Any):
-        self.files = operations.files
-        self.files.writer = lambda: caller()[0]
-        for name in ANSWERED_HERE:
-            setattr(operations, name, True)
-        if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
-            options.setdefault("max_threads", THREADS_MAX)
-        options.setdefault("max_idle_threads", THREADS_MAX)
-        super().__init__(operations, mountpoint, raw_fi=True, foreground=True, nothreads=False, **options)
+    def __init__(self, operations: Any, fd: int):
+        self.fd = fd
+        self.allowed = Init(0)  # what kernel and file system agreed on
+        self._answers = Answers(operations)
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._busy: list[bool] = []  # of each thread, whether it serves a request: set by that thread alone
+        self._nr_threads = 0
+        self._has_ended = self._is_left = False
+        self._bell, self._bell_rope = os.pipe()
+        operations.invalidate = self.invalidate
 
-    def _wrapper(self, func: Callable[..., Any], *args: Any) -> int:
-        if not getattr(_thread, "is_kept", False):
-            ctypes.pythonapi.PyGILState_Ensure()
-            _thread.is_kept = True
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Agree with the kernel, and begin to serve. Raises OSError: the kernel is too old, or the mount is gone."""
+        buffer = memoryview(bytearray(protocol.REQUEST_BYTES))
+        request = Request(buffer, os.readv(self.fd, [buffer]))
+        if request.opcode != Opcode.INIT:
+            raise OSError(errno.EPROTO, "the kernel does not begin as it should")
+        body = bytes(request.body).ljust(protocol.INIT_IN.size, b"\0")  # older kernels send less
+        major, minor, read_ahead, flags, more_flags = protocol.INIT_IN.unpack_from(body)
+        if major != protocol.KERNEL_VERSION or minor < EARLIEST_MINOR:
+            self._answer(request, -errno.EPROTO)
+            raise OSError(errno.EPROTO, f"mounting needs Linux 4.20 or later; this kernel's interface is {major}.{minor}")
+        self.allowed = Init(flags | more_flags << 32 if flags & Init.INIT_EXT else flags) & FLAGS
+        self._answer(request, 0, protocol.INIT_OUT.pack(
+            major, protocol.KERNEL_MINOR_VERSION, read_ahead, self.allowed & 0xFFFFFFFF, BACKGROUND_MAX, BACKGROUND_MAX * 3
+            // 4, protocol.MAX_WRITE, 1, protocol.MAX_PAGES, 0, self.allowed >> 32,
+        ))  # fmt: skip
+        with self._lock:
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        """Context: self._lock held."""
+        self._nr_threads += 1
+        self._busy.append(False)
+        threading.Thread(target=self._run, args=(len(self._busy) - 1,), name="pagecache-fuse", daemon=True).start()
+
+    def wait(self) -> None:
+        """Wait until the mount is gone, or `wake` is called. Context: signals are heard meanwhile."""
+        os.read(self._bell, 1)
+
+    def wake(self, *_: object) -> None:
+        """Let `wait` return. Context: anywhere, in a signal handler too."""
+        os.write(self._bell_rope, b"!")
+
+    def end(self) -> None:
+        """Take no more requests, and wait until those that are served are answered.
+
+        Context: the mount is gone, or has no name any more; then threads may wait for the kernel as long as programs have
+        something of it open, and are told that it has gone.
+        """
+        with self._idle:
+            self._has_ended = True
+            while any(self._busy):
+                self._idle.wait(LOOK_AGAIN_S)
+            self._is_left = True
+            if not self._nr_threads:
+                self._close()
+
+    def _close(self) -> None:
+        """Context: self._lock held."""
+        for fd in (self.fd, self._bell, self._bell_rope):
+            os.close(fd)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def _run(self, place: int) -> None:
+        buffer = memoryview(bytearray(protocol.REQUEST_BYTES))
+        busy = self._busy
         try:
-            return func(*args) or 0
-        except OSError as error:
-            if not error.errno:
-                logger.error("%s failed", func.__name__, exc_info=True)
-            return -(error.errno or errno.EIO)
-        except MemoryError:
-            return -errno.ENOMEM
-        except BaseException:
-            logger.critical("%s failed", func.__name__, exc_info=True)
-            return -errno.EIO
+            while nbytes := self._read(buffer):
+                busy[place] = True
+                if self._has_ended:
+                    self._answer(Request(buffer, nbytes), -errno.ENOTCONN)
+                    break
+                if all(busy):
+                    self._add_thread()
+                self._serve(Request(buffer, nbytes))
+                busy[place] = False
+        finally:
+            busy[place] = False
+            with self._idle:
+                self._nr_threads -= 1
+                if not self._has_ended:
+                    self._has_ended = True
+                    self.wake()
+                if self._is_left and not self._nr_threads:
+                    self._close()
+                self._idle.notify_all()
 
-    def _fh(self, fip: Any) -> int | None:
-        return fip.contents.fh if fip else None
+    def _add_thread(self) -> None:
+        """Let another thread wait for requests, if none does."""
+        with self._lock:
+            if all(self._busy) and len(self._busy) < THREADS_MAX and not self._has_ended:
+                self._start_thread()
 
-    def _init(self, conn: Any, config: Any) -> None:
-        conn.contents.want &= ~HANDLE_KILLPRIV
-        config.contents.nullpath_ok = True
-        config.contents.use_ino = True
-        self._fuse = ctypes.c_void_p(mfusepy._libfuse.fuse_get_context().contents.fuse)
-        self.operations.linked.invalidate = self._invalidate
-        try:
-            self.operations.configure(conn.contents, config.contents)
-        except BaseException:
-            logger.critical("the mount cannot start", exc_info=True)
-            mfusepy.fuse_exit()
-
-    def _invalidate(self, path: str) -> None:
-        """Have the kernel forget the attributes, and the pages, that it has of a path."""
-        mfusepy._libfuse.fuse_invalidate_path(self._fuse, os.fsencode(path))
-
-    # -- bytes ---------------------------------------------------------------------------------------------------------
-
-    def read(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
-        target = (ctypes.c_char * size).from_address(ctypes.addressof(buf.contents))
-        return self.files.read(fip.contents.fh, target, offset)
-
-    def write(self, path: bytes | None, buf: Any, size: int, offset: int, fip: Any) -> int:
-        info = fip.contents
-        data = (ctypes.c_char * size).from_address(ctypes.addressof(buf.contents))
-        self.files.write(info.fh, data, offset, bool(info.writepage))
-        return size
-
-    def lseek(self, path: bytes | None, offset: int, whence: int, fip: Any) -> int:
-        return self.files.lseek(fip.contents.fh, offset, whence)
-
-    # -- attributes ----------------------------------------------------------------------------------------------------
-
-    def fgetattr(self, path: bytes | None, buf: Any, fip: Any) -> int:
-        found = self.operations.attributes(_path(path), self._fh(fip))
-        st = buf.contents
-        for name, value in found.items():
-            setattr(st, name, value)
-        for name in ("st_atime", "st_mtime", "st_ctime"):
-            spec = getattr(st, name + "spec")
-            spec.tv_sec, spec.tv_nsec = divmod(found[name + "_ns"], NS)
+    def _read(self, buffer: memoryview) -> int:
+        """Wait for a request, beside other threads; returns its bytes, 0 if there will be none any more."""
+        while not self._has_ended:
+            try:
+                return os.readv(self.fd, [buffer])
+            except OSError as error:
+                if error.errno in AGAIN:
+                    continue
+                if error.errno not in ENDED:
+                    logger.critical("requests cannot be read any more: %s", error)
+                break
         return 0
 
-    def truncate_fuse_3(self, path: bytes | None, length: int, fip: Any) -> int:
-        return self.operations.truncate(_path(path), length, self._fh(fip))
+    def _serve(self, request: Request) -> None:
+        number = 0
+        try:
+            answer = self._answers.of(request)
+        except OSError as error:
+            if not error.errno:
+                logger.error("%s failed", _name_of(request.opcode), exc_info=True)
+            number = error.errno or errno.EIO
+        except MemoryError:
+            number = errno.ENOMEM
+        except BaseException:
+            logger.critical("%s failed", _name_of(request.opcode), exc_info=True)
+            number = errno.EIO
+        if number:
+            self._answer(request, -number)
+        elif isinstance(answer, memoryview):
+            self._answer_in_place(request, len(answer))
+        elif answer is not None:
+            self._answer(request, 0, answer)
 
-    def chmod_fuse_3(self, path: bytes | None, mode: int, fip: Any) -> int:
-        return self.operations.chmod(_path(path), mode, self._fh(fip))
+    def _answer(self, request: Request, error: int, body: bytes = b"") -> None:
+        header = protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size + len(body), error, request.unique)
+        with contextlib.suppress(OSError):  # the caller was killed, or the mount is gone
+            os.write(self.fd, header + body)
 
-    def chown_fuse_3(self, path: bytes | None, uid: int, gid: int, fip: Any) -> int:
-        unset = (1 << 32) - 1
-        uid, gid = -1 if uid == unset else uid, -1 if gid == unset else gid
-        return self.operations.chown(_path(path), uid, gid, self._fh(fip))
+    def _answer_in_place(self, request: Request, nbytes: int) -> None:
+        """Answer with what is in the request's buffer, behind room for the header."""
+        nbytes += protocol.OUT_HEADER.size
+        protocol.OUT_HEADER.pack_into(request.buffer, 0, nbytes, 0, request.unique)
+        with contextlib.suppress(OSError):
+            os.write(self.fd, request.buffer[:nbytes])
 
-    def utimens_fuse_3(self, path: bytes | None, buf: Any, fip: Any) -> int:
-        now = time.time_ns()
-        times: list[int | None] = [now, now]
-        if buf:
-            for number, spec in enumerate((buf.contents.actime, buf.contents.modtime)):
-                if spec.tv_nsec == UTIME_OMIT:
-                    times[number] = None
-                elif spec.tv_nsec != UTIME_NOW:
-                    times[number] = spec.tv_sec * NS + spec.tv_nsec
-        return self.operations.utimens(_path(path), tuple(times), self._fh(fip))
-
-    def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
-        return self.operations.rename(os.fsdecode(old), os.fsdecode(new), flags)
-
-
-def caller() -> tuple[int, int]:
-    """Return user and group of the program whose request this thread serves."""
-    uid, gid, _ = mfusepy.fuse_get_context()
-    return uid, gid
+    def invalidate(self, number: int) -> None:
+        """Have the kernel forget the attributes, and the ACL, that it has of a node; its pages stay."""
+        if self._has_ended:
+            return
+        body = protocol.INVAL_INODE_OUT.pack(number, -1, 0)
+        header = protocol.OUT_HEADER.pack(protocol.OUT_HEADER.size + len(body), protocol.NOTIFY_INVAL_INODE, 0)
+        with contextlib.suppress(OSError):  # it does not know the node
+            os.write(self.fd, header + body)
 
 
-def unmount(mountpoint: str) -> None:
-    """Take a mount away although it is in use, or its process is gone. Raises nothing."""
-    import subprocess
-
-    with contextlib.suppress(OSError):
-        subprocess.run(["fusermount3", "-u", "-z", mountpoint], capture_output=True, check=False)
+def _name_of(opcode: int) -> str:
+    try:
+        return Opcode(opcode).name
+    except ValueError:
+        return f"request {opcode}"
