@@ -11,8 +11,10 @@ from fsspec.caching import BaseCache
 from pagecache.default import default_cache
 from pagecache.options import check_options
 from pagecache.stores.call_options import request_options
+from pagecache.stores.destination import Destination, TooLongError
+from pagecache.stores.errors import encoded_error
 from pagecache.stores.fsspec import FsspecStore
-from pagecache.stores.validators import validator_of, version_of
+from pagecache.stores.validators import encoding_of, validator_of, version_of
 
 _KNOWN = ("fsspec.implementations.http", "s3fs.", "gcsfs.")  # whose files keep the options of their call as expected
 _numbers = itertools.count(1)
@@ -39,13 +41,14 @@ class FetcherStore:
 
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """Fill the buffers from `offset`; return the bytes filled."""
-        done = 0
-        with memoryview(self._fetcher(offset, offset + sum(map(len, buffers)))) as data:
-            for buffer in buffers:
-                nbytes = min(len(buffer), len(data) - done)
-                buffer[:nbytes] = data[done : done + nbytes]
-                done += nbytes
-        return done
+        destination = Destination(buffers)
+        try:
+            destination.put(self._fetcher(offset, offset + destination.wanted))
+        except TooLongError as error:
+            raise encoded_error(error, None) from None
+        finally:
+            destination.detach()
+        return destination.done
 
     def close(self) -> None:
         """Do nothing."""
@@ -87,6 +90,9 @@ class PageCacheType(BaseCache):
             store = _store_of(owner, recheck, whole_up_to, thread_safe)
         if store is None:
             store = FetcherStore(fetcher, size)
+        elif not store.serves_ranges and store.version.encoding is not None and store.size() != size:
+            how = f"is stored with Content-Encoding {store.version.encoding}, in {size} bytes, and has {store.size()}"
+            raise OSError(errno.ENOTSUP, f"{store.name} {how}: read it as pagecache::{store.name}, or with cat_file")
         elif not store.is_immutable and store.size() != size:
             sizes = f"it has {store.size()} bytes, the file was made for {size}"
             raise OSError(errno.ESTALE, f"{store.name} was replaced while it was being opened ({sizes}): open it again")
@@ -128,10 +134,14 @@ def _store_of(
     details = getattr(owner, "_details", None) or {}
     version = None
     is_of_live_object = "generation" in options and str(details.get("generation")) != str(options["generation"])
-    if validator_of(details) is not None and recheck is not False and not is_of_live_object:
+    is_known = validator_of(details) is not None and encoding_of(details) is None and not is_of_live_object
+    if is_known and recheck is not False:
         version = version_of(details, owner.path, time.monotonic())
     how: dict[str, Any] = {"recheck": recheck, "whole_up_to": whole_up_to, "thread_safe": thread_safe}
-    return FsspecStore(owner.fs, owner.path, version=version, options=options, **how)
+    store = FsspecStore(owner.fs, owner.path, version=version, options=options, **how)
+    if encoding_of(details) is not None and store.known_version is None:
+        store.refresh()  # it may have another size than is stated
+    return store
 
 
 def _options_of(owner: Any) -> dict[str, Any] | None:

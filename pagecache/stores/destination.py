@@ -7,6 +7,13 @@ from typing import Any
 from pagecache._core import Mutex
 
 
+class TooLongError(OSError):
+    """More came than was asked for: it is not what was asked for."""
+
+    def __init__(self, came_bytes: int, wanted_bytes: int):
+        super().__init__(errno.EIO, f"{came_bytes} bytes came where {wanted_bytes} were asked for")
+
+
 class Destination:
     """The buffers of one request, filled in order.
 
@@ -29,7 +36,7 @@ class Destination:
         return self.done >= self.wanted
 
     def put(self, data: Any) -> None:
-        """Copy a piece behind the last one. Raises OSError (EIO) if it does not fit: then it is not what was asked for."""
+        """Copy a piece behind the last one. Raises TooLongError if it does not fit."""
         with self._lock.held(), memoryview(data) as piece:
             start = 0
             while start < len(piece) and self._number < len(self._buffers):
@@ -42,8 +49,7 @@ class Destination:
                 if self._at == len(buffer):
                     self._number, self._at = self._number + 1, 0
             if start < len(piece) and not self._is_detached:
-                came = self.done + len(piece) - start
-                raise OSError(errno.EIO, f"{came} bytes came where {self.wanted} were asked for")
+                raise TooLongError(self.done + len(piece) - start, self.wanted)
 
     def detach(self) -> None:
         """Let go of the buffers."""

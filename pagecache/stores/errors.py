@@ -47,6 +47,16 @@ def failed_request(error: Exception, name: str) -> OSError:
     return OSError(errno.EIO, f"cannot ask for the version: {str(error) or type(error).__name__}", name)
 
 
+def encoded_error(error: OSError, encoding: str | None) -> OSError:
+    """Return the error for an answer that is longer than what is stated, with the reason that is most likely.
+
+    encoding: that the store names for the object.
+    """
+    how = f"it is stored with Content-Encoding {encoding}" if encoding else "the store states another size than it serves"
+    remedy = "read it without a cache (cat_file), or store it as it is"
+    return OSError(errno.EIO, f"{error.strerror}: {how}, so that no range of it can be relied on: {remedy}")
+
+
 def meant_error(error: Exception, name: str) -> OSError | None:
     """Return the OSError that an error of a library means, or None if the error says it itself, or nothing is known.
 

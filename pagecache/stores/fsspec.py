@@ -23,8 +23,8 @@ from pagecache.stores import fsspec_ranges
 from pagecache.stores.base import NoRangesError
 from pagecache.stores.call_options import are_of_this_process, key_part, request_options
 from pagecache.stores.described import Described, Memory, WholeAnswerError
-from pagecache.stores.destination import Destination
-from pagecache.stores.errors import failed_request, meant_error
+from pagecache.stores.destination import Destination, TooLongError
+from pagecache.stores.errors import encoded_error, failed_request, meant_error
 from pagecache.stores.fsspec_instances import (
     Callers,
     Instance,
@@ -220,6 +220,8 @@ class FsspecStore:
             raise self._change_error(version, offset, change) from None
         except NoRangesError:
             raise
+        except TooLongError as error:
+            raise encoded_error(error, version.encoding) from None
         except Exception as error:
             meant = meant_error(error, self.name)
             if meant is None:

@@ -22,7 +22,7 @@ from pagecache.stores.validators import ChangedError, Version, encoding_of, vali
 WHOLE_MAX = 256 * 1024 * 1024  # bytes of an object that is read whole because its size is not what is stated
 _PROBE = 64  # bytes that show whether an object is served as it is stored
 _MAGIC = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}  # what is encoded begins so
-_measured = Memory()  # sizes that objects really have, by key and what is stated
+_measured = Memory()  # (size that an object really has, whether it has ranges), by key and what is stated
 
 
 class SyncRanges:
@@ -49,25 +49,29 @@ class SyncRanges:
         """Return what is known of the object now, with the size that it really has."""
         info = self.info(store)
         size, encoding = info.get("size"), encoding_of(info)
-        if info.get("type") == "directory" or (isinstance(size, int) and self._is_served_as_stored(store, size, encoding)):
+        if info.get("type") == "directory" or (isinstance(size, int) and (encoding is None or size == 0)):
             return Described(info)
-        if isinstance(size, int) and size > max(WHOLE_MAX, store.whole_up_to):
+        of_version = (store.key, validator_of(info))
+        fact, body = _measured.get(of_version) if of_version[1] is not None else None, None
+        if fact is None:
+            if isinstance(size, int) and self._is_served_as_stored(store, size, str(encoding)):
+                fact = (size, True)
+            else:
+                body = self._read_whole(store, size, encoding)
+                fact = (body.nbytes, False)
+            _measured.note(of_version, fact)
+        real_size, serves_ranges = fact
+        return Described({**info, "size": real_size}, serves_ranges=serves_ranges, body=body)
+
+    def _read_whole(self, store: Any, size: int | None, encoding: str | None) -> BytesBody:
+        if size is not None and size > max(WHOLE_MAX, store.whole_up_to):
             how = f"it is stored with Content-Encoding {encoding}, and is not read as it is stored"
             remedy = "give the size that it has as whole_up_to, or read it without a cache"
             raise OSError(errno.EFBIG, f"{how}: {remedy}", store.name)
-        known = (store.key, validator_of(info))
-        real_size = _measured.get(known) if known[1] is not None else None
-        body = None
-        if real_size is None:
-            body = BytesBody(self.cat_whole(store), False)
-            real_size = body.nbytes
-            _measured.note(known, real_size)
-        return Described({**info, "size": real_size}, serves_ranges=False, body=body)
+        return BytesBody(self.cat_whole(store), False)
 
-    def _is_served_as_stored(self, store: Any, size: int, encoding: str | None) -> bool:
+    def _is_served_as_stored(self, store: Any, size: int, encoding: str) -> bool:
         """Whether a range of an object is that of what is stored: whoever decodes brings something else."""
-        if encoding is None or size == 0:
-            return True
         nbytes = min(size, _PROBE)
         try:
             data = self.cat(store, 0, nbytes)
