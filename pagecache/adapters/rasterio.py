@@ -38,7 +38,7 @@ class Resource(io.RawIOBase):
         try:
             return self._file.read(size)
         except BaseException as error:
-            self._opener.last_error = error
+            self._opener.note(error)
             return b""
 
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
@@ -46,12 +46,16 @@ class Resource(io.RawIOBase):
         try:
             return self._file.get_byte_ranges(offsets, sizes)
         except BaseException as error:
-            self._opener.last_error = error
-            raise
+            met = self._opener.note(error)
+            raise met from met.__cause__
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Move the position. Returns the new one."""
-        return self._file.seek(offset, whence)
+        """Move the position. Returns the new one. Raises ValueError, OSError."""
+        try:
+            return self._file.seek(offset, whence)
+        except BaseException as error:
+            met = self._opener.note(error)
+            raise met from met.__cause__
 
     def tell(self) -> int:
         """Return the position (bytes)."""
@@ -85,22 +89,38 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
 
     def __init__(self, cache: Any, open_store: Callable[[str], Any], *, siblings: bool = False):
         self.last_error: BaseException | None = None
+        self._guards: dict[int, list[BaseException]] = {}
         self._objects = Objects(cache, open_store)
         self._siblings = siblings
         self._opened: set[str] = set()
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """A context manager that raises, at its end, the last error that a read met meanwhile, in any thread.
+        """A context manager that raises, at its end, the first error that a read met meanwhile, in any thread.
 
         Raises OSError, in place of what rasterio raised.
         """
-        self.last_error = None
+        met: list[BaseException] = []
+        self._guards[id(met)] = met
         try:
             yield
         finally:
-            if self.last_error is not None:
-                raise self.last_error
+            del self._guards[id(met)]
+            if met:
+                raise met[0]
+
+    def note(self, error: BaseException) -> BaseException:
+        """Remember what a read met, for the guards. Returns what was met first.
+
+        What a read raises stays pending in the thread, and GDAL 3.12 asks again: Python takes whatever is called then for
+        an error of its own (SystemError), whose cause is the one that counts.
+        """
+        while isinstance(error, SystemError) and error.__cause__ is not None:
+            error = error.__cause__
+        self.last_error = error
+        for met in list(self._guards.values()):
+            met.append(error)
+        return error
 
     def open(self, path: str, mode: str = "r", **kwds: Any) -> Resource:
         """Open a path for reading. Raises OSError."""
