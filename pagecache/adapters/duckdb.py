@@ -1,10 +1,12 @@
 """DuckDB: `register(connection, cache, open_store)`, then `SELECT ... FROM 'pagecache://path'`.
 
-DuckDB's own cache of external files does not cover file systems registered from Python. It opens a file several times a
-query and asks for size and time of modification at each open: here both are looked up once.
+DuckDB's own cache of external files does not cover file systems registered from Python since 2.0. From 1.3 to 1.5 it does,
+and would keep the same bytes once more, outside the cache's budget: `register` turns it off there. DuckDB opens a file
+several times a query and asks for size and time of modification at each open: here both are looked up once.
 """
 
 import datetime
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -96,11 +98,40 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
         self._objects.close()
 
 
-def register(connection: Any, cache: Any, open_store: Callable[[str], Any], **options: Any) -> PageCacheFiles:
+def register(
+    connection: Any,
+    cache: Any,
+    open_store: Callable[[str], Any],
+    *,
+    external_file_cache: bool = False,
+    **options: Any,
+) -> PageCacheFiles:
     """Let a DuckDB connection read through a cache: names that begin with `pagecache://`.
 
-    connection: of DuckDB. The others as for `PageCacheFiles`. Returns the file system.
+    connection: of DuckDB. external_file_cache: whether DuckDB 1.3 to 1.5 may keep what it reads of remote files in memory,
+    these among them; else its setting `enable_external_file_cache` is turned off, for all files of the connection's
+    database. The others as for `PageCacheFiles`. Returns the file system.
     """
     files = PageCacheFiles(cache, open_store, **options)
+    if not external_file_cache and _keeps_what_it_reads():
+        _turn_off_cache(connection)
     connection.register_filesystem(files)
     return files
+
+
+def _keeps_what_it_reads() -> bool:
+    """Whether DuckDB's cache of external files covers file systems registered from Python."""
+    import duckdb
+
+    version = tuple(int(part) for part in duckdb.__version__.split(".")[:2])
+    return (1, 3) <= version < (2, 0)
+
+
+def _turn_off_cache(connection: Any) -> None:
+    import duckdb
+
+    try:
+        with connection.cursor() as other:  # the connection may have results that are not fetched yet
+            other.execute("SET GLOBAL enable_external_file_cache = false")
+    except duckdb.Error as error:  # its configuration may be locked
+        warnings.warn(f"DuckDB keeps what it reads through the cache once more: {error}", RuntimeWarning, stacklevel=3)

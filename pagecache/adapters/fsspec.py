@@ -10,6 +10,7 @@ All file systems and handles of a process share the budget of `pagecache.default
 """
 
 import asyncio
+import datetime
 import errno
 import inspect
 import os
@@ -21,6 +22,7 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.chained import ChainedFileSystem
 
+from pagecache.adapters.ages import Ages, last_modified_s
 from pagecache.adapters.fsspec_cache_type import PageCacheType
 from pagecache.adapters.fsspec_delegation import Delegation
 from pagecache.adapters.fsspec_handles import Handles
@@ -87,6 +89,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         self.target_protocol = target_protocol
         self._target = Target(fs, target_protocol, target_options or {}, thread_safe)
         self._handles = Handles()
+        self._ages = Ages()
         self._handles_pid = os.getpid()
         rules = self._target.template
         self._has_links = hasattr(rules, "islink") and hasattr(rules, "symlink")
@@ -118,6 +121,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         self._pid = self._handles_pid = os.getpid()
         self._loop = None if self.asynchronous else fsspec.asyn.get_loop()
         self._handles = Handles()
+        self._ages = Ages()
         self._target = self._target.renewed()
 
     @property
@@ -144,7 +148,10 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         return path.partition("::")[0] if is_chain else path  # of a chain, the first is the target's
 
     def unstrip_protocol(self, name: str) -> str:
-        """Return the URL of a path, which `fsspec.open` opens again: chained, as the target is."""
+        """Return the URL of a path, which `fsspec.open` opens again: chained, as the target is. A name with this file
+        system's own protocol before it is one already."""
+        if name.startswith(self._own_names):
+            return name
         target, chain = self.target.template, [f"{self.protocol}"]
         chain.append(target.unstrip_protocol(self._strip_protocol(name)))
         options = target.storage_options
@@ -153,6 +160,21 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
             chain.append(inner if "://" in inner else f"{options['target_protocol']}://{inner}")
             options = options.get("target_options") or {}
         return "::".join(chain)
+
+    def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
+        """Return the paths that match a pattern. If that has this file system's own protocol before it, so have they: by it
+        DuckDB knows whom to ask for them."""
+        found = super().glob(path, maxdepth=maxdepth, **kwargs)
+        prefix = next((prefix for prefix in self._own_names if path.startswith(prefix)), "")
+        if isinstance(found, dict):
+            return {prefix + name: info for name, info in found.items()}
+        return [prefix + name for name in found]
+
+    @property
+    def _own_names(self) -> tuple[str, ...]:
+        """How names begin that say by themselves whose they are."""
+        protocols = (self.protocol,) if isinstance(self.protocol, str) else self.protocol
+        return tuple(f"{protocol}://" for protocol in protocols)
 
     @property
     def fsid(self) -> str:
@@ -294,6 +316,22 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         return await wanted.fill_all(wanted.look())
 
     # -- what is known -------------------------------------------------------------------------------------------------
+
+    def modified(self, path: str) -> Any:
+        """Return when an object was changed, as its target says; else as its server does (Last-Modified); else since when
+        this version is known: the same as long as the validator is."""
+        try:
+            return super().modified(path)
+        except NotImplementedError:
+            path = self._strip_protocol(path)
+        version = self._handles.known_version(path, self.recheck)
+        if version is None:
+            epoch, store = self._handles.epoch, FsspecStore(self.instance, path, recheck=self.recheck)
+            version = store.version
+            self._handles.note_version(path, version, epoch)
+        said = last_modified_s(version)
+        seconds = said if said is not None else self._ages.since_s(path, version.validator)
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
     def ukey(self, path: str) -> str:
         """Return what changes when the object does: its validator, or what the target takes for it."""

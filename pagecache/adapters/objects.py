@@ -1,14 +1,22 @@
 """Objects that a library names by path and asks about again and again: each is looked up once and stays open."""
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pagecache._core import Mutex
+from pagecache.adapters.ages import Ages, last_modified_s
 from pagecache.files.file import File
 
 MAX_OBJECTS = 1024
+
+
+class Found(NamedTuple):
+    """An object: the file that is kept open on it, what it was opened on, and when it was modified (seconds)."""
+
+    file: File
+    store: Any
+    modified_s: int
 
 
 class Objects:
@@ -16,50 +24,68 @@ class Objects:
 
     cache: a `PageCache`. open_store: makes the store (or local path) of a path; raises FileNotFoundError, at the latest
     when the store is asked for its size, if there is none. max_objects: how many are kept open; what was used least
-    recently is closed.
+    recently is closed. keeps_absence: whether it is remembered that a path stands for nothing; else that is looked up
+    each time.
 
-    An object is looked up once: size, version and absence are those of that moment until `invalidate`.
+    An object is looked up once: size and version are those of that moment until `invalidate`.
     Context: thread-safe. Two threads may look the same new path up twice; one of the answers counts.
     """
 
-    def __init__(self, cache: Any, open_store: Callable[[str], Any], *, max_objects: int = MAX_OBJECTS):
+    def __init__(
+        self,
+        cache: Any,
+        open_store: Callable[[str], Any],
+        *,
+        max_objects: int = MAX_OBJECTS,
+        keeps_absence: Callable[[str], bool] = lambda path: False,
+    ):
         self.cache = cache
         self._open_store = open_store
         self._max_objects = max_objects
+        self._keeps_absence = keeps_absence
         self._lock = Mutex()
-        self._found: OrderedDict[str, tuple[File, Any] | None] = OrderedDict()
-        self._seen_s: dict[str, int] = {}
+        self._found: OrderedDict[str, Found | None] = OrderedDict()
+        self._ages = Ages()
 
-    def _lookup(self, path: str) -> tuple[File, Any] | None:
-        """Return the file that is kept open on a path and its store, or None if there is no such object."""
+    def _lookup(self, path: str) -> Found | None:
+        """Return what is kept open on a path, or None if there is no such object."""
         with self._lock.held():
             if path in self._found:
                 self._found.move_to_end(path)
                 return self._found[path]
         try:
             store = self._open_store(path)
-            found = (self.cache.open(store), store)
+            file = self.cache.open(store)
         except (FileNotFoundError, IsADirectoryError):
-            found = None
+            return self._keep(path, None) if self._keeps_absence(path) else None
+        try:
+            found = Found(file, store, self._modified_s(path, file.inode.store))
+        except BaseException:
+            file.close()
+            raise
         return self._keep(path, found)
 
-    def _keep(self, path: str, found: tuple[File, Any] | None) -> tuple[File, Any] | None:
-        surplus: list[tuple[File, Any] | None] = []
+    def _modified_s(self, path: str, store: Any) -> int:
+        modified = getattr(store, "modified_s", None)
+        said = int(modified()) if modified is not None else last_modified_s(getattr(store, "version", None))
+        return said if said is not None else self._ages.since_s(path, store.validator())
+
+    def _keep(self, path: str, found: Found | None) -> Found | None:
+        surplus: list[Found | None] = []
         with self._lock.held():
             if path in self._found:  # another thread was faster
                 surplus.append(found)
                 found = self._found[path]
             else:
                 self._found[path] = found
-                self._seen_s.setdefault(path, int(time.time()))
                 while len(self._found) > self._max_objects:
                     surplus.append(self._found.popitem(last=False)[1])
         for entry in surplus:
             if entry is not None:
-                entry[0].close()
+                entry.file.close()
         return found
 
-    def _existing(self, path: str) -> tuple[File, Any]:
+    def _existing(self, path: str) -> Found:
         found = self._lookup(path)
         if found is None:
             raise FileNotFoundError(2, "no such object", path)
@@ -68,7 +94,7 @@ class Objects:
     def open(self, path: str) -> File:
         """Open a path for reading. Returns a new File. Raises FileNotFoundError, OSError."""
         while True:
-            file, store = self._existing(path)
+            file, store, _ = self._existing(path)
             if not file.closed:  # else it fell out of the table meanwhile
                 return self.cache.open(file.inode.store if not isinstance(store, str) else store)
             self.invalidate(path)
@@ -79,25 +105,21 @@ class Objects:
 
     def size(self, path: str) -> int:
         """Return the size of an object (bytes). Raises FileNotFoundError, OSError."""
-        return self._existing(path)[0].mapping.size
+        return self._existing(path).file.mapping.size
 
     def modified_s(self, path: str) -> int:
-        """Return when the object was last modified (seconds since the epoch): what its store says, else when it was first
-        seen; always the same until `invalidate`. Raises FileNotFoundError, OSError."""
-        _, store = self._existing(path)
-        modified = getattr(store, "modified_s", None)
-        return int(modified()) if modified is not None else self._seen_s[path]
+        """Return when the object was last modified (seconds since the epoch): what its store says, else when this version
+        was first seen; always the same until `invalidate`. Raises FileNotFoundError, OSError."""
+        return self._existing(path).modified_s
 
     def invalidate(self, path: str | None = None) -> None:
         """Look an object (None: all of them) up anew when it is used next; a changed one is read anew."""
         with self._lock.held():
             paths = list(self._found) if path is None else [path]
             entries = [self._found.pop(name, None) for name in paths]
-            for name in paths:
-                self._seen_s.pop(name, None)
         for entry in entries:
             if entry is not None:
-                entry[0].close()
+                entry.file.close()
 
     def close(self) -> None:
         """Close what is kept open. Files from `open` stay open."""

@@ -22,6 +22,7 @@ from pagecache.adapters.objects import Objects
 from pagecache.files.file import File
 
 SIDE_FILES = (".aux", ".aux.xml", ".msk", ".ovr")  # what GDAL tries to open where it cannot list a directory
+MADE_UP = ("test", "test/test")  # what rasterio asks an opener for, to see whether it is one
 READ_ONLY = "rasters are read through the cache, not changed"
 
 
@@ -90,7 +91,7 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
     def __init__(self, cache: Any, open_store: Callable[[str], Any], *, siblings: bool = False):
         self.last_error: BaseException | None = None
         self._guards: dict[int, list[BaseException]] = {}
-        self._objects = Objects(cache, open_store)
+        self._objects = Objects(cache, open_store, keeps_absence=self._is_beside)
         self._siblings = siblings
         self._opened: set[str] = set()
 
@@ -131,6 +132,11 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
         file = self._objects.open(path)
         self._opened.add(path)
         return Resource(self, file)
+
+    def _is_beside(self, path: str) -> bool:
+        """Whether a path may be a side file of what was opened, which GDAL asks for again and again, or is made up."""
+        stems = (posixpath.splitext(opened)[0] for opened in tuple(self._opened) if opened != path)
+        return path in MADE_UP or any(path.startswith(stem) for stem in stems)
 
     def isfile(self, path: str) -> bool:
         """Whether there is such an object: one that was opened, or, with siblings, any."""

@@ -259,6 +259,9 @@ class Worlds:
     def check_operation(self, name):
         """Check that an operation returns the same in both."""
         wanted, found = (outcome(world, OPERATIONS[name]) for world in (self.without, self.through))
+        if name == "modified" and wanted == "NotImplementedError":  # what is known of versions answers that
+            assert found is True
+            return
         assert found == wanted, name
 
     def check_rest(self):

@@ -7,6 +7,7 @@ from support.http_objects import HttpStore
 duckdb = pytest.importorskip("duckdb")
 pytest.importorskip("fsspec")
 
+import pagecache  # noqa: E402
 from pagecache.adapters.duckdb import register  # noqa: E402
 
 ROWS = 200_000
@@ -107,6 +108,56 @@ def test_a_replaced_object_is_read_anew_when_invalidated(objects, cache, tmp_pat
         files.invalidate_cache("pagecache://data/0.parquet")
         assert connection.sql(query).fetchall() == [(ROWS,)]
     files.close()
+
+
+def test_bytes_are_held_once(objects, cache):
+    """DuckDB 1.3 to 1.5 would keep them again; its setting is only touched there, and not if that is wanted."""
+    for wanted in (False, True):
+        with duckdb.connect() as connection:
+            pending = connection.execute("SELECT range FROM range(3)")
+            files = register(connection, cache, lambda path: HttpStore(objects.url(path)), external_file_cache=wanted)
+            assert pending.fetchall() == [(0,), (1,), (2,)]
+            connection.sql("SELECT sum(noise::DOUBLE) FROM 'pagecache://data/0.parquet'").fetchall()
+            try:
+                held = connection.sql("SELECT count(*) FROM duckdb_external_file_cache()").fetchall()[0][0]
+            except duckdb.CatalogException:
+                pytest.skip("this DuckDB has no such cache")
+            [(setting,)] = connection.sql("SELECT current_setting('enable_external_file_cache')").fetchall()
+            keeps = duckdb.__version__.startswith("1.")
+            assert (held > 0, setting) == (keeps and wanted, wanted or not keeps)
+        files.close()
+
+
+def test_a_locked_configuration_is_no_hindrance(objects, cache):
+    with duckdb.connect() as connection:
+        connection.execute("SET lock_configuration = true")
+        if duckdb.__version__.startswith("1."):
+            with pytest.warns(RuntimeWarning, match="once more"):
+                files = register(connection, cache, lambda path: HttpStore(objects.url(path)))
+        else:
+            files = register(connection, cache, lambda path: HttpStore(objects.url(path)))
+        assert connection.sql("SELECT count(*) FROM 'pagecache://data/0.parquet'").fetchall() == [(ROWS,)]
+    files.close()
+
+
+def test_a_missing_object_is_looked_for_again(connection, objects):
+    for _ in range(2):
+        with pytest.raises(duckdb.Error, match=r"late.parquet"):
+            connection.sql("SELECT * FROM 'pagecache://data/late.parquet'")
+    objects.put("data/late.parquet", objects.get("data/0.parquet"))
+    assert connection.sql("SELECT count(*) FROM 'pagecache://data/late.parquet'").fetchall() == [(ROWS,)]
+
+
+@pytest.mark.parametrize("options", [{}, {"recheck": True}, {"recheck": 60}])
+def test_fsspecs_http_that_cannot_say_when_a_file_was_modified(objects, cache, options):
+    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("aiohttp")
+    fs = fsspec.filesystem("pagecache", target_protocol="http", skip_instance_cache=True, **options)
+    with duckdb.connect() as connection, pagecache.using(cache):
+        connection.register_filesystem(fs)
+        query = f"SELECT count(*), sum(id)::BIGINT FROM 'pagecache://{objects.url('data/0.parquet')}'"
+        for _ in range(2):
+            assert connection.sql(query).fetchall() == [(ROWS, ROWS * (ROWS - 1) // 2)]
 
 
 def test_writing_is_refused(connection):

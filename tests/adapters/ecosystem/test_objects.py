@@ -22,12 +22,38 @@ def test_is_looked_up_once(objects, server):
     assert server.counts.take() == (2, 4)
 
 
-def test_absence_is_looked_up_once(objects, server):
+def test_absence_is_looked_up_each_time(objects, server):
     for _ in range(3):
         assert not objects.exists("none")
         with pytest.raises(FileNotFoundError, match="none"):
             objects.open("none")
+    server.put("none", b"there now")
+    assert objects.open("none").read() == b"there now"
+
+
+def test_absence_is_looked_up_once_where_it_is_kept(cache, server):
+    objects = Objects(cache, lambda path: HttpStore(server.url(path)), keeps_absence=lambda path: path.endswith(".ovr"))
+    for _ in range(3):
+        assert not objects.exists("none.ovr")
+        with pytest.raises(FileNotFoundError, match="none"):
+            objects.open("none.ovr")
     assert server.counts.take()[0] == 1
+    server.put("none.ovr", b"there now")
+    assert not objects.exists("none.ovr")
+    objects.invalidate("none.ovr")
+    assert objects.size("none.ovr") == 9
+    objects.close()
+
+
+def test_the_time_of_a_version_stays_and_that_of_the_next_one_is_later(objects, server):
+    server.put("a", b"old")
+    first = objects.modified_s("a")
+    objects.invalidate("a")
+    assert objects.modified_s("a") == first
+    server.put("a", b"newer")
+    assert objects.modified_s("a") == first
+    objects.invalidate("a")
+    assert objects.modified_s("a") > first
 
 
 def test_a_store_that_fails_is_not_an_absence(cache):

@@ -193,6 +193,36 @@ class TestFailures:
             with pytest.raises(OSError, match="planned"), failing.guard():
                 raster.read(1)
 
+    def test_the_guard_raises_what_came_first(self, failing, image):
+        """Not what Python says when a library calls it again with that error pending, as GDAL 3.12 does."""
+        first = OSError(5, "the first")
+        with pytest.raises(OSError, match="the first"), failing.guard():
+            for error in (first, OSError(5, "the second")):
+                again = SystemError("returned a result with an exception set")
+                again.__cause__ = SystemError("the same once more")
+                again.__cause__.__cause__ = error
+                assert failing.note(again) is error
+        with failing.guard():
+            pass
+        assert str(failing.last_error) == "[Errno 5] the second"
+
+    def test_a_missing_image_is_looked_for_again(self, opener, image, server, pixels):
+        with pytest.raises(rasterio.errors.RasterioIOError):
+            rasterio.open("images/late.tif", opener=opener)
+        server.put("images/late.tif", server.get(image))
+        with rasterio.open("images/late.tif", opener=opener) as raster, opener.guard():
+            numpy.testing.assert_array_equal(raster.read(), pixels)
+
+    def test_missing_side_files_are_looked_for_once(self, cache, image, server):
+        opener = PageCacheOpener(cache, lambda path: HttpStore(server.url(path)), siblings=True)
+        for _ in range(2):
+            server.counts.take()
+            with rasterio.open(image, opener=opener, sharing=False) as raster:
+                raster.read(1, window=Window(0, 0, 8, 8))
+            asked = {path for _, path, _, _ in server.counts.log}
+        assert asked <= {image}  # the second time
+        opener.close()
+
     def test_guards_without_failures_raise_nothing(self, failing, image, pixels):
         with rasterio.open(image, opener=failing) as raster, failing.guard():
             numpy.testing.assert_array_equal(raster.read(), pixels)
