@@ -4,7 +4,7 @@ from typing import Any
 
 from pagecache.stores.call_options import takes
 from pagecache.stores.destination import Destination
-from pagecache.stores.fsspec_sync import SyncRanges, fresh_options
+from pagecache.stores.fsspec_sync import SyncRanges, fresh_options, put_range
 from pagecache.stores.validators import Version
 
 
@@ -39,5 +39,5 @@ class AsyncRanges(SyncRanges):
 
     async def _fetch(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
         end = start + destination.wanted
-        destination.put(await store.fs._cat_file(store.path, start=start, end=end, **store.options))
+        put_range(await store.fs._cat_file(store.path, start=start, end=end, **store.options), version, destination)
         return False

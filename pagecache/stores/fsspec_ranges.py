@@ -6,6 +6,7 @@ from pagecache.stores.fsspec_async import AsyncRanges
 from pagecache.stores.fsspec_gcs import GcsRanges
 from pagecache.stores.fsspec_http import HttpRanges
 from pagecache.stores.fsspec_kinds import is_asynchronous, is_local
+from pagecache.stores.fsspec_reference import ReferenceRanges
 from pagecache.stores.fsspec_s3 import S3Ranges
 from pagecache.stores.fsspec_sync import SyncRanges
 
@@ -19,6 +20,8 @@ def ranges_of(fs: Any) -> "SyncRanges":
         return HttpRanges()
     if "s3" in protocols and hasattr(fs, "_call_s3"):
         return S3Ranges()
+    if "reference" in protocols and hasattr(fs, "references"):
+        return ReferenceRanges()
     if "gcs" in protocols and hasattr(fs, "_process_object"):
         return GcsRanges()
     return AsyncRanges()

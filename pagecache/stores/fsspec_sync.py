@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pagecache.stores.call_options import check_taken, takes
-from pagecache.stores.described import Described, Memory
+from pagecache.stores.described import Described, Memory, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.fsspec_kinds import ARROW, archive_version, is_kind
 from pagecache.stores.in_order import Body, BytesBody
@@ -113,7 +113,7 @@ class SyncRanges:
         """Fill the destination from byte `start`; whether the bytes are known to be of this version."""
         end = start + destination.wanted
         if self._reads_ranges(store):
-            destination.put(self.cat(store, start, end))
+            put_range(self.cat(store, start, end), version, destination)
             return False
         with _open_unbuffered(store.fs, store.path, store.options) as file:
             file.seek(start)
@@ -123,6 +123,14 @@ class SyncRanges:
                     break
                 destination.put(data)
         return False
+
+
+def put_range(data: bytes, version: Version, destination: Destination) -> None:
+    """Fill a destination with what `cat_file` brought. Raises WholeAnswerError if that is all of the object and more than
+    the range, TooLongError if it is something else."""
+    if len(data) > destination.wanted and len(data) == version.size:
+        raise WholeAnswerError(BytesBody(data, False))
+    destination.put(data)
 
 
 def fresh_options(fs: Any, function: Any, path: str) -> dict[str, Any]:
