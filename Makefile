@@ -8,12 +8,14 @@
 VENV   ?= .venv
 PYTHON ?=
 TESTS  ?= tests
+ONLY   ?=
 ARGS   ?=
 
 python  := $(VENV)/bin/python
 in_lane  = PYTHONSAFEPATH=1 PYTHONPATH=build/lib-$(1)
 build    = PAGECACHE_MODE=$(1) $(python) setup.py -q lane
 pytest  := $(python) -m pytest
+in_bench = PYTHONSAFEPATH=1 PYTHONPATH=build/lib-release:$(CURDIR):tests
 libraries = $(shell $(CC) -print-file-name=$(1))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -21,7 +23,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test ecosystem docs stress bench peers anchors eviction build check debug portable annotate asan tsan stubs wheel aarch64 lint clean distclean
+.PHONY: help demo test ecosystem docs stress bench bench-list peers anchors eviction build check debug portable annotate asan tsan stubs wheel aarch64 lint clean distclean
 
 help: ## list the actions
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -45,17 +47,18 @@ docs: $(VENV)/.docs ## build the documentation site into build/site; warnings ar
 stress: check $(VENV)/.test ## run all the tests for much longer
 	PAGECACHE_STRESS=1 $(call in_lane,check) $(pytest) $(TESTS) $(ARGS)
 
-bench: $(VENV)/.bench ## run all the benchmarks and write bench/results/
+bench: $(VENV)/.bench ## run the main benchmarks and write bench/results/; ONLY=NAME runs another, with its ARGS
 	PAGECACHE_BENCH=1 $(call build,release)
-	PYTHONPATH=build/lib-release:bench PYTHONSAFEPATH=1 $(python) bench/run.py $(ARGS)
+	$(in_bench) $(python) -m bench $(or $(ONLY),hits.run) $(ARGS)
 
-peers: $(VENV)/.bench ## compare cached reads with other ways of caching; writes docs/peers.md
-	PAGECACHE_BENCH=1 $(call build,release)
-	PYTHONPATH=build/lib-release:bench PYTHONSAFEPATH=1 $(python) -m peers $(ARGS)
+bench-list: ## list the benchmarks
+	@$(in_bench) $(if $(wildcard $(python)),$(python),python3) -m bench
 
-anchors: $(VENV)/.bench ## compare the engine's lookups with other libraries' in C; writes docs/anchors.md
-	PAGECACHE_BENCH=1 $(call build,release)
-	PYTHONPATH=build/lib-release:bench PYTHONSAFEPATH=1 $(python) -m anchors $(ARGS)
+peers: ## compare cached reads with other ways of caching; ARGS=--write keeps the page
+	@$(MAKE) bench ONLY=peers
+
+anchors: ## compare the engine's lookups with other libraries' in C; ARGS=--write keeps the page
+	@$(MAKE) bench ONLY=anchors
 
 build: $(VENV)/.build ## build the release into build/lib-release
 	@$(call build,release)
@@ -88,7 +91,7 @@ tsan: $(VENV)/.test ## run the tests with threads under ThreadSanitizer
 
 eviction: $(VENV)/.eviction ## compare what policies miss with reference simulators; ARGS: directories of traces, or --synthetic 1
 	@$(call build,release)
-	PYTHONPATH=build/lib-release:bench PYTHONSAFEPATH=1 $(python) -m eviction $(ARGS)
+	$(in_bench) $(python) -m bench eviction $(ARGS)
 
 stubs: check $(VENV)/.test ## compare _core.pyi with the module
 	$(call in_lane,check) $(pytest) tests/engine/test_stubs.py

@@ -94,7 +94,7 @@ def extensions() -> list[Extension]:
     compiler_flags, linker_flags = MODES[MODE]
     sources = {"pagecache._core": "pagecache/_core.pyx"}
     if os.environ.get("PAGECACHE_BENCH") == "1":
-        sources["_microbench"] = "bench/_microbench.pyx"
+        sources["_microbench"] = "bench/hits/_microbench.pyx"
     if MODE in WITH_ENGINE_THREADS:
         sources["_engine_threads"] = "tests/engine/engine_threads/_engine_threads.pyx"
     return [

@@ -1,4 +1,4 @@
-"""`python -m anchors`: compiles and measures the anchors, prints the page, and writes it into docs/."""
+"""`python -m bench anchors`: compiles and measures the anchors, prints the page, and writes it into docs/."""
 
 import argparse
 import json

@@ -13,7 +13,7 @@ RADIX_NUMBERS = "bare radix walk, 32-bit numbers"
 HYPER_CLOCK = "RocksDB HyperClockCache"
 SPEEDUP_GOAL = 1.9
 COMMAND = "PAGECACHE_BENCH=1 PAGECACHE_MODE=release python setup.py -q lane\n" + (
-    "PYTHONPATH=build/lib-release:bench python -P -m anchors --write"
+    "python -m bench anchors --write"
 )
 
 

@@ -1,6 +1,6 @@
 """Three things that fsspec's own caches get wrong, measured on this machine, and the same through the page cache.
 
-    PYTHONPATH=build/lib-release:tests python bench/ecosystem/fsspec_failures.py [--json FILE]
+    python -m bench ecosystem.fsspec_failures [--json FILE]
 
 1. Eight threads with a handle each read one cold object over HTTP: how many of 160 reads return wrong bytes?
 2. One request fails, and the read is tried again: what does the second one return, and a new file system after it?
@@ -18,7 +18,7 @@ import tempfile
 import threading
 
 import fsspec
-from http_server import ObjectServer
+from support.http_server import ObjectServer
 
 import pagecache
 import pagecache.adapters.fsspec

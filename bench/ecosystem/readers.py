@@ -10,10 +10,10 @@ from typing import Any
 
 import fsspec
 import numpy
-from samples import TIFF_TILE, ZARR_SHAPE
 
 import pagecache
 import pagecache.adapters.fsspec
+from bench.ecosystem.samples import TIFF_TILE, ZARR_SHAPE
 from pagecache.adapters.objects import Objects
 from pagecache.stores.fsspec import FsspecStore
 

@@ -12,7 +12,6 @@ from typing import Any
 import fsspec
 import numpy
 
-TESTS = Path(__file__).resolve().parents[2] / "tests" / "ecosystem"
 PARQUET_ROWS, PARQUET_COLUMNS, ROW_GROUP_ROWS = 2_200_000, 12, 220_000
 ZARR_SHAPE, ZARR_SHARD, ZARR_CHUNK = (64, 1024, 1024), (16, 1024, 1024), (4, 128, 128)
 HDF5_SETS = 2000
@@ -78,7 +77,6 @@ def make_all(root: Path) -> None:
 
 
 def _serve_http(root: str, latency_s: float, pipe) -> None:
-    sys.path.insert(0, str(TESTS))
     from support.http_objects import ObjectServer
 
     with ObjectServer(latency_s) as server:

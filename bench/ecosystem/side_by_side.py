@@ -1,6 +1,6 @@
 """Real libraries reading real files over HTTP, through other caches and through ours, side by side.
 
-    PYTHONPATH=build/lib-release:bench/ecosystem:tests python bench/ecosystem/side_by_side.py
+    python -m bench ecosystem.side_by_side
 
 The server counts requests and bytes and answers each request after 20 ms. Each way begins with nothing known of the server,
 and reads twice; whatever gives another answer than the others is marked as wrong, whatever fails with its error.
@@ -13,9 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import readers
-from samples import RemoteServer, S3Server, make_all
-
+from bench.ecosystem import readers
+from bench.ecosystem.samples import RemoteServer, S3Server, make_all
 from pagecache.requests.speed import forget_origins
 
 SETTLE_S = 0.3  # after a pass: what was read ahead still counts for it

@@ -11,6 +11,7 @@ from array import array
 from pathlib import Path
 
 from eviction import reference, synthetic
+
 from pagecache.stats.trace import POLICIES, read_trace, run_policy
 
 SHARES = (0.001, 0.01, 0.05, 0.10, 0.20)

@@ -1,6 +1,6 @@
 """Reads that hit, through this library and through what people use instead of it, in one interleaved run.
 
-    PYTHONPATH=build/lib-release:bench python -P -m peers --write    # docs/peers.md, docs/peers.svg, docs/peers.png
+    python -m bench peers --write    # docs/peers.md, docs/peers.svg, docs/peers.png
 
 `peer` says what a peer is, `catalogue` lists them all; `timing` measures, `report` and `chart` show.
 """

@@ -1,11 +1,11 @@
-"""`python -m peers`: measures all peers, prints the page, and writes it with its chart into docs/."""
+"""`python -m bench peers`: measures all peers, prints the page, and writes it with its chart into docs/."""
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-import workload
+from bench.common import workload
 
 from . import catalogue, report, runs, timing
 from .peer import Data

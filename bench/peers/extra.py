@@ -1,4 +1,4 @@
-"""This library for another program that times peers: `PEERS_EXTRA=peers.extra:factory`, started in bench/.
+"""This library for another program that times peers: `PEERS_EXTRA=bench.peers.extra:factory`.
 
 Such a program calls `factory(path)` once. Each value of what it gets is called once, then once in each thread; that gives a
 function of offset and bytes.

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import workload
-
 import pagecache
+from bench.common import workload
 
 from .peer import Data, Peer
 

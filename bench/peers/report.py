@@ -11,7 +11,7 @@ from .timing import Cell
 
 KIB = 1024
 COMMAND = "PAGECACHE_BENCH=1 PAGECACHE_MODE=release python setup.py -q lane\n" + (
-    "PYTHONPATH=build/lib-release:bench python -P -m peers --write"
+    "python -m bench peers --write"
 )
 TITLES = {"ours": "this library", "system": "the system", "cache": "caches"}
 

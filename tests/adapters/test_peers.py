@@ -11,8 +11,8 @@ BENCH = ROOT / "bench"
 MIB = 1 << 20
 SIZES = (64, 4096, 65536, MIB)
 
-sys.path.insert(0, str(BENCH))
-from peers import catalogue, chart, extra, goals, peer, report, runs, timing  # noqa: E402
+sys.path.append(str(ROOT))
+from bench.peers import catalogue, chart, extra, goals, peer, report, runs, timing  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_every_peer_reads_what_is_in_the_file(each, data, tmp_path, seed):
 
 def test_fsspec_caches_fetch_nothing_once_they_are_filled(data, tmp_path, seed):
     pytest.importorskip("fsspec")
-    from peers import fsspec_caches
+    from bench.peers import fsspec_caches
 
     for each in fsspec_caches.PEERS:
         opened = each(peer.Data(data.path, tmp_path))
@@ -213,7 +213,7 @@ def test_the_page_says_what_is_missing_and_what_copies_nothing():
     assert "* absent: no such" in text
     assert "| pagecache pread, large folios | 1,234 |" in text
     assert "| handing out | 50° |" in text
-    assert "python -P -m peers --write" in text
+    assert "python -m bench peers --write" in text
     assert "256 MiB" in text
 
 

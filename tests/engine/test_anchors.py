@@ -8,8 +8,8 @@ from support import ROOT
 
 NR_PAGES = 4096
 
-sys.path.insert(0, str(ROOT / "bench"))
-from anchors import anchor, build, table  # noqa: E402
+sys.path.append(str(ROOT))
+from bench.anchors import anchor, build, table  # noqa: E402
 
 
 @pytest.fixture(scope="module")

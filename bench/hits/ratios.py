@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import workload
-from workload import FILE_BYTES, KIB, MIB, MISSES, PAGE_BYTES, random_offsets, read_count
-
 import pagecache
+from bench.common import workload
+from bench.common.workload import FILE_BYTES, KIB, MIB, MISSES, PAGE_BYTES, random_offsets, read_count
 
 ROUNDS_MIN = 7
 LINE_BYTES = 100

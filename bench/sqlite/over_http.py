@@ -1,7 +1,7 @@
 """Point queries on a database served over HTTP by a server that waits 20 ms before each answer: through a page cache, and
 through a VFS on a file handle of fsspec with its own caches.
 
-    PYTHONPATH=build/lib-release:tests python bench/sqlite_over_http.py [--rows N] [--queries N] [--delay SECONDS]
+    python -m bench sqlite.over_http [--rows N] [--queries N] [--delay SECONDS]
 
 Each way starts cold and asks twice: the queries, and then as many others.
 """
@@ -16,10 +16,10 @@ from typing import Any
 
 import apsw
 import fsspec
-from http_server import ObjectServer
-from sqlite_point_queries import PAYLOAD, make_database, run
+from support.http_server import ObjectServer
 
 import pagecache
+from bench.sqlite.point_queries import PAYLOAD, make_database, run
 from pagecache.adapters.sqlite import connect
 
 BUDGET = "256MiB"

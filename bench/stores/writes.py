@@ -1,8 +1,8 @@
 """Writes: into the cache, and from it to the disk.
 
-    python bench/writes.py rewrite   [--size 1GiB] [--rounds 7] [--directory DIR]
-    python bench/writes.py writeback [--size 1GiB] [--rounds 5] [--directory DIR]
-    python bench/writes.py fsync     [--rounds 7] [--directory DIR]
+    python -m bench stores.writes rewrite   [--size 1GiB] [--rounds 7] [--directory DIR]
+    python -m bench stores.writes writeback [--size 1GiB] [--rounds 5] [--directory DIR]
+    python -m bench stores.writes fsync     [--rounds 7] [--directory DIR]
 
 rewrite: a cached file is rewritten by `pwrite`s of 64 KiB (and 4 KiB) in order, ours against os.pwrite into the kernel's
 page cache; pages are clean when a round begins, and neither side may start to write back before it ends. writeback: so

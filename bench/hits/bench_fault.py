@@ -3,9 +3,9 @@
 import mmap
 
 import pytest
-from workload import FILE_BYTES, MISSES, PAGE_BYTES, random_offsets, shuffled_pages
 
 import pagecache
+from bench.common.workload import FILE_BYTES, MISSES, PAGE_BYTES, random_offsets, shuffled_pages
 
 
 def touch(mapping, offsets):

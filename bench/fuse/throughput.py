@@ -1,6 +1,6 @@
 """Cached reads through a mount, beside a plain pass-through mount of the same library, in turns.
 
-    python bench/fuse_throughput.py [--rounds 7] [--seconds 0.5] [--directory DIRECTORY]
+    python -m bench fuse.throughput [--rounds 7] [--seconds 0.5] [--directory DIRECTORY]
 
 Both mounts are there at once, over one file that the kernel (for the pass-through) and the cache (for pagecache) hold.  A
 round measures each for a moment, in an order that alternates; shown are the medians, and the median of the quotients of
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 FILE_BYTES = 64 << 20
-PASSTHROUGH = Path(__file__).with_name("fuse_passthrough.py")
+PASSTHROUGH = Path(__file__).with_name("passthrough.py")
 
 
 @contextlib.contextmanager

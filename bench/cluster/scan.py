@@ -1,6 +1,6 @@
 """A Dask cluster whose workers all read one object: what the origin sends, and how long it takes, for each way of reading.
 
-    python bench/cluster_scan.py [--size 1GiB] [--workers 4] [--latency-ms 20] [--cache 512MiB] [--only NAME] [--json]
+    python -m bench cluster.scan [--size 1GiB] [--workers 4] [--latency-ms 20] [--cache 512MiB] [--only NAME] [--json]
 
 Every worker reads the whole object in order, all at the same time, and hashes what it reads; the hash is compared. The
 origin is the HTTP server of the tests, which counts its bytes, in the process that starts the cluster.
@@ -9,16 +9,12 @@ origin is the HTTP server of the tests, which counts its bytes, in the process t
 import argparse
 import json
 import random
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
 import mmh3
-from http_server import ObjectServer
+from support.http_server import ObjectServer
 
 from pagecache.units import parse_size
 

@@ -1,9 +1,9 @@
 """How fast is a sequential scan of a cold file through a small cache, beside plain unbuffered reads?"""
 
 import pytest
-from workload import FILE_BYTES, KIB, MIB
 
 import pagecache
+from bench.common.workload import FILE_BYTES, KIB, MIB
 
 CACHE_BYTES = 64 * MIB
 

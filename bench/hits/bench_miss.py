@@ -3,9 +3,9 @@
 import os
 
 import pytest
-from workload import FILE_BYTES, MISSES, PAGE_BYTES, shuffled_pages
 
 import pagecache
+from bench.common.workload import FILE_BYTES, MISSES, PAGE_BYTES, shuffled_pages
 
 
 @pytest.fixture(scope="module")

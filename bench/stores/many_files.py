@@ -1,6 +1,6 @@
 """Many files open at once, each read in order in turn, under a budget that gives each of them a few pages.
 
-    python bench/many_files.py [--files 1000] [--budget 64MiB] [--file-size 1MiB] [--read 4096] [--json]
+    python -m bench stores.many_files [--files 1000] [--budget 64MiB] [--file-size 1MiB] [--read 4096] [--json]
 
 The ideal: every page is fetched once, in requests of a file's share of what windows may hold together (a quarter of the
 budget, as readahead/window.py says), or of one read, if that is larger. Memory is that of the process beyond what it had

@@ -1,6 +1,6 @@
-"""What one node of a cluster costs, measured on this machine: the inputs of bench/cluster_simulation.py.
+"""What one node of a cluster costs, measured on this machine: the inputs of bench/cluster/simulation.py.
 
-    python bench/cluster_costs.py [--json FILE]
+    python -m bench cluster.costs [--json FILE]
 
 * a cached read of 1 MiB, in one thread;
 * a peer: reads of 1 MiB from the page server of another process over TCP, by 1 and by 4 threads, with the processor time of
@@ -15,18 +15,15 @@ import argparse
 import json
 import multiprocessing
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from throttled import ThrottledStore
-from value_servers import ValueServer, valkey_program
+from support.value_servers import ValueServer, valkey_program
 
 import pagecache
+from bench.common.throttled import ThrottledStore
 from pagecache.adapters.peers import Member, PeerGroup, transport
 from pagecache.adapters.peers.membership import Membership, object_digest
 from pagecache.adapters.valkey import SecondLevel, TieredStore

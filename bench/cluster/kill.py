@@ -1,6 +1,6 @@
 """Workers of a Dask cluster are killed while others read: is every byte right, and how long did the longest read take?
 
-    python bench/cluster_kill.py [--size 256MiB] [--workers 4] [--kills 20] [--latency-ms 20] [--timeout-ms 200]
+    python -m bench cluster.kill [--size 256MiB] [--workers 4] [--kills 20] [--latency-ms 20] [--timeout-ms 200]
 
 In each round all caches are dropped, all workers read the object, and one that is chosen at random is killed (SIGKILL) half
 way, and another one started. Reads of the workers that live are timed one by one; the bound is the timeout of a peer
@@ -9,18 +9,14 @@ and one read of the origin, measured in the same cluster without any peers.
 
 import argparse
 import random
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
 import mmh3
-from cluster_scan import BLOCK_BYTES, READ_BYTES
-from dask_workers import DaskWorkers
-from http_server import ObjectServer
+from support.dask_workers import DaskWorkers
+from support.http_server import ObjectServer
 
+from bench.cluster.scan import BLOCK_BYTES, READ_BYTES
 from pagecache.units import parse_size
 
 

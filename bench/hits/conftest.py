@@ -2,11 +2,15 @@
 
 import mmap
 import os
+import sys
+from pathlib import Path
 
 import pytest
-import workload
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import pagecache
+from bench.common import workload
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """A cold sequential scan past the kernel's cache: ours against fio and against the kernel's own buffered read.
 
-    python bench/scan_direct.py [--size 1GiB] [--rounds 5] [--cache 256MiB] [--directory DIR] [--json]
+    python -m bench stores.scan_direct [--size 1GiB] [--rounds 5] [--cache 256MiB] [--directory DIR] [--json]
 
 fio reads 1 MiB at queue depth 8; ours reads 128 KiB at a time in a plain loop, and the kernel is asked for the same,
 with the file dropped from its cache before. All take turns in rotated order: disks here have a burst budget. The caches

@@ -10,12 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import micro
-import ratios
-import workload
+from bench.common import workload
+from bench.hits import micro, ratios
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+RESULTS = HERE.parent / "results"
 
 
 def main(argv: list[str] | None = None) -> int:

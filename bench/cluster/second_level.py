@@ -1,9 +1,9 @@
 """A second level beside its origin: cold scans and random reads of one object, for several sizes of extents.
 
-    python bench/second_level.py [--size 256MiB] [--latency-ms 20] [--bandwidth 64MiB] [--connections 8]
+    python -m bench cluster.second_level [--size 256MiB] [--latency-ms 20] [--bandwidth 64MiB] [--connections 8]
         [--extents 64KiB,256KiB,1MiB,4MiB] [--servers valkey,memcached] [--json]
 
-The origin is simulated (bench/throttled.py); the server is a real one (tests/support/value_servers.py), on this machine,
+The origin is simulated (bench/common/throttled.py); the server is a real one (support/value_servers.py), on this machine,
 by a Unix socket. Each line reads with an empty page cache: the origin alone, then through an empty server (which it fills),
 then through the filled one; of three scans the fastest counts. Random reads are single pages; the server holds all of them.
 One read in eight is compared.
@@ -12,18 +12,15 @@ One read in eight is compared.
 import argparse
 import json
 import random
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
-from throttled import ThrottledStore
-from value_servers import ValueServer, memcached_program, valkey_program
+from support.value_servers import ValueServer, memcached_program, valkey_program
 
 import pagecache
+from bench.common.throttled import ThrottledStore
 from pagecache.adapters.valkey import SecondLevel, TieredStore
 from pagecache.units import format_size, parse_size
 

@@ -1,6 +1,6 @@
 """A cluster on paper: what the origin and the network carry as it grows to a thousand workers, and which limit comes first.
 
-    python bench/cluster_simulation.py [--costs FILE] [--workers 1,10,100,1000] [--skew 1.0] [--seed 1] [--markdown]
+    python -m bench cluster.simulation [--costs FILE] [--workers 1,10,100,1000] [--skew 1.0] [--seed 1] [--markdown]
         [--chart FILE]
 
 Every worker reads extents of a common data set at random, some more often than others (Zipf), at a fixed rate.  Placement
@@ -14,7 +14,7 @@ origin, which the owner then asks and keeps; what becomes of the reader's copy i
     all     a copy is kept as others are
 
 The shares of hits after warming up are counted; traffic is shares times the rate. Limits are held against what one node was
-measured to do (bench/cluster_costs.py, --costs) and against what is assumed of the rest (`ASSUMED`).
+measured to do (bench/cluster/costs.py, --costs) and against what is assumed of the rest (`ASSUMED`).
 """
 
 import argparse
@@ -43,7 +43,7 @@ ASSUMED = {
 SECOND_LEVEL = "one server of a second level instead"
 RATE_GIB_S = ASSUMED["read_mib_s"] / 1024
 WAYS = ("plain", "none", "hot", "all")
-MEASURED_COSTS = Path(__file__).with_name("cluster_costs.json")
+MEASURED_COSTS = Path(__file__).with_name("costs.json")
 
 
 class Cache:
@@ -237,7 +237,7 @@ def draw(rows: list[tuple[Shares, dict[str, float]]], path: str) -> None:
 def main() -> None:
     """Simulate, and print a table and how far each limit is used."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--costs", default=str(MEASURED_COSTS), help="JSON of bench/cluster_costs.py")
+    parser.add_argument("--costs", default=str(MEASURED_COSTS), help="JSON of bench/cluster/costs.py")
     parser.add_argument("--workers", default="1,10,100,300,1000")
     parser.add_argument("--skew", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)

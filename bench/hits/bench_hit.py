@@ -3,7 +3,8 @@
 import os
 
 import pytest
-from workload import KIB, MIB, random_offsets, read_count
+
+from bench.common.workload import KIB, MIB, random_offsets, read_count
 
 SIZES = [64, 4 * KIB, 64 * KIB, MIB]
 by_size = pytest.mark.parametrize("nbytes", SIZES)

@@ -1,6 +1,6 @@
 """Cold random ranges of a file past the kernel's cache: all in one call, by io_uring and by threads, and one by one.
 
-    python bench/ranges.py [--size 1GiB] [--ranges 1000] [--rounds 7] [--directory DIR] [--json]
+    python -m bench stores.ranges [--size 1GiB] [--ranges 1000] [--rounds 7] [--directory DIR] [--json]
 
 The sides take turns and read other pages in every round, which are cold: the file is opened with O_DIRECT, and the
 cache is emptied before.
@@ -14,9 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from scan_direct import make_file
-
 import pagecache
+from bench.stores.scan_direct import make_file
 from pagecache.units import parse_size
 
 RANGE_BYTES = 4096

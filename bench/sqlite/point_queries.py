@@ -1,6 +1,6 @@
 """Random point queries on a database of 1 GiB with warm caches: through a page cache, and with SQLite's own ways to cache.
 
-    PYTHONPATH=build/lib-release python bench/sqlite_point_queries.py [--rows N] [--queries N] [--rounds N] [--file PATH]
+    python -m bench sqlite.point_queries [--rows N] [--queries N] [--rounds N] [--file PATH]
 
 All ways use one SQLite (apsw's) on one file, one round each in turn, several times over; the fastest round of each counts.
 The file is in the system's page cache as well, as it would be.

@@ -1,9 +1,9 @@
 """Cold reads of a store with latency: a sequential scan and random reads, through ours and through fsspec's caches.
 
-    python bench/remote.py [--size 2GiB] [--latency-ms 20] [--bandwidth 64MiB] [--connections 8]
+    python -m bench stores.remote [--size 2GiB] [--latency-ms 20] [--bandwidth 64MiB] [--connections 8]
         [--max-request 16MiB] [--json]
 
-All clients read the same simulated object (bench/throttled.py), one after the other; requests and bytes are the store's
+Clients read the same simulated object (bench/common/throttled.py), one after the other; requests and bytes are the store's
 own counts.
 """
 
@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from throttled import ThrottledStore
-
 import pagecache
+from bench.common.throttled import ThrottledStore
 from pagecache.units import parse_size
 
 SCAN_READ_BYTES = 128 * 1024

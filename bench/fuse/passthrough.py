@@ -1,6 +1,6 @@
 """A plain pass-through file system, as mfusepy's own examples write one: what a mount of pagecache is measured beside.
 
-    python bench/fuse_passthrough.py SOURCE MOUNTPOINT [direct_io]
+    python -m bench fuse.passthrough SOURCE MOUNTPOINT [direct_io]
 """
 
 import os

@@ -1,0 +1,1 @@
+"""Many processes that read the same objects: peers, a second level, and what a large cluster would do."""

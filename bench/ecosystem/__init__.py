@@ -1,0 +1,1 @@
+"""Libraries that read through the cache beside the same libraries alone."""

@@ -1,0 +1,1 @@
+"""A mount beside one that passes everything through."""

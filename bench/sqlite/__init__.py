@@ -1,0 +1,1 @@
+"""SQLite through the cache beside plain SQLite."""

@@ -1,0 +1,1 @@
+"""How fast objects come in from stores, and go out to them."""
