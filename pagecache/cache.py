@@ -283,7 +283,7 @@ class PageCache:
             if tenant is not None:
                 self.shares.assign(inode.mapping, tenant)
             if mode == "w+b":
-                file.truncate(0)
+                inode.empty()
             elif mode.startswith("a"):
                 file.seek(0, os.SEEK_END)
         except BaseException:
@@ -330,7 +330,11 @@ class PageCache:
                 inode = self._inodes.get(key)
                 if inode is None or inode.mapping.key != store.key or self._is_shared(inode, store):
                     return self._shared_inode(key, store, writes)
-                dropped = [self._inodes.pop(key)]
+                is_doubtful = inode.is_doubtful(store)
+            if is_doubtful and inode.look_closer():  # without the lock, as this waits for reads under way
+                continue
+            with self._lock.held():
+                dropped = [self._inodes.pop(key)] if self._inodes.get(key) is inode else []
                 inode = None
             self._give_up(dropped)
 

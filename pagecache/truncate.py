@@ -174,7 +174,7 @@ def _truncate_blocking(mapping: AddressSpace, start: int, end: int) -> None:
         index: int | None = start
         while index is not None and index < end:
             folios, index = _core.find_folios(mapping, index, end)
-            with _referenced(folios):
+            with referenced(folios):
                 for folio in folios:
                     folio.lock()
                     try:
@@ -188,7 +188,7 @@ def _truncate_blocking(mapping: AddressSpace, start: int, end: int) -> None:
 
 
 @contextlib.contextmanager
-def _referenced(folios: list[Folio]) -> Iterator[None]:
+def referenced(folios: list[Folio]) -> Iterator[None]:
     """Put the folios when the block ends, even if an exception keeps the list alive."""
     try:
         yield
@@ -226,7 +226,7 @@ def wait_for_folios(mapping: AddressSpace, start: int) -> None:
     index: int | None = start
     while index is not None:
         folios, index = _core.find_folios(mapping, index, LAST_PAGE)
-        with _referenced(folios):
+        with referenced(folios):
             for folio in folios:
                 if folio.index >= start and (folio.locked or folio.writeback):
                     folio.lock()
@@ -282,7 +282,7 @@ def invalidate_inode_pages2_range(mapping: AddressSpace, start: int, end: int, l
     index: int | None = start
     while index is not None and index <= end:
         folios, index = _core.find_folios(mapping, index, end + 1)
-        with _referenced(folios):
+        with referenced(folios):
             for folio in folios:
                 try:
                     _invalidate_folio2(mapping, folio, launder)

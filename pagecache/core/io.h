@@ -8,6 +8,8 @@
 #include <fcntl.h>
 #include <sys/uio.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -74,16 +76,43 @@ static inline int sync_file_system_of(int fd) {
     return 0;
 #endif
 }
-/* Time of the last change (ns) and size (bytes) of an open file. Returns 0 or -errno. */
-static inline int file_stamp(int fd, int64_t *mtime_ns, int64_t *size) {
+/* Times of the last changes (ns; of bytes, and of bytes or attributes) and size (bytes) of an open file. Returns 0 or
+ * -errno. */
+static inline int file_stamp(int fd, int64_t *mtime_ns, int64_t *ctime_ns, int64_t *size) {
     struct stat status;
     if (fstat(fd, &status) < 0) return -errno;
 #if defined(__APPLE__)
     *mtime_ns = (int64_t)status.st_mtimespec.tv_sec * 1000000000 + status.st_mtimespec.tv_nsec;
+    *ctime_ns = (int64_t)status.st_ctimespec.tv_sec * 1000000000 + status.st_ctimespec.tv_nsec;
 #else
     *mtime_ns = (int64_t)status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec;
+    *ctime_ns = (int64_t)status.st_ctim.tv_sec * 1000000000 + status.st_ctim.tv_nsec;
 #endif
     *size = (int64_t)status.st_size;
     return 0;
+}
+/* Whether a file has these bytes at an offset: 1, 0, or -errno. Direct descriptors are asked for whole pages. */
+static inline int file_has_bytes(int fd, int direct, const char *data, int64_t offset, int64_t nbytes) {
+    enum { PIECE = 256 * 1024, BLOCK = 4096 };
+    char *piece;
+    int same = 1;
+    if (posix_memalign((void **)&piece, BLOCK, PIECE) != 0) return -ENOMEM;
+    while (same == 1 && nbytes > 0) {
+        int64_t wanted = nbytes < PIECE ? nbytes : PIECE;
+        struct iovec vector = {piece, (size_t)(direct ? (wanted + BLOCK - 1) / BLOCK * BLOCK : wanted)};
+        int64_t got = read_vector(fd, &vector, 1, offset);
+        if (got < 0) same = (int)got;
+        else if (got == 0) same = 0;
+        else {
+            if (got > wanted) got = wanted;
+            if (direct && got < wanted && got % BLOCK) same = 0;        /* the end of the file */
+            if (memcmp(piece, data, (size_t)got) != 0) same = 0;
+            data += got;
+            offset += got;
+            nbytes -= got;
+        }
+    }
+    free(piece);
+    return same;
 }
 #endif

@@ -21,7 +21,8 @@ cdef extern from "core/io.h" nogil:
     int64_t write_vector_buffered(int fd, iovec* vector, int nr, int64_t offset) noexcept
     int punch_hole_fd(int fd, int64_t offset, int64_t nbytes) noexcept
     int sync_file_system_of(int fd) noexcept
-    int file_stamp(int fd, int64_t* mtime_ns, int64_t* size) noexcept
+    int file_stamp(int fd, int64_t* mtime_ns, int64_t* ctime_ns, int64_t* size) noexcept
+    int file_has_bytes(int fd, bint direct, const char* data, int64_t offset, int64_t nbytes) noexcept
 
 
 cdef inline int run_vector(Segment* seg, Folio** folios, uint32_t nr, uint64_t nbytes, iovec* out) noexcept nogil:

@@ -204,6 +204,7 @@ ctypedef struct Mapping:
     pc_u32 own_writes               # writes to the store under way: its stamp says nothing meanwhile (stamp.pxd)
     pc_u32 stamp_seq                # changes with the stamp
     pc_u64 stamp_mtime_ns           # of the file whose bytes are cached
+    pc_u64 stamp_ctime_ns
     pc_u64 stamp_size
     pc_u64 disk_size                # bytes the store has of the object; ALL_ON_DISK: as many as i_size
     pc_u64 dirtied_when_ns          # when the mapping, clean before, became dirty

@@ -167,6 +167,11 @@ def _fault_read(vmf: VmFault, walk: FaultWalk) -> int:
     if error is None:
         return 0
     walk.unlock_mapping()
+    try:
+        if error.errno == errno.ESTALE and walk.mapping.extra.look_closer():
+            return 0
+    except OSError as failed:
+        error = failed
     bus_error = BusError(error.errno, error.strerror)
     bus_error.__cause__ = error
     return vmf.fail(flags.VM_FAULT_SIGBUS, bus_error)

@@ -56,15 +56,24 @@ def write_begin(mapping: AddressSpace, pos: int, nbytes: int, *, dropbehind: boo
     dropbehind: a folio that has to be made leaves the cache when it has been written back.
     Raises OSError, CacheFullError. Context: inode lock held.
     """
-    index = pos >> PAGE_SHIFT
     while True:
-        folio = mapping.get_folio(index)
-        if folio is None:
-            folio = _create(mapping, pos, nbytes, dropbehind)
-        elif not _lock_page(mapping, folio, index):
-            folio = None
+        try:
+            folio = _try_to_begin(mapping, pos, nbytes, dropbehind)
+        except OSError as error:
+            if error.errno != errno.ESTALE or not mapping.extra.look_closer():
+                raise
+            continue
         if folio is not None:
             return folio
+
+
+def _try_to_begin(mapping: AddressSpace, pos: int, nbytes: int, dropbehind: bool) -> Folio | None:
+    """As `write_begin`; None: look the page up again."""
+    index = pos >> PAGE_SHIFT
+    folio = mapping.get_folio(index)
+    if folio is None:
+        return _create(mapping, pos, nbytes, dropbehind)
+    return folio if _lock_page(mapping, folio, index) else None
 
 
 def _lock_page(mapping: AddressSpace, folio: Folio, index: int) -> bool:
@@ -76,8 +85,8 @@ def _lock_page(mapping: AddressSpace, folio: Folio, index: int) -> bool:
                 if mapping.extra is not None and mapping.extra.hints.stable_writes:
                     folio.wait_writeback()
                 return True
-            with mapping.shared():
-                fill.read_locked_folio(mapping, folio)
+            folio.unlock()
+            _read_page(mapping, folio)
         else:
             folio.unlock()
     except BaseException:
@@ -85,6 +94,17 @@ def _lock_page(mapping: AddressSpace, folio: Folio, index: int) -> bool:
         raise
     folio.put()
     return False
+
+
+def _read_page(mapping: AddressSpace, folio: Folio) -> None:
+    """Read a cached folio, unless others do."""
+    with mapping.shared():
+        if not folio.trylock():
+            return
+        if folio.mapping_number == mapping.number and not folio.uptodate:
+            fill.read_locked_folio(mapping, folio)
+        else:
+            folio.unlock()
 
 
 def _create(mapping: AddressSpace, pos: int, nbytes: int, dropbehind: bool) -> Folio | None:

@@ -111,8 +111,19 @@ class File(FileWrites):
     # -- the slow side of reads --------------------------------------------------------------------------------------
 
     def _read_slow(self, target: CopyTarget, done: int, pos: int) -> int:
+        inode = self.inode
         try:
-            return filemap.filemap_read(self, target, done, pos)
+            while True:
+                nr_versions = inode.nr_versions
+                try:
+                    nbytes = filemap.filemap_read(self, target, done, pos)
+                except OSError as error:
+                    if not inode.holds_after_all(error):
+                        raise
+                else:
+                    if inode.nr_versions == nr_versions:
+                        return nbytes
+                done = 0  # what is copied may be of another version
         finally:
             self._read_ended()
 
@@ -173,7 +184,13 @@ class File(FileWrites):
 
     def _uptodate_folio(self, pos: int) -> Folio | None:
         """Return the folio that holds byte `pos`, uptodate and referenced, or None at the end of the file."""
-        batch = filemap.filemap_get_pages(self, pos, 1)
+        while True:
+            try:
+                batch = filemap.filemap_get_pages(self, pos, 1)
+                break
+            except OSError as error:
+                if not self.inode.holds_after_all(error):
+                    raise
         try:
             return batch.folio(0) if pos < self.mapping.size and len(batch) else None
         finally:
@@ -310,12 +327,20 @@ class File(FileWrites):
         Returns the bytes of each range, in order. Raises as `pread`.
         """
         self._check_usable()
-        return _ranges.read_many(self, [(offset, nbytes) for nbytes, offset in ranges], hole_size)
+        return self._read_many([(offset, nbytes) for nbytes, offset in ranges], hole_size)
+
+    def _read_many(self, ranges: Sequence[tuple[int, int]], hole_size: int | None) -> list[bytes]:
+        """Read ranges of (offset, nbytes), all of one version."""
+        while True:
+            nr_versions = self.inode.nr_versions
+            found = _ranges.read_many(self, ranges, hole_size)
+            if self.inode.nr_versions == nr_versions:
+                return found
 
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """Read ranges given as offsets and sizes (bytes); as `preadv_many`."""
         self._check_usable()
-        return _ranges.read_many(self, list(zip(offsets, sizes, strict=True)), None)
+        return self._read_many(list(zip(offsets, sizes, strict=True)), None)
 
     def read_buffer(self, size: int | None = -1, /) -> bytes | memoryview:
         """Read up to `size` bytes (-1: to the end) from the position, as `read`, without a copy where that is possible.
@@ -447,15 +472,19 @@ class File(FileWrites):
         end = min(offset + length, self.mapping.size) if length else self.mapping.size
         return self.mapping.mincore(offset >> PAGE_SHIFT, max(0, -(-(end - offset) >> PAGE_SHIFT)))
 
-    def invalidate(self, offset: int = 0, length: int = 0) -> None:
-        """Drop the cached pages of a byte range, waiting for those in use; with no arguments take the object as new.
+    def invalidate(self, offset: int = 0, length: int = 0, *, discard: bool = False) -> None:
+        """Drop the cached pages of a byte range, waiting for those in use; with no range take the object as new.
 
-        Raises OSError with EBUSY when pages are dirty: fsync first.
+        discard: what was written and is not in the store yet is given up, too: the way out when others have changed the
+        object, and it must not be overwritten (ESTALE).
+        Raises OSError with EBUSY when pages are dirty: fsync first, or discard them.
         Context: takes invalidate_lock exclusive.
         """
         self._check_usable()
         offset, length = _checked_range(offset, length)
-        self.inode.invalidate(offset, length)
+        if discard:
+            self._check_writable()
+        self.inode.invalidate(offset, length, discard=discard)
 
 
 io.RawIOBase.register(File)

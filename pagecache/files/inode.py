@@ -2,32 +2,32 @@
 
 import contextlib
 import errno
-import operator
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from pagecache import _core, truncate, writeback
 from pagecache._core import AddressSpace, Mutex, Segment
 from pagecache.filemap import write
+from pagecache.files.object_version import ObjectVersion, size_of
 from pagecache.readahead.window import share_pages, wanted_pages, window_pages
-from pagecache.requests import fill, workers
+from pagecache.requests import workers
 from pagecache.requests.backing import Line
 from pagecache.requests.replicas import replicate_of
 from pagecache.requests.workers import Channel
 from pagecache.stats.numbers import FileStats, read_file_stats
 from pagecache.stats.sources import SourceTotals, add_counts, counts_of
 from pagecache.stores.base import hints_of
-from pagecache.units import LAST_PAGE, PAGE_SHIFT
+from pagecache.units import PAGE_SHIFT
 from pagecache.writeback.flusher import is_dirty
-from pagecache.writeback.passes import WritebackControl, own_write
+from pagecache.writeback.own_writes import ForeignChange, own_write
+from pagecache.writeback.passes import WritebackControl
 
-SIZE_MAX = (1 << 63) - 1
-ALL_ON_DISK = (1 << 64) - 1
 ZEROS = 1024 * 1024  # bytes written at once where a store knows no holes
 TRIES = 8  # at what must not be left half done
 STORE_PATIENCE_S = 0.5  # how long closing waits for the engine's reads of a descriptor
+_Result = TypeVar("_Result")
 
 
 def is_writable(store: Any) -> bool:
@@ -35,25 +35,13 @@ def is_writable(store: Any) -> bool:
     return store is not None and hasattr(store, "writev") and bool(getattr(store, "writable", True))
 
 
-def size_of(store: Any) -> int:
-    """Return the size of a store's object (bytes). Raises TypeError and ValueError for what is no size."""
-    try:
-        size = operator.index(store.size())
-    except TypeError as error:
-        raise TypeError(f"size() of store {store.key!r} returned no number of bytes: {error}") from None
-    if not 0 <= size <= SIZE_MAX:
-        raise ValueError(f"size() of store {store.key!r} returned {size}: it must be in 0..{SIZE_MAX}")
-    return size
-
-
-def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+def _weakly(method: Callable[[], _Result], otherwise: _Result) -> Callable[[], _Result]:
     """Return a function that calls a method as long as its object lives, and does not keep it alive."""
     reference = weakref.WeakMethod(method)
 
-    def call() -> None:
+    def call() -> _Result:
         alive = reference()
-        if alive is not None:
-            alive()
+        return alive() if alive is not None else otherwise
 
     return call
 
@@ -65,7 +53,7 @@ class Streams:
         self.nr = 0
 
 
-class Inode:
+class Inode(ObjectVersion):
     """The cached object that files of one key share.
 
     segment: where its pages live. store: serves it; closed with the last file, while the pages stay.
@@ -81,6 +69,7 @@ class Inode:
         keeps_failed: bool = True,
         totals: SourceTotals | None = None,
     ):
+        super().__init__()
         self.streams = streams
         self.flusher = flusher
         self.keeps_failed = keeps_failed
@@ -111,9 +100,10 @@ class Inode:
         hints = hints_of(store)
         self.hints = hints
         channel = Channel(workers.shared_pool, hints.parallel_requests)
-        channel.on_idle = _weakly(self.close_retired)
+        channel.on_idle = _weakly(self.close_retired, None)
         line = Line(hints, channel, self.flusher, self.keeps_failed, getattr(store, "origin", None))
         line.replicate = replicate_of(store)
+        line.look_closer = _weakly(self.look_closer, False)
         if getattr(store, "serves_ranges", None) is False:
             line.read_in_order()
         if self.mapping.extra is not None:
@@ -164,49 +154,28 @@ class Inode:
                 add_counts(counts, counts_of(store))
         return counts
 
-    # -- versions ------------------------------------------------------------------------------------------------------
-
-    def is_version(self, store: Any) -> bool:
-        """Whether another store of the same key has the bytes that are cached here."""
-        if getattr(store, "is_immutable", False):  # its user promises that it never changes
-            known = self.known_version if self.store is None else getattr(self.store, "known_version", None)
-            return known is None or known.validator in (None, self.mapping.validator)
-        return self.mapping.validator is not None and self.mapping.extra.is_current(self.mapping, store)
-
-    def raise_if_changed(self, pos: int) -> None:
-        """Raise OSError (ESTALE) if the object is not the one whose bytes are cached."""
-        if self.store is None:
-            return
-        if not self.mapping.extra.is_current(self.mapping):
-            raise fill.stale_error(self.mapping, pos)
-
-    def invalidate(self, offset: int = 0, length: int = 0) -> None:
-        """Drop pages of a byte range; with no range take size and version anew. Raises OSError (EBUSY)."""
-        mapping = self.mapping
-        with mapping.inode_locked(), mapping.exclusive():  # a writer may not extend what is taken anew
-            last = (offset + length - 1) >> PAGE_SHIFT if length else LAST_PAGE
-            truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, last)
-            if offset == 0 and length == 0:
-                self._take_version()
-                mapping.size = size_of(self.store)
-                mapping.disk_size = ALL_ON_DISK
-
-    def _take_version(self) -> None:
-        """Take the store's present version for that of the cached bytes. Size and bytes are read afterwards."""
-        self.mapping.validator = self.store.validator()
-        if self.mapping.fd >= 0:
-            self.mapping.take_stamp()
+    # -- size ----------------------------------------------------------------------------------------------------------
 
     def set_size(self, size: int) -> None:
         """Cut or extend the object, cache and store. Raises OSError: it has the old size, or what the store has of it."""
-        with self.mapping.inode_locked(), self.mapping.exclusive(), own_write(self.mapping):
-            self._set_size_locked(size)
+        with self.mapping.inode_locked(), self.mapping.exclusive():
+            self.own_change(lambda: self._set_size_locked(size))
+
+    def empty(self) -> None:
+        """Cut everything off, whoever has written it: an object is opened to be written anew. Raises OSError."""
+        with self.mapping.inode_locked(), self.mapping.exclusive():
+            try:
+                self.own_change(lambda: self._set_size_locked(0))
+            except ForeignChange:
+                truncate.truncate_inode_pages(self.mapping, 0)
+                self._take_anew()
+                self.own_change(lambda: self._set_size_locked(0))
 
     def extend(self, size: int) -> None:
         """Make the object as large as a size, if it is smaller. Raises OSError."""
-        with self.mapping.inode_locked(), self.mapping.exclusive(), own_write(self.mapping):
+        with self.mapping.inode_locked(), self.mapping.exclusive():
             if size > self.mapping.size:
-                self._set_size_locked(size)
+                self.own_change(lambda: self._set_size_locked(size))
 
     def _set_size_locked(self, size: int) -> None:
         mapping, old_size = self.mapping, self.mapping.size
@@ -214,13 +183,20 @@ class Inode:
             if size < old_size:
                 self._cut_store(size)
             else:
-                self.store.truncate(size)
+                self._truncate_store(size)
+        except ForeignChange:
+            mapping.size = old_size
+            raise
         except BaseException:
             self._take_size_of_store(old_size, size)
             raise
         mapping.extra.note_resized(size)
         mapping.disk_size = size
         self._follow_store(size)
+
+    def _truncate_store(self, size: int) -> None:
+        with own_write(self.mapping, size):
+            self.store.truncate(size)
 
     def _follow_store(self, size: int) -> None:
         """Do in the cache what the store has done; an interrupt has to wait for that, which waits for nobody."""
@@ -249,7 +225,7 @@ class Inode:
                 if folio is not None:
                     folio.wait_writeback()
                 truncate.wait_for_folios(mapping, behind)
-                self.store.truncate(size)
+                self._truncate_store(size)
             except BaseException:
                 mapping.size = old_size
                 raise
@@ -284,19 +260,24 @@ class Inode:
         error = writeback.filemap_write_and_wait_range(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
         if error is not None:
             raise error
-        with mapping.exclusive(), own_write(mapping):
-            on_disk = min(end, mapping.disk_size)
-            try:
-                truncate.truncate_pagecache_range(mapping, offset, end - 1)
-                if on_disk > offset:
+        with mapping.exclusive():
+            return self.own_change(lambda: self._punch_locked(punch, offset, end))
+
+    def _punch_locked(self, punch: Callable[[int, int], None], offset: int, end: int) -> bool:
+        mapping = self.mapping
+        on_disk = min(end, mapping.disk_size)
+        try:
+            truncate.truncate_pagecache_range(mapping, offset, end - 1)
+            if on_disk > offset:
+                with own_write(mapping):
                     punch(offset, on_disk - offset)
-                    mapping.extra.note_resized(offset)
-            except BaseException as failed:
-                with contextlib.suppress(OSError):  # a page that a map has made dirty since
-                    truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
-                if isinstance(failed, OSError) and failed.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
-                    return False
-                raise
+                mapping.extra.note_resized(offset)
+        except BaseException as failed:
+            with contextlib.suppress(OSError):  # a page that a map has made dirty since
+                truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
+            if isinstance(failed, OSError) and failed.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+                return False
+            raise
         return True
 
     def _write_zeros(self, file: Any, offset: int, end: int) -> None:

@@ -63,7 +63,12 @@ class Prefetch:
     def _read_chunk(self, start: int, end: int) -> None:
         error = None
         try:
-            read_missing(self._mapping, start, end)
+            try:
+                read_missing(self._mapping, start, end)
+            except OSError as failed:
+                if failed.errno != errno.ESTALE or not self._mapping.extra.look_closer():
+                    raise
+                read_missing(self._mapping, start, end)
         except OSError as failed:
             error = failed
             self._mapping.segment.add_count("readahead_errors", 1)

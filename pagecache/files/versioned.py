@@ -82,13 +82,18 @@ class VersionedFile:
                 self._checked_at = time.monotonic()
                 old.close()
 
-    def invalidate(self, offset: int = 0, length: int = 0) -> None:
-        """Drop the cached pages of a byte range; with no arguments read on with the present version of the object."""
+    def invalidate(self, offset: int = 0, length: int = 0, *, discard: bool = False) -> None:
+        """Drop the cached pages of a byte range; with no range go on with the present version of the object.
+
+        discard: as `File.invalidate`.
+        """
         if offset or length:
-            self._file.invalidate(offset, length)
+            self._file.invalidate(offset, length, discard=discard)
             return
         with self._change_lock.held():
             old = self._file
+            if discard:
+                old.invalidate(discard=True)
             self._file = self._reopen(old)
             old.close()
 

@@ -33,8 +33,8 @@ from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FO
                                    folio_test_clear, folio_try_get, folio_trylock, folio_unlock, folio_wait_slice,
                                    folio_write_begin, folio_write_end, state_order)
 from pagecache.core.futex cimport futex_is_native, futex_setup, futex_wait, futex_wake
-from pagecache.core.io cimport (bytes_on_disk, iovec, punch_hole_fd, run_read_fd, run_vector, run_write_fd, run_zero_tail,
-                                sync_file_system_of)
+from pagecache.core.io cimport (bytes_on_disk, file_has_bytes, iovec, punch_hole_fd, run_read_fd, run_vector, run_write_fd,
+                                run_zero_tail, sync_file_system_of)
 from libc.stdlib cimport calloc, free
 from pagecache.core.io_queue cimport (IO_RING, IoQueue, IoRequest, io_prepare, io_queue_end, io_queue_init,
                                       io_request_new, io_submit)
@@ -62,7 +62,9 @@ from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS,
                                      folio_number, frame_address, segment_attach,
                                      segment_create, segment_layout)
 from pagecache.core.split cimport folio_split
-from pagecache.core.stamp cimport own_write_begin, own_write_end, stamp_is_current, stamp_take
+from pagecache.core.stamp cimport (STAMP_DOUBTFUL as C_STAMP_DOUBTFUL, STAMP_OTHER as C_STAMP_OTHER,
+                                   STAMP_SAME as C_STAMP_SAME, own_write_begin, own_write_end, stamp_is_current,
+                                   stamp_look, stamp_set, stamp_take)
 from pagecache.core.thread cimport (THREAD_KIND_NATIVE, THREAD_KIND_PYTHON, THREAD_KIND_UNKNOWN, monotonic_ns, pc_thread,
                                     thread_join, thread_kind, thread_kind_set, thread_start)
 from pagecache.core.verify cimport Finding, segment_verify

@@ -1,3 +1,5 @@
+STAMP_SAME, STAMP_DOUBTFUL, STAMP_OTHER = C_STAMP_SAME, C_STAMP_DOUBTFUL, C_STAMP_OTHER
+
 cdef enum:
     READ_BATCH_FOLIOS = 31          # most folios one step of a read looks at
     GIL_COPY_MAX = 65536            # bytes; longer copies release the GIL
@@ -324,16 +326,62 @@ cdef class AddressSpace:
         return batch_of_one(self, folio.alive(), False)
 
     def take_stamp(self):
-        """Remembers the present time of change and size of the file: its bytes are what is cached from now on."""
-        cdef int r = stamp_take(self.m, self.fd)
+        """Remembers how the file looks now (times of the last changes of bytes and of anything, ns; size): its bytes are
+        what is cached from now on."""
+        cdef int r
+        own_write_begin(self.m)             # who compares meanwhile sees no half of it
+        r = stamp_take(self.m, self.fd)
+        own_write_end(self.m, -1, -1)
         if r < 0:
             raise_errno(r, f"cannot stat {self.name}")
-        return load_relaxed_u64(&self.m.stamp_mtime_ns), load_relaxed_u64(&self.m.stamp_size)
+        return self.stamp
+
+    @property
+    def stamp(self):
+        """How the file looked when its stamp was taken."""
+        return (load_relaxed_u64(&self.m.stamp_mtime_ns), load_relaxed_u64(&self.m.stamp_ctime_ns),
+                load_relaxed_u64(&self.m.stamp_size))
+
+    def set_stamp(self, int64_t mtime_ns, int64_t ctime_ns, int64_t size):
+        """As `take_stamp`, of how the file looked when it was compared with what is cached."""
+        stamp_set(self.m, mtime_ns, ctime_ns, size)
+
+    def stamp_state(self, int fd=-1):
+        """Whether the file is as it was when its stamp was taken: STAMP_SAME, STAMP_DOUBTFUL or STAMP_OTHER; while the
+        cache itself writes, it is. fd: another descriptor of it."""
+        cdef int64_t size = 0
+        return stamp_look(self.m, fd if fd >= 0 else self.fd, &size)
 
     def stamp_unchanged(self, int fd=-1):
-        """Whether the file is still as it was when its stamp was taken; while the cache itself writes, it is.
-        fd: another descriptor of it."""
+        """Whether that is STAMP_SAME."""
         return stamp_is_current(self.m, fd if fd >= 0 else self.fd)
+
+    def recount_reads(self):
+        """Lets reads that are under way copy again what they have copied: it may be of another version."""
+        add_acq_rel_u32(&self.m.nr_cuts, 1)
+
+    def file_agrees(self, Folio folio not None):
+        """Whether the file has the bytes of a locked, uptodate folio, as far as the store has any of it.
+
+        Raises OSError. Context: releases the GIL; reads the file.
+        """
+        cdef CFolio* raw = folio.alive()
+        cdef uint64_t first = folio_index(raw) << PAGE_SHIFT
+        cdef uint64_t end = first + (<uint64_t>folio_nr_pages(raw) << PAGE_SHIFT)
+        cdef uint64_t on_disk = bytes_on_disk(self.m)
+        cdef int fd = self.fd, r
+        cdef bint direct = self.direct
+        if not folio_test(raw, FOLIO_LOCKED) or folio_mapping(raw) != self.number:
+            raise ValueError("the folio is not locked or not of this mapping")
+        if on_disk <= first:
+            return True
+        if end > on_disk:
+            end = on_disk
+        with nogil:
+            r = file_has_bytes(fd, direct, folio_address(self.seg, raw), <int64_t>first, <int64_t>(end - first))
+        if r < 0:
+            raise_errno(r, f"cannot read {self.name} at offset {first}")
+        return r == 1
 
     def remove_unless_dirty(self, Folio folio not None):
         """Removes a locked folio of this mapping unless it is dirty (tested under xa_lock). Returns whether it did."""

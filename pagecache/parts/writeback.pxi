@@ -32,17 +32,25 @@ cdef class WritebackBatch:
         return self.start << PAGE_SHIFT
 
     def write_fd(self, int fd, bint direct=False):
-        """Writes the run to a descriptor, at its own offset.
+        """Writes the run to a descriptor, at its own offset, if the file is the one whose bytes are cached.
 
-        Returns the bytes written, and the errno of what stopped it if they are fewer than nbytes.
-        Context: one caller at a time for each descriptor; releases the GIL.
+        Returns (bytes written; the errno of what stopped it if they are fewer than nbytes; STAMP_SAME). If it is not,
+        (0, 0, STAMP_OTHER), or (0, 0, STAMP_DOUBTFUL); the former too if somebody else has changed the file's size while it
+        was written.
+        Context: the mapping's store_lock held; releases the GIL.
         """
-        cdef int64_t done
-        cdef int error = 0
+        cdef int64_t done = 0, size = 0, end
+        cdef int error = 0, state
         with nogil:
-            done = run_write_fd(self.seg, fd, direct, <int64_t>(self.start << PAGE_SHIFT), self.folios, self.nr,
-                                self.nbytes, &error)
-        return done, error
+            state = stamp_look(self.mapping.m, fd, &size)
+            if state == C_STAMP_SAME:
+                own_write_begin(self.mapping.m)
+                done = run_write_fd(self.seg, fd, direct, <int64_t>(self.start << PAGE_SHIFT), self.folios, self.nr,
+                                    self.nbytes, &error)
+                end = <int64_t>(self.start << PAGE_SHIFT) + done
+                if not own_write_end(self.mapping.m, fd, end if done > 0 and end > size else size):
+                    done, error, state = 0, 0, C_STAMP_OTHER
+        return done, error, state
 
     def memory(self):
         """Read-only memoryviews over the bytes to write, one per folio. A view that is kept keeps its folio."""
@@ -169,16 +177,21 @@ def mapping_sample_error(AddressSpace mapping not None):
 cdef class OwnWrite:
     """A write of the cache itself to an object's store: until it ends, the object changing is no news.
 
-    takes_stamp: False when somebody else had changed the object before: then it stays changed.
+    takes_stamp: False when somebody else had changed the object before: then it stays changed. size: what the file has
+    afterwards (bytes), if that is known: with another one somebody else has changed it meanwhile, and it counts as changed.
     """
     cdef AddressSpace mapping
     cdef bint is_active
     cdef bint takes_stamp
+    cdef public int64_t size
+    cdef readonly bint is_alone             # whether nobody else has changed the file's size meanwhile, once it has ended
 
-    def __cinit__(self, AddressSpace mapping not None, bint takes_stamp=True):
+    def __cinit__(self, AddressSpace mapping not None, bint takes_stamp=True, int64_t size=-1):
         self.mapping = mapping
         self.is_active = False
         self.takes_stamp = takes_stamp
+        self.size = size
+        self.is_alone = True
 
     def __enter__(self):
         own_write_begin(self.mapping.m)
@@ -195,7 +208,7 @@ cdef class OwnWrite:
     cdef void finish(self) noexcept:
         if self.is_active:
             self.is_active = False
-            own_write_end(self.mapping.m, self.mapping.fd if self.takes_stamp else -1)
+            self.is_alone = own_write_end(self.mapping.m, self.mapping.fd if self.takes_stamp else -1, self.size)
 
 
 def own_write_word(AddressSpace mapping not None):

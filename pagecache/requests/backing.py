@@ -29,6 +29,10 @@ def holds_beside_own_writes(mapping: AddressSpace, is_same: Callable[[], bool]) 
             return False
 
 
+def _never() -> bool:
+    return False
+
+
 class Line:
     """The line between one object's pages and its store.
 
@@ -60,6 +64,8 @@ class Line:
         self.nr_retries = 0  # of the flusher, that failed one after the other
         self.retry_at = 0.0  # when the flusher tries again (monotonic seconds)
         self._flusher = weakref.ref(flusher) if flusher is not None else None
+        self.look_closer: Callable[[], bool] = _never  # whether an object that seems another is the cached one after all
+        self.has_lost_version = False  # the store could not say which one the cache's own change has made
         self._fitted = -1  # which fit of `speed` the next two follow
         self._request_pages = 1
         self._is_far = False
@@ -152,19 +158,23 @@ class Line:
 
         def is_same() -> bool:
             with self._lock.held():
-                return bool(store.validator() == mapping.validator)
+                validator = store.validator()
+                if self.has_lost_version:
+                    mapping.validator, self.has_lost_version = validator, False
+                return bool(validator == mapping.validator)
 
         return holds_beside_own_writes(mapping, is_same)
 
     def take_version(self, mapping: AddressSpace) -> None:
-        """Take the version of a Python store's object, which the cache has just changed, for that of the cached bytes."""
+        """Take the version of a Python store's object, which the cache has just changed, for that of the cached bytes;
+        if the store cannot say, what it says when it is asked the next time."""
         if mapping.fd >= 0 or mapping.host is None or mapping.validator is None:
             return
         with self._lock.held():  # asked and set in one, so that the latest answer stays
             try:
-                mapping.validator = mapping.host.validator()
-            except OSError:
-                mapping.validator = None
+                mapping.validator, self.has_lost_version = mapping.host.validator(), False
+            except Exception:  # of a store, which may raise anything: what was written is in the object nevertheless
+                self.has_lost_version = True
 
     # -- durability ----------------------------------------------------------------------------------------------------
 
@@ -205,6 +215,7 @@ class Line:
 
     def take_over(self, old: "Line") -> None:
         """Remember what another line to the object's store left undurable."""
+        self.has_lost_version = old.has_lost_version
         self._unsynced, self.sync_failed, self._nr_failures = old.take_unsynced(), old.sync_failed, old.nr_failures
 
     def take_unsynced(self) -> list[tuple[int, int]]:

@@ -6,6 +6,10 @@ Who writes   the flusher (`flusher`), when much is dirty or something has been f
 What         a background pass takes what carries the DIRTY mark. An integrity pass first marks TOWRITE what is dirty
              now, and then writes that alone, so that writers cannot keep it going; it waits for what somebody else is
              writing.
+Versions     Nothing is written over what others have changed. Before each request to a descriptor the file is looked at,
+             and after it, with no other request of this cache in between (`store_lock`); a store written in Python is asked
+             for its version before each pass, and may refuse requests itself. What cannot be written for that is an ESTALE,
+             and stays dirty like all that fails.
 Failures     A folio that could not be written stays dirty and is tried again (or is given up, if the cache was made
              with `on_write_error="drop"`). The error is noted for every open file, which learns of it once, before
              anybody who waited for the folio goes on.
@@ -21,10 +25,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pagecache import _core
-from pagecache._core import AddressSpace, EventCount, Folio, Mutex, Places, WritebackBatch
+from pagecache._core import STAMP_DOUBTFUL, STAMP_SAME, AddressSpace, EventCount, Folio, Mutex, Places, WritebackBatch
 from pagecache.requests import fill, workers
 from pagecache.requests.fill import clear_frames
-from pagecache.units import LAST_PAGE, MARK_DIRTY, MARK_TOWRITE, MARK_WRITEBACK, PAGE_SHIFT
+from pagecache.units import LAST_PAGE, MARK_DIRTY, MARK_TOWRITE, MARK_WRITEBACK
+from pagecache.writeback.own_writes import CHANGED
 
 WB_SYNC_NONE, WB_SYNC_ALL = range(2)
 SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
@@ -49,6 +54,7 @@ class WritebackControl:
 
     sync_mode: WB_SYNC_NONE or WB_SYNC_ALL. nr_to_write: pages after which a background pass ends. range_start,
     range_end: pages, inclusive. range_cyclic: begin where the last such pass ended. nr_written: pages. error: the first.
+    is_doubtful: the pass has ended because the object has to be looked at more closely.
     """
 
     sync_mode: int = WB_SYNC_NONE
@@ -58,6 +64,7 @@ class WritebackControl:
     range_cyclic: bool = False
     nr_written: int = 0
     error: OSError | None = None
+    is_doubtful: bool = False
     _lock: Mutex = field(default_factory=Mutex, repr=False)
 
     def note(self, nr_pages: int, error: OSError | None) -> None:
@@ -71,23 +78,32 @@ class WritebackControl:
 
 
 def write_batch(
-    mapping: AddressSpace, batch: WritebackBatch, caught: type[BaseException] = Exception
+    mapping: AddressSpace,
+    batch: WritebackBatch,
+    caught: type[BaseException] = Exception,
+    refusal: Exception | None = None,
 ) -> OSError | None:
     """Write one run of folios to the store and end its write-back. Returns the error, which is noted for open files.
 
     caught: what counts as a failure of the store; anything else leaves the run dirty and goes on to the caller.
+    refusal: why nothing may be written, which then is the failure.
     Context: no lock held; the run is under write-back.
     """
     offset, wanted = batch.offset, batch.nbytes
     done, error = 0, None
     _thread.nr_passes = getattr(_thread, "nr_passes", 0) + 1
     try:
+        if refusal is not None:
+            raise refusal
         done = _write_run(mapping, batch)
         if done < wanted:
             raise OSError(errno.EIO, f"the store took {done} of {wanted} bytes")
     except _Stopped as stopped:
         done, error = stopped.done, write_error(mapping, offset + stopped.done, stopped.cause)
         clear_frames(stopped)  # views of the run, which must not live as long as the error
+    except _Doubtful:
+        batch.end(0)
+        raise
     except caught as cause:
         error = write_error(mapping, offset + done, cause)
         clear_frames(cause)
@@ -117,6 +133,10 @@ class _Stopped(Exception):
         self.cause = cause
 
 
+class _Doubtful(Exception):
+    """Nothing was written: the object has to be looked at more closely."""
+
+
 def _write_run(mapping: AddressSpace, batch: WritebackBatch) -> int:
     """Write the bytes of a run. Returns how many, or raises _Stopped, which knows, and what the store raises."""
     if mapping.host is None:
@@ -124,7 +144,11 @@ def _write_run(mapping: AddressSpace, batch: WritebackBatch) -> int:
     if mapping.fd < 0:
         return _write_store(mapping, batch)
     with mapping.store_lock.held():
-        done, number = batch.write_fd(mapping.fd, mapping.direct)
+        done, number, state = batch.write_fd(mapping.fd, mapping.direct)
+    if state == STAMP_DOUBTFUL:
+        raise _Doubtful
+    if state != STAMP_SAME:
+        raise _Stopped(0, OSError(errno.ESTALE, CHANGED))
     if number:
         raise _Stopped(done, OSError(number, os.strerror(number)))
     return done
@@ -179,8 +203,10 @@ def _checked_count(wrote: Any, asked: int) -> int:
 # -- one pass ----------------------------------------------------------------------------------------------------------
 
 
-def write_cache_pages(mapping: AddressSpace, wbc: WritebackControl) -> None:
+def write_cache_pages(mapping: AddressSpace, wbc: WritebackControl, refusal: Exception | None = None) -> None:
     """Write the marked folios of a range, in order of offset (K8.2); wbc says what, and what came of it.
+
+    refusal: why all of it fails.
 
     A background pass ends at its first error, or when it has written enough. An integrity pass goes through to the end.
     Context: no folio lock, no invalidate_lock held; waits for the store.
@@ -189,11 +215,15 @@ def write_cache_pages(mapping: AddressSpace, wbc: WritebackControl) -> None:
     start = _core.get_writeback_index(mapping) if wbc.range_cyclic else wbc.range_start
     max_bytes = mapping.extra.hints.max_request
     next_index = 0
-    with write_requests(mapping, wbc) as run:
+    with write_requests(mapping, wbc, refusal) as run:
         for batch in _batches(mapping, start, wbc.range_end, mark, wbc.sync_mode == WB_SYNC_ALL, max_bytes):
             wbc.nr_to_write -= batch.nr_pages
             next_index = batch.next_index
-            run(batch)
+            try:
+                run(batch)
+            except _Doubtful:
+                wbc.is_doubtful = True
+                break
             if wbc.sync_mode == WB_SYNC_NONE and (wbc.nr_to_write <= 0 or wbc.error is not None):
                 break
         else:
@@ -234,45 +264,52 @@ def do_writepages(mapping: AddressSpace, wbc: WritebackControl) -> None:
 
     Context: as `write_cache_pages`. The cache's own writes change the object: its version is taken anew.
     """
-    if wbc.nr_to_write <= 0 or not _core.has_mark(mapping, MARK_DIRTY):
-        return
+    if mapping.fd >= 0:
+        _write_to_file(mapping, wbc)
+    elif wbc.nr_to_write > 0 and _core.has_mark(mapping, MARK_DIRTY):
+        _tag(mapping, wbc)
+        refusal = _refusal(mapping)
+        with _core.OwnWrite(mapping, False) if refusal is None else contextlib.nullcontext():
+            try:
+                write_cache_pages(mapping, wbc, refusal)
+            finally:
+                if refusal is None:
+                    mapping.extra.take_version(mapping)
+
+
+def _tag(mapping: AddressSpace, wbc: WritebackControl) -> None:
     if wbc.sync_mode == WB_SYNC_ALL:
         _core.tag_pages_for_writeback(mapping, wbc.range_start, wbc.range_end)
-    try:
-        own = own_write(mapping)
-    except Exception as cause:  # nothing is written while nobody knows whether others have changed the object
-        error = write_error(mapping, wbc.range_start << PAGE_SHIFT, cause)
-        _core.mapping_set_error(mapping, error.errno or errno.EIO)
-        wbc.note(0, error)
-        return
-    with own:
-        write_cache_pages(mapping, wbc)
 
 
-def own_write(mapping: AddressSpace) -> contextlib.AbstractContextManager[None]:
-    """Within the block the cache changes the object's store: its version, which follows, is taken for that of the
-    cached bytes, unless somebody else had changed the object before. Raises what asking the store for it does."""
-    return _own_write(mapping, mapping.extra.is_current(mapping))
+def _write_to_file(mapping: AddressSpace, wbc: WritebackControl) -> None:
+    """As `do_writepages`, for a descriptor, where each request looks for itself; once more when one had doubts."""
+    while wbc.nr_to_write > 0 and _core.has_mark(mapping, MARK_DIRTY):
+        _tag(mapping, wbc)
+        write_cache_pages(mapping, wbc, _refusal(mapping))
+        if not wbc.is_doubtful:
+            return
+        wbc.is_doubtful = False
 
 
-@contextlib.contextmanager
-def _own_write(mapping: AddressSpace, is_current: bool) -> Iterator[None]:
+def _refusal(mapping: AddressSpace) -> Exception | None:
+    """Return why nothing may be written to the object's store: others have changed it, or that cannot be told."""
     line = mapping.extra
-    with _core.OwnWrite(mapping, is_current):
-        try:
-            yield
-        finally:
-            if is_current:
-                line.take_version(mapping)
+    try:
+        return None if line.is_current(mapping) or line.look_closer() else OSError(errno.ESTALE, CHANGED)
+    except Exception as cause:  # of a store, which may raise anything
+        return cause
 
 
 @contextlib.contextmanager
-def write_requests(mapping: AddressSpace, wbc: WritebackControl) -> Iterator[Callable[[WritebackBatch], None]]:
+def write_requests(
+    mapping: AddressSpace, wbc: WritebackControl, refusal: Exception | None = None
+) -> Iterator[Callable[[WritebackBatch], None]]:
     """Give a function that writes a batch: in this thread, or, to a Python store that takes several requests at once,
     in another. At the end of the block all are written."""
 
     def run_here(batch: WritebackBatch, caught: type[BaseException] = Exception) -> None:
-        error = write_batch(mapping, batch, caught)
+        error = write_batch(mapping, batch, caught, refusal)
         wbc.note(batch.nr_pages if error is None else 0, error)
 
     limit = mapping.extra.hints.parallel_requests

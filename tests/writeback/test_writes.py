@@ -424,10 +424,17 @@ class TestOpening:
             else:
                 store.data[:] = bytes(len(DATA) + 1)
                 store.nr_changes += 1
-            file.fsync()
+            if dirty:
+                with pytest.raises(OSError, match="others have changed it") as caught:
+                    file.fsync()
+                assert caught.value.errno == errno.ESTALE
+            else:
+                file.fsync()
             with pytest.raises(OSError, match="changed while it was cached") as caught:
                 file.pread(len(DATA), 5)
             assert caught.value.errno == errno.ESTALE
+            if dirty:
+                file.invalidate(discard=True)
 
 
 class TestDirtyLimit:

@@ -31,7 +31,12 @@ def fallocate(file: Any, mode: int, offset: int, length: int) -> None:
 def _reserve(file: Any, offset: int, length: int) -> None:
     """Have the source reserve blocks; its size and bytes stay."""
     mapping = file.inode.mapping
-    with mapping.inode_locked(), mapping.exclusive(), writeback.own_write(mapping):
+    with mapping.inode_locked(), mapping.exclusive():
+        file.inode.own_change(lambda: _reserve_locked(file, offset, length))
+
+
+def _reserve_locked(file: Any, offset: int, length: int) -> None:
+    with writeback.own_write(file.inode.mapping):
         fd = getattr(file.inode.store, "fd", -1)
         call = getattr(_libc, "fallocate64", None) or _libc.fallocate
         call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)

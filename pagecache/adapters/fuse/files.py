@@ -115,7 +115,7 @@ class OpenFile:
 
     def own_change(self) -> contextlib.AbstractContextManager[None]:
         """Within the block a change of the source's attributes or names is the mount's own, and no news to the cache."""
-        return writeback.own_write(self.file.inode.mapping)
+        return writeback.own_attributes(self.file.inode.mapping)
 
     def set_times(self, atime_ns: int | None, mtime_ns: int | None, now: tuple[bool, bool] = (False, False)) -> None:
         """Set times of the source as `beneath.set_times`, which is no news to the cache."""

@@ -74,7 +74,7 @@ cdef void truncate(Worker* worker, uint32_t m, uint32_t nr_pages) noexcept nogil
         nr_pages = NR_PAGES
     if ftruncate(file.fd, <int64_t>nr_pages << PAGE_SHIFT) == 0:
         file_resize(work, m, nr_pages)
-    own_write_end(mapping, file.fd)
+    own_write_end(mapping, file.fd, -1)
     add_acq_rel_u32(&file.cuts, 1)
     rwsem_unlock_write(&mapping.invalidate_lock)
     rwsem_unlock_write(&mapping.inode_lock)

@@ -113,7 +113,7 @@ cdef void write_run(Worker* worker, uint32_t m, Folio** run, uint32_t nr, uint64
     if good:
         own_write_begin(mapping)
         good = run_write_fd(&work.seg, file.fd, False, <int64_t>start, run, nr, nbytes, &error) == <int64_t>nbytes
-        own_write_end(mapping, file.fd)
+        own_write_end(mapping, file.fd, -1)
     if good:
         disk_size_reached(mapping, start + nbytes)
     else:
