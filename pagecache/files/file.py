@@ -285,12 +285,15 @@ class File(FileWrites):
         """Close the file; its pages stay cached. Closing again does nothing.
 
         What was written through any file of the object is written back first, if this one could write. Raises OSError as
-        `fsync`; the file is closed nevertheless, and what could not be written is still tried in the background.
+        `fsync`; the file is closed nevertheless, and what could not be written is still tried in the background. What
+        may not be written because others have changed the object (ESTALE) is given up when the last file is closed.
         """
         error = None
         if not self.closed and self.may_write and not self.mapping.segment.dead:
             error = self.inode.sync_pages(0, writeback.LAST_PAGE, durable=False)
         if self._give_up() and self.may_write:
+            if error is not None:
+                self.inode.give_up_changed()
             self._raise_wb_error(error)
 
     def _give_up(self) -> bool:
@@ -485,6 +488,8 @@ class File(FileWrites):
         if discard:
             self._check_writable()
         self.inode.invalidate(offset, length, discard=discard)
+        if discard:
+            self._check_and_advance_wb_err()  # whoever gives up what could not be written knows that it could not
 
 
 io.RawIOBase.register(File)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import time
 import weakref
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pagecache.requests.workers import Channel
 from pagecache.stats.numbers import FileStats, read_file_stats
 from pagecache.stats.sources import SourceTotals, add_counts, counts_of
 from pagecache.stores.base import hints_of
-from pagecache.units import PAGE_SHIFT
+from pagecache.units import LAST_PAGE, PAGE_SHIFT
 from pagecache.writeback.flusher import is_dirty
 from pagecache.writeback.own_writes import ForeignChange, own_write
 from pagecache.writeback.passes import WritebackControl
@@ -28,6 +29,7 @@ ZEROS = 1024 * 1024  # bytes written at once where a store knows no holes
 TRIES = 8  # at what must not be left half done
 STORE_PATIENCE_S = 0.5  # how long closing waits for the engine's reads of a descriptor
 _Result = TypeVar("_Result")
+logger = logging.getLogger("pagecache")
 
 
 def is_writable(store: Any) -> bool:
@@ -116,6 +118,7 @@ class Inode(ObjectVersion):
         if getattr(store, "is_immutable", False) and store.known_version is None:
             store.known_version = self.known_version
         self.store = store
+        self._note_name()
         if hasattr(store, "source_counts"):
             with self.totals.lock.held():
                 self.counted.append(store)
@@ -456,6 +459,17 @@ class Inode(ObjectVersion):
         if self.flusher is not None:
             self.flusher.drop_if_done(self)
         self.close_retired()
+
+    def give_up_changed(self) -> None:
+        """Give up what is dirty of an object that nobody has open and that others have changed: it can never be written.
+
+        Context: waits for reads and write-back under way.
+        """
+        error = self.mapping.extra.last_error
+        if not self.nr_open and error is not None and error.errno == errno.ESTALE and is_dirty(self):
+            nbytes = self.mapping.cachestat(0, LAST_PAGE)[1] << PAGE_SHIFT
+            logger.error("up to %d bytes that were written to %s are lost: others have changed it", nbytes, self.name)
+            self.discard()
 
     def _nobody_reads(self) -> bool:
         """Whether no background read is in the store, or ends within a moment."""

@@ -117,6 +117,11 @@ class ObjectVersion:
         if before != (mapping.stamp if mapping.fd >= 0 else mapping.validator):
             self._note_version()
 
+    def _note_name(self) -> None:
+        """Note by which name the file is known from now on: another descriptor may be of another name."""
+        if self._attributes is not None and isinstance(getattr(self.store, "fd", None), int):
+            self._attributes = (*self._attributes[:-1], attributes_of(self.store)[-1])
+
     def _note_version(self) -> None:
         """Have reads that are under way start over: what they have copied may be of another version."""
         self.nr_versions += 1

@@ -110,19 +110,18 @@ class FileStore:
         self._directory = directory
         return fd
 
-    def stamp(self) -> tuple[int, int]:
-        """Return (time of the last change in ns, size in bytes)."""
+    def stamp(self) -> tuple[int, int, int]:
+        """Return (time of the last change of bytes, and of bytes or attributes, in ns; size in bytes)."""
         status = os.fstat(self.fd)
-        return status.st_mtime_ns, status.st_size
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
     def size(self) -> int:
         """Return the size (bytes)."""
         return os.lseek(self.fd, 0, os.SEEK_END)
 
     def validator(self) -> str:
-        """Return time of the last change and size."""
-        mtime_ns, size = self.stamp()
-        return f"{mtime_ns}-{size}"
+        """Return times of the last changes and size; device and inode number are in the key."""
+        return "-".join(map(str, self.stamp()))
 
     def refresh(self) -> None:
         """Look whether the path still names this file. Raises OSError: ESTALE if it names another one, ENOENT if none."""

@@ -112,6 +112,7 @@ class Flusher:
         self._sync_undurable()
         for inode in [inode for inode in self.inodes() if not inode.nr_open]:
             with self._by_itself(inode):
+                inode.give_up_changed()
                 inode.close_retired()
 
     @contextlib.contextmanager
@@ -229,6 +230,7 @@ class Flusher:
                 error = inode.sync_pages(0, LAST_PAGE, durable=True)
                 first = first or error
                 if not inode.nr_open:
+                    inode.give_up_changed()
                     inode.close_retired()
             except Exception as failed:  # of a store, which may raise anything
                 outside = outside or failed

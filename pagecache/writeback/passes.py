@@ -403,6 +403,8 @@ def sync_file_range(mapping: AddressSpace, first: int, last: int, flags: int | N
 
 def unseen_error(mapping: AddressSpace, number: int) -> OSError:
     """Return the error for a write-back in the background that failed with an errno since a file looked last."""
+    if number == errno.ESTALE:
+        return OSError(number, f"cannot write {mapping.name}, in the background: {CHANGED}")
     reason = "what could not be written is still cached, and is tried again" if mapping.extra.keeps_failed else "it is lost"
     return OSError(number, f"cannot write {mapping.name}, in the background: {os.strerror(number)}; {reason}")
 

@@ -282,6 +282,14 @@ def checked_cache(frames, **options):
         cache.check()
 
 
+def let_time_pass(path):
+    """Wait until a change of a file by somebody else gets another time than its last one: clocks of file systems tick,
+    before Linux 6.13 a few hundred times a second."""
+    with tempfile.TemporaryFile(dir=os.path.dirname(path)) as probe:
+        while os.fstat(probe.fileno()).st_ctime_ns <= os.stat(path).st_ctime_ns:
+            os.pwrite(probe.fileno(), b"x", 0)
+
+
 def nr_descriptors():
     """Count the open descriptors of this process: no garbage, and no sockets, which libraries close at any time."""
     gc.collect()
