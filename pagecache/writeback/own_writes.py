@@ -62,10 +62,17 @@ def own_write(mapping: AddressSpace, size: int | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_attributes(mapping: AddressSpace) -> Iterator[None]:
-    """Within the block whoever has the cache changes attributes of an open local file: times, mode, names. That is no news,
-    but what others have changed before is."""
+    """Within the block whoever has the cache changes attributes of an open object: times, mode, names. That is no news, but
+    what others have changed before is. Raises what asking a store for its version does."""
+    line = mapping.extra
     if mapping.fd < 0:
-        yield
+        is_same = line.is_current(mapping)
+        with _core.OwnWrite(mapping, False):
+            try:
+                yield
+            finally:
+                if is_same:
+                    line.take_version(mapping)
         return
     with mapping.store_lock.held():
         is_same = mapping.stamp_state() == STAMP_SAME

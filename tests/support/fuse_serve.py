@@ -39,7 +39,7 @@ def main(source, mountpoint, control):
 
         def stamp(self):
             status = os.fstat(self._fd)
-            return status.st_mtime_ns, status.st_size
+            return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
         def readv(self, offset, buffers):
             return os.preadv(self._fd, buffers, offset)

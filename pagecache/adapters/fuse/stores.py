@@ -35,10 +35,11 @@ class AppendStore(DescriptorStore):
         super().__init__(name, mode, fd, direct)
         self._append_fd, self.fd = self.fd, -1  # the engine would write pages by themselves
 
-    def stamp(self) -> tuple[int, int]:
-        """Return (time of the last change in ns, size in bytes)."""
+    def stamp(self) -> tuple[int, int, int]:
+        """Return (time of the last change of bytes in ns, twice: nobody can set it while the file may only grow; size in
+        bytes)."""
         status = os.fstat(self._append_fd)
-        return status.st_mtime_ns, status.st_size
+        return status.st_mtime_ns, status.st_mtime_ns, status.st_size
 
     def size(self) -> int:
         """Return the size (bytes)."""
