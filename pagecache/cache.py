@@ -328,7 +328,7 @@ class PageCache:
         while True:
             with self._lock.held():
                 inode = self._inodes.get(key)
-                if inode is None or inode.mapping.key != store.key or self._is_shared(inode, store):
+                if inode is None or inode.mapping.key != store.key or inode.serves(store):
                     return self._shared_inode(key, store, writes)
                 is_doubtful = inode.is_doubtful(store)
             if is_doubtful and inode.look_closer():  # without the lock, as this waits for reads under way
@@ -361,14 +361,6 @@ class PageCache:
                     raise
                 del self._inodes[idle]
         return Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
-
-    @staticmethod
-    def _is_shared(inode: Inode, store: Any) -> bool:
-        """Whether a file opened on the store shares an object's pages: they are one version, or nobody can tell, and the
-        object is in use."""
-        if inode.mapping.validator is None:
-            return inode.nr_open > 0 or is_dirty(inode)
-        return inode.is_version(store)
 
     def _make_room(self) -> None:
         """Forget the objects that were used least recently and are not open, when mappings run out."""

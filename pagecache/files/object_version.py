@@ -49,6 +49,13 @@ class ObjectVersion:
             return known is None or known.validator in (None, self.mapping.validator)
         return self.mapping.validator is not None and self.mapping.extra.is_current(self.mapping, store)
 
+    def serves(self, store: Any) -> bool:
+        """Whether a file opened on another store of the same key shares the pages: they are one version, or that cannot be
+        told, and the object is in use."""
+        if self.mapping.validator is None:
+            return self.nr_open > 0 or is_dirty(self)
+        return self.is_version(store)
+
     def is_doubtful(self, store: Any) -> bool:
         """Whether only `look_closer` can tell if another store of the same key has the bytes that are cached here. For an
         object that nobody uses it is not worth it."""
