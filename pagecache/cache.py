@@ -9,8 +9,9 @@ from typing import Any, Literal, overload
 
 import mmh3
 
-from pagecache import truncate
+from pagecache import budget, truncate
 from pagecache._core import Mutex, Segment
+from pagecache.files.aio import in_worker
 from pagecache.files.file import File
 from pagecache.files.inode import Inode, Streams, is_writable
 from pagecache.files.modes import Durability, Mode, Name, OnChange, Policy, Priority, Recheck, check_choices, checked_mode
@@ -23,7 +24,7 @@ from pagecache.stats.sources import SourceTotals
 from pagecache.stores import BackingStore, FileStore
 from pagecache.stores.base import is_within
 from pagecache.stores.validators import checked_recheck, max_age_of
-from pagecache.units import LAST_PAGE, PAGE_SIZE, budget_pages, format_size, parse_size
+from pagecache.units import LAST_PAGE, PAGE_SIZE, budget_pages, format_size
 from pagecache.weak_members import WeakMembers
 from pagecache.writeback.flusher import Flusher, is_dirty
 
@@ -69,10 +70,7 @@ class PageCache:
         shares: dict[str, int | str] | None = None,
         segment: Segment | None = None,
     ):
-        nbytes = parse_size(size)
-        if nbytes < PAGE_SIZE:
-            raise ValueError(f"a budget of {nbytes} bytes holds no page; give {PAGE_SIZE} bytes or more")
-        self.segment = segment or Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1, policy=policy)
+        self.segment = segment or budget.make_segment(size, nr_objects, policy)
         if io not in ("auto", "io_uring", "threads"):
             raise ValueError(f"io must be 'auto', 'io_uring' or 'threads', not {io!r}")
         if on_write_error not in ("retry", "drop"):
@@ -97,7 +95,7 @@ class PageCache:
         self.recorder: Recorder | None = None
         self._closed = False
         live.caches.add(self)
-        _segments.add(self.segment)
+        budget.adopt(self.segment)
         if live.ENVIRONMENT in os.environ:
             live.serve_stats_once()
 
@@ -563,6 +561,12 @@ class PageCache:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> "PageCache":
+        return self.__enter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await in_worker(self.close)
+
     def _repr_html_(self) -> str | None:
         if self._closed or self.segment.dead:
             return None
@@ -580,16 +584,3 @@ def _store_of_url(url: str, mode: str, recheck: Any, storage_options: dict[str, 
     if mode != "rb":
         raise OSError(errno.EROFS, "URLs are opened for reading: use mode 'rb'", url)
     return store_of_url(url, recheck="open" if recheck is None else recheck, **storage_options)
-
-
-_segments: WeakMembers[Segment] = WeakMembers()  # those of closed caches too: something may still hold them
-
-
-def _after_fork_in_child() -> None:
-    """A child has none of the parent's threads, and perhaps its locks: every inherited cache is unusable in it."""
-    for segment in list(_segments):
-        segment.mark_dead()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -10,10 +10,11 @@ from pagecache.cache import PageCache
 from pagecache.files import reopening
 from pagecache.files.inode import Inode
 from pagecache.stats import server
-from pagecache.units import LAST_PAGE, PAGE_SIZE
+from pagecache.units import LAST_PAGE, MAX_BUDGET_BYTES, PAGE_SIZE, memory_limit
 from pagecache.writeback.flusher import busy_flushers
 
 logger = logging.getLogger("pagecache")
+DEFAULT_SHARE = 4  # the default cache has a quarter of memory
 
 _lock = Mutex()
 _chosen: list["using"] = []
@@ -66,8 +67,19 @@ def default_cache(size: int | str | None = None) -> PageCache:
         return chosen
     with _default_lock.held():
         if _default is None or _default.closed or _default.segment.dead:
-            _default = PageCache(os.environ.get("PAGECACHE_SIZE") or size or "25%")
+            _default = _cache_of_environment(size)
         return _default
+
+
+def _cache_of_environment(size: int | str | None) -> PageCache:
+    """Return a cache as large as PAGECACHE_SIZE says, else `size`, else a quarter of memory, as far as one can be."""
+    named = os.environ.get("PAGECACHE_SIZE")
+    if not named:
+        return PageCache(size or min(memory_limit() // DEFAULT_SHARE, MAX_BUDGET_BYTES))
+    try:
+        return PageCache(named)
+    except ValueError as error:
+        raise ValueError(f"PAGECACHE_SIZE in the environment: {error}") from None
 
 
 def forget_everywhere(*keys: str, whole: bool = True) -> None:

@@ -9,6 +9,7 @@ PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT  # bytes
 LAST_PAGE = (1 << 52) - 1  # beyond every page of an object of 2**63 bytes
 MAX_FOLIO_ORDER = 9  # 2 MiB
+MAX_BUDGET_BYTES = 1 << 40  # what an index entry can address
 MARK_DIRTY, MARK_WRITEBACK, MARK_TOWRITE = range(3)
 _UNITS = {
     "": 1, "b": 1,
@@ -52,9 +53,17 @@ def _cgroup_limit_files() -> list[Path]:
 
 
 def budget_pages(part: int | str, nr_frames: int) -> int:
-    """Return a part of a budget of so many page frames, in pages. part: bytes, "64MiB", or "25%" of the budget."""
+    """Return a part of a budget of so many page frames, in pages. part: bytes, "64MiB", or "25%" of the budget.
+
+    Raises ValueError for more than 100 %.
+    """
     if isinstance(part, str) and part.strip().endswith("%"):
-        return int(nr_frames * float(part.strip()[:-1]) / 100)
+        match = _PATTERN.match(part)
+        if match is None:
+            raise ValueError(f"cannot read the part {part!r}: use bytes, '64MiB' or '25%'")
+        if float(match[1]) > 100:
+            raise ValueError(f"cannot use {part!r}: more than the whole budget")
+        return int(nr_frames * float(match[1]) / 100)
     return parse_size(part) // PAGE_SIZE
 
 

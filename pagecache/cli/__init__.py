@@ -8,7 +8,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import pagecache
 
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: from argparse, for `--help`, `--version` and arguments it does not know.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if "_ARGCOMPLETE" in os.environ:
+        complete()
     arguments = make_parser(words).parse_args(words)
     verb = importlib.import_module(f"pagecache.cli.{arguments.verb}")
     try:
@@ -52,7 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
 
 
-def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def complete() -> None:
+    """Answer a shell that asks how a command line goes on, and end the process; docs/numbers.md says how it is set up.
+
+    Needs argcomplete, which puts the line into the environment.
+    """
+    argcomplete = importlib.import_module("argcomplete")
+    argcomplete.autocomplete(make_parser(VERBS))
+
+
+def make_parser(words: Container[str]) -> argparse.ArgumentParser:
     """Return the parser of the whole command line, with the arguments of the verbs that appear in `words`."""
     parser = argparse.ArgumentParser(prog="pagecache", description="Linux's page cache as an engine for Python.")
     parser.add_argument("--version", action="version", version=f"pagecache {pagecache.__version__}")

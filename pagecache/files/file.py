@@ -281,6 +281,12 @@ class File(FileWrites):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> "File":
+        return self.__enter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await aio.in_worker(self.close)
+
     def close(self) -> None:
         """Close the file; its pages stay cached. Closing again does nothing.
 

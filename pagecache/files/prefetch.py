@@ -4,7 +4,7 @@ import errno
 import functools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pagecache._core import AddressSpace, EventCount, Mutex
@@ -143,6 +143,25 @@ class Prefetch:
         if self._error is not None:
             raise self._error
         return ended
+
+    def __len__(self) -> int:
+        return self.nr_pages
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over as many numbers as there are pages, each when one more is done: `tqdm(file.prefetch())`.
+
+        Raises the first OSError that a part of the range met, after the last number. Context: waits as `wait`.
+        """
+        for number in range(self.nr_pages):
+            while self.nr_pages_done <= number:
+                seen = self._changed.value
+                if self.nr_pages_done <= number:
+                    self._changed.wait(seen, None)
+            yield number
+        self.wait()
+
+    def __bool__(self) -> bool:
+        return True
 
     def __repr__(self) -> str:
         return f"<Prefetch {self.nr_pages_done} of {self.nr_pages} pages>"

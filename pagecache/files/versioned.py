@@ -244,6 +244,12 @@ class VersionedFile:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> "VersionedFile":
+        return self.__enter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await aio.in_worker(self.close)
+
     def __reduce__(self) -> tuple[Any, ...]:
         from pagecache.files.reopening import reduced
 

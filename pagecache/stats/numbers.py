@@ -53,6 +53,9 @@ class FileStats:
         """Return all numbers by name."""
         return dataclasses.asdict(self)
 
+    def _repr_html_(self) -> str:
+        return _files_html([self])
+
 
 class Stats:
     """One picture of a cache's counters, as attributes.

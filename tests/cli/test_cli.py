@@ -288,3 +288,20 @@ def test_random_pass_hashes_blocks_in_order_of_the_file(data_file, make_cache):
         seeds = random.Random(0).sample(range(1000), 3)
         hashes = {demo.hash_at_random(file, len(data), seed) for seed in seeds}
     assert hashes == {demo.plain_hashes(str(path), len(data))[1]}
+
+
+class TestCompletion:
+    def answers(self, line, tmp_path):
+        """Return what a shell is told of how a line goes on."""
+        pytest.importorskip("argcomplete")
+        place = tmp_path / "answers"
+        environment = {**os.environ, "_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+                       "_ARGCOMPLETE_STDOUT_FILENAME": str(place), "_ARGCOMPLETE_IFS": "\n"}  # fmt: skip
+        subprocess.run([sys.executable, "-P", "-m", "pagecache"], env=environment, timeout=100)
+        return [word.strip() for word in place.read_text().split("\n")]
+
+    def test_knows_the_verbs(self, tmp_path):
+        assert {"stat", "stats", "mount"} & set(self.answers("pagecache ", tmp_path)) == {"stat", "mount"}
+
+    def test_knows_the_options_of_a_verb(self, tmp_path):
+        assert "--json" in self.answers("pagecache stat --js", tmp_path)
