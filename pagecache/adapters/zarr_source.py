@@ -1,40 +1,132 @@
-"""Where the bytes of Zarr keys come from: any Zarr store, or obstore itself with versions checked by every request."""
+"""Where the bytes of Zarr keys come from: any Zarr store, asked by its own methods.
+
+What a source may conclude, and from what:
+
+* A key is absent if `get` of the wrapped store returned None, or if the same request failed with what makes that `get`
+  return None. No question after size or existence decides it: file systems answer those with "no" when they mean "I could
+  not find out".
+* A size is what came with the bytes, or what `getsize` says once bytes of the value have come. If that fails, the value is
+  read as without a cache.
+* Bytes are those of a range if they are as many as the range and the size make them. More are an error; fewer make the
+  value be read whole, as then only its bytes can tell its size.
+"""
 
 import asyncio
 import errno
-import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import LocalStore, MemoryStore
+
+from pagecache.adapters.zarr_steps import Step, Steps
+from pagecache.stores.validators import Version
 
 from pagecache.units import PAGE_SIZE
 
 POLL_S = 0.25  # how often somebody who waits for an event loop looks whether it still runs
+PREFERRED_REQUEST = 1024 * 1024
+MAX_REQUEST = 16 * 1024 * 1024
+PARALLEL_REQUESTS = 8
 
 
-@dataclass
-class Answer:
-    """What the first request for a key brought: `data` from byte `start`, and size and version of the whole value.
+class Answer(NamedTuple):
+    """What a request for a value brought: `data` from byte `start` on.
 
-    version: None where the store has none.
+    size: of the whole value (bytes); None if nothing tells it: then `data` is the range that was asked for.
+    version: None where the store tells none. is_placed: whether `start` is certain, so that the bytes may be cached.
     """
 
-    data: Any
+    data: memoryview
     start: int
-    size: int
-    version: str | None
+    size: int | None
+    version: Version | None = None
+    is_placed: bool = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the value is here."""
+        return self.start == 0 and len(self.data) == self.size
+
+    def part(self, byte_range: Any) -> memoryview | None:
+        """Return the bytes of a range, or None if they are not here."""
+        if self.size is None:
+            return self.data
+        offset, nbytes = span_of(byte_range, self.size)
+        start = offset - self.start
+        return self.data[start : start + nbytes] if 0 <= start and start + nbytes <= len(self.data) else None
 
 
 class ObjectChangedError(OSError):
     """A value is not the one any more whose size and version are known (ESTALE)."""
 
-    def __init__(self, key: str):
-        super().__init__(errno.ESTALE, "the value changed while it was cached: read it again", key)
+    def __init__(self, key: str, reason: str = "the value changed while it was cached: read it again"):
+        super().__init__(errno.ESTALE, reason, key)
+
+
+class FewerBytesError(OSError):
+    """A store brought fewer bytes than the size that it tells makes them (EIO)."""
+
+    def __init__(self, key: str, nbytes: int, wanted: int):
+        super().__init__(errno.EIO, f"the store brought {nbytes} bytes where {wanted} were asked for", key)
+
+
+class MoreBytesError(OSError):
+    """A store brought more bytes than it was asked for: nobody knows which they are (EIO)."""
+
+    def __init__(self, key: str, nbytes: int, wanted: int):
+        reason = f"the store brought {nbytes} bytes where {wanted} were asked for: it may not know ranges"
+        super().__init__(errno.EIO, reason, key)
+
+
+def view_of(value: Any) -> memoryview:
+    """Return the bytes of a buffer of Zarr, or of Python."""
+    data = value.as_numpy_array() if hasattr(value, "as_numpy_array") else value
+    return memoryview(data).cast("B") if len(data) else memoryview(b"")
+
+
+def span_of(byte_range: Any, size: int) -> tuple[int, int]:
+    """Return (offset, nbytes) of a Zarr byte range in a value of so many bytes. Raises ValueError for what is none."""
+    if byte_range is None:
+        return 0, size
+    if isinstance(byte_range, RangeByteRequest):
+        start, end = byte_range.start, byte_range.end
+    elif isinstance(byte_range, OffsetByteRequest):
+        start, end = byte_range.offset, size
+    elif isinstance(byte_range, SuffixByteRequest):
+        start, end = max(0, size - byte_range.suffix), size
+    else:
+        raise ValueError(f"Unexpected byte_range, got {byte_range}.")
+    return start, max(0, min(end, size) - start)
+
+
+def whole_pages(byte_range: Any) -> Any:
+    """Return the range of whole pages around one: what is cached is pages. The end of a value has no known place."""
+    if isinstance(byte_range, OffsetByteRequest):
+        return OffsetByteRequest(byte_range.offset // PAGE_SIZE * PAGE_SIZE)
+    if isinstance(byte_range, RangeByteRequest):
+        end = max(byte_range.end, byte_range.start + 1)
+        return RangeByteRequest(byte_range.start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
+    return byte_range
+
+
+def most_bytes(byte_range: Any) -> int | None:
+    """Return how many bytes a range has at most, or None."""
+    if isinstance(byte_range, RangeByteRequest):
+        return max(0, byte_range.end - byte_range.start)
+    return byte_range.suffix if isinstance(byte_range, SuffixByteRequest) else None
+
+
+def unsized_answer(data: memoryview, byte_range: Any, asked: Any) -> Answer:
+    """Return the answer of which only the bytes are known. byte_range: what is wanted. asked: the range they are of."""
+    if isinstance(byte_range, RangeByteRequest):
+        start = byte_range.start - asked.start
+        data = data[start : start + byte_range.end - byte_range.start]
+    elif isinstance(byte_range, OffsetByteRequest):
+        data = data[byte_range.offset - asked.offset :]
+    return Answer(data, 0, None)
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop | None) -> Any:
@@ -66,172 +158,119 @@ def run_blocking(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEven
 
 
 class StoreSource:
-    """Reads through a Zarr store, which tells no versions. Writes are seen only when they are made by the same store."""
+    """Reads through the methods of a Zarr store, which tells no versions.
+
+    identity: what is the same for stores that read the same values with the same rights, in this process; None if nothing
+    tells. has_versions: whether `stat` tells versions. is_blocking: whether a thread without an event loop can read.
+    """
 
     has_versions = False
-
-    def __init__(self, store: Store):
-        self.store = store
-        self.loop: asyncio.AbstractEventLoop | None = None  # where the store was used last
-        self.is_local = isinstance(store, LocalStore | MemoryStore)
-        # A subclass with a `get` of its own is asked through that.
-        self.is_blocking = type(store).get in (LocalStore.get, MemoryStore.get) and hasattr(store, "get_sync")
-
-    async def first(self, key: str, byte_range: Any) -> Answer | None:
-        """Make the first request for a key. Returns None if there is no such key."""
-        if byte_range is not None:
-            return await self.stat(key)
-        value = await self.store.get(key, default_buffer_prototype(), None)
-        return None if value is None else Answer(value.as_numpy_array(), 0, len(value), None)
-
-    async def stat(self, key: str) -> Answer | None:
-        """Ask for the size of a value. Returns None if there is no such key."""
-        try:
-            return Answer(b"", 0, await self.store.getsize(key), None)
-        except FileNotFoundError:
-            return None
-
-    def first_blocking(self, key: str, byte_range: Any) -> Answer | None:
-        """As `first`, in a thread without an event loop."""
-        if not self.is_blocking:
-            return run_blocking(self.first(key, byte_range), self.loop)
-        if byte_range is not None:
-            return self.stat_blocking(key)
-        value = self._get_local(key)
-        return None if value is None else Answer(value.as_numpy_array(), 0, len(value), None)
-
-    def stat_blocking(self, key: str) -> Answer | None:
-        """As `stat`, in a thread without an event loop."""
-        if self.is_blocking and isinstance(self.store, LocalStore):
-            path = self.store.root / key
-            return Answer(b"", 0, path.stat().st_size, None) if path.is_file() else None
-        if not self.is_blocking:
-            return run_blocking(self.stat(key), self.loop)
-        value = self._get_local(key)
-        return None if value is None else Answer(b"", 0, len(value), None)
-
-    def _get_local(self, key: str, byte_range: Any = None) -> Any:
-        return self.store.get_sync(key, prototype=default_buffer_prototype(), byte_range=byte_range)
-
-    def read(self, key: str, start: int, end: int, version: str | None) -> Any:
-        """Return bytes start..end (exclusive) of a value, fewer only at its end. Raises OSError."""
-        request, prototype = RangeByteRequest(start, end), default_buffer_prototype()
-        if self.is_blocking:
-            value = self._get_local(key, request)
-        else:
-            value = run_blocking(self.store.get(key, prototype, request), self.loop)
-        if value is None:
-            raise FileNotFoundError(errno.ENOENT, "the key is gone", key)
-        return value.as_numpy_array()
-
-
-class ObstoreSource:
-    """Reads through obstore: every answer tells size and version, and every request but the first asks for that version."""
-
-    has_versions = True
     is_local = False
-    is_blocking = True
+    is_blocking = False
 
-    def __init__(self, store: Store):
-        import obstore
+    def __init__(self, store: Store, identity: str | None = None):
+        self.store = store
+        self.identity = identity
+        self.loop: asyncio.AbstractEventLoop | None = None  # where the store was used last
 
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self._api: Any = obstore
-        self._store = store.store
+    # -- the wrapped store ---------------------------------------------------------------------------------------------
+
+    async def get(self, key: str, byte_range: Any) -> memoryview | None:
+        """Return what the wrapped store has of a key; None if there is no such key."""
+        value = await self.store.get(key, default_buffer_prototype(), byte_range)
+        return None if value is None else view_of(value)
+
+    def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
+        """As `get`, in a thread without an event loop."""
+        found: memoryview | None = run_blocking(self.get(key, byte_range), self.loop)
+        return found
+
+    async def getsize(self, key: str) -> int:
+        """Return the size of a value (bytes). Raises whatever the wrapped store raises."""
+        return int(await self.store.getsize(key))
+
+    def getsize_blocking(self, key: str) -> int:
+        """As `getsize`, in a thread without an event loop."""
+        return int(run_blocking(self.getsize(key), self.loop))
+
+    def write_blocking(self, key: str, value: Any) -> None:
+        """Write a value, in a thread without an event loop."""
+        if getattr(self.store, "_supports_sync_io", True) and hasattr(self.store, "set_sync"):
+            self.store.set_sync(key, value)
+        else:
+            run_blocking(self.store.set(key, value), self.loop)
+
+    def delete_blocking(self, key: str) -> None:
+        """Remove a key, in a thread without an event loop."""
+        if getattr(self.store, "_supports_sync_io", True) and hasattr(self.store, "delete_sync"):
+            self.store.delete_sync(key)
+        else:
+            run_blocking(self.store.delete(key), self.loop)
+
+    def open_blocking(self) -> None:
+        """Open the wrapped store, in a thread without an event loop."""
+        run_blocking(self.store._open(), self.loop)
+
+    # -- what is asked -------------------------------------------------------------------------------------------------
+
+    def first(self, key: str, byte_range: Any) -> Steps[Answer | None]:
+        """Make the first request for a range of a value. Returns None if there is no such key."""
+        asked = whole_pages(byte_range)
+        data = yield Step(partial(self.get, key, asked), partial(self.get_blocking, key, asked))
+        if data is None or byte_range is None:
+            return None if data is None else Answer(data, 0, len(data))
+        try:
+            size = yield Step(partial(self.getsize, key), partial(self.getsize_blocking, key))
+        except Exception:  # the bytes are there; what cannot be told is where they end
+            return unsized_answer(data, byte_range, asked)
+        return self._placed(key, data, asked, size) or (yield from self.first(key, None))
 
     @staticmethod
-    def _range_of(byte_range: Any) -> dict[str, Any]:
-        """Return the options of a request for whole pages around a range: what is cached is pages."""
-        if isinstance(byte_range, SuffixByteRequest):
-            return {"range": {"suffix": byte_range.suffix + PAGE_SIZE - 1}}
-        if isinstance(byte_range, OffsetByteRequest):
-            return {"range": {"offset": byte_range.offset // PAGE_SIZE * PAGE_SIZE}}
-        if isinstance(byte_range, RangeByteRequest):
-            end = max(byte_range.end, byte_range.start + 1)
-            return {"range": (byte_range.start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)}
-        return {}
-
-    @staticmethod
-    def _version_of(meta: Any) -> str | None:
-        return meta.get("e_tag") or meta.get("version")
-
-    async def first(self, key: str, byte_range: Any) -> Answer | None:
-        """Make the first request for a key. Returns None if there is no such key."""
-        try:
-            got = await self._api.get_async(self._store, key, options=self._range_of(byte_range))
-            data = await got.bytes_async()
-        except FileNotFoundError:
+    def _placed(key: str, data: memoryview, asked: Any, size: int) -> Answer | None:
+        """Return the answer of bytes and size, or None if there are too few of the one for the other."""
+        offset, wanted = span_of(asked, size)
+        most = most_bytes(asked)
+        if len(data) > (wanted if most is None else most):
+            raise MoreBytesError(key, len(data), wanted)
+        if len(data) != wanted:
             return None
-        except self._api.exceptions.BaseError:
-            if byte_range is None:
-                raise
-            return await self.stat(key)  # nothing there, at that range, or the service knows no such range
-        return Answer(memoryview(data), got.range[0], got.meta["size"], self._version_of(got.meta))
+        return Answer(data, offset, size, is_placed=not isinstance(asked, SuffixByteRequest))
 
-    async def stat(self, key: str) -> Answer | None:
-        """Ask for size and version of a value. Returns None if there is no such key."""
-        try:
-            meta = await self._api.head_async(self._store, key)
-        except FileNotFoundError:
-            return None
-        return Answer(b"", 0, meta["size"], self._version_of(meta))
+    def stat(self, key: str) -> Steps[Version]:
+        """Ask for the present version of a value, where there are versions. Raises what the store raises."""
+        raise NotImplementedError
 
-    def first_blocking(self, key: str, byte_range: Any) -> Answer | None:
-        """As `first`, in a thread without an event loop."""
-        try:
-            got = self._api.get(self._store, key, options=self._range_of(byte_range))
-            data = got.bytes()
-        except FileNotFoundError:
-            return None
-        except self._api.exceptions.BaseError:
-            if byte_range is None:
-                raise
-            return self.stat_blocking(key)
-        return Answer(memoryview(data), got.range[0], got.meta["size"], self._version_of(got.meta))
+    def read(self, key: str, start: int, end: int, version: Version | None) -> memoryview:
+        """Return bytes start..end (exclusive) of a value that has them. Raises OSError: ESTALE if it is another one."""
+        data = self.get_blocking(key, RangeByteRequest(start, end))
+        if data is None:
+            raise ObjectChangedError(key, "the key is gone")
+        if len(data) > end - start:
+            raise MoreBytesError(key, len(data), end - start)
+        if len(data) < end - start:
+            raise FewerBytesError(key, len(data), end - start)
+        return data
 
-    def stat_blocking(self, key: str) -> Answer | None:
-        """As `stat`, in a thread without an event loop."""
-        try:
-            meta = self._api.head(self._store, key)
-        except FileNotFoundError:
-            return None
-        return Answer(b"", 0, meta["size"], self._version_of(meta))
-
-    def read(self, key: str, start: int, end: int, version: str | None) -> Any:
-        """Return bytes start..end (exclusive) of a value. Raises OSError: ESTALE if it has another version."""
-        options: dict[str, Any] = {"range": (start, end)}
-        if version is not None and version.startswith('"'):
-            options["if_match"] = version
-        try:
-            got = self._api.get(self._store, key, options=options)
-        except self._api.exceptions.PreconditionError:
-            raise ObjectChangedError(key) from None
-        if version is not None and self._version_of(got.meta) != version:
-            raise ObjectChangedError(key)
-        return memoryview(got.bytes())
-
-
-def source_of(store: Store) -> StoreSource | ObstoreSource:
-    """Return what reads the values of a Zarr store best."""
-    from zarr.storage import ObjectStore
-
-    return ObstoreSource(store) if type(store) is ObjectStore else StoreSource(store)
+    def backing(self, prefix: str, key: str, size: int, version: Version | None, validator: str) -> Any:
+        """Return the backing store of a value. prefix: of the key of its pages. validator: tells its version from all
+        others that the cache has seen."""
+        return ValueStore(self, prefix, key, size, version, validator)
 
 
 class ValueStore:
-    """The value of one key as a backing store; its size is known, and so are some bytes while they are cached."""
+    """The value of one key as a backing store, of a size that is known."""
 
-    preferred_request = 1024 * 1024
-    max_request = 16 * 1024 * 1024
-    parallel_requests = 8
+    preferred_request = PREFERRED_REQUEST
+    max_request = MAX_REQUEST
+    parallel_requests = PARALLEL_REQUESTS
+    key_scope = "process"  # without versions that others know, only this process knows what its bytes are
 
-    def __init__(self, source: StoreSource | ObstoreSource, name: str, key: str, answer: Answer, version: str):
-        self.key = self.name = f"{name}/{key}"
-        self.origin = name
+    def __init__(self, source: StoreSource, prefix: str, key: str, size: int, version: Version | None, validator: str):
+        self.key = self.name = f"{prefix}/{key}"
+        self.origin = prefix
         self.latency = "local" if source.is_local else "remote"
         self._source, self._path = source, key
-        self._size, self._version, self._origin_version = answer.size, version, answer.version
-        self._known = threading.local()
+        self._size, self._version, self._validator = size, version, validator
 
     def size(self) -> int:
         """Return the size of the value (bytes)."""
@@ -239,22 +278,14 @@ class ValueStore:
 
     def validator(self) -> str:
         """Return what tells this version from all others that the cache has seen."""
-        return self._version
-
-    def know(self, start: int, data: Any) -> None:
-        """Read bytes of the value from here, not from the store, in this thread until it knows b"" at 0."""
-        self._known.start, self._known.data = start, memoryview(data).cast("B") if len(data) else b""
+        return self._validator
 
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """Fill the buffers with one request. Raises OSError."""
         nbytes = min(sum(map(len, buffers)), max(0, self._size - offset))
         if nbytes == 0:
             return 0
-        start, data = getattr(self._known, "start", 0), getattr(self._known, "data", b"")
-        if start <= offset and offset + nbytes <= start + len(data):
-            data = data[offset - start : offset - start + nbytes]
-        else:
-            data = memoryview(self._source.read(self._path, offset, offset + nbytes, self._origin_version)).cast("B")
+        data = self._source.read(self._path, offset, offset + nbytes, self._version)
         done = 0
         for buffer in buffers:
             piece = data[done : done + len(buffer)]

@@ -159,6 +159,26 @@ def _read(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
         batch.end_read(size)
 
 
+def fill_known(mapping: AddressSpace, batch: FolioBatch, data: memoryview) -> None:
+    """Fill a new batch with bytes that somebody has fetched already; then its folios are uptodate and unlocked.
+
+    data: what the object has from the batch's first page on, of the version that is cached, as much as the batch takes or
+    more. Raises ValueError if it is less; then the batch is as before. Context: as `read_run`, but asks no store.
+    """
+    size = batch.data_bytes()
+    if len(data) < size:
+        raise ValueError(f"{len(data)} bytes are known where {size} are needed")
+    buffers = [memoryview(buffer) for buffer in batch.memory(size)]
+    try:
+        done = 0
+        for buffer in buffers:
+            buffer[:] = data[done : done + len(buffer)]
+            done += len(buffer)
+    finally:
+        release(buffers)
+    batch.end_read(size)
+
+
 def _has_changed(mapping: AddressSpace, ended_early: bool) -> bool:
     """Whether the object is no longer the one whose bytes are cached, as far as the store can tell."""
     if mapping.fd >= 0:
