@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 
 from pagecache.adapters.zarr_source import (
@@ -24,28 +23,25 @@ from pagecache.adapters.zarr_source import (
     whole_pages,
 )
 from pagecache.adapters.zarr_steps import Step, Steps
-from pagecache.asyncio_reads import in_worker
+from pagecache.files.aio import in_worker
 from pagecache.stores.validators import Version
 
 _GONE = (FileNotFoundError, NotADirectoryError)
 
 
 class MemorySource(StoreSource):
-    """Reads a `MemoryStore`: values are there as a whole, and nothing tells one from the next of its name.
-
-    Two stores over one dictionary read the same; `anchor` is that, so that its address is not used again.
-    """
+    """Reads a `MemoryStore`: values are there as a whole, and nothing tells one from the next of its name. Two stores over
+    one dictionary read the same."""
 
     is_local = True
     is_blocking = True
 
     def __init__(self, store: Any):
-        super().__init__(store, f"memory:{id(store._store_dict)}")
-        self.anchor = store._store_dict
+        super().__init__(store, f"memory:{id(store._store_dict)}", store._store_dict)
 
     def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
         """Return what the store has of a key; None if there is no such key."""
-        value = self.store.get_sync(key, prototype=default_buffer_prototype())  # type: ignore[attr-defined]
+        value = self.store.get_sync(key, prototype=default_buffer_prototype())
         if value is None:
             return None
         data = view_of(value)
@@ -119,7 +115,7 @@ class VersionedSource(StoreSource):
             if self.present(key).validator == version.validator:
                 return
         except _GONE:
-            raise ObjectChangedError(key, "the key is gone") from None
+            raise ObjectChangedError(key, "the key is gone: read it again") from None
         raise ObjectChangedError(key)
 
 
@@ -141,14 +137,12 @@ class LocalSource(VersionedSource):
 
     def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
         """Return what the store has of a key; None if there is no such key."""
-        value = self.store.get_sync(  # type: ignore[attr-defined]
-            key, prototype=default_buffer_prototype(), byte_range=byte_range
-        )
+        value = self.store.get_sync(key, prototype=default_buffer_prototype(), byte_range=byte_range)
         return None if value is None else view_of(value)
 
     def open_blocking(self) -> None:
         """Open the store."""
-        self.store._ensure_open_sync()  # type: ignore[attr-defined]
+        self.store._ensure_open_sync()
 
 
 class ZipSource(VersionedSource):
@@ -206,16 +200,3 @@ def finished(begin: Callable[[], Coroutine[Any, Any, Any]], source: StoreSource)
         pass
     coroutine.close()
     return run_blocking(begin(), source.loop)
-
-
-def local_source(store: Store) -> StoreSource | None:
-    """Return the source of a store on this machine, or None for any other. A subclass is asked by its own methods."""
-    from zarr.storage import LocalStore, MemoryStore, ZipStore
-
-    sources: dict[type[Store], Callable[[Any], StoreSource]] = {
-        LocalStore: LocalSource,
-        MemoryStore: MemorySource,
-        ZipStore: ZipSource,
-    }
-    make = sources.get(type(store))
-    return None if make is None else make(store)

@@ -107,7 +107,7 @@ class ObstoreSource(StoreSource):
 
     def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
         """Return what there is of a key; None if there is no such key."""
-        options = {}
+        options: dict[str, Any] = {}
         if isinstance(byte_range, SuffixByteRequest):
             options = {"range": {"suffix": byte_range.suffix}}
         elif isinstance(byte_range, OffsetByteRequest):
@@ -129,10 +129,6 @@ class ObstoreSource(StoreSource):
         self.store._check_writable()
         with contextlib.suppress(FileNotFoundError):
             self._api.delete(self._objects, key)
-
-    def open_blocking(self) -> None:
-        """Open the store: there is nothing to be done for it."""
-        self.store._is_open = True
 
     def backing(self, prefix: str, key: str, size: int, version: Version | None, validator: str) -> Any:
         """Return the backing store of a value."""

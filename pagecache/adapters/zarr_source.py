@@ -23,7 +23,6 @@ from zarr.core.buffer import default_buffer_prototype
 
 from pagecache.adapters.zarr_steps import Step, Steps
 from pagecache.stores.validators import Version
-
 from pagecache.units import PAGE_SIZE
 
 POLL_S = 0.25  # how often somebody who waits for an event loop looks whether it still runs
@@ -56,7 +55,7 @@ class Answer(NamedTuple):
             return self.data
         offset, nbytes = span_of(byte_range, self.size)
         start = offset - self.start
-        return self.data[start : start + nbytes] if 0 <= start and start + nbytes <= len(self.data) else None
+        return self.data[start : start + nbytes] if start >= 0 and start + nbytes <= len(self.data) else None
 
 
 class ObjectChangedError(OSError):
@@ -79,6 +78,13 @@ class MoreBytesError(OSError):
     def __init__(self, key: str, nbytes: int, wanted: int):
         reason = f"the store brought {nbytes} bytes where {wanted} were asked for: it may not know ranges"
         super().__init__(errno.EIO, reason, key)
+
+
+class WouldBlockError(RuntimeError):
+    """A thread would wait for the event loop that it runs."""
+
+    def __init__(self) -> None:
+        super().__init__("this would block the event loop that it waits for: await the asynchronous method instead")
 
 
 def view_of(value: Any) -> memoryview:
@@ -142,7 +148,7 @@ def run_blocking(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEven
         loop = _get_loop()
     if asyncio._get_running_loop() is loop:
         coroutine.close()
-        raise RuntimeError("this would block the event loop that it waits for: await the asynchronous method instead")
+        raise WouldBlockError
     future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, loop)
     while True:
         try:
@@ -161,16 +167,18 @@ class StoreSource:
     """Reads through the methods of a Zarr store, which tells no versions.
 
     identity: what is the same for stores that read the same values with the same rights, in this process; None if nothing
-    tells. has_versions: whether `stat` tells versions. is_blocking: whether a thread without an event loop can read.
+    tells. anchor: an object that has to live as long as the identity is used, which names its address; None: none has.
+    has_versions: whether `stat` tells versions. is_blocking: whether a thread without an event loop can read.
     """
 
     has_versions = False
     is_local = False
     is_blocking = False
 
-    def __init__(self, store: Store, identity: str | None = None):
+    def __init__(self, store: Store, identity: str | None = None, anchor: Any = None):
         self.store = store
         self.identity = identity
+        self.anchor = anchor
         self.loop: asyncio.AbstractEventLoop | None = None  # where the store was used last
 
     # -- the wrapped store ---------------------------------------------------------------------------------------------
@@ -209,7 +217,10 @@ class StoreSource:
 
     def open_blocking(self) -> None:
         """Open the wrapped store, in a thread without an event loop."""
-        run_blocking(self.store._open(), self.loop)
+        if type(self.store)._open is Store._open:
+            self.store._is_open = True  # which is all it does
+        else:
+            run_blocking(self.store._open(), self.loop)
 
     # -- what is asked -------------------------------------------------------------------------------------------------
 
@@ -244,7 +255,7 @@ class StoreSource:
         """Return bytes start..end (exclusive) of a value that has them. Raises OSError: ESTALE if it is another one."""
         data = self.get_blocking(key, RangeByteRequest(start, end))
         if data is None:
-            raise ObjectChangedError(key, "the key is gone")
+            raise ObjectChangedError(key, "the key is gone: read it again")
         if len(data) > end - start:
             raise MoreBytesError(key, len(data), end - start)
         if len(data) < end - start:

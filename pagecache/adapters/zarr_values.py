@@ -1,4 +1,13 @@
-"""The values of a Zarr store that are known: their sizes and versions, and the files open on them."""
+"""The values of Zarr stores that are known, and the files open on them.
+
+What is known of a value is its size and version, or that it does not exist, and when the store was asked. It is known by
+the store's identity (what it reads, and with which rights) and by cache, and is kept when no store of that identity is
+left: the next one that is made, in a function or by unpickling, begins with it, and with the pages, which the cache keeps
+under keys made of the same identity. Whether it may be used as it is, `recheck` says.
+
+`Values` is what the live stores of one identity share: the table of what is known, the requests under way, the open files.
+The files are closed with the last store; the tables stay, as long as they hold fewer than MAX_KEYS keys together.
+"""
 
 import contextlib
 import itertools
@@ -10,30 +19,46 @@ from concurrent.futures import Future
 from typing import Any
 
 from pagecache._core import Mutex
-from pagecache.adapters.zarr_source import Answer, ObstoreSource, StoreSource, ValueStore
+from pagecache.adapters.zarr_source import Answer, StoreSource, WouldBlockError
 from pagecache.default import default_cache
 from pagecache.files.file import File
 from pagecache.files.prefetch import _order_for
 from pagecache.requests import fill, submit
+from pagecache.stores.validators import Version
 from pagecache.units import PAGE_SHIFT
 
 MAX_KEYS = 1_000_000  # known keys; an entry takes about 300 bytes
 MAX_FILES = 2048  # open files: far fewer than a cache has mappings
+MAX_TABLES = 1024  # identities that are known
+MAX_OPENINGS = 65536  # openings of stores that are remembered
 _names = itertools.count(1)
 _versions = itertools.count(1)  # an old value's pages must never be taken for a new one's
 
 
 class Value:
-    """What is known of one key. size: bytes, or None when there is no such key."""
+    """What is known of one key. size: bytes, or None when there is no such key. checked_s: when the store was asked
+    (monotonic seconds). validator: of its pages."""
 
-    __slots__ = ("answer_version", "checked_s", "file", "size", "store")
+    __slots__ = ("checked_s", "file", "size", "validator", "version")
 
-    def __init__(self, size: int | None, answer_version: str | None, store: ValueStore | None):
-        self.size = size
-        self.answer_version = answer_version
-        self.store = store
+    def __init__(self, answer: Answer | None, checked_s: float):
+        self.size = None if answer is None else answer.size
+        self.version: Version | None = None if answer is None else answer.version
+        self.checked_s = checked_s
         self.file: File | None = None
-        self.checked_s = time.monotonic()
+        validator = self.version.validator if self.version is not None else None
+        self.validator = validator or f"load {next(_versions)}"
+
+    def is_same(self, answer: Answer | None) -> bool:
+        """Whether the store says of a key now what is known of it."""
+        if answer is None or self.size is None:
+            return answer is None and self.size is None
+        return answer.version is not None and self.has_version(answer.version)
+
+    def has_version(self, version: Version) -> bool:
+        """Whether the value is of a version."""
+        known = self.version
+        return known is not None and (known.size, known.validator) == (version.size, version.validator)
 
 
 class LoadCancelled(Exception):
@@ -41,41 +66,33 @@ class LoadCancelled(Exception):
 
 
 class Loading(Future[Answer | None]):
-    """The first request for a key, under way. is_stale: the key was written meanwhile."""
+    """A request for what is not known of a key, under way. is_stale: the key was written meanwhile."""
 
     is_stale = False
 
 
 class Values:
-    """The known values of one Zarr store, shared by its read-only and writable forms.
+    """The known values of one identity, on one cache. Make them by `values_of`.
 
-    cache: a `PageCache`, or None: the process's own. name: what tells this store's keys from others' in the cache.
+    cache: a `PageCache`, or None: the process's own. name: the identity. anchor: is kept alive.
     Context: thread-safe; no lock is held while bytes are read.
     """
 
-    def __init__(self, cache: Any, name: str | None):
-        self.name = name if name is not None else f"zarr:{next(_names)}"
+    def __init__(self, cache: Any, name: str, anchor: Any, is_lasting: bool):
+        self.name = name
+        self._anchor = anchor
         self._given_cache = cache
+        self._is_lasting = is_lasting
         self._begin()
-        weakref.finalize(self, _close_files, self._files)
-
-    @classmethod
-    def of(cls, cache: Any, name: str | None) -> "Values":
-        """Return the values of a name on a cache: the same for all who ask, as long as somebody has them."""
-        if name is None:
-            return cls(cache, None)
-        with _named_lock.held():
-            values = _named.get((id(cache), name))
-            if values is None:
-                values = _named[id(cache), name] = cls(cache, name)  # which keeps the cache, and so its id, alive
-            return values
 
     def _begin(self) -> None:
-        self._process = os.getpid()
+        """Begin with what is known. Context: the lock of what is shared is held, if there is a table."""
         self._lock = Mutex()
-        self._values: OrderedDict[str, Value] = OrderedDict()
-        self._files: OrderedDict[str, File] = OrderedDict()
+        self._values = _table_of(self._given_cache, self.name) if self._is_lasting else OrderedDict()
+        self._files: OrderedDict[str, Value] = OrderedDict()  # those with an open file
         self.loading: dict[str, Loading] = {}
+        weakref.finalize(self, _close_files, self._files)
+        self._process = os.getpid()
 
     @property
     def cache(self) -> Any:
@@ -85,8 +102,9 @@ class Values:
 
     def _check_process(self) -> None:
         if self._process != os.getpid():  # locks and files are the parent's
-            self._begin()
-            weakref.finalize(self, _close_files, self._files)
+            with _shared_lock.held():
+                if self._process != os.getpid():
+                    self._begin()
 
     # -- what is known -------------------------------------------------------------------------------------------------
 
@@ -95,85 +113,107 @@ class Values:
         self._check_process()
         return self._values.get(key)
 
-    def begin_load(self, key: str) -> tuple[Loading, bool]:
-        """Return the first request for a key, and whether the caller is to make it and call `end_load`."""
+    def begin_load(self, key: str, mine: Loading) -> Loading:
+        """Return the request for a key that is under way; if it is the caller's, which that has to make, it is in charge
+        until it calls `end_load`, `note_same` or `fail_load`."""
         self._check_process()
         with self._lock.held():
-            loading = self.loading.get(key)
-            if loading is not None:
-                return loading, False
-            loading = self.loading[key] = Loading()
-            return loading, True
+            return self.loading.setdefault(key, mine)
 
-    def end_load(self, key: str, loading: Loading, source: StoreSource | ObstoreSource, answer: Answer | None) -> Value:
-        """Note what the first request brought, and tell those who wait for it. Returns what is known now."""
-        store = None if answer is None else ValueStore(source, self.name, key, answer, self._new_version(answer))
-        value = Value(None, None, None) if answer is None else Value(answer.size, answer.version, store)
+    def end_load(self, key: str, loading: Loading, answer: Answer | None, asked_s: float) -> Value | None:
+        """Note what a request brought, and tell those who wait for it.
+
+        asked_s: taken before the store was asked. Returns what is known now; None if the answer tells no size.
+        """
+        value = None if answer is not None and answer.size is None else Value(answer, asked_s)
+        dropped: list[File | None] = []
         with self._lock.held():
             if not loading.is_stale:
                 del self.loading[key]
-                self._values[key] = value
+                old = self._values.get(key)
+                if old is not None and old.is_same(answer):
+                    old.checked_s = max(old.checked_s, asked_s)
+                    value = old
+                else:
+                    dropped.append(self._forget(key))
+                    if value is not None:
+                        self._values[key] = value
                 while len(self._values) > MAX_KEYS:
-                    self._forget(self._values.popitem(last=False)[0])
+                    dropped.append(self._forget(next(iter(self._values))))
         loading.set_result(answer)
+        for file in dropped:
+            _drop(file)
         return value
 
-    def _new_version(self, answer: Answer) -> str:
-        return answer.version if answer.version is not None else f"load {next(_versions)}"
+    def note_same(self, key: str, loading: Loading, value: Value, asked_s: float) -> None:
+        """Note that a value is still the one that is known, and tell those who wait."""
+        with self._lock.held():
+            value.checked_s = max(value.checked_s, asked_s)
+            if self.loading.get(key) is loading:
+                del self.loading[key]
+        loading.set_exception(LoadCancelled())  # they look at what is known
 
     def fail_load(self, key: str, loading: Loading, error: BaseException) -> None:
         """Tell those who wait that there is no answer; after what is no error of the store they ask for themselves."""
         with self._lock.held():
-            if not loading.is_stale:
+            if self.loading.get(key) is loading:
                 del self.loading[key]
-        loading.set_exception(error if isinstance(error, Exception) else LoadCancelled())
+        if not loading.done():
+            is_of_store = isinstance(error, Exception) and not isinstance(error, WouldBlockError)
+            loading.set_exception(error if is_of_store else LoadCancelled())
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
-    def file_of(self, key: str, value: Value) -> File | None:
-        """Return the open file of an existing value, or None when the key was written meanwhile. Raises OSError."""
+    def file_of(self, key: str, value: Value, source: StoreSource) -> File | None:
+        """Return the open file of an existing value, or None when the key was written meanwhile. Raises OSError.
+
+        source: reads it, if it is not open yet.
+        """
         file = value.file
         if file is not None and not file.closed and not file.mapping.segment.dead:
             return file
-        file = self.cache.open(value.store)
-        surplus: list[File] = [file]
+        assert value.size is not None, "a file needs a value"
+        store = source.backing(f"zarr:{self.name}", key, value.size, value.version, value.validator)
+        file = self.cache.open(store)
+        surplus: list[File | None] = [file]
         with self._lock.held():
             if self._values.get(key) is value:
-                if value.file is None or value.file.closed:
-                    value.file = self._files[key] = file
-                    surplus.clear()
+                if value.file is None or value.file.closed or value.file.mapping.segment.dead:
+                    surplus = [value.file]
+                    value.file, self._files[key] = file, value
+                    self._files.move_to_end(key)
                 while len(self._files) > MAX_FILES:
-                    surplus.append(self._files.popitem(last=False)[1])
+                    surplus.append(_taken_from(self._files.popitem(last=False)[1]))
                 file = value.file
             else:
                 file = None
         for old in surplus:
-            old.close()
+            if old is not None:
+                old.close()
         return file
 
-    def keep(self, key: str, value: Value, answer: Answer) -> None:
+    def keep(self, key: str, value: Value, answer: Answer, source: StoreSource) -> None:
         """Put the whole pages of what an answer brought into the cache, as far as there is room.
 
         Context: takes invalidate_lock shared; reads nothing from the store.
         """
         end = answer.start + len(answer.data)
-        if not len(answer.data) or len(answer.data) > self.cache.size // 2 or value.store is None:
+        if not answer.is_placed or not len(answer.data) or len(answer.data) > self.cache.size // 2:
             return
         first = -(-answer.start >> PAGE_SHIFT)
         last = (-(-end >> PAGE_SHIFT) if end == answer.size else end >> PAGE_SHIFT) - 1
-        file = self.file_of(key, value)
+        file = self.file_of(key, value, source) if first <= last else None
         if file is None:
             return
-        value.store.know(answer.start, answer.data)
-        try:
-            with contextlib.suppress(OSError, ValueError), file.mapping.shared():
-                for batch in submit.missing_batches(file.mapping, first, last, _order_for(last - first + 1)):
-                    try:
-                        fill.read_run(file.mapping, batch)
-                    finally:
-                        batch.release()
-        finally:
-            value.store.know(0, b"")
+        with contextlib.suppress(OSError, ValueError), file.mapping.shared():
+            if file.mapping.validator != value.validator or file.mapping.size != value.size:
+                return  # another store of the object was faster, and has another version
+            file.mapping.count_store_read(len(answer.data))
+            for batch in submit.missing_batches(file.mapping, first, last, _order_for(last - first + 1)):
+                try:
+                    fill.fill_known(batch, answer.data[(batch.start << PAGE_SHIFT) - answer.start :])
+                finally:
+                    batch.release()
 
     # -- forgetting ----------------------------------------------------------------------------------------------------
 
@@ -182,18 +222,19 @@ class Values:
         self._check_process()
         with self._lock.held():
             file = self._forget(key)
-        if file is not None:
-            _drop(file)
+        _drop(file)
 
     def _forget(self, key: str) -> File | None:
         self._values.pop(key, None)
         loading = self.loading.pop(key, None)
         if loading is not None:
             loading.is_stale = True
-        return self._files.pop(key, None)
+        value = self._files.pop(key, None)
+        return None if value is None else _taken_from(value)
 
     def forget_prefix(self, prefix: str) -> None:
         """Know nothing of any key that begins so any more."""
+        self._check_process()
         with self._lock.held():
             keys = {key for key in (*self._values, *self.loading) if key.startswith(prefix)}
         for key in keys:
@@ -201,24 +242,93 @@ class Values:
 
     def close_files(self) -> None:
         """Close what is open; it is opened again when it is used."""
-        with self._lock.held():
-            files = list(self._files.values())
-            self._files.clear()
-        for file in files:
+        self._check_process()
+        _close_files(self._files)
+
+
+def _taken_from(value: Value) -> File | None:
+    """Return the file of a value, which has none any more: a closed one would keep its object from being forgotten."""
+    file, value.file = value.file, None
+    return file
+
+
+def _drop(file: File | None) -> None:
+    """Close a file whose pages nobody will read again."""
+    if file is not None:
+        with contextlib.suppress(ValueError, RuntimeError, OSError):  # the cache was closed, or is the parent process's
+            file.fadvise(4)  # FADV_DONTNEED
+        file.close()
+
+
+def _close_files(files: OrderedDict[str, Value]) -> None:
+    """Close all files. Context: any thread, at any moment: takes no lock of the values."""
+    while True:
+        try:
+            file = _taken_from(files.popitem()[1])
+        except KeyError:
+            return
+        if file is not None:
             file.close()
 
 
-def _drop(file: File) -> None:
-    """Close a file whose pages nobody will read again."""
-    with contextlib.suppress(ValueError, RuntimeError, OSError):  # the cache was closed, or is the parent process's
-        file.fadvise(4)  # FADV_DONTNEED
-    file.close()
+# -- what outlives the stores ------------------------------------------------------------------------------------------
 
 
-def _close_files(files: OrderedDict[str, File]) -> None:
-    while files:
-        files.popitem()[1].close()
+class _ProcessDefault:
+    """Stands for the process's own cache, whichever that is."""
 
 
-_named_lock = Mutex()
-_named: weakref.WeakValueDictionary[tuple[int, str], Values] = weakref.WeakValueDictionary()
+Table = OrderedDict[str, Value]
+_process_default = _ProcessDefault()
+_shared_lock = Mutex()
+_live: weakref.WeakValueDictionary[tuple[int, str], Values] = weakref.WeakValueDictionary()
+_tables: weakref.WeakKeyDictionary[Any, OrderedDict[str, Table]] = weakref.WeakKeyDictionary()
+_openings: OrderedDict[str, float] = OrderedDict()
+
+
+def values_of(cache: Any, name: str | None, source: StoreSource) -> Values:
+    """Return the values of a store: those that its like have, or have left, on the same cache.
+
+    cache: a `PageCache`, or None: the process's own. name: of the user's, in place of the source's identity.
+    """
+    identity = f"name {name}" if name is not None else source.identity
+    if identity is None:
+        return Values(cache, f"store {os.getpid()}.{next(_names)}", None, False)
+    anchor = None if name is not None else source.anchor
+    with _shared_lock.held():
+        values = _live.get((id(cache), identity))
+        if values is None:
+            values = Values(cache, identity, anchor, anchor is None)
+            _live[id(cache), identity] = values  # which keeps the cache, and so its address, alive
+        return values
+
+
+def _table_of(cache: Any, identity: str) -> Table:
+    """Return what is known of an identity, most recently used last; the oldest of too many are forgotten."""
+    tables = _tables.setdefault(_process_default if cache is None else cache, OrderedDict())
+    table = tables.setdefault(identity, OrderedDict())
+    tables.move_to_end(identity)
+    nr_keys = sum(map(len, tables.values()))
+    while len(tables) > 1 and (nr_keys > MAX_KEYS or len(tables) > MAX_TABLES):
+        nr_keys -= len(tables.popitem(last=False)[1])
+    return table
+
+
+def opened_s(opening: str) -> float:
+    """Return when this process met an opening of a store first (monotonic seconds)."""
+    with _shared_lock.held():
+        when = _openings.setdefault(opening, time.monotonic())
+        _openings.move_to_end(opening)
+        if len(_openings) > MAX_OPENINGS:
+            _openings.popitem(last=False)
+        return when
+
+
+def _after_fork_in_child() -> None:
+    """What was known may have been changing, and the lock may be held by a thread that is not there."""
+    global _shared_lock, _tables, _openings
+    _shared_lock, _tables, _openings = Mutex(), weakref.WeakKeyDictionary(), OrderedDict()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

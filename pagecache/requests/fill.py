@@ -159,7 +159,7 @@ def _read(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
         batch.end_read(size)
 
 
-def fill_known(mapping: AddressSpace, batch: FolioBatch, data: memoryview) -> None:
+def fill_known(batch: FolioBatch, data: memoryview) -> None:
     """Fill a new batch with bytes that somebody has fetched already; then its folios are uptodate and unlocked.
 
     data: what the object has from the batch's first page on, of the version that is cached, as much as the batch takes or

@@ -1,0 +1,222 @@
+"""How a value is read: from the cache, else by whoever asks first, while all others who want it wait for that one.
+
+    read       what is known of the key, and asked for recently enough (`recheck`)  ->  its pages, or "no such key"
+               else learn, and again
+    learn      the first who wants it asks the store; the others wait, and look again
+      known and of a version   ->  ask for the version: the same one, then the value is known anew; if that question fails,
+                                   it says nothing, and the value is asked for
+      else                     ->  ask for the range that is wanted; what comes goes to the reader and into the cache
+
+An error ends the reads that waited for it, and is forgotten: what was known stays as old as it was.
+"""
+
+import asyncio
+import errno
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from pagecache.adapters.zarr_opening import Opening
+from pagecache.adapters.zarr_source import Answer, FewerBytesError, ObjectChangedError, StoreSource, span_of
+from pagecache.adapters.zarr_steps import Step, Steps
+from pagecache.adapters.zarr_values import LoadCancelled, Loading, Value, Values
+from pagecache.files.aio import in_worker
+from pagecache.units import PAGE_SIZE
+
+MISS: Any = object()
+GONE = "the key is gone of which a part was read: read it again"
+INLINE_BYTES_MAX = 1024 * 1024  # what is copied into the cache by the thread of the event loop
+
+
+class Reader:
+    """Reads the values of one store through the cache.
+
+    values: what is known and shared. source: asks the store. recheck, opened_s: how recent that has to be which is used.
+    opening: opens the store where it has to be open.
+    """
+
+    def __init__(self, values: Values, source: StoreSource, recheck: bool | float | str, opened_s: float, opening: Opening):
+        self.values = values
+        self.source = source
+        self._recheck = recheck
+        self._opened_s = opened_s
+        self._opening = opening
+
+    # -- what is known -------------------------------------------------------------------------------------------------
+
+    def not_before(self) -> float:
+        """Return since when the store has to have been asked for what may be used now (monotonic seconds)."""
+        recheck = self._recheck
+        if recheck is False:
+            return -1.0
+        if recheck == "open":
+            return self._opened_s
+        now = time.monotonic()
+        return now if recheck is True else now - float(recheck)
+
+    def known(self, key: str) -> Value | None:
+        """Return what is known of a key, if it may be used as it is."""
+        value = self.values.get(key)
+        return value if value is not None and value.checked_s >= self.not_before() else None
+
+    def cached(self, key: str, byte_range: Any) -> Any:
+        """Return the bytes of a range, None for a key that does not exist, or MISS. Never waits."""
+        value = self.known(key)
+        return MISS if value is None else self._cached_of(value, byte_range)
+
+    @staticmethod
+    def _cached_of(value: Value, byte_range: Any) -> Any:
+        if value.size is None:
+            return None
+        offset, nbytes = span_of(byte_range, value.size)
+        if nbytes == 0:
+            return b""
+        file = value.file
+        if file is None:
+            return MISS
+        try:
+            data = file.pread_cached(nbytes, offset)
+        except (ValueError, RuntimeError):  # closed, or of the parent process
+            return MISS
+        return MISS if data is None else data
+
+    # -- one range -----------------------------------------------------------------------------------------------------
+
+    def fetch(self, key: str, byte_range: Any) -> Steps[Any]:
+        """Return the bytes of a range; None if there is no such key. Raises what the store raises, OSError."""
+        span_of(byte_range, 0)
+        wanted, not_before = byte_range, self.not_before()
+        while True:
+            value = self.values.get(key)
+            if value is None or value.checked_s < not_before:
+                value, answer = yield from self._learn(key, wanted, value, not_before)
+                if answer is None:
+                    return None
+                part = answer.part(byte_range) if answer is not MISS else None
+                if part is not None:
+                    return part
+                if value is None:
+                    continue  # others have asked, and what they were told is known now, or was written meanwhile
+            data = self._cached_of(value, byte_range)
+            if data is MISS:
+                read = partial(self._read, key, value, byte_range)
+                try:
+                    data = yield Step(partial(in_worker, read), read)
+                except FewerBytesError:
+                    if wanted is None:
+                        raise
+                    wanted = None  # its size is not the one that it is said to have
+                    continue
+            if data is not MISS:
+                return data
+
+    def _read(self, key: str, value: Value, byte_range: Any) -> Any:
+        """Return the bytes of a range of a known value, or MISS when it has to be looked at again. May block."""
+        if value.size is None:
+            return None
+        file = self.values.file_of(key, value, self.source)
+        if file is None:
+            return MISS
+        offset, nbytes = span_of(byte_range, value.size)
+        # The first page of a file begins a stream; the first chunk of a shard does not.
+        file.is_random = offset < PAGE_SIZE and nbytes < value.size // 2
+        return self._of_file(key, file, lambda: file.pread(nbytes, offset))
+
+    def _of_file(self, key: str, file: Any, call: Callable[[], Any]) -> Any:
+        """Return what a call with a file returns, or MISS if that is closed: the key was written, or many others opened."""
+        try:
+            return call()
+        except ValueError:
+            if not file.closed:
+                raise
+            return MISS
+        except OSError as error:
+            if isinstance(error.__cause__, FewerBytesError):
+                self.values.forget(key)
+                raise error.__cause__ from None
+            if error.errno not in (errno.ESTALE, errno.ENOENT):
+                raise
+            self.values.forget(key)
+            if error.errno == errno.ESTALE:
+                raise ObjectChangedError(key) from error
+            raise ObjectChangedError(key, GONE) from error  # FileNotFoundError would say that there never was such a key
+
+    # -- asking the store ----------------------------------------------------------------------------------------------
+
+    def _learn(self, key: str, wanted: Any, old: Value | None, not_before: float) -> Steps[tuple[Value | None, Any]]:
+        """Ask for a range of a value, or wait for somebody who asks. Returns what is known then, and the answer; None and
+        MISS when that has to be looked at anew."""
+        mine = Loading()
+        try:
+            loading = self.values.begin_load(key, mine)
+            if loading is not mine:
+                return (yield from self._join(key, wanted, loading, not_before))
+            asked_s = time.monotonic()
+            if old is not None and (yield from self._is_same(key, old)):
+                self.values.note_same(key, mine, old, asked_s)
+                return old, MISS
+            yield from self._opening.steps()
+            answer = yield from self.source.first(key, wanted)
+            value = self.values.end_load(key, mine, answer, asked_s)
+        except BaseException as error:
+            self.values.fail_load(key, mine, error)
+            raise
+        if answer is not None and value is not None:
+            keep = partial(self.values.keep, key, value, answer, self.source)
+            if len(answer.data) <= INLINE_BYTES_MAX:
+                keep()
+            else:
+                yield Step(partial(in_worker, keep), keep)
+        return value, answer
+
+    def _join(self, key: str, wanted: Any, loading: Loading, not_before: float) -> Steps[tuple[Value | None, Any]]:
+        """Wait for an answer that somebody else has asked for. Returns as `_learn`."""
+        try:
+            answer = yield Step(partial(_result_of, loading), loading.result)
+        except LoadCancelled:
+            return None, MISS
+        if loading.is_stale:
+            return None, MISS
+        if answer is not None and answer.size is None:  # it is of use for nobody else
+            data = yield Step(partial(self.source.get, key, wanted), partial(self.source.get_blocking, key, wanted))
+            return None, None if data is None else Answer(data, 0, None)
+        value = self.values.get(key)
+        return (value, answer) if value is not None and value.checked_s >= not_before else (None, MISS)
+
+    def _is_same(self, key: str, old: Value) -> Steps[bool]:
+        """Whether the store says that a value is the one that is known. If it cannot tell, the value is to be asked for."""
+        if old.size is None or old.version is None or not self.source.has_versions:
+            return False
+        try:
+            version = yield from self.source.stat(key)
+        except Exception:  # of a question that is not needed
+            return False
+        return old.has_version(version)
+
+    # -- many ranges ---------------------------------------------------------------------------------------------------
+
+    def fetch_ranges(self, key: str, byte_ranges: Sequence[Any]) -> Steps[Any]:
+        """Return the bytes of several ranges of one value, None if there is no such key, or MISS if each of them has to be
+        fetched for itself."""
+        if (yield from self.fetch(key, byte_ranges[0])) is None:
+            return None
+        value = self.values.get(key)
+        if value is None or value.size is None:
+            return MISS
+        read = partial(self._read_many, key, value, byte_ranges)
+        try:
+            return (yield Step(partial(in_worker, read), read))
+        except FewerBytesError:
+            return MISS
+
+    def _read_many(self, key: str, value: Value, byte_ranges: Sequence[Any]) -> Any:
+        file = self.values.file_of(key, value, self.source)
+        if file is None or value.size is None:
+            return MISS
+        spans = [span_of(wanted, value.size) for wanted in byte_ranges]
+        return self._of_file(key, file, lambda: file.preadv_many([(nbytes, offset) for offset, nbytes in spans]))
+
+
+async def _result_of(loading: Loading) -> Answer | None:
+    return await asyncio.shield(asyncio.wrap_future(loading))
