@@ -23,6 +23,9 @@ from pagecache.adapters.zarr_reading import MISS, Reader
 from pagecache.adapters.zarr_sources import source_of
 from pagecache.adapters.zarr_steps import awaited, blocked
 from pagecache.adapters.zarr_values import Values, opened_s, values_of
+from pagecache.options import check_options, check_spelling
+
+OPTIONS = ("cache", "name", "recheck")
 
 
 class PageCacheStore(WrapperStore[Store]):
@@ -46,6 +49,7 @@ class PageCacheStore(WrapperStore[Store]):
     it was asked for the first time, OSError for a part of a value that is known.
 
     Pickles as the wrapped store and the settings, without contents; unpickled, it uses the process's own cache.
+    Raises ValueError for a recheck that is none, TypeError for an option that there is not.
     Context: thread-safe. Methods that end in _sync may block; in the thread of an event loop that the wrapped store needs
     they raise RuntimeError instead.
     """
@@ -59,7 +63,9 @@ class PageCacheStore(WrapperStore[Store]):
         name: str | None = None,
         _values: Values | None = None,
         _opening: str | None = None,
+        **options: Any,
     ):
+        check_options(options, OPTIONS, "PageCacheStore")
         if not (recheck == "open" or (isinstance(recheck, (bool, int, float)) and recheck >= 0)):
             raise ValueError(f'recheck must be True, False, "open" or a number of seconds, not {recheck!r}')
         super().__init__(store)
@@ -82,6 +88,7 @@ class PageCacheStore(WrapperStore[Store]):
         **kwargs: Any,
     ) -> "PageCacheStore":
         """Make a store of a class, open it, and return it wrapped. kwargs: of the class."""
+        check_spelling(kwargs, OPTIONS, (), "PageCacheStore.open")
         store = store_cls(*args, **kwargs)
         await store._ensure_open()
         return cls(store, cache, recheck=recheck, name=name)

@@ -18,37 +18,50 @@ from pagecache.stores.validators import ChangedError, Version, checked_recheck, 
 from pagecache.units import parse_size
 
 _numbers = itertools.count(1)
-_numbered: dict[int, int] = {}  # by address, as long as the store lives
+_numbered: dict[int, int] = {}  # by address, as long as the object lives
+_unforgotten: list[Any] = []
 _numbers_lock = Mutex()
 _NOT_THIS_VERSION = ("PreconditionError", "NotModifiedError")  # by name: obspec's are classes without an import of theirs
 
 
+def _number_of(thing: Any) -> int:
+    """Return a number that is this object's as long as it lives, and nobody's afterwards; an address would come back."""
+    with _numbers_lock.held():
+        if id(thing) not in _numbered:
+            try:
+                weakref.finalize(thing, _numbered.pop, id(thing), None)
+            except TypeError:  # it cannot be referenced weakly: it has to stay
+                _unforgotten.append(thing)
+            _numbered[id(thing)] = next(_numbers)
+        return _numbered[id(thing)]
+
+
+def _is_told(store: Any) -> bool:
+    """Whether a store tells what it reads."""
+    names = ("config", "prefix", "url") if type(store).__module__.startswith("obstore") else ("config", "prefix")
+    return any(getattr(store, name, None) for name in names)
+
+
 def identity_of(store: Any) -> str:
     """Return what is the same for stores that reach the same objects with the same rights, in this process: their kind,
-    prefix and configuration; a number for a store that has none."""
-    config = getattr(store, "config", None)
-    if config is None and not getattr(store, "prefix", None):
-        with _numbers_lock.held():
-            if id(store) not in _numbered:
-                weakref.finalize(store, _numbered.pop, id(store), None)
-                _numbered[id(store)] = next(_numbers)
-            return f"{type(store).__name__}#{_numbered[id(store)]}"
+    URL or prefix, and configuration; a number for a store that has none."""
+    if not _is_told(store):
+        return f"{type(store).__name__}#{_number_of(store)}"
     parts = [
         f"{type(store).__module__}.{type(store).__qualname__}",
         str(getattr(store, "prefix", None)),
         str(getattr(store, "url", None)),
-        str(sorted(dict(config or {}).items())),
+        str(sorted(dict(getattr(store, "config", None) or {}).items())),
         str(sorted(dict(getattr(store, "client_options", None) or {}).items(), key=str)),
     ]
     if getattr(store, "credential_provider", None) is not None:
-        parts.append(str(id(store.credential_provider)))
+        parts.append(str(_number_of(store.credential_provider)))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def scope_of(store: Any) -> str:
     """Return where `identity_of` means the same: in this "process", on this "machine", or "everywhere"."""
-    is_numbered = getattr(store, "config", None) is None and not getattr(store, "prefix", None)
-    if is_numbered or getattr(store, "credential_provider", None) is not None:
+    if not _is_told(store) or getattr(store, "credential_provider", None) is not None:
         return "process"
     return "machine" if type(store).__name__ == "LocalStore" else "everywhere"
 

@@ -4,6 +4,7 @@ import errno
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 # Names under which file systems and object stores tell them, in order of trust.
@@ -12,6 +13,7 @@ _STRONG = ("ETag", "etag", "e_tag", "VersionId", "version_id", "version", "gener
 _TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "modifiedTime", "created")
 _ENCODINGS = ("Content-Encoding", "content-encoding", "contentEncoding", "content_encoding", "ContentEncoding")
 _SAME_NAME = {"etag": "ETag", "e_tag": "ETag", "version_id": "VersionId", "version": "VersionId"}
+_EPOCH = datetime(1970, 1, 1)
 
 
 class ChangedError(Exception):
@@ -72,12 +74,19 @@ def validator_of(info: Mapping[str, Any]) -> str | None:
     info: as `head` of an object store or `info` of an fsspec file system return it.
     """
     for names in (_STRONG, _TIMES):
-        found = {_SAME_NAME.get(name, name): info[name] for name in names if info.get(name)}
+        found = {_SAME_NAME.get(name, name): info[name] for name in names if _is_told(info.get(name))}
         if "ETag" in found:
             found["ETag"] = opaque_tag(str(found["ETag"]))
         if found:
             return " ".join(f"{name}={value}" for name, value in (found | {"size": info.get("size")}).items())
     return None
+
+
+def _is_told(value: Any) -> bool:
+    """Whether something is said. The beginning of 1970 stands for "unknown": obstore has it for servers that say no time."""
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=None) != _EPOCH
+    return bool(value) and not (isinstance(value, str) and "1 Jan 1970 00:00:00" in value)
 
 
 def version_of(info: Mapping[str, Any], name: str, checked_at: float) -> Version:
