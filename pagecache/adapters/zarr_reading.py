@@ -17,8 +17,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from zarr.abc.store import OffsetByteRequest
+
 from pagecache.adapters.zarr_opening import Opening
-from pagecache.adapters.zarr_source import Answer, FewerBytesError, ObjectChangedError, StoreSource, span_of
+from pagecache.adapters.zarr_source import (
+    Answer,
+    FewerBytesError,
+    ObjectChangedError,
+    StoreSource,
+    needs_end,
+    span_of,
+)
 from pagecache.adapters.zarr_steps import Step, Steps
 from pagecache.adapters.zarr_values import LoadCancelled, Loading, Value, Values
 from pagecache.files.aio import in_worker
@@ -69,6 +78,8 @@ class Reader:
     def _cached_of(value: Value, byte_range: Any) -> Any:
         if value.size is None:
             return None
+        if not value.is_sure and needs_end(byte_range, value.size):
+            return MISS
         offset, nbytes = span_of(byte_range, value.size)
         if nbytes == 0:
             return b""
@@ -98,6 +109,10 @@ class Reader:
                     return part
                 if value is None:
                     continue  # others have asked, and what they were told is known now, or was written meanwhile
+            if not value.is_sure and value.size is not None and needs_end(byte_range, value.size):
+                if not (yield from self._is_size(key, value)):
+                    wanted = None  # its bytes will tell
+                continue
             data = self._cached_of(value, byte_range)
             if data is MISS:
                 read = partial(self._read, key, value, byte_range)
@@ -182,7 +197,9 @@ class Reader:
             data = yield Step(partial(self.source.get, key, wanted), partial(self.source.get_blocking, key, wanted))
             return None, None if data is None else Answer(data, 0, None)
         value = self.values.get(key)
-        return (value, answer) if value is not None and value.checked_s >= not_before else (None, MISS)
+        if value is None or value.checked_s < not_before or not value.is_sure:
+            return None, MISS
+        return value, answer
 
     def _is_same(self, key: str, old: Value) -> Steps[bool]:
         """Whether the store says that a value is the one that is known. If it cannot tell, the value is to be asked for."""
@@ -194,6 +211,19 @@ class Reader:
             return False
         return old.has_version(version)
 
+    def _is_size(self, key: str, value: Value) -> Steps[bool]:
+        """Whether a value ends where the store says, which is asked for its last page and all that follows."""
+        size = value.size or 0
+        start = max(0, size - 1) // PAGE_SIZE * PAGE_SIZE
+        asked = OffsetByteRequest(start)
+        data = yield Step(partial(self.source.get, key, asked), partial(self.source.get_blocking, key, asked))
+        if data is not None and start + len(data) == size:
+            value.is_sure = True
+            self.values.keep(key, value, Answer(data, start, size), self.source)
+            return True
+        self.values.forget(key)
+        return False
+
     # -- many ranges ---------------------------------------------------------------------------------------------------
 
     def fetch_ranges(self, key: str, byte_ranges: Sequence[Any]) -> Steps[Any]:
@@ -203,6 +233,8 @@ class Reader:
             return None
         value = self.values.get(key)
         if value is None or value.size is None:
+            return MISS
+        if not value.is_sure and any(needs_end(byte_range, value.size) for byte_range in byte_ranges):
             return MISS
         read = partial(self._read_many, key, value, byte_ranges)
         try:

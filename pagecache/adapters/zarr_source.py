@@ -6,7 +6,8 @@ What a source may conclude, and from what:
   return None. No question after size or existence decides it: file systems answer those with "no" when they mean "I could
   not find out".
 * A size is what came with the bytes, or what `getsize` says once bytes of the value have come. If that fails, the value is
-  read as without a cache.
+  read as without a cache. What `getsize` says is believed of what lies inside; what depends on where the value ends is
+  answered once its last bytes have come, and ended there.
 * Bytes are those of a range if they are as many as the range and the size make them. More are an error; fewer make the
   value be read whole, as then only its bytes can tell its size.
 """
@@ -35,13 +36,15 @@ class Answer(NamedTuple):
     """What a request for a value brought: `data` from byte `start` on.
 
     size: of the whole value (bytes); None if nothing tells it: then `data` is the range that was asked for.
-    version: None where the store tells none. is_placed: whether `start` is certain, so that the bytes may be cached.
+    version: None where the store tells none. is_sure: whether the size came with the bytes, or they have shown it.
+    is_placed: whether `start` is certain, so that the bytes may be cached.
     """
 
     data: memoryview
     start: int
     size: int | None
     version: Version | None = None
+    is_sure: bool = True
     is_placed: bool = True
 
     @property
@@ -116,6 +119,17 @@ def whole_pages(byte_range: Any) -> Any:
         end = max(byte_range.end, byte_range.start + 1)
         return RangeByteRequest(byte_range.start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)
     return byte_range
+
+
+def ends_there(byte_range: Any, size: int) -> bool:
+    """Whether bytes of a range, which are as many as a size makes them, show that the value has that size: more would have
+    come if there were any."""
+    return not isinstance(byte_range, SuffixByteRequest) and sum(span_of(byte_range, size)) == size
+
+
+def needs_end(byte_range: Any, size: int) -> bool:
+    """Whether the bytes of a range depend on where a value ends."""
+    return not isinstance(byte_range, RangeByteRequest) or byte_range.end > size
 
 
 def most_bytes(byte_range: Any) -> int | None:
@@ -226,9 +240,10 @@ class StoreSource:
 
     def first(self, key: str, byte_range: Any) -> Steps[Answer | None]:
         """Make the first request for a range of a value. Returns None if there is no such key."""
-        asked = whole_pages(byte_range)
+        reads_for_size = type(self.store).getsize is Store.getsize  # which is made of `get`
+        asked = None if reads_for_size else whole_pages(byte_range)
         data = yield Step(partial(self.get, key, asked), partial(self.get_blocking, key, asked))
-        if data is None or byte_range is None:
+        if data is None or asked is None:
             return None if data is None else Answer(data, 0, len(data))
         try:
             size = yield Step(partial(self.getsize, key), partial(self.getsize_blocking, key))
@@ -241,11 +256,11 @@ class StoreSource:
         """Return the answer of bytes and size, or None if there are too few of the one for the other."""
         offset, wanted = span_of(asked, size)
         most = most_bytes(asked)
-        if len(data) > (wanted if most is None else most):
+        if most is not None and len(data) > most:
             raise MoreBytesError(key, len(data), wanted)
         if len(data) != wanted:
             return None
-        return Answer(data, offset, size, is_placed=not isinstance(asked, SuffixByteRequest))
+        return Answer(data, offset, size, None, ends_there(asked, size), not isinstance(asked, SuffixByteRequest))
 
     def stat(self, key: str) -> Steps[Version]:
         """Ask for the present version of a value, where there are versions. Raises what the store raises."""

@@ -10,8 +10,8 @@ from pagecache.adapters.zarr_source import StoreSource
 
 
 def source_of(store: Store) -> StoreSource:
-    """Return what reads the values of a Zarr store best. Subclasses that read in a way of their own, and wrappers, are asked
-    by their own methods; only a wrapper that is known to change nothing reads what the store below it reads."""
+    """Return what reads the values of a Zarr store best. Subclasses that read in a way of their own, and wrappers, are
+    asked by their own methods; only a wrapper that is known to change nothing reads what the store below it reads."""
     kind = type(store)
     if isinstance(store, LocalStore) and (kind.get, kind.get_sync) == (LocalStore.get, LocalStore.get_sync):
         return LocalSource(store)

@@ -36,14 +36,15 @@ _versions = itertools.count(1)  # an old value's pages must never be taken for a
 
 
 class Value:
-    """What is known of one key. size: bytes, or None when there is no such key. checked_s: when the store was asked
-    (monotonic seconds). validator: of its pages."""
+    """What is known of one key. size: bytes, or None when there is no such key. is_sure: whether that is more than what the
+    store says of it. checked_s: when the store was asked (monotonic seconds). validator: of its pages."""
 
-    __slots__ = ("checked_s", "file", "size", "validator", "version")
+    __slots__ = ("checked_s", "file", "is_sure", "size", "validator", "version")
 
     def __init__(self, answer: Answer | None, checked_s: float):
         self.size = None if answer is None else answer.size
         self.version: Version | None = None if answer is None else answer.version
+        self.is_sure = answer is None or answer.is_sure
         self.checked_s = checked_s
         self.file: File | None = None
         validator = self.version.validator if self.version is not None else None
@@ -202,14 +203,20 @@ class Values:
             return
         first = -(-answer.start >> PAGE_SHIFT)
         last = (-(-end >> PAGE_SHIFT) if end == answer.size else end >> PAGE_SHIFT) - 1
-        file = self.file_of(key, value, source) if first <= last else None
-        if file is None:
-            return
-        with contextlib.suppress(OSError, ValueError), file.mapping.shared():
-            if file.mapping.validator != value.validator or file.mapping.size != value.size:
+        with contextlib.suppress(OSError, ValueError):  # what cannot be kept has been read nevertheless
+            file = self.file_of(key, value, source) if first <= last else None
+            if file is not None:
+                self._fill(file, value, answer, first, last)
+
+    @staticmethod
+    def _fill(file: File, value: Value, answer: Answer, first: int, last: int) -> None:
+        """Fill pages first..last (inclusive), as far as they are missing, from an answer."""
+        mapping = file.mapping
+        with mapping.shared():
+            if mapping.validator != value.validator or mapping.size != value.size:
                 return  # another store of the object was faster, and has another version
-            file.mapping.count_store_read(len(answer.data))
-            for batch in submit.missing_batches(file.mapping, first, last, _order_for(last - first + 1)):
+            mapping.count_store_read(len(answer.data))
+            for batch in submit.missing_batches(mapping, first, last, _order_for(last - first + 1)):
                 try:
                     fill.fill_known(batch, answer.data[(batch.start << PAGE_SHIFT) - answer.start :])
                 finally:

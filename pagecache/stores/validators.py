@@ -83,7 +83,7 @@ def validator_of(info: Mapping[str, Any]) -> str | None:
 
 
 def _is_told(value: Any) -> bool:
-    """Whether something is said. The beginning of 1970 stands for "unknown": obstore has it for servers that say no time."""
+    """Whether something is said. The beginning of 1970 means nothing: obstore has it where a server says no time."""
     if isinstance(value, datetime):
         return value.replace(tzinfo=None) != _EPOCH
     return bool(value) and not (isinstance(value, str) and "1 Jan 1970 00:00:00" in value)
