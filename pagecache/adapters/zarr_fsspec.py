@@ -1,5 +1,7 @@
 """Zarr's `FsspecStore`. Over HTTP and S3 the file system is asked for ranges directly: the answer to the first request
-tells size and version, and every further one asks for that version. Any other is asked by the store's own methods.
+tells size and version, and every further one asks for that version. File systems without coroutines, which Zarr has called
+by threads of its own, are called by those that read, in the turns that such a one needs (stores/fsspec_instances.py). Any
+other is asked by the store's own methods.
 
 What the direct request fails with is what the file system's own `_cat_file` would have failed with, so that what the store
 takes for a missing key (`allowed_exceptions`) is a missing key here.
@@ -7,10 +9,9 @@ takes for a missing key (`allowed_exceptions`) is a missing key here.
 
 import asyncio
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,11 +33,11 @@ from pagecache.adapters.zarr_source import (
 )
 from pagecache.adapters.zarr_steps import Step, Steps
 from pagecache.files.aio import in_worker
-from pagecache.stores.fsspec import FsspecStore, identity_of, own_instance
-from pagecache.stores.validators import Version, version_of
-
-_CONTENT_RANGE = re.compile(r"bytes[ =]\s*(\d+)-(\d+)/(\d+|\*)\s*\Z", re.IGNORECASE)
-_NO_CONTENT_RANGE = re.compile(r"bytes[ =]\s*\*/(\d+)\s*\Z", re.IGNORECASE)
+from pagecache.stores.fsspec import FsspecStore
+from pagecache.stores.fsspec_instances import identity_of, instance_of, own_instance
+from pagecache.stores.fsspec_kinds import WRAPPER, is_kind, is_local, unwrapped
+from pagecache.stores.http_answers import part_of, size_beside_part, version_info_of
+from pagecache.stores.validators import Version, encoding_of, version_of
 
 
 class Reply(NamedTuple):
@@ -68,19 +69,17 @@ async def ask_http(fs: Any, path: str, asked: Any) -> Reply | None:
     headers = dict(options.pop("headers", None) or {}) | {"Range": range_of(asked), "Accept-Encoding": "identity"}
     session = await fs.set_session()
     async with session.get(fs.encode_url(path), headers=headers, **options) as answer:
-        said = answer.headers
-        info = {name: said[name] for name in ("ETag", "Last-Modified") if name in said}
-        if answer.status == 416:
-            match = _NO_CONTENT_RANGE.match(said.get("Content-Range", ""))
-            if match is not None:
-                return Reply(memoryview(b""), 0, 0, int(match[1]), info)
+        said = version_info_of(answer.headers)
+        size = size_beside_part(answer.headers) if answer.status == 416 else None
+        if size is not None:
+            return Reply(memoryview(b""), 0, 0, size, said)
         data = await answer.read()
         fs._raise_not_found_for_status(answer, path)
-        if said.get("Content-Encoding", "identity") not in ("", "identity"):
+        if encoding_of(answer.headers) is not None:
             return None
         if answer.status != 206:
-            return Reply(view_of(data), 0, len(data), len(data), info)
-        return placed(data, said.get("Content-Range", ""), asked, info)
+            return Reply(view_of(data), 0, len(data), len(data), said)
+        return placed(data, answer.headers, asked, said)
 
 
 async def ask_s3(fs: Any, path: str, asked: Any) -> Reply | None:
@@ -98,17 +97,16 @@ async def ask_s3(fs: Any, path: str, asked: Any) -> Reply | None:
     info = {name: answer.get(name) for name in ("ETag", "VersionId", "LastModified")}
     if "ContentRange" not in answer:
         return Reply(view_of(data), 0, int(answer["ContentLength"]), int(answer["ContentLength"]), info)
-    return placed(data, answer["ContentRange"], asked, info)
+    return placed(data, {"Content-Range": answer["ContentRange"]}, asked, info)
 
 
-def placed(data: bytes, content_range: str, asked: Any, info: dict[str, Any]) -> Reply | None:
+def placed(data: bytes, headers: Mapping[str, str], asked: Any, info: dict[str, Any]) -> Reply | None:
     """Return the reply that a part is, or None if it does not say which part."""
-    match = _CONTENT_RANGE.match(content_range)
-    if match is None:
+    part = part_of(headers)
+    if part is None:
         return None
-    start, end = int(match[1]), int(match[2]) + 1
-    size = int(match[3]) if match[3] != "*" else end if asked is None and start == 0 else None
-    return Reply(view_of(data), start, end, size, info)
+    size = part.end if part.size is None and asked is None and part.start == 0 else part.size
+    return Reply(view_of(data), part.start, part.end, size, info)
 
 
 class FsspecSource(StoreSource):
@@ -129,10 +127,6 @@ class FsspecSource(StoreSource):
             fs = own_instance(self.store.fs)
             self._own = (os.getpid(), fs)
         return fs
-
-    def _path_of(self, key: str) -> str:
-        root = str(self.store.path).rstrip("/")
-        return (f"{root}/{key}" if root else key).rstrip("/")
 
     def _step(self, begin: Callable[[Any], Coroutine[Any, Any, Any]]) -> Step:
         """Return the step that runs a coroutine over the file system, on its loop."""
@@ -159,7 +153,7 @@ class FsspecSource(StoreSource):
 
     def first(self, key: str, byte_range: Any) -> Steps[Answer | None]:
         """Make the first request for a range of a value. Returns None if there is no such key."""
-        asked, path, asked_at = whole_pages(byte_range), self._path_of(key), time.monotonic()
+        asked, path, asked_at = whole_pages(byte_range), path_of(self.store, key), time.monotonic()
         try:
             reply = yield self._step(lambda fs: self._ask(fs, path, asked))
         except self.store.allowed_exceptions:
@@ -192,7 +186,7 @@ class FsspecSource(StoreSource):
         """Ask for size and version of a value. Raises OSError."""
 
         def ask() -> Version:
-            return FsspecStore(self.fs, self._path_of(key)).version
+            return FsspecStore(self.fs, path_of(self.store, key)).version
 
         return (yield Step(partial(in_worker, ask), ask))
 
@@ -200,24 +194,79 @@ class FsspecSource(StoreSource):
         """Return the backing store of a value: with a version it is that of `cache.open(url)`, and shares its pages."""
         if version is None:
             return super().backing(prefix, key, size, version, validator)
-        store = FsspecStore(self.fs, self._path_of(key), version=version)
+        store = FsspecStore(self.fs, path_of(self.store, key), version=version)
         store.preferred_request, store.max_request = PREFERRED_REQUEST, MAX_REQUEST
         store.parallel_requests = PARALLEL_REQUESTS
         return store
 
 
-def identity_of_store(store: Any) -> str:
-    """Return what is the same for stores that read the same objects with the same rights, and miss the same ones."""
-    fs = getattr(store.fs, "sync_fs", store.fs)  # of a wrapper, which is another one each time
+class CalledSource(StoreSource):
+    """Reads an `FsspecStore` over a file system without coroutines: as that does, but in the calling thread."""
+
+    is_blocking = True
+
+    def __init__(self, store: Any):
+        super().__init__(store)
+        self._instance = instance_of(store.fs)
+        self.identity = identity_of_store(store, self._instance.identity)
+        self.is_local = is_local(self._instance.template)
+        self.parallel_requests = PARALLEL_REQUESTS if self._instance.is_parallel else 1
+        self.background_reads = self._instance.background_reads
+
+    async def get(self, key: str, byte_range: Any) -> memoryview | None:
+        """Return what the wrapped store has of a key; None if there is no such key."""
+        found: memoryview | None = await in_worker(self.get_blocking, key, byte_range)
+        return found
+
+    def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
+        """As `get`, in the calling thread."""
+        span: dict[str, int | None] = {}
+        if isinstance(byte_range, RangeByteRequest):
+            span = {"start": byte_range.start, "end": byte_range.end}
+        elif isinstance(byte_range, OffsetByteRequest):
+            span = {"start": byte_range.offset, "end": None}
+        elif isinstance(byte_range, SuffixByteRequest):
+            span = {"start": -byte_range.suffix, "end": None}
+        try:
+            with self._instance.turn() as fs:
+                return view_of(fs.cat_file(path_of(self.store, key), **span))
+        except self.store.allowed_exceptions:
+            return None
+
+    async def getsize(self, key: str) -> int:
+        """Return the size of a value (bytes)."""
+        return int(await in_worker(self.getsize_blocking, key))
+
+    def getsize_blocking(self, key: str) -> int:
+        """As `getsize`, in the calling thread."""
+        with self._instance.turn() as fs:
+            return int(fs.info(path_of(self.store, key))["size"])
+
+
+def path_of(store: Any, key: str) -> str:
+    """Return the path of a key, as an `FsspecStore` makes it."""
+    root = str(store.path).rstrip("/")
+    return (f"{root}/{key}" if root else key).rstrip("/")
+
+
+def identity_of_store(store: Any, identity: str | None = None) -> str:
+    """Return what is the same for stores that read the same objects with the same rights, and miss the same ones.
+
+    identity: of the file system, if it is known.
+    """
     missing = sorted(f"{error.__module__}.{error.__qualname__}" for error in store.allowed_exceptions)
-    return f"fsspec:{identity_of(fs)}:{store.path}:{','.join(missing)}"
+    return f"fsspec:{identity or identity_of(unwrapped(store.fs))}:{store.path}:{','.join(missing)}"
 
 
 def fsspec_source(store: Any) -> StoreSource:
     """Return the source of an `FsspecStore`."""
     fs, cat_file = store.fs, getattr(type(store.fs), "_cat_file", None)
     http, s3 = sys.modules.get("fsspec.implementations.http"), sys.modules.get("s3fs")
-    if http is not None and cat_file is http.HTTPFileSystem._cat_file and fs.protocol != "pagecache":
+    if fs.protocol == "pagecache":
+        return StoreSource(store, identity_of_store(store))
+    if is_kind(fs, WRAPPER):
+        return CalledSource(store)
+    if http is not None and cat_file is http.HTTPFileSystem._cat_file:
         return FsspecSource(store, ask_http)
     if s3 is not None and cat_file is s3.S3FileSystem._cat_file:
         return FsspecSource(store, ask_s3)

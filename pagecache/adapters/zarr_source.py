@@ -183,11 +183,14 @@ class StoreSource:
     identity: what is the same for stores that read the same values with the same rights, in this process; None if nothing
     tells. anchor: an object that has to live as long as the identity is used, which names its address; None: none has.
     has_versions: whether `stat` tells versions. is_blocking: whether a thread without an event loop can read.
+    parallel_requests, background_reads: as of a BackingStore.
     """
 
     has_versions = False
     is_local = False
     is_blocking = False
+    parallel_requests = PARALLEL_REQUESTS
+    background_reads = True
 
     def __init__(self, store: Store, identity: str | None = None, anchor: Any = None):
         self.store = store
@@ -288,13 +291,13 @@ class ValueStore:
 
     preferred_request = PREFERRED_REQUEST
     max_request = MAX_REQUEST
-    parallel_requests = PARALLEL_REQUESTS
     key_scope = "process"  # without versions that others know, only this process knows what its bytes are
 
     def __init__(self, source: StoreSource, prefix: str, key: str, size: int, version: Version | None, validator: str):
         self.key = self.name = f"{prefix}/{key}"
         self.origin = prefix
         self.latency = "local" if source.is_local else "remote"
+        self.parallel_requests, self.background_reads = source.parallel_requests, source.background_reads
         self._source, self._path = source, key
         self._size, self._version, self._validator = size, version, validator
 

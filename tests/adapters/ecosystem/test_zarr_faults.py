@@ -148,13 +148,17 @@ class Replacing:
             self._server.answer_again(answer)
 
 
-STRIKES = {"opening": "first", "first": "first", "pages": "range", "size": "size"}
+STRIKES = {
+    "opening": lambda answer: True,
+    "first": lambda answer: True,
+    "pages": lambda answer: answer.is_range_request,
+    "size": lambda answer: answer.is_size_request or answer.span == (0, 1),  # once HEAD was refused, GET is asked
+}
 
 
 def arm(server, trees, fault, when, name):
     if fault == "changed":
-        is_meant = {"first": lambda _: True, "range": lambda a: a.is_range_request, "size": lambda a: a.is_size_request}
-        Replacing(server, trees, lambda answer: name in answer.path and is_meant[STRIKES[when]](answer))
+        Replacing(server, trees, lambda answer: name in answer.path and STRIKES[when](answer))
     else:
         server.fail(fault, STRIKES[when], path=name)
 
@@ -167,8 +171,8 @@ class TestOverHttp:
 
     @staticmethod
     def is_believed(store, fault, is_first):
-        """Whether what the server says is all that can be known, until the store is made anew: that there is no such object,
-        and, of a store that tells no versions, what it brings as a whole."""
+        """Whether what the server says is all that can be known, until the store is made anew: that there is no object, and,
+        of a store that tells no versions, what it brings as a whole."""
         return (fault == "404" and is_first) or (fault in LENGTHS and not store._source.has_versions)
 
     def ends_well(self, server, store, array, found, fault, is_first=False):
@@ -249,7 +253,8 @@ def test_a_server_that_stays_away_and_comes_back(server, make_cache, kind, reche
         server.heal()
     server.stop()
     for array in arrays:
-        assert isinstance(read(array), Exception)
+        found = read(array)
+        assert isinstance(found, Exception) or found == "old"  # one of the requests that nobody waited for was answered
     server.heal()
     for array in arrays:
         assert read(array) == "old"

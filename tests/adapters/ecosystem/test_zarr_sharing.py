@@ -71,7 +71,7 @@ def make_remote(request):
 def default(make_cache, monkeypatch):
     """The process's own cache."""
     cache = make_cache("8MiB")
-    monkeypatch.setattr(pagecache.cache, "_default", cache)
+    monkeypatch.setattr(pagecache.default, "_default", cache)
     return cache
 
 
