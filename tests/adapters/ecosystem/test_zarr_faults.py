@@ -171,7 +171,7 @@ class TestOverHttp:
 
     @staticmethod
     def is_believed(store, fault, is_first):
-        """Whether what the server says is all that can be known, until the store is made anew: that there is no object, and,
+        """Whether what the server says is all that is known until the store is made anew: that there is no object, and,
         of a store that tells no versions, what it brings as a whole."""
         return (fault == "404" and is_first) or (fault in LENGTHS and not store._source.has_versions)
 
