@@ -11,20 +11,16 @@ So a version that is no longer there is an error (ESTALE), never a mix.
 """
 
 import asyncio
-import errno
 import inspect
-import logging
-import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from pagecache.options import check_spelling
 from pagecache.stores import fsspec_ranges
-from pagecache.stores.base import NoRangesError
 from pagecache.stores.call_options import are_of_this_process, key_part, request_options
-from pagecache.stores.described import Described, Memory, WholeAnswerError
-from pagecache.stores.destination import Destination, TooLongError
-from pagecache.stores.errors import encoded_error, failed_request, meant_error
+from pagecache.stores.described import Described
+from pagecache.stores.destination import Destination
+from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.fsspec_instances import (
     Callers,
     Instance,
@@ -35,16 +31,14 @@ from pagecache.stores.fsspec_instances import (
     instance_of_url,
 )
 from pagecache.stores.fsspec_kinds import is_of_machine
-from pagecache.stores.in_order import InOrder
-from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
-from pagecache.units import parse_size
+from pagecache.stores.in_order import Body
+from pagecache.stores.validators import Version
+from pagecache.stores.versioned import VersionedStore
 
 _OF_OPEN = ("recheck", "on_change", "whole_up_to", "direct", "durability", "priority", "tenant",
             "thread_safe")  # not of file systems  # fmt: skip
 _OF_TEXT_FILES = ("compression", "encoding", "errors", "expand", "mode", "name_function", "newline", "num")
 PARALLEL_REQUESTS = 32  # of one object; the library behind may carry out fewer at once
-logger = logging.getLogger("pagecache")
-_warned_of = Memory()  # origins
 
 
 def _place_of(path: str) -> str:
@@ -53,7 +47,7 @@ def _place_of(path: str) -> str:
     return scheme + separator + rest.lstrip("/").partition("/")[0]
 
 
-class FsspecStore:
+class FsspecStore(VersionedStore):
     """One object of an fsspec file system.
 
     fs: the file system. path: the object's, as the file system or as a URL writes it. recheck: False for objects that
@@ -87,7 +81,6 @@ class FsspecStore:
         thread_safe: bool | None = None,
         exclusive: bool = False,
     ):
-        self.recheck = checked_recheck(recheck)
         self._thread_safe = thread_safe
         self._instance: Instance
         if isinstance(fs, (Shared, Own, Callers)):
@@ -96,13 +89,11 @@ class FsspecStore:
             self._instance = instance_of(fs, thread_safe=thread_safe, exclusive=exclusive)
         self.template = self._instance.template  # what tells about the file system without a call
         self.path = self.template._strip_protocol(path)
-        self.name = self.template.unstrip_protocol(self.path)
-        self.whole_up_to = parse_size(whole_up_to)
+        name = self.template.unstrip_protocol(self.path)
+        super().__init__(name, recheck=recheck, version=version, whole_up_to=whole_up_to)
         self._ranges = fsspec_ranges.ranges_of(self.template)
         self.options = request_options(options)
         self._ranges.check_options(self)
-        self.is_immutable = self.recheck is False
-        self._verifies = not self.is_immutable
         self.key = f"fsspec:{self._instance.identity}:{self.path}{key_part(self.options)}"
         if self.is_immutable and not self._ranges.conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
@@ -113,11 +104,6 @@ class FsspecStore:
         scope = "everywhere" if self._ranges.remote and not is_of_machine(self.template) else "machine"
         numbered = self._instance.is_numbered or are_of_this_process(self.options)
         self.key_scope = "process" if numbered else scope
-        self.serves_ranges = True  # until it shows that it does not
-        self.sends_conditions = True  # until a condition is refused that holds
-        self._in_order = InOrder()
-        self._is_by_head = False
-        self.known_version = version
         if version is None and not self.is_immutable:
             self.refresh()
 
@@ -133,12 +119,7 @@ class FsspecStore:
         """The file system that calls go to. Context: only within a turn of the instance."""
         return self._instance.fs
 
-    # -- versions ------------------------------------------------------------------------------------------------------
-
-    @property
-    def version(self) -> Version:
-        """What is known of the object."""
-        return self.known_version or self.refresh()
+    # -- reading -------------------------------------------------------------------------------------------------------
 
     def describe(self) -> Described:
         """Ask the file system what the object is now, past its cache of listings; whoever asks closes a body that comes
@@ -151,121 +132,21 @@ class FsspecStore:
         except Exception as error:
             raise meant_error(error, self.name) or failed_request(error, self.name) from error
 
-    def refresh(self) -> Version:
-        """Ask the file system for the present version. Raises OSError."""
-        asked_at = time.monotonic()
-        described = self.describe()
-        version = version_of(described.info, self.name, asked_at)
-        self._is_by_head = described.by_head
-        if described.serves_ranges is False:
-            self._note_no_ranges()
-        if described.body is not None:
-            self._in_order.begin_with(described.body, version)
-        if self.known_version is None or self.known_version.checked_at <= asked_at:  # answers may overtake each other
-            self.known_version = version
-        return version
+    def read_range(self, version: Version, start: int, destination: Destination) -> bool:
+        """Fill a destination from byte `start` on. Returns whether the bytes are known to be of the version."""
+        return self._ranges.read(self, version, start, destination)
 
-    def _note_no_ranges(self) -> None:
-        """Read the object from its beginning from now on, and say so."""
-        self.serves_ranges = False
-        if _warned_of.is_first(self.origin):
-            logger.warning(
-                "%s cannot be read in ranges: its first miss reads it whole if half the cache holds it, else it is read "
-                "from the beginning up to what is wanted. This is said once for %s",
-                self.name,
-                _place_of(self.path),
-            )
+    def open_body(self, version: Version) -> Body:
+        """Begin to read all of a version."""
+        return self._ranges.open_body(self, version)
 
-    def size(self) -> int:
-        """Return the size (bytes) of the version that is known."""
-        return self.version.size
-
-    def validator(self) -> str | None:
-        """Return the validator of the version that is known; asks for nothing. With recheck=False a size is enough."""
-        version = self.version
-        return f"size={version.size}" if version.validator is None and self.is_immutable else version.validator
-
-    # -- reading -------------------------------------------------------------------------------------------------------
-
-    def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
-        """Fill the buffers from `offset`; return the bytes filled.
-
-        Raises OSError (ESTALE) when the object is no longer of the known version; then `validator` tells the new one.
-        """
-        return self._read(offset, buffers, tells=False)
-
-    def readv_in_ranges(self, offset: int, buffers: Sequence[memoryview]) -> int:
-        """As `readv`, but raises NoRangesError, once, when it shows that ranges cannot be had; then nothing is filled."""
-        return self._read(offset, buffers, tells=True)
-
-    def take_surplus_bytes(self) -> int:
-        """Return how many bytes came that were not wanted, since this was last called."""
-        return self._in_order.take_surplus_bytes()
-
-    def add_surplus(self, nbytes: int) -> None:
-        """Count bytes that came and were not wanted."""
-        self._in_order.add_surplus(nbytes)
-
-    def _read(self, offset: int, buffers: Sequence[memoryview], tells: bool) -> int:
-        version = self.version
-        destination = Destination(buffers)
-        try:
-            try:
-                verified = self._fill(version, offset, destination, tells)
-            except ChangedError as change:
-                if not self._refuses_what_holds(version, change):
-                    raise
-                verified = self._fill(version, offset, destination, tells)
-        except ChangedError as change:
-            raise self._change_error(version, offset, change) from None
-        except NoRangesError:
-            raise
-        except TooLongError as error:
-            raise encoded_error(error, version.encoding) from None
-        except Exception as error:
-            meant = meant_error(error, self.name)
-            if meant is None:
-                raise
-            raise meant from error
-        finally:
-            destination.detach()
-        if version.validator is not None:
-            now = self.version if verified or not self._verifies else self.refresh()
-            if now.validator != version.validator:
-                raise stale_error(self.name, offset, self.is_immutable)
-        return destination.done
+    def doubt_head(self) -> None:
+        """Do not believe what HEAD says about the object any more."""
+        self._ranges.doubt_head(self)
 
     def _fill(self, version: Version, offset: int, destination: Destination, tells: bool) -> bool:
-        """Fill a destination from `offset` on. Returns whether the bytes are known to be of the version."""
         with self._instance.turn():
-            if self.serves_ranges:
-                try:
-                    return self._ranges.read(self, version, offset, destination)
-                except WholeAnswerError as whole:
-                    self._in_order.begin_with(whole.body, version)
-                    if offset > 0 or destination.wanted < version.size:
-                        self._note_no_ranges()
-                        if tells:
-                            raise NoRangesError from None
-            return self._in_order.read(version, offset, destination, lambda: self._ranges.open_body(self, version))
-
-    def _refuses_what_holds(self, version: Version, change: ChangedError) -> bool:
-        """Whether a request was refused under a condition that holds, which is then no longer made."""
-        if not change.is_refusal or version.validator is None or self.refresh().validator != version.validator:
-            return False
-        self.sends_conditions = False
-        return True
-
-    def _change_error(self, version: Version, offset: int, change: ChangedError) -> OSError:
-        """Return the error for an answer that is of another version than the known one. Raises OSError when the present one
-        cannot be asked for."""
-        if not _is_same(version, self.refresh()):
-            return stale_error(self.name, offset, self.is_immutable)
-        if not self._is_by_head:
-            return OSError(errno.EIO, f"{self.name} is not what the store says it is: {change}")
-        self._ranges.doubt_head(self)
-        self.refresh()
-        return OSError(errno.ESTALE, f"{self.name} is not what HEAD says it is: {change}; open it again: now GET is asked")
+            return super()._fill(version, offset, destination, tells)
 
     def run(self, coroutine: Coroutine[Any, Any, Any], destination: Destination | None = None) -> Any:
         """Run a coroutine on the file system's loop and return its result.
@@ -286,10 +167,6 @@ class FsspecStore:
                 future.cancel()
             raise
 
-    def close(self) -> None:
-        """Give up the answer that is open, if there is one; the file system lives on."""
-        self._in_order.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
         is_ours = isinstance(self._instance, Own)
         how = (self.recheck, self.whole_up_to, self._thread_safe, self.options)
@@ -298,13 +175,6 @@ class FsspecStore:
     def __copy__(self) -> "FsspecStore":
         how = (self.recheck, self.whole_up_to, self._thread_safe, self.options)
         return _open_again(self._instance, False, self.path, *how)
-
-    def __repr__(self) -> str:
-        return f"<FsspecStore {self.name}>"
-
-
-def _is_same(one: Version, other: Version) -> bool:
-    return (one.validator, one.size) == (other.validator, other.size)
 
 
 def _open_again(

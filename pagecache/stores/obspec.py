@@ -2,26 +2,33 @@
 
 `get` takes conditions, so every read carries `If-Match`, and what comes back names its version: no request more. Where
 there is only `get_range`, `head` is asked for after each read, except with `recheck=False`.
+
+Where `head` fails, or says that there is nothing, a `get` of the first byte tells: HTTP servers may know no HEAD. Servers
+without ranges refuse it, which obstore calls NotSupportedError: their objects are read from the beginning.
 """
 
+import errno
 import hashlib
 import itertools
-import time
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 from pagecache._core import Mutex
+from pagecache.stores.described import Described, Memory, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
-from pagecache.stores.validators import ChangedError, Version, checked_recheck, stale_error, version_of
-from pagecache.units import parse_size
+from pagecache.stores.in_order import PIECE, Body, Take
+from pagecache.stores.validators import ChangedError, Version, is_proved
+from pagecache.stores.versioned import VersionedStore
 
 _numbers = itertools.count(1)
 _numbered: dict[int, int] = {}  # by address, as long as the object lives
 _unforgotten: list[Any] = []
 _numbers_lock = Mutex()
+_heads_untrue = Memory()  # keys of objects of which `head` says something else than `get`
 _NOT_THIS_VERSION = ("PreconditionError", "NotModifiedError")  # by name: obspec's are classes without an import of theirs
+_NO_RANGES = ("NotSupportedError",)
+_NO_RIGHT = ("PermissionDeniedError", "UnauthenticatedError")
 
 
 def _number_of(thing: Any) -> int:
@@ -66,7 +73,26 @@ def scope_of(store: Any) -> str:
     return "machine" if type(store).__name__ == "LocalStore" else "everywhere"
 
 
-class ObspecStore:
+class ObspecBody:
+    """An answer that brings all of an object."""
+
+    def __init__(self, answer: Any, is_proved: bool):
+        self._pieces = iter(answer.stream(min_chunk_size=PIECE) if hasattr(answer, "stream") else answer)
+        self.is_proved = is_proved
+
+    def pump(self, take: Take) -> None:
+        """Give what comes next."""
+        for piece in self._pieces:
+            if not take(bytes(piece)):
+                return
+
+    def close(self) -> int:
+        """Let go of the answer."""
+        self._pieces = iter(())
+        return 0
+
+
+class ObspecStore(VersionedStore):
     """One object of an obspec store.
 
     store: for example an `obstore.store.S3Store`. path: of the object in it. recheck: as for FsspecStore.
@@ -94,12 +120,10 @@ class ObspecStore:
         missing = [name for name in ("head", "get_range") if not hasattr(store, name)]
         if missing:
             raise TypeError(f"{type(store).__name__} is no obspec store: it lacks {', '.join(missing)}")
-        self.recheck = checked_recheck(recheck)
-        self.is_immutable = self.recheck is False
-        self.whole_up_to = parse_size(whole_up_to)
+        name = f"{type(store).__name__}:{path}"
+        super().__init__(name, recheck=recheck, version=version, whole_up_to=whole_up_to)
         self.store = store
         self.path = path
-        self.name = f"{type(store).__name__}:{path}"
         self._given_key = key
         self._conditional = hasattr(store, "get")
         self.key = f"obspec:{key or identity_of(store)}:{path}"
@@ -108,62 +132,48 @@ class ObspecStore:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
         self.key_scope = "everywhere" if key else scope_of(store)
         self.latency = "local" if type(store).__name__ in ("MemoryStore", "LocalStore") else "remote"
-        self.known_version = version
+        self._head_may_fail = self._conditional and type(store).__name__ == "HTTPStore"
         if version is None and not self.is_immutable:
             self.refresh()
 
-    @property
-    def version(self) -> Version:
-        """What is known of the object."""
-        return self.known_version or self.refresh()
+    # -- size and version ----------------------------------------------------------------------------------------------
 
-    def refresh(self) -> Version:
-        """Ask for the present version. Raises OSError."""
-        asked_at = time.monotonic()
+    def describe(self) -> Described:
+        """Ask what the object is now. Raises OSError."""
         try:
-            meta = self.store.head(self.path)
+            return self._describe()
         except Exception as error:
             raise meant_error(error, self.name) or failed_request(error, self.name) from error
-        version = version_of(meta, self.name, asked_at)
-        if self.known_version is None or self.known_version.checked_at <= asked_at:  # answers may overtake each other
-            self.known_version = version
-        return version
 
-    def size(self) -> int:
-        """Return the size (bytes) of the version that is known."""
-        return self.version.size
-
-    def validator(self) -> str | None:
-        """Return the validator of the version that is known; asks for nothing. With recheck=False a size is enough."""
-        version = self.version
-        return f"size={version.size}" if version.validator is None and self.is_immutable else version.validator
-
-    def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
-        """Fill the buffers from `offset`; return the bytes filled.
-
-        Raises OSError (ESTALE) when the object is no longer of the known version; then `validator` tells the new one.
-        """
-        version = self.version
-        destination = Destination(buffers)
+    def _describe(self) -> Described:
+        meta = None
+        if not self._conditional:
+            return Described(self.store.head(self.path), by_head=True)
+        if not _heads_untrue.get(self.key):
+            try:
+                meta = self.store.head(self.path)
+                if meta.get("size") or not self._head_may_fail:
+                    return Described(meta, by_head=True)
+            except Exception as error:
+                if _says_absent(error) and not self._head_may_fail:
+                    raise
         try:
-            verified = self._read(version, offset, destination)
-        except ChangedError:
-            self.refresh()
-            raise stale_error(self.name, offset, self.is_immutable) from None
+            return Described(self.store.get(self.path, options={"range": (0, 1)}).meta, serves_ranges=True)
         except Exception as error:
-            meant = meant_error(error, self.name)
-            if meant is None:
+            has_no_ranges = _is_named(error, _NO_RANGES)
+            if not has_no_ranges and (meta is None or _says_absent(error) or _is_named(error, _NO_RIGHT)):
                 raise
-            raise meant from error
-        finally:
-            destination.detach()
-        if version.validator is not None:
-            now = self.version if verified or self.is_immutable else self.refresh()
-            if now.validator != version.validator:
-                raise stale_error(self.name, offset, self.is_immutable)
-        return destination.done
+        answer = self.store.get(self.path)  # the part was refused, or of an object that is empty it does not exist
+        body = ObspecBody(answer, bool(answer.meta.get("e_tag")))
+        return Described(answer.meta, serves_ranges=False if has_no_ranges else None, body=body)
 
-    def _read(self, version: Version, start: int, destination: Destination) -> bool:
+    def doubt_head(self) -> None:
+        """Do not believe what `head` says about the object any more."""
+        _heads_untrue.note(self.key)
+
+    # -- bytes ---------------------------------------------------------------------------------------------------------
+
+    def read_range(self, version: Version, start: int, destination: Destination) -> bool:
         """Fill the destination; whether the bytes are known to be of this version."""
         end = min(start + destination.wanted, version.size)
         if start >= end:
@@ -171,24 +181,47 @@ class ObspecStore:
         if not self._conditional:
             destination.put(self.store.get_range(self.path, start=start, end=end))
             return False
-        options: dict[str, Any] = {"range": (start, end)}
-        if version.strong_etag:
+        try:
+            answer = self._get(version, (start, end))
+        except Exception as error:
+            if not _is_named(error, _NO_RANGES):
+                raise
+            raise WholeAnswerError(self.open_body(version)) from None
+        if next(iter(answer.range)) != start:
+            reason = f"the store answered with the range {answer.range} where byte {start} was asked for"
+            raise OSError(errno.EIO, reason)
+        for piece in answer:
+            destination.put(piece)
+        if destination.done < end - start:
+            reason = f"the answer ended after {destination.done} bytes, though it is the range {answer.range}"
+            raise OSError(errno.EIO, reason)
+        return self._is_of_version(answer, version)
+
+    def _get(self, version: Version, span: tuple[int, int] | None = None) -> Any:
+        """Ask for a version of the object, or a range of it. Raises ChangedError if it is another one."""
+        options: dict[str, Any] = {} if span is None else {"range": span}
+        if version.strong_etag and self.sends_conditions:
             options["if_match"] = version.strong_etag
         try:
             answer = self.store.get(self.path, options=options)
-            _raise_if_changed(answer.meta, version)
-            if next(iter(answer.range)) != start:
-                raise OSError(5, f"the store answered with the range {answer.range} where byte {start} was asked for")
-            for piece in answer:
-                destination.put(piece)
         except Exception as error:
-            if type(error).__name__ in _NOT_THIS_VERSION:
-                raise ChangedError from None
+            if _is_named(error, _NOT_THIS_VERSION):
+                raise ChangedError("it is refused under its condition", is_refusal=True) from None
             raise
-        return bool(version.etag and answer.meta.get("e_tag"))
+        size = answer.meta.get("size", version.size)
+        self._is_of_version(answer, version)
+        if size != version.size:
+            raise ChangedError(f"the object has {size} bytes, not {version.size}")
+        return answer
 
-    def close(self) -> None:
-        """Do nothing: the object store lives on."""
+    @staticmethod
+    def _is_of_version(answer: Any, version: Version) -> bool:
+        return is_proved(answer.meta.get("e_tag"), None, version)
+
+    def open_body(self, version: Version) -> Body:
+        """Begin to read all of a version."""
+        answer = self._get(version)
+        return ObspecBody(answer, self._is_of_version(answer, version))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_again, (self.store, self.path, self.recheck, self._given_key, self.whole_up_to)
@@ -196,17 +229,13 @@ class ObspecStore:
     def __copy__(self) -> "ObspecStore":
         return _open_again(self.store, self.path, self.recheck, self._given_key, self.whole_up_to)
 
-    def __repr__(self) -> str:
-        return f"<ObspecStore {self.name}>"
+
+def _says_absent(error: BaseException) -> bool:
+    return isinstance(error, FileNotFoundError) or _is_named(error, ("NotFoundError",))
 
 
-def _raise_if_changed(meta: Any, version: Version) -> None:
-    """Raise ChangedError if an answer is of another version than the one asked for."""
-    etag = meta.get("e_tag")
-    if etag and version.etag and etag != version.etag:
-        raise ChangedError
-    if meta.get("size", version.size) != version.size:
-        raise ChangedError
+def _is_named(error: BaseException, names: tuple[str, ...]) -> bool:
+    return type(error).__name__ in names
 
 
 def _open_again(

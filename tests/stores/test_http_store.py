@@ -23,9 +23,9 @@ import pagecache
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
 pytest.importorskip("aiohttp", reason="aiohttp is not installed")
-from pagecache.stores import fsspec as fsspec_store  # noqa: E402
-from pagecache.stores import fsspec_http  # noqa: E402
+from pagecache.stores import fsspec_http, versioned  # noqa: E402
 from pagecache.stores.described import Memory  # noqa: E402
+from pagecache.stores.fsspec import store_of_url  # noqa: E402
 from pagecache.stores.http_answers import Part, part_of  # noqa: E402
 
 SIZE = 40 * PAGE + 123
@@ -38,7 +38,7 @@ def server(monkeypatch):
     """A server, of which nothing is known that another one of the same address may have shown."""
     for name in ("_heads_refused", "_heads_untrue", "_measured"):
         monkeypatch.setattr(fsspec_http, name, Memory())
-    monkeypatch.setattr(fsspec_store, "_warned_of", Memory())
+    monkeypatch.setattr(versioned, "_warned_of", Memory())
     with FaultyServer() as running:
         yield running
 
@@ -387,7 +387,7 @@ class TestNoRanges:
 
     def test_store_without_a_cache(self, server):
         """Those who put a store of their own over it call `readv`, which never asks to be called again."""
-        store = fsspec_store.store_of_url(server.put("object", DATA))
+        store = store_of_url(server.put("object", DATA))
         for offset, nbytes in [(20 * PAGE, PAGE), (30 * PAGE, PAGE), (10, 10), (0, SIZE), (SIZE - 5, 10)]:
             buffer = bytearray(nbytes)
             assert store.readv(offset, [memoryview(buffer)]) == min(nbytes, SIZE - offset)
