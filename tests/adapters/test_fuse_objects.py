@@ -3,9 +3,10 @@
 import errno
 import os
 import subprocess
+import tempfile
 
 import pytest
-from support.fuse_mount import FEW_KINDS, KINDS, Interposed, Mount, needs_fuse
+from support.fuse_mount import FEW_KINDS, KINDS, Interposed, Mount, needs_fuse, needs_program
 from support.http_server import ObjectServer
 
 from pagecache.adapters.fuse.object_files import ObjectFiles
@@ -34,6 +35,23 @@ def names(path):
 
 
 class TestReading:
+    def test_a_server_that_fails_has_no_object_less(self):
+        """An error is never taken for a missing object."""
+        pytest.importorskip("aiohttp")
+        with ObjectServer() as server:
+            server.put("data/one", b"1")
+            with Mount(server.url("data/"), "--size", "4MiB") as mount:
+                server.rewrite = lambda answer: setattr(answer, "status", 503)
+                with pytest.raises(OSError) as caught:
+                    os.stat(mount.path / "one")
+                assert caught.value.errno != errno.ENOENT
+                server.rewrite = None
+                assert (mount.path / "one").read_bytes() == b"1"
+                with pytest.raises(FileNotFoundError):
+                    os.stat(mount.path / "two")
+                room = os.statvfs(mount.path)
+                assert (room.f_bavail, room.f_blocks > 0) == (0, True)
+
     def test_a_directory_of_a_server(self, rng):
         pytest.importorskip("aiohttp")
         data = rng.randbytes(3_000_001)
@@ -132,6 +150,137 @@ class TestWriting:
         os.rmdir(mount.path / "sub")
         os.unlink(mount.path / "b")
         assert names(mount.path) == names(bucket) == []
+
+    def test_one_that_is_not_put_yet_is_there_for_everybody_who_uses_the_mount(self, mount, bucket):
+        (mount.path / "sub").mkdir()
+        with open(mount.path / "sub/new", "wb", buffering=0) as file:
+            file.write(b"1")
+            assert names(mount.path / "sub") == ["new"]
+            assert (os.stat(mount.path / "sub/new").st_size, (mount.path / "sub/new").read_bytes()) == (1, b"1")
+            with pytest.raises(OSError) as caught:
+                os.rmdir(mount.path / "sub")
+            assert caught.value.errno == errno.ENOTEMPTY
+            os.rename(mount.path / "sub/new", mount.path / "sub/renamed")
+            assert names(mount.path / "sub") == ["renamed"]
+            assert not os.path.exists(bucket / "sub/new")
+            file.write(b"2")
+        assert (bucket / "sub/renamed").read_bytes() == b"12"
+        assert names(bucket / "sub") == ["renamed"]
+
+    def test_a_temporary_file_that_takes_the_place_of_an_object(self, mount, bucket):
+        """As programs save: written, not closed, renamed over the old one."""
+        (mount.path / "saved").write_bytes(b"old")
+        with open(mount.path / "saved", "rb", buffering=0) as reader:
+            with tempfile.NamedTemporaryFile(dir=mount.path, delete=False) as file:
+                file.write(b"new")
+                file.flush()
+                os.replace(file.name, mount.path / "saved")
+                assert names(mount.path) == ["saved"]
+                assert (mount.path / "saved").read_bytes() == b"new"
+                assert (bucket / "saved").read_bytes() == b"old"  # until it is closed
+            assert reader.read() == b"old"
+        assert (bucket / "saved").read_bytes() == b"new"
+        assert names(bucket) == ["saved"]
+        with tempfile.NamedTemporaryFile(dir=mount.path) as file:  # which removes it before it is closed
+            file.write(b"x")
+        assert names(mount.path) == names(bucket) == ["saved"]
+
+    def test_removed_before_it_is_put(self, mount, bucket):
+        with open(mount.path / "a", "w+b", buffering=0) as file:
+            file.write(b"abc")
+            os.unlink(mount.path / "a")
+            assert names(mount.path) == []
+            file.write(b"d")
+            file.seek(0)
+            assert (file.read(), os.fstat(file.fileno()).st_nlink) == (b"abcd", 0)
+            (mount.path / "a").write_bytes(b"another")
+            assert file.seek(0) == 0
+            assert file.read() == b"abcd"
+        assert (bucket / "a").read_bytes() == b"another"
+
+    def test_a_reader_of_an_object_that_is_renamed(self, mount, bucket, rng):
+        data = rng.randbytes(500_000)
+        (bucket / "a").write_bytes(data)
+        with open(mount.path / "a", "rb", buffering=0) as file:
+            assert file.read(1000) == data[:1000]
+            os.rename(mount.path / "a", mount.path / "b")
+            assert file.read() == data[1000:]
+            assert (mount.path / "b").read_bytes() == data
+
+    def test_inode_numbers_stay(self, mount, bucket):
+        """Whoever opens a file by its number and its name finds it the same: SQLite writes to no other."""
+        (mount.path / "sub").mkdir()
+        (mount.path / "sub/a").write_bytes(b"1")
+        seen = {os.stat(mount.path / "sub/a").st_ino}
+        with open(mount.path / "sub/a", "r+b") as file:
+            seen |= {os.fstat(file.fileno()).st_ino, os.stat(mount.path / "sub/a").st_ino}
+            file.write(b"2")
+            file.flush()
+            seen |= {os.fstat(file.fileno()).st_ino, os.stat(mount.path / "sub/a").st_ino}
+            seen |= {entry.inode() for entry in os.scandir(mount.path / "sub")}
+            os.rename(mount.path / "sub/a", mount.path / "sub/b")
+            seen |= {os.fstat(file.fileno()).st_ino, os.stat(mount.path / "sub/b").st_ino}
+            seen |= {entry.inode() for entry in os.scandir(mount.path / "sub")}
+            (mount.path / "sub/a").write_bytes(b"another")
+            assert os.stat(mount.path / "sub/a").st_ino not in seen
+        assert len(seen) == 1
+
+    @needs_program("sqlite3")
+    def test_sqlite(self, mount, bucket):
+        database = mount.path / "bank.db"
+        for statement in ("CREATE TABLE t(a)", "INSERT INTO t VALUES (1)", "UPDATE t SET a = a + 1", "VACUUM"):
+            subprocess.run(["sqlite3", "-bail", database, statement], check=True)
+        for path in (database, bucket / "bank.db"):
+            command = ["sqlite3", path, "SELECT a FROM t; PRAGMA integrity_check"]
+            done = subprocess.run(command, capture_output=True, check=True)
+            assert done.stdout.split() == [b"2", b"ok"]
+        assert names(bucket) == ["bank.db"]
+
+    def test_an_object_that_others_have_replaced_is_not_overwritten(self, mount, bucket):
+        (bucket / "a").write_bytes(b"old")
+        with open(mount.path / "a", "r+b", buffering=0) as file:
+            file.write(b"ours")
+            (bucket / "a").write_bytes(b"theirs")
+            with pytest.raises(OSError) as caught:
+                os.fsync(file.fileno())
+            assert caught.value.errno == errno.ESTALE
+            with pytest.raises(OSError):
+                file.close()
+        assert (bucket / "a").read_bytes() == b"theirs"
+        (mount.path / "copy").write_bytes((mount.path / "a").read_bytes())
+        assert (bucket / "copy").read_bytes() == b"ours"
+        (mount.path / "a").write_bytes(b"anew")
+        assert (bucket / "a").read_bytes() == b"anew"
+
+    def test_room(self, mount):
+        """Programs that look for it first find some."""
+        room = os.statvfs(mount.path)
+        assert room.f_bavail * room.f_frsize >= 1 << 50
+        assert room.f_namemax == 255
+
+    def test_modes_that_are_what_they_are_can_be_set(self, mount):
+        (mount.path / "a").write_bytes(b"1")
+        os.chmod(mount.path / "a", 0o644)
+        os.chown(mount.path / "a", os.getuid(), os.getgid())
+        for call in (lambda: os.chmod(mount.path / "a", 0o600), lambda: os.chown(mount.path / "a", 12345, -1)):
+            with pytest.raises(OSError) as caught:
+                call()
+            assert caught.value.errno == errno.EOPNOTSUPP
+
+    def test_what_objects_are_not(self, mount):
+        (mount.path / "a").write_bytes(b"1")
+        for call in (
+            lambda: os.link(mount.path / "a", mount.path / "b"),
+            lambda: os.symlink("a", mount.path / "b"),
+            lambda: os.mkfifo(mount.path / "b"),
+            lambda: os.setxattr(mount.path / "a", "user.a", b"1"),
+            lambda: os.close(os.open(mount.path, os.O_TMPFILE | os.O_RDWR)),
+        ):
+            with pytest.raises(OSError) as caught:
+                call()
+            assert caught.value.errno in (errno.EPERM, errno.EOPNOTSUPP)
+        os.mknod(mount.path / "c")
+        assert names(mount.path) == ["a", "c"]
 
     def test_tar(self, mount, bucket, tmp_path, rng):
         for number in range(20):

@@ -22,15 +22,8 @@ KINDS = {"direct_io": ("--size", "4MiB"), "kernel_cache": ("--size", "4MiB", "--
 FEW_KINDS = list(KINDS) if STRESS else ["direct_io"]  # for tests that take long
 MAPS_DIRECT_FILES = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 6)  # shared, with direct_io
 SERVE = Path(__file__).resolve().parent / "fuse_serve.py"
+AS_USER = Path(__file__).resolve().parent / "fuse_as_user.py"
 NOBODY = 65534
-AS_USER = """
-import os, runpy, sys
-import pagecache.adapters.fuse.directory, pagecache.adapters.fuse.mounting, pagecache.adapters.fuse.session
-from pagecache.cli import main
-uid = int(sys.argv.pop(1))
-os.setgroups([uid]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
-sys.exit(main(["mount", *sys.argv[1:]]))
-"""
 
 
 def needs_fuse():
@@ -88,7 +81,7 @@ class Mount:
         if uid is not None:
             os.chown(self.path, uid, uid)
             self._directory.chmod(0o755)
-        program = [str(SERVE)] if serve else ["-m", "pagecache", "mount"] if uid is None else ["-c", AS_USER, str(uid)]
+        program = [str(SERVE)] if serve else ["-m", "pagecache", "mount"] if uid is None else [str(AS_USER), str(uid)]
         self._command = [sys.executable, "-P", *program, str(source), str(self.path), *map(str, words)]
         self.output = ""
         self.returncode = None

@@ -78,6 +78,7 @@ class ObjectServer:
     """Objects served on a port of an address, by default of the loopback interface; a context manager.
 
     delay_s: waited before each answer. sends_etag, sends_last_modified, honours_if_match, honours_range: manners.
+    refuses_put: the status with which PUT is answered, if it is refused.
     before_answer: called with (server, method, path) before each answer, which may replace objects; it runs in the thread
     of the request. rewrite: called with each `Answer` before it is sent, in the same thread.
     """
@@ -86,6 +87,7 @@ class ObjectServer:
         self.delay_s = delay_s
         self.sends_etag = self.honours_if_match = self.honours_range = True
         self.sends_last_modified = False
+        self.refuses_put = 0
         self.before_answer: Callable[[ObjectServer, str, str], None] | None = None
         self.rewrite: Callable[[Answer], None] | None = None
         self.requests: list[Request] = []
@@ -203,6 +205,19 @@ class ObjectServer:
             answer.status, answer.body = 206, data[span[0] : span[1]]
             headers["Content-Range"] = f"bytes {span[0]}-{span[1] - 1}/{len(data)}"
 
+    def answer_to_put(self, path: str, asked: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str]]:
+        """Store an object, unless conditions say no. Returns the status and the headers of the answer."""
+        if self.refuses_put:
+            return self.refuses_put, {}
+        found = self.find(path)
+        wanted, none = asked.get("If-Match"), asked.get("If-None-Match")
+        is_refused = (wanted is not None and (found is None or wanted not in ("*", found[1]))) or (none == "*" and found)
+        if is_refused and self.honours_if_match:
+            return 412, {}
+        self.put(path[1:], body)
+        stored = self.find(path)
+        return 201, {"ETag": stored[1]} if self.sends_etag and stored is not None else {}
+
     def alter(self, answer: Answer) -> None:
         """Change an answer that is about to be sent."""
         if self.rewrite is not None:
@@ -302,10 +317,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer("GET")
 
     def do_PUT(self) -> None:
-        """Store the body as the object."""
-        length = self.headers.get("Content-Length")
-        self.objects.put(self.path[1:], self.rfile.read(int(length)) if length is not None else self._read_chunks())
-        self._send(Answer("PUT", self.path, self.headers, None, None, 201, {}, b""))
+        """Store the body as the object, if what is there is what the request's conditions say."""
+        length, server = self.headers.get("Content-Length"), self.objects
+        body = self.rfile.read(int(length)) if length is not None else self._read_chunks()
+        if server.before_answer is not None:
+            server.before_answer(server, "PUT", self.path)
+        status, headers = server.answer_to_put(self.path, self.headers, body)
+        self._send(Answer("PUT", self.path, self.headers, None, None, status, headers, b""))
 
     do_POST = do_PUT
 

@@ -161,14 +161,18 @@ class DirectoryOperations:
             source_fd, _ = self._open_source(caller, fd, os.O_WRONLY)
             handle = self.files.open(_name_of(node), source_fd, os.O_RDWR)
             try:
-                if self.files.opened(handle).status().size != size:  # as truncate(2): no change leaves the times
+                opened = self.files.opened(handle)
+                if opened.is_touched or opened.status().size != size:
                     self.files.truncate(handle, size)
                     self.files.flush(handle)
+                else:  # whether that is a change is for the source to say
+                    with opened.own_change():
+                        os.truncate(beneath.of_descriptor(opened.fd), size)
             finally:
                 self.files.release(handle)
-        opened = self.files.find(node.key)
-        if opened is not None and changes.drops_privileges:
-            opened.drop_privileges()
+        still_opened = self.files.find(node.key)
+        if still_opened is not None and changes.drops_privileges:
+            still_opened.drop_privileges()
 
     def _has_changed(self, key: Key) -> None:
         """Have the kernel look again at attributes that change without its doing."""

@@ -277,6 +277,14 @@ class ObjectOperations:
         """Return no names."""
         return []
 
+    def setxattr(self, caller: Caller, number: int, name: bytes, value: bytes, flags: int) -> None:
+        """Refuse: objects have none."""
+        raise refused(errno.EOPNOTSUPP)
+
+    def removexattr(self, caller: Caller, number: int, name: bytes) -> None:
+        """Refuse: objects have none."""
+        raise refused(errno.EOPNOTSUPP)
+
     # -- names ---------------------------------------------------------------------------------------------------------
 
     def opendir(self, caller: Caller, number: int) -> int:
@@ -348,6 +356,18 @@ class ObjectOperations:
                 self.files.renamed(opened, self._remote(new_path), base)
         self.nodes.renamed(old_path, new_path)
 
+    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> tuple[int, Attributes]:
+        """Refuse: there are no links."""
+        raise refused(errno.EPERM)
+
+    def link(self, caller: Caller, number: int, parent: int, name: bytes) -> tuple[int, Attributes]:
+        """Refuse: there are no links."""
+        raise refused(errno.EPERM)
+
+    def readlink(self, number: int) -> bytes:
+        """Refuse: there are no links."""
+        raise refused(errno.EINVAL)
+
     # -- open objects --------------------------------------------------------------------------------------------------
 
     def open(self, caller: Caller, number: int, flags: int, *, drops_privileges: bool = False) -> tuple[int, Opened]:
@@ -366,6 +386,10 @@ class ObjectOperations:
             self.nodes.forget(node.number, 1)
             raise
         return node.number, self._attributes(node, self.files.opened(handle)), handle, treated
+
+    def tmpfile(self, caller: Caller, parent: int, flags: int, mode: int) -> tuple[int, Attributes, int, Opened]:
+        """Refuse: an object has a name."""
+        raise refused(errno.EOPNOTSUPP)
 
     def _open(self, node: ObjectNode, flags: int, *, is_new: bool) -> tuple[int, Opened]:
         changes = is_new or flags & (WRITE_FLAGS | os.O_TRUNC)
