@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 from support import wait_until
@@ -253,6 +255,17 @@ class TestChangesInTheSource:
             os.rename(mounted.source / "new", mounted.source / "file")
             assert (mount.path / "file").read_bytes() == b"other"
 
+    def test_who_appends_appends_to_what_others_have_appended(self, mounted):
+        """Though the kernel may take the size for known, and says where the write goes."""
+        (mounted.source / "log").write_bytes(b"1")
+        with mounted() as mount:
+            assert (mount.path / "log").stat().st_size == 1
+            with open(mounted.source / "log", "ab") as file:
+                file.write(b"22")
+            with open(mount.path / "log", "ab") as file:
+                file.write(b"3")
+        assert (mounted.source / "log").read_bytes() == b"1223"
+
     def test_a_directory_that_becomes_a_link(self, mounted):
         """The kernel follows it, in the mount's own tree of names."""
         for name in ("target", "sub"):
@@ -349,23 +362,42 @@ class TestOperations:
         assert os.listdir(source / "elsewhere") == ["made"]
 
     def test_a_node_that_is_looked_at_while_it_is_renamed(self, operations, monkeypatch):
-        """Between the rename in the source and the moment when the node knows of it."""
+        """Between the rename in the source and the moment when the node knows of it: whoever looks then waits for that."""
         operations, source = operations
         (source / "old").mkdir()
         number, _ = operations.lookup(ROOT_ID, b"old")
-        nodes, find, seen = operations.nodes, operations.nodes._find, []
+        nodes, renamed, is_moved, is_waited_for = operations.nodes, operations.nodes.renamed, Event(), Event()
 
-        def find_while_it_is_renamed(node):
-            if not seen:
-                seen.append(find(node))
-                operations.rename(ROOT, (ROOT_ID, b"old"), (ROOT_ID, b"new"), 0)
-                os.close(seen[0])
-                return -1
-            return find(node)
+        class Watched:
+            """The lock, which says that the second thread wants it."""
 
-        monkeypatch.setattr(nodes, "_find", find_while_it_is_renamed)
-        assert operations.attributes(number, None).ino == os.stat(source / "new").st_ino
-        assert seen
+            def __init__(self, lock):
+                self.lock, self.nr_wanted = lock, 0
+
+            def __enter__(self):
+                self.nr_wanted += 1
+                if self.nr_wanted == 2:
+                    is_waited_for.set()
+                self.lock.acquire()
+
+            def __exit__(self, *exc):
+                self.lock.release()
+
+        def renamed_late(*args):
+            is_moved.set()
+            assert is_waited_for.wait(PATIENCE_S)
+            renamed(*args)
+
+        monkeypatch.setattr(nodes, "moving", Watched(nodes.moving))
+        monkeypatch.setattr(nodes, "renamed", renamed_late)
+        with ThreadPoolExecutor(1) as pool:
+            moves = pool.submit(operations.rename, ROOT, (ROOT_ID, b"old"), (ROOT_ID, b"new"), 0)
+            assert is_moved.wait(PATIENCE_S)
+            try:
+                assert operations.attributes(number, None).ino == os.stat(source / "new").st_ino
+            finally:
+                is_waited_for.set()
+                moves.result(PATIENCE_S)
 
     def test_forgotten_nodes_are_gone_and_numbers_are_new(self, operations):
         operations, source = operations
