@@ -1,4 +1,4 @@
-"""Installs the wheel of dist/ for this interpreter into a fresh environment, and runs README's first example there.
+"""Installs the wheel of dist/ for this interpreter into a fresh environment, and runs README's example there.
 
     python tests/try_wheel.py
 
@@ -24,7 +24,8 @@ def main() -> int:
     if not wheels:
         print(f"dist/ has no wheel for {tag}{abi}: make wheel", file=sys.stderr)
         return 1
-    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    text = (ROOT / "README.md").read_text()
+    example = re.search(r"## Use it directly\s+```python\n(.*?)```", text, re.DOTALL)[1]
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         subprocess.run([sys.executable, "-m", "venv", place / "venv"], check=True)
@@ -34,7 +35,7 @@ def main() -> int:
         script = "import shutil\nassert not (shutil.which('cc') or shutil.which('gcc'))\n" + example
         environment = {"PATH": str(python.parent), "HOME": directory}
         subprocess.run([python, "-P", "-W", "error", "-c", script], cwd=place, env=environment, check=True)
-    print(f"{wheels[-1].name}: README's first example runs")
+    print(f"{wheels[-1].name}: README's example of direct use runs")
     return 0
 
 
