@@ -17,6 +17,7 @@ from pagecache.files.inode import Inode, Streams, is_writable
 from pagecache.files.modes import Durability, Mode, Name, OnChange, Policy, Priority, Recheck, check_choices, checked_mode
 from pagecache.files.recorded import RecordedFile, Recorder
 from pagecache.files.versioned import VersionedFile, copy_of_store
+from pagecache.options import OF_OPEN, unknown_option
 from pagecache.shares import Shares
 from pagecache.stats import server as live
 from pagecache.stats.numbers import Stats, read_stats
@@ -309,7 +310,7 @@ class PageCache:
                 return _store_of_url(source, mode, recheck, storage_options)
             source = source[len("file://") :]
         if storage_options:
-            raise TypeError(f"unknown arguments {', '.join(sorted(storage_options))}: they are for URLs")
+            raise unknown_option(min(storage_options), OF_OPEN, "PageCache.open", "options of file systems are for URLs")
         if isinstance(source, (str, bytes, os.PathLike)):
             return FileStore(source, mode, direct=direct, empties=False)
         missing = [name for name in ("key", "size", "validator", "readv", "close") if not hasattr(source, name)]

@@ -1,8 +1,11 @@
 """Options that nobody knows are refused, with the name that was probably meant: an option is never swallowed."""
 
 import difflib
+import inspect
 from collections.abc import Collection, Iterable
 
+OF_OPEN = ("recheck", "on_change", "direct", "durability", "priority", "tenant")  # of `PageCache.open`
+OF_URLS = ("whole_up_to", "thread_safe")  # more of them, for URLs
 _IS_MEANT = 0.6  # from what likeness on a name is offered
 _IS_MISSPELLED = 0.86  # from what likeness on a name of another library's is taken for one of ours: "chek" is not
 
@@ -36,3 +39,9 @@ def check_spelling(given: Iterable[str], ours: Collection[str], theirs: Collecti
     for name in given:
         if name not in ours and name not in theirs and difflib.get_close_matches(name, ours, 1, _IS_MISSPELLED):
             raise unknown_option(name, ours, owner)
+
+
+def constructor_parameters(kind: type) -> set[str]:
+    """Return the names of the arguments that a class and its bases take."""
+    constructors = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)]
+    return {name for constructor in constructors for name in inspect.signature(constructor).parameters}

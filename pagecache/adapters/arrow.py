@@ -12,6 +12,7 @@ pyarrow reads from Python files one range at a time, under a lock; `File.read_bu
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pagecache.extras import needs
 from pagecache.files.prefetch import Prefetch
 from pagecache.files.ranges import missing_runs
 from pagecache.units import PAGE_SHIFT
@@ -64,7 +65,8 @@ def prefetch_parquet(
     Returns what can be waited for; reading may begin at once. Raises KeyError for a column that does not exist, OSError.
     Context: reads the footer in the calling thread.
     """
-    import pyarrow.parquet as pq
+    with needs("arrow", "prefetch_parquet"):
+        import pyarrow.parquet as pq
 
     metadata = pq.ParquetFile(file).metadata
     numbers = range(metadata.num_row_groups) if row_groups is None else row_groups
@@ -82,8 +84,9 @@ def dataset_of(files: Sequence[Any]) -> Any:
 
     files: cached `File`s of one schema, which have to stay open. Polars reads it with `polars.scan_pyarrow_dataset`.
     """
-    import pyarrow
-    import pyarrow.dataset as ds
+    with needs("arrow", "dataset_of"):
+        import pyarrow
+        import pyarrow.dataset as ds
 
     form = ds.ParquetFileFormat()
     fragments = [form.make_fragment(pyarrow.PythonFile(file, mode="r")) for file in files]

@@ -21,17 +21,19 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-try:
+from pagecache.extras import needs
+
+with needs("dask", __name__):
     from distributed import SchedulerPlugin, WorkerPlugin
     from distributed.protocol.pickle import dumps
     from tornado.ioloop import PeriodicCallback
-except ImportError as missing:
-    raise ImportError("pagecache.adapters.dask needs Dask's scheduler: pip install 'pagecache-engine[dask]'") from missing
 
+from pagecache.adapters import prometheus
 from pagecache.adapters.metrics import METRICS
 from pagecache.adapters.peers import Member, PeerGroup
 from pagecache.cache import PageCache
 from pagecache.default import using
+from pagecache.options import check_options, constructor_parameters
 
 NAME = "pagecache"
 JOIN = "pagecache_join"
@@ -48,7 +50,7 @@ class PageCachePlugin(WorkerPlugin):
     size: budget of each worker's cache: bytes, "4GiB", or "25%" of what the process may use. cache_options: further
     arguments of PageCache. storage_options: {protocol: options} with which an owner opens the URLs that others ask it
     for; the same as tasks use. group_options: further arguments of PeerGroup (extent_bytes, replicate, timeout_s,
-    resolver and so on).
+    resolver and so on). Raises TypeError for one that these do not have.
     Registering it again changes nothing (`client.unregister_worker_plugin("pagecache")` first).
     """
 
@@ -63,6 +65,10 @@ class PageCachePlugin(WorkerPlugin):
         cache_options: Mapping[str, Any] | None = None,
         **group_options: Any,
     ):
+        own = {"storage_options", "cache_options"}
+        known = constructor_parameters(PeerGroup) - {"self", "members", "me", "cache", "secret", "tls"}
+        check_options(group_options, known | own, "PageCachePlugin")
+        check_options(cache_options or {}, constructor_parameters(PageCache) - {"self", "size", "segment"}, "PageCache")
         self._size = size
         self._cache_options = dict(cache_options or {})
         self._group_options = {"storage_options": storage_options, **group_options}
@@ -119,7 +125,7 @@ class Node:
         self._using = using(cache)
         self._using.__enter__()
         group.attach()
-        self._collector, self._registry = _register_metrics(cache)
+        self._is_reported = _register_metrics(cache)
 
     def take(self, members: Any, epoch: int, **_: Any) -> None:
         """Take a list that the scheduler sent."""
@@ -133,9 +139,8 @@ class Node:
     def close(self) -> None:
         """Stop serving and close the cache."""
         self._using.__exit__(None, None, None)
-        if self._collector is not None:
-            with contextlib.suppress(KeyError):
-                self._registry.unregister(self._collector)
+        if self._is_reported:
+            prometheus.unregister({"worker": self.cache})
         self.group.close()
         self.cache.close()
 
@@ -253,16 +258,14 @@ def _tls_of(worker: Any) -> Any:
     return listens["ssl_context"], connects["ssl_context"]
 
 
-def _register_metrics(cache: PageCache) -> tuple[Any, Any]:
-    """Report the cache on the worker's Prometheus route, which shows all that prometheus_client has registered."""
+def _register_metrics(cache: PageCache) -> bool:
+    """Report the cache on the worker's Prometheus route, which shows all that prometheus_client has registered. Returns
+    whether that can be done."""
     try:
-        from prometheus_client import REGISTRY
-
-        from pagecache.adapters import prometheus
-
-        return prometheus.register({"worker": cache}), REGISTRY
-    except (ImportError, ValueError):  # not installed, or the program has registered caches of its own
-        return None, None
+        prometheus.register({"worker": cache})
+    except (ImportError, ValueError):  # not installed, or another cache of the program has this name
+        return False
+    return True
 
 
 def _metric_of(node: Node, name: str) -> Any:

@@ -10,10 +10,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import fsspec
+from pagecache.extras import needs
+
+with needs("duckdb", __name__):
+    import fsspec
 
 from pagecache.adapters.objects import Objects
 from pagecache.files.file import File
+from pagecache.options import check_options
 
 PROTOCOL = "pagecache"
 
@@ -110,8 +114,10 @@ def register(
 
     connection: of DuckDB. external_file_cache: whether DuckDB 1.3 to 1.5 may keep what it reads of remote files in memory,
     these among them; else its setting `enable_external_file_cache` is turned off, for all files of the connection's
-    database. The others as for `PageCacheFiles`. Returns the file system.
+    database. The others as for `PageCacheFiles`. Returns the file system. Raises TypeError for another
+    option.
     """
+    check_options(options, ("external_file_cache", "glob", "protocol"), "register")
     files = PageCacheFiles(cache, open_store, **options)
     if not external_file_cache and _keeps_what_it_reads():
         _turn_off_cache(connection)

@@ -18,9 +18,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import fsspec
-from fsspec.asyn import AsyncFileSystem, sync
-from fsspec.implementations.chained import ChainedFileSystem
+from pagecache.extras import needs
+
+with needs("fsspec", __name__):
+    import fsspec
+    from fsspec.asyn import AsyncFileSystem, sync
+    from fsspec.implementations.chained import ChainedFileSystem
 
 from pagecache.adapters.ages import Ages, last_modified_s
 from pagecache.adapters.fsspec_cache_type import PageCacheType
@@ -30,9 +33,9 @@ from pagecache.adapters.fsspec_streams import ReadStream, WriteStream
 from pagecache.adapters.fsspec_target import Target
 from pagecache.cache import PageCache
 from pagecache.default import default_cache, forget_everywhere
-from pagecache.options import check_options, check_spelling
+from pagecache.options import check_options, check_spelling, constructor_parameters
 from pagecache.stores.call_options import key_part, request_options
-from pagecache.stores.fsspec import FsspecStore, constructor_parameters
+from pagecache.stores.fsspec import FsspecStore
 from pagecache.stores.validators import checked_recheck
 from pagecache.units import parse_size
 

@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fsspec.caching import BaseCache
+from pagecache.extras import needs
+
+with needs("fsspec", __name__):
+    from fsspec.caching import BaseCache
 
 from pagecache.default import default_cache
 from pagecache.options import check_options

@@ -5,8 +5,9 @@ Everything is read from `PageCache.stats` when the library asks: nothing is adde
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from pagecache._core import Mutex
 from pagecache.cache import PageCache
 from pagecache.default import default_cache
 from pagecache.stats.numbers import Stats
@@ -68,19 +69,51 @@ class WatchedCaches:
     """The caches that are reported, by name. They are not kept alive, and closed ones are passed over.
 
     caches: one cache, called "default"; several by name; None: the process's default cache as it is when it is asked for.
+    Context: any thread; the table of names is never changed, but replaced.
     """
 
     def __init__(self, caches: Caches = None):
-        if caches is None:
-            self._references: dict[str, Callable[[], Any]] = {"default": default_cache}
-        elif isinstance(caches, Mapping):
-            self._references = {str(name): weakref.ref(cache) for name, cache in caches.items()}
-        else:
-            self._references = {"default": weakref.ref(caches)}
+        self._references = _references_of(caches)
+        self._lock = Mutex()
+
+    def add(self, caches: Caches) -> None:
+        """Report more caches. Those that are reported already are not reported twice.
+
+        Raises ValueError for a name that counts for another cache, which is open.
+        """
+        more = _references_of(caches)
+        with self._lock.held():
+            for name, reference in more.items():
+                known = self._references.get(name, reference)
+                if known != reference and (known is default_cache or _is_open(known())):
+                    raise ValueError(f"another cache is reported as {name!r}: give each a name, as in {{'images': cache}}")
+            self._references = {**self._references, **more}
+
+    def remove(self, caches: Caches) -> bool:
+        """Report these caches no more. Returns whether there is none left."""
+        gone = _references_of(caches)
+        with self._lock.held():
+            self._references = {name: known for name, known in self._references.items() if gone.get(name) != known}
+            return not self._references
+
+    def replace(self, caches: Caches) -> None:
+        """Report these caches and no others."""
+        self._references = _references_of(caches)
 
     def stats(self) -> Iterator[tuple[str, Stats]]:
         """Iterate over the names and present numbers of the caches that are open."""
         for name, reference in self._references.items():
             cache = reference()
-            if cache is not None and not cache.closed and not cache.segment.dead:
+            if cache is not None and _is_open(cache):
                 yield name, cache.stats()
+
+
+def _references_of(caches: Caches) -> dict[str, Callable[[], PageCache | None]]:
+    if caches is None:
+        return {"default": default_cache}
+    named = caches if isinstance(caches, Mapping) else {"default": caches}
+    return {str(name): weakref.ref(cache) for name, cache in named.items()}
+
+
+def _is_open(cache: PageCache | None) -> bool:
+    return cache is not None and not cache.closed and not cache.segment.dead

@@ -16,7 +16,10 @@ import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rasterio.abc import MultiByteRangeResourceContainer
+from pagecache.extras import needs
+
+with needs("rasterio", __name__):
+    from rasterio.abc import MultiByteRangeResourceContainer
 
 from pagecache.adapters.objects import Objects
 from pagecache.files.file import File

@@ -14,9 +14,12 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal
 
-from zarr.abc.store import RangeByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
-from zarr.storage import FsspecStore, WrapperStore
+from pagecache.extras import needs
+
+with needs("zarr", __name__):
+    from zarr.abc.store import RangeByteRequest, Store
+    from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+    from zarr.storage import FsspecStore, WrapperStore
 
 from pagecache.adapters.zarr_opening import Opening
 from pagecache.adapters.zarr_reading import MISS, Reader

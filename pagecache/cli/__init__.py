@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        if isinstance(error, TypeError) and not getattr(arguments, "option", None):
+            raise  # no option of the user's is to blame
         print(f"pagecache {arguments.verb}: {error}", file=sys.stderr)
         return EXIT_USAGE
 

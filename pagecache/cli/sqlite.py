@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         0, or 1 if a statement failed.
     Raises:
-        OSError, ValueError, ImportError: the database cannot be opened.
+        OSError, ValueError, ImportError, TypeError: the database cannot be opened.
     """
     from pagecache.adapters import sqlite
 
@@ -45,8 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
     with pagecache.PageCache(arguments.size) as cache:
         try:
             db = sqlite.connect(arguments.source, cache, flags=flags, **parse_options(arguments.option))
-        except TypeError as error:
-            raise ValueError(str(error)) from None
         except apsw.Error as error:
             raise OSError(f"cannot open {arguments.source}: {error}") from error
         try:

@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         OSError: the object cannot be opened or read.
         ValueError: an argument makes no sense.
         ImportError: the URL needs a library that is not installed.
+        TypeError: an option is none of the file system's.
     """
     offset, read_bytes = parse_size(arguments.offset), parse_size(arguments.read_size)
     nbytes = None if arguments.nbytes is None else parse_size(arguments.nbytes)

@@ -11,11 +11,11 @@ So a version that is no longer there is an error (ESTALE), never a mix.
 """
 
 import asyncio
-import inspect
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from pagecache.options import check_spelling
+from pagecache.extras import needs
+from pagecache.options import OF_OPEN, OF_URLS, check_spelling, constructor_parameters
 from pagecache.stores import fsspec_ranges
 from pagecache.stores.call_options import are_of_this_process, key_part, request_options
 from pagecache.stores.described import Described
@@ -35,8 +35,6 @@ from pagecache.stores.in_order import Body
 from pagecache.stores.validators import Version
 from pagecache.stores.versioned import VersionedStore
 
-_OF_OPEN = ("recheck", "on_change", "whole_up_to", "direct", "durability", "priority", "tenant",
-            "thread_safe")  # not of file systems  # fmt: skip
 _OF_TEXT_FILES = ("compression", "encoding", "errors", "expand", "mode", "name_function", "newline", "num")
 PARALLEL_REQUESTS = 32  # of one object; the library behind may carry out fewer at once
 
@@ -204,10 +202,8 @@ def store_of_url(
     Raises ImportError, with what to install, when fsspec or the protocol's library is missing; TypeError for options that
     would be lost; else as FsspecStore.
     """
-    try:
+    with needs("fsspec", f"opening {url}"):
         import fsspec.core  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"opening {url} needs fsspec: pip install 'pagecache-engine[fsspec]'") from error
     _check_storage_options(url, storage_options)
     try:
         instance, path = instance_of_url(url, storage_options, thread_safe=thread_safe)
@@ -226,9 +222,9 @@ def _check_storage_options(url: str, options: Mapping[str, Any]) -> None:
         theirs = constructor_parameters(type_of_url(url))
     except (ValueError, ImportError):  # raised, with what to do, when it is opened
         return
-    check_spelling(options, _OF_OPEN, theirs, "PageCache.open")
+    check_spelling(options, OF_OPEN + OF_URLS, theirs, "PageCache.open")
     for name in options:
-        if name in _OF_OPEN and name not in theirs:
+        if name in OF_OPEN and name not in theirs:
             raise TypeError(f"{name}= is an option of PageCache.open, not of a store")
 
 
@@ -238,9 +234,3 @@ def type_of_url(url: str) -> type:
 
     first = url.partition("::")[0]
     return get_filesystem_class(first.partition("://")[0])
-
-
-def constructor_parameters(kind: type) -> set[str]:
-    """Return the names of the arguments that a class and its bases take."""
-    constructors = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)]
-    return {name for constructor in constructors for name in inspect.signature(constructor).parameters}

@@ -56,13 +56,62 @@ class TestPrometheus:
         assert registry.get_sample_value("pagecache_misses_total", {"cache": "a"}) == 0
         assert registry.get_sample_value("pagecache_misses_total", {"cache": "b"}) > 0
 
-    def test_twice_is_refused_and_taking_back_works(self, make_cache, registry):
+    def test_twice_is_once(self, make_cache, registry):
         cache = make_cache("1MiB")
         collector = pagecache_prometheus.register(cache, registry)
-        with pytest.raises(ValueError, match="Duplicated"):
-            pagecache_prometheus.register(cache, registry)
+        assert pagecache_prometheus.register(cache, registry) is collector
+        assert self.budgets(registry) == {"default": 1 << 20}
+
+    @staticmethod
+    def budgets(registry):
+        """Return {cache: budget} of one scrape."""
+        families = [family for family in registry.collect() if family.name == "pagecache_budget_bytes"]
+        return {sample.labels["cache"]: sample.value for family in families for sample in family.samples}
+
+    def test_caches_of_several_parts_of_a_program(self, make_cache, registry):
+        images, tables = make_cache("1MiB"), make_cache("2MiB")
+        collector = pagecache_prometheus.register({"images": images}, registry)
+        pagecache_prometheus.register({"tables": tables}, registry)
+        pagecache_prometheus.register(None, registry)
+        with pagecache.using(make_cache("3MiB")):
+            assert self.budgets(registry) == {"images": 1 << 20, "tables": 2 << 20, "default": 3 << 20}
+        for taken in (images, None):
+            with pytest.raises(ValueError, match="'tables'"):
+                pagecache_prometheus.register({"tables": taken or images}, registry)
+        pagecache_prometheus.unregister({"images": images}, registry)
+        pagecache_prometheus.unregister({"tables": images}, registry)  # is another one
+        pagecache_prometheus.unregister(None, registry)
+        assert self.budgets(registry) == {"tables": 2 << 20}
         registry.unregister(collector)
-        pagecache_prometheus.register(cache, registry)
+        assert self.budgets(registry) == {}
+
+    def test_taking_back_and_again(self, make_cache, registry):
+        cache, other = make_cache("1MiB"), make_cache("2MiB")
+        collector = pagecache_prometheus.register({"one": cache}, registry)
+        registry.unregister(collector)
+        pagecache_prometheus.register({"other": other}, registry)
+        assert self.budgets(registry) == {"other": 2 << 20}
+        pagecache_prometheus.unregister({"other": other}, registry)
+        pagecache_prometheus.unregister({"other": other}, registry)
+        assert self.budgets(registry) == {}
+        collector = pagecache_prometheus.register(cache, registry)
+        registry.unregister(collector)
+        pagecache_prometheus.unregister({"other": other}, registry)
+        assert self.budgets(registry) == {}
+
+    def test_a_name_of_a_closed_cache_is_free(self, make_cache, registry):
+        closed = pagecache.PageCache("1MiB")
+        pagecache_prometheus.register(closed, registry)
+        with pytest.raises(ValueError, match="'default'"):
+            pagecache_prometheus.register(make_cache("2MiB"), registry)
+        closed.close()
+        pagecache_prometheus.register(make_cache("2MiB"), registry)
+        assert self.budgets(registry) == {"default": 2 << 20}
+
+    def test_names_that_others_have_are_refused(self, make_cache, registry):
+        registry.register(pagecache_prometheus.PageCacheCollector(make_cache("1MiB")))
+        with pytest.raises(ValueError, match="Duplicated"):
+            pagecache_prometheus.register(make_cache("1MiB"), registry)
 
     def test_a_closed_cache_is_passed_over(self, registry):
         cache = pagecache.PageCache("1MiB")
@@ -117,9 +166,23 @@ class TestOpenTelemetry:
         closed.close()
         assert {cache for _, cache in self.observed(reader)} == {"open"}
 
+    def test_a_meter_that_observes_already(self, make_cache, reader, meter):
+        cache, other = make_cache("1MiB"), make_cache("2MiB")
+        instruments = pagecache_opentelemetry.instrument(cache, meter)
+        assert pagecache_opentelemetry.instrument(cache, meter) == instruments
+        assert pagecache_opentelemetry.instrument({"other": other}, meter) == instruments
+        with pytest.raises(ValueError, match="'default'"):
+            pagecache_opentelemetry.instrument(other, meter)
+        found = self.observed(reader)
+        assert found["pagecache.budget_bytes", "default"][0] == 1 << 20
+        assert found["pagecache.budget_bytes", "other"][0] == 2 << 20
+
     def test_without_a_provider(self, make_cache):
         pytest.importorskip("opentelemetry.metrics")
-        assert len(pagecache_opentelemetry.instrument(make_cache("1MiB"))) == len(METRICS)
+        cache = {"without a provider": make_cache("1MiB")}
+        instruments = pagecache_opentelemetry.instrument(cache)
+        assert len(instruments) == len(METRICS)
+        assert pagecache_opentelemetry.instrument(cache) == instruments
 
 
 class TestWatchedCaches:

@@ -1,5 +1,6 @@
 """The command line: what `pagecache stat` reads, prints and refuses."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -97,6 +98,43 @@ class TestUrl:
 
 
 class TestRefusals:
+    def test_options_of_a_file(self, data_file, capsys):
+        path, _ = data_file(10)
+        for source in (str(path), f"file://{path}"):
+            assert main(["stat", source, "--option", "anon=true"]) == EXIT_USAGE
+            assert "has no option 'anon'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("option", "said"),
+        [
+            ("rechek=5", "did you mean 'recheck'"),
+            ("compression=gzip", "compression"),
+            ("source=x", "source"),
+            ("auto_mkdirs=true", "auto_mkdirs"),
+        ],
+    )
+    def test_options_that_the_file_system_does_not_have(self, capsys, option, said):
+        pytest.importorskip("aiohttp")
+        with ObjectServer() as server:
+            url = server.put("object", b"bytes")
+            assert main(["stat", url, "--option", option]) == EXIT_USAGE
+            assert said in capsys.readouterr().err
+            assert main(["stat", f"pagecache::{url}", "--option", option]) == EXIT_USAGE
+            assert said in capsys.readouterr().err
+
+    def test_every_verb_with_options(self, data_file, capsys, tmp_path):
+        """A directory to mount, a database."""
+        path, _ = data_file(10)
+        (tmp_path / "mountpoint").mkdir()
+        verbs = [["stat", str(path)]]
+        if importlib.util.find_spec("apsw") is not None:
+            verbs.append(["sqlite", str(path), "SELECT 1"])
+        if importlib.util.find_spec("mfusepy") is not None:
+            verbs.append(["mount", str(tmp_path), str(tmp_path / "mountpoint")])
+        for words in verbs:
+            assert main([*words, "--option", "anon=true"]) == EXIT_USAGE
+            assert capsys.readouterr().err.startswith(f"pagecache {words[0]}: ")
+
     @pytest.mark.parametrize("words", [("--read-size", "0"), ("--offset", "x"), ("--option", "novalue"), ("--size", "1")])
     def test_arguments_that_make_no_sense(self, data_file, capsys, words):
         path, _ = data_file(10)

@@ -55,6 +55,37 @@ class TestMisspelled:
             PageCacheType(1, None, 1, **{wrong: 1})
 
 
+class TestElsewhere:
+    """The other places that take options by name, and hand them on."""
+
+    def test_of_an_open_by_path(self, cache, tmp_path):
+        (tmp_path / "file").write_bytes(b"bytes")
+        with pytest.raises(TypeError, match=r"'rechek': did you mean 'recheck'.*for URLs"):
+            cache.open(tmp_path / "file", rechek=5)
+        with pytest.raises(TypeError, match=r"'anon'.*for URLs"):
+            cache.open(tmp_path / "file", anon=True)
+
+    def test_of_a_plugin_for_workers(self):
+        dask = pytest.importorskip("pagecache.adapters.dask", reason="distributed is not installed")
+        with pytest.raises(TypeError, match="did you mean 'replicate'"):
+            dask.PageCachePlugin("1MiB", replicat="none")
+        with pytest.raises(TypeError, match="did you mean 'policy'"):
+            dask.PageCachePlugin("1MiB", cache_options={"polcy": "lru"})
+        with pytest.raises(TypeError, match="'secret'"):
+            dask.PageCachePlugin("1MiB", secret="of my own")
+        dask.PageCachePlugin("1MiB", replicate="none", timeout_s=1, cache_options={"policy": "kernel"})
+
+    def test_of_a_registration(self, cache):
+        duckdb = pytest.importorskip("pagecache.adapters.duckdb", reason="fsspec is not installed")
+        with pytest.raises(TypeError, match="did you mean 'protocol'"):
+            duckdb.register(None, cache, str, protcol="x")
+
+    def test_of_a_database(self, cache):
+        sqlite = pytest.importorskip("pagecache.adapters.sqlite", reason="apsw is not installed")
+        with pytest.raises(TypeError, match="did you mean 'flags'"):
+            sqlite.connect(":memory:", cache, flgs=1)
+
+
 class TestLost:
     def test_options_of_the_target_beside_those_of_the_cache(self, cache):
         for options in ({"client_kwargs": {"trust_env": True}}, {"anon": True}, {"headers": {"A": "b"}}):

@@ -5,10 +5,10 @@ that can be written, and, for reading, objects of URLs.  Rollback journals work 
 `PRAGMA locking_mode=EXCLUSIVE`: apsw has no shared memory for a VFS of its own.
 """
 
-try:
+from pagecache.extras import needs
+
+with needs("sqlite", __name__):
     import apsw as _apsw  # noqa: F401
-except ImportError as error:
-    raise ImportError("SQLite through the cache needs apsw: pip install 'pagecache-engine[sqlite]'") from error
 
 from pagecache.adapters.sqlite.vfs import VFS, connect
 

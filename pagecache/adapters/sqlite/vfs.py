@@ -16,6 +16,7 @@ from pagecache.adapters.sqlite.errors import io_error, is_refusal, open_error, s
 from pagecache.adapters.sqlite.places import PREFIX, LocalFiles, Objects, Urls
 from pagecache.cache import PageCache
 from pagecache.default import default_cache
+from pagecache.options import unknown_option
 from pagecache.stores import MemoryStore
 
 MAX_PATHNAME = 4096  # bytes
@@ -176,7 +177,7 @@ def connect(source: Any, cache: PageCache | None = None, *, flags: int | None = 
 
         source = store_of_url(source, **options)  # so that what is wrong with it is told at once
     elif options:
-        raise TypeError(f"unknown arguments {', '.join(sorted(options))}: they are for URLs")
+        raise unknown_option(min(options), ("cache", "flags"), "connect", "options of file systems are for URLs")
     name = vfs.add(source) if hasattr(source, "readv") else str(source)
     how = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE if flags is None else flags
     return apsw.Connection(name, flags=how, vfs=vfs.name)

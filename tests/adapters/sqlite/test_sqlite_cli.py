@@ -58,7 +58,7 @@ def test_what_cannot_be_opened(tmp_path, capfd):
     assert errors.startswith("pagecache sqlite: cannot open")
     status, _, errors = run(capfd, tmp_path / "data.db", "SELECT 1", "--option", "anon=true")
     assert status == EXIT_USAGE
-    assert "they are for URLs" in errors
+    assert "are for URLs" in errors
 
 
 def test_a_url(tmp_path, capfd):

@@ -152,7 +152,7 @@ def test_the_name_of_the_vfs_and_options_without_a_url(tmp_path, connect):
     db.execute("CREATE TABLE t(a)")
     assert db.execute("PRAGMA locking_mode=EXCLUSIVE; INSERT INTO t VALUES(1)").fetchall()
     assert db.vfsname("main").startswith("pagecache.adapters.sqlite")
-    with pytest.raises(TypeError, match="they are for URLs"):
+    with pytest.raises(TypeError, match="are for URLs"):
         connect(tmp_path / "data.db", anon=True)
 
 

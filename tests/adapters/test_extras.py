@@ -1,0 +1,79 @@
+"""Adapters without their libraries: each says which extra to install, and none is needed to import the others."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from support import ROOT
+
+# module: (the extra that the error has to name; what to call after importing it, if that imports alone)
+EXTRAS = {
+    "arrow": ("arrow", "dataset_of([])"),
+    "dask": ("dask", ""),
+    "duckdb": ("duckdb", ""),
+    "fsspec": ("fsspec", ""),
+    "fsspec_cache_type": ("fsspec", ""),
+    "fuse": ("fuse", "mount('/', '/mnt')"),
+    "opentelemetry": ("metrics", "instrument()"),
+    "prometheus": ("metrics", "register()"),
+    "rasterio": ("rasterio", ""),
+    "sqlite": ("sqlite", ""),
+    "valkey": ("valkey", "SecondLevel('valkey://127.0.0.1:1')"),
+    "zarr": ("zarr", ""),
+}
+NEED_NOTHING = {"metrics", "objects", "peers"}
+LIBRARIES = ("apsw", "distributed", "duckdb", "fsspec", "mfusepy", "obstore", "opentelemetry", "prometheus_client",
+             "pyarrow", "rasterio", "redis", "tornado", "valkey", "zarr")  # fmt: skip
+PROGRAM = """
+import importlib, json, sys
+for library in {libraries}:
+    sys.modules[library] = None
+import pagecache
+said = {{}}
+for name, call in {calls}.items():
+    try:
+        module = importlib.import_module("pagecache.adapters." + name)
+        if call:
+            eval("module." + call)
+        said[name] = None
+    except ImportError as error:
+        said[name] = str(error)
+for name in {needless}:
+    importlib.import_module("pagecache.adapters." + name)
+with pagecache.PageCache("1MiB") as cache:
+    try:
+        cache.open("https://127.0.0.1/object")
+    except ImportError as error:
+        said["url"] = str(error)
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said():
+    """What each adapter says where nothing is installed."""
+    program = PROGRAM.format(
+        libraries=LIBRARIES, calls={name: call for name, (_, call) in EXTRAS.items()}, needless=sorted(NEED_NOTHING)
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], check=True, capture_output=True, text=True, timeout=100)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_the_extra_is_named(said, name):
+    assert said[name] is not None, "it did without its library"
+    assert f"pip install 'pagecache-engine[{EXTRAS[name][0]}]'" in said[name]
+
+
+def test_urls_without_fsspec(said):
+    assert "pip install 'pagecache-engine[fsspec]'" in said["url"]
+
+
+def test_every_adapter_is_in_the_table():
+    directory = ROOT / "pagecache" / "adapters"
+    names = {path.stem for path in directory.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    parts = {name for name in names if any(name.startswith(f"{known}_") for known in EXTRAS)}  # of an adapter
+    assert names - parts - {"__init__"} == (EXTRAS.keys() - parts) | NEED_NOTHING
+    project = (ROOT / "pyproject.toml").read_text()
+    assert all(f"\n{extra} = [" in project for extra, _ in EXTRAS.values())
