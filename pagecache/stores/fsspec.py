@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from pagecache.extras import needs
+from pagecache.extras import extra_of_url, needs
 from pagecache.options import OF_OPEN, OF_URLS, check_spelling, constructor_parameters
 from pagecache.stores import fsspec_ranges
 from pagecache.stores.call_options import are_of_this_process, key_part, request_options
@@ -202,13 +202,14 @@ def store_of_url(
     Raises ImportError, with what to install, when fsspec or the protocol's library is missing; TypeError for options that
     would be lost; else as FsspecStore.
     """
-    with needs("fsspec", f"opening {url}"):
+    with needs(extra_of_url(url), f"opening {url}"):
         import fsspec.core  # noqa: F401
-    _check_storage_options(url, storage_options)
-    try:
-        instance, path = instance_of_url(url, storage_options, thread_safe=thread_safe)
-    except (ValueError, ImportError) as error:
-        raise type(error)(f"cannot open {url}: {error}") from error
+
+        _check_storage_options(url, storage_options)
+        try:
+            instance, path = instance_of_url(url, storage_options, thread_safe=thread_safe)
+        except ValueError as error:
+            raise ValueError(f"cannot open {url}: {error}") from error
     return FsspecStore(instance, path, recheck=recheck, whole_up_to=whole_up_to, thread_safe=thread_safe)
 
 

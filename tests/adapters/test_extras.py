@@ -14,7 +14,6 @@ EXTRAS = {
     "duckdb": ("duckdb", ""),
     "fsspec": ("fsspec", ""),
     "fsspec_cache_type": ("fsspec", ""),
-    "fuse": ("fuse", "mount('/', '/mnt')"),
     "opentelemetry": ("metrics", "instrument()"),
     "prometheus": ("metrics", "register()"),
     "rasterio": ("rasterio", ""),
@@ -22,8 +21,8 @@ EXTRAS = {
     "valkey": ("valkey", "SecondLevel('valkey://127.0.0.1:1')"),
     "zarr": ("zarr", ""),
 }
-NEED_NOTHING = {"metrics", "objects", "peers"}
-LIBRARIES = ("apsw", "distributed", "duckdb", "fsspec", "mfusepy", "obstore", "opentelemetry", "prometheus_client",
+NEED_NOTHING = {"fuse", "metrics", "objects", "peers"}
+LIBRARIES = ("apsw", "distributed", "duckdb", "fsspec", "obstore", "opentelemetry", "prometheus_client",
              "pyarrow", "rasterio", "redis", "tornado", "valkey", "zarr")  # fmt: skip
 PROGRAM = """
 import importlib, json, sys
@@ -67,7 +66,31 @@ def test_the_extra_is_named(said, name):
 
 
 def test_urls_without_fsspec(said):
-    assert "pip install 'pagecache-engine[fsspec]'" in said["url"]
+    assert "pip install 'pagecache-engine[http]'" in said["url"]
+
+
+URLS = {"http://127.0.0.1:1/x": "http", "s3://bucket/x": "s3", "gs://bucket/x": "gcs", "zip://x::s3://bucket/y": "s3"}
+PROGRAM_OF_URLS = """
+import sys
+for library in ("aiohttp", "gcsfs", "s3fs"):
+    sys.modules[library] = None
+import pagecache
+with pagecache.PageCache("1MiB") as cache:
+    for url in {urls}:
+        try:
+            cache.open(url)
+        except ImportError as error:
+            print(str(error).replace("\\n", " "))
+"""
+
+
+def test_urls_whose_library_is_missing():
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    program = PROGRAM_OF_URLS.format(urls=list(URLS))
+    done = subprocess.run([sys.executable, "-P", "-c", program], check=True, capture_output=True, text=True, timeout=100)
+    for (url, extra), line in zip(URLS.items(), done.stdout.splitlines(), strict=True):
+        assert url in line
+        assert f"pip install 'pagecache-engine[{extra}]'" in line
 
 
 def test_every_adapter_is_in_the_table():

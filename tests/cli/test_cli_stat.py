@@ -129,8 +129,7 @@ class TestRefusals:
         verbs = [["stat", str(path)]]
         if importlib.util.find_spec("apsw") is not None:
             verbs.append(["sqlite", str(path), "SELECT 1"])
-        if importlib.util.find_spec("mfusepy") is not None:
-            verbs.append(["mount", str(tmp_path), str(tmp_path / "mountpoint")])
+        verbs.append(["mount", str(tmp_path), str(tmp_path / "mountpoint")])
         for words in verbs:
             assert main([*words, "--option", "anon=true"]) == EXIT_USAGE
             assert capsys.readouterr().err.startswith(f"pagecache {words[0]}: ")

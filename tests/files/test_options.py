@@ -75,6 +75,15 @@ class TestElsewhere:
             dask.PageCachePlugin("1MiB", secret="of my own")
         dask.PageCachePlugin("1MiB", replicate="none", timeout_s=1, cache_options={"policy": "kernel"})
 
+    def test_of_a_mount(self, cache, tmp_path):
+        from pagecache.adapters.fuse import mount
+
+        for source in (str(tmp_path), "memory://somewhere"):
+            with pytest.raises(TypeError, match="did you mean 'recheck'"):
+                mount(source, str(tmp_path / "mountpoint"), cache=cache, rechek=5)
+        with pytest.raises(TypeError, match="'write_back'"):
+            mount(str(tmp_path), str(tmp_path / "mountpoint"), cache=cache, write_back=True)
+
     def test_of_a_registration(self, cache):
         duckdb = pytest.importorskip("pagecache.adapters.duckdb", reason="fsspec is not installed")
         with pytest.raises(TypeError, match="did you mean 'protocol'"):

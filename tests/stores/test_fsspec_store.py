@@ -398,7 +398,7 @@ class TestWithoutFsspec:
             "    except ImportError as error: print(error)\n"
         )
         said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-        assert "pip install 'pagecache-engine[fsspec]'" in said.stdout
+        assert "pip install 'pagecache-engine[http]'" in said.stdout
 
 
 class TestValidators:

@@ -20,6 +20,7 @@ from typing import Any
 
 from pagecache.cache import PageCache
 from pagecache.default import default_cache
+from pagecache.options import check_options
 
 __all__ = ["mount"]
 
@@ -47,7 +48,7 @@ def mount(
     kernel_cache: let the kernel keep pages too. read_only: refuse changes. allow_other: let other users in, as permissions
     say. ready: called when the mount is there. xattrs: extended attributes to show on its root. storage_options: for the
     file system of a URL. options: `direct`, `recheck`, `on_change` as for `PageCache.open`; `write_back` for a URL: see
-    docs. Raises ImportError with what to install, OSError.
+    docs. Raises ImportError with what to install, OSError, TypeError for another option.
     Context: blocks the calling thread, which must be the main one for the signals to be heard.
     """
     from pagecache.adapters.fuse import mounting
@@ -56,6 +57,7 @@ def mount(
 
     cache = default_cache() if cache is None else cache
     is_url = "://" in source and not source.startswith("file://")
+    check_options(options, ("recheck", "on_change", "write_back" if is_url else "direct"), "mount")
     mounting.check(mountpoint, None if is_url else source.removeprefix("file://"))
     operations: Any
     if is_url:
