@@ -21,13 +21,13 @@ import hashlib
 import itertools
 import logging
 import os
-import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pagecache._core import Mutex
+from pagecache.stores.base import NoRangesError
 from pagecache.stores.fsspec_kinds import (
     DIRECTORY,
     fields_of,
@@ -49,14 +49,16 @@ from pagecache.stores.fsspec_remake import (
     is_private,
     remade,
 )
+from pagecache.stores.turns import Turns
+from pagecache.stores.validators import ChangedError
 
 _NUMBER, _TURNS, _OWN = "_pagecache_number", "_pagecache_turns", "_pagecache_own"  # what is kept with an instance
-_ANSWERS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_ANSWERS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ChangedError,
+            NoRangesError)  # fmt: skip
 CONNECTIONS_MAX = 16  # that are kept although nobody uses them now
 _numbers = itertools.count(1)
 _lock = Mutex()
 _connections: "OrderedDict[str, Own]" = OrderedDict()  # by identity, the one used last at the end
-_turns: "weakref.WeakSet[_Turns]" = weakref.WeakSet()
 logger = logging.getLogger("pagecache")
 
 
@@ -77,20 +79,15 @@ class Shared:
         yield self.fs
 
 
-class _Turns:
-    """Turns that threads take. Context: the lock is a child process's own."""
+class _NumberedTurns(Turns):
+    """Turns of which several are taken in the order of their numbers."""
 
     def __init__(self) -> None:
-        self.number = next(_numbers)  # in the order of which several are taken
-        self.lock = Mutex()
-        _turns.add(self)
-
-    def renew_after_fork(self) -> None:
-        """Give a child a lock of its own."""
-        self.lock = Mutex()
+        super().__init__()
+        self.number = next(_numbers)
 
 
-class Own(_Turns):
+class Own(Turns):
     """An instance that nobody but the cache calls, one thread at a time.
 
     fs: the instance. It lives as long as the stores that use it, and as what it was made from.
@@ -264,10 +261,10 @@ def _numbered(fs: Any) -> str:
     return hashlib.sha256(f"{type(fs).__qualname__} number {number}".encode()).hexdigest()[:32]
 
 
-def _turns_of(fs: Any) -> list[_Turns]:
+def _turns_of(fs: Any) -> list[_NumberedTurns]:
     """Return the turns of an instance and of those that it stands on, the same for all that call them."""
     with _lock.held():
-        found: list[_Turns] = [fields_of(fs).setdefault(_TURNS, _Turns())]
+        found: list[_NumberedTurns] = [fields_of(fs).setdefault(_TURNS, _NumberedTurns())]
     return found + [turns for below in nested(fs) if not is_thread_safe(below) for turns in _turns_of(below)]
 
 
@@ -335,8 +332,6 @@ def _options_of(kind: Any, url: str, options: Mapping[str, Any]) -> dict[str, An
 def _after_fork_in_child() -> None:
     global _lock
     _lock = Mutex()
-    for turns in list(_turns):
-        turns.renew_after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -5,8 +5,12 @@ there is only `get_range`, `head` is asked for after each read, except with `rec
 
 Where `head` fails, or says that there is nothing, a `get` of the first byte tells: HTTP servers may know no HEAD. Servers
 without ranges refuse it, which obstore calls NotSupportedError: their objects are read from the beginning.
+
+obstore's own stores are for any number of threads.  Of others that is not known: they are called by the threads that read
+through the cache, one at a time for each store, unless their user says `thread_safe`.
 """
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -18,13 +22,16 @@ from pagecache.stores.described import Described, Memory, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.in_order import PIECE, Body, Take
+from pagecache.stores.turns import Turns
 from pagecache.stores.validators import ChangedError, Version, is_proved
 from pagecache.stores.versioned import VersionedStore
 
+PARALLEL_REQUESTS = 32  # of one object, where the store is for threads
 _numbers = itertools.count(1)
 _numbered: dict[int, int] = {}  # by address, as long as the object lives
 _unforgotten: list[Any] = []
 _numbers_lock = Mutex()
+_turns: dict[int, Turns] = {}  # by number
 _heads_untrue = Memory()  # keys of objects of which `head` says something else than `get`
 _NOT_THIS_VERSION = ("PreconditionError", "NotModifiedError")  # by name: obspec's are classes without an import of theirs
 _NO_RANGES = ("NotSupportedError",)
@@ -41,6 +48,22 @@ def _number_of(thing: Any) -> int:
                 _unforgotten.append(thing)
             _numbered[id(thing)] = next(_numbers)
         return _numbered[id(thing)]
+
+
+def _turns_of(store: Any) -> Turns:
+    """Return the turns of one store object."""
+    number = _number_of(store)
+    with _numbers_lock.held():
+        if number not in _turns:
+            _turns[number] = Turns()
+            with contextlib.suppress(TypeError):  # then it stays, as its number does
+                weakref.finalize(store, _turns.pop, number, None)
+        return _turns[number]
+
+
+def _is_for_threads(store: Any) -> bool:
+    """Whether a store is obstore's own: those are for threads. A class made from one may do anything."""
+    return type(store).__module__ in ("obstore.store", "obstore._store")
 
 
 def _is_told(store: Any) -> bool:
@@ -98,13 +121,15 @@ class ObspecStore(VersionedStore):
     store: for example an `obstore.store.S3Store`. path: of the object in it. recheck: as for FsspecStore.
     whole_up_to: as for FsspecStore.
     key: identity, if two store objects are known to be the same; else it is taken from kind, prefix and configuration.
+    Only stores that are for threads share it.
+    thread_safe: whether any number of threads may call the store, while its user calls it too; None: if it is obstore's.
+    Otherwise it is called by the threads that read through the cache, while they wait, one at a time.
     Raises FileNotFoundError, OSError, and what `head` raises.
     Context: obstore reads without the GIL.
     """
 
     preferred_request = 128 * 1024
     max_request = 16 * 1024 * 1024
-    parallel_requests = 32
     readahead_requests = 8
 
     def __init__(
@@ -116,6 +141,7 @@ class ObspecStore(VersionedStore):
         key: str | None = None,
         version: Version | None = None,
         whole_up_to: int | str = 0,
+        thread_safe: bool | None = None,
     ):
         missing = [name for name in ("head", "get_range") if not hasattr(store, name)]
         if missing:
@@ -125,12 +151,19 @@ class ObspecStore(VersionedStore):
         self.store = store
         self.path = path
         self._given_key = key
+        self._thread_safe = thread_safe
+        is_for_threads = _is_for_threads(store) if thread_safe is None else thread_safe
+        self.background_reads = is_for_threads
+        self.parallel_requests = PARALLEL_REQUESTS if is_for_threads else 1
+        self._turns = None if is_for_threads else _turns_of(store)
         self._conditional = hasattr(store, "get")
         self.key = f"obspec:{key or identity_of(store)}:{path}"
+        if not is_for_threads:
+            self.key += f"#{_number_of(store)}"  # another store, also one that is the same, has other callers
         self.origin = f"obspec:{identity_of(store)}"
         if self.is_immutable and not self._conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
-        self.key_scope = "everywhere" if key else scope_of(store)
+        self.key_scope = "process" if not is_for_threads else "everywhere" if key else scope_of(store)
         self.latency = "local" if type(store).__name__ in ("MemoryStore", "LocalStore") else "remote"
         self._head_may_fail = self._conditional and type(store).__name__ == "HTTPStore"
         if version is None and not self.is_immutable:
@@ -141,7 +174,8 @@ class ObspecStore(VersionedStore):
     def describe(self) -> Described:
         """Ask what the object is now. Raises OSError."""
         try:
-            return self._describe()
+            with self._turn():
+                return self._describe()
         except Exception as error:
             raise meant_error(error, self.name) or failed_request(error, self.name) from error
 
@@ -170,6 +204,14 @@ class ObspecStore(VersionedStore):
     def doubt_head(self) -> None:
         """Do not believe what `head` says about the object any more."""
         _heads_untrue.note(self.key)
+
+    def _turn(self) -> Any:
+        """For the length of a call of the store. Context: waits for the calls of others, if it is one at a time."""
+        return contextlib.nullcontext() if self._turns is None else self._turns.lock.held()
+
+    def _fill(self, version: Version, offset: int, destination: Destination, tells: bool) -> bool:
+        with self._turn():
+            return super()._fill(version, offset, destination, tells)
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
 
@@ -224,10 +266,11 @@ class ObspecStore(VersionedStore):
         return ObspecBody(answer, self._is_of_version(answer, version))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.store, self.path, self.recheck, self._given_key, self.whole_up_to)
+        how = (self.recheck, self._given_key, self.whole_up_to, self._thread_safe)
+        return _open_again, (self.store, self.path, *how)
 
     def __copy__(self) -> "ObspecStore":
-        return _open_again(self.store, self.path, self.recheck, self._given_key, self.whole_up_to)
+        return _open_again(self.store, self.path, self.recheck, self._given_key, self.whole_up_to, self._thread_safe)
 
 
 def _says_absent(error: BaseException) -> bool:
@@ -239,6 +282,6 @@ def _is_named(error: BaseException, names: tuple[str, ...]) -> bool:
 
 
 def _open_again(
-    store: Any, path: str, recheck: bool | str | float, key: str | None, whole_up_to: int
+    store: Any, path: str, recheck: bool | str | float, key: str | None, whole_up_to: int, thread_safe: bool | None
 ) -> ObspecStore:
-    return ObspecStore(store, path, recheck=recheck, key=key, whole_up_to=whole_up_to)
+    return ObspecStore(store, path, recheck=recheck, key=key, whole_up_to=whole_up_to, thread_safe=thread_safe)

@@ -1,7 +1,10 @@
 """ObspecStore: obstore's stores, and others with obspec's methods."""
 
+import asyncio
+import copy
 import errno
 import pickle
+import threading
 
 import pytest
 from support import PAGE, Crew, assert_nothing_is_held, pages_of
@@ -148,8 +151,8 @@ class TestIdentity:
     def test_given_key_counts(self, cache):
         one, other = Ranges(DATA), Ranges(DATA)
         with (
-            cache.open(ObspecStore(one, "object", key="mine")) as first,
-            cache.open(ObspecStore(other, "object", key="mine")) as second,
+            cache.open(ObspecStore(one, "object", key="mine", thread_safe=True)) as first,
+            cache.open(ObspecStore(other, "object", key="mine", thread_safe=True)) as second,
         ):
             assert first.read() == second.read() == DATA
             assert "get_range" not in other.asked
@@ -181,3 +184,77 @@ class TestAnything:
     def test_what_is_no_store_is_named(self):
         with pytest.raises(TypeError, match="lacks head, get_range"):
             ObspecStore(object(), "object")
+
+
+class CountedRanges(Ranges):
+    """Notes who calls, and whether two threads ever do at once."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.threads, self.nr_inside, self.most_inside = set(), 0, 0
+        self.changed = threading.Condition()
+
+    def get_range(self, path, *, start, end=None, length=None):
+        with self.changed:
+            self.threads.add(threading.current_thread())
+            self.nr_inside += 1
+            self.most_inside = max(self.most_inside, self.nr_inside)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.nr_inside > 1, 0.004)
+        try:
+            return super().get_range(path, start=start, end=end, length=length)
+        finally:
+            with self.changed:
+                self.nr_inside -= 1
+
+
+class TestThreads:
+    def test_a_store_of_which_nothing_is_known_is_called_by_its_users_thread(self, cache):
+        store = CountedRanges(DATA)
+        with cache.open(ObspecStore(store, "object")) as file:
+            for start in range(0, len(DATA), 3000):
+                assert file.pread(3000, start) == DATA[start : start + 3000]
+                assert store.get_range("object", start=5, end=10) == DATA[5:10]
+            file.cache.drop_caches()
+            file.prefetch()
+            assert asyncio.run(file.pread_async(len(DATA), 0)) == DATA
+        assert (store.threads, store.most_inside) == ({threading.current_thread()}, 1)
+
+    def test_threads_take_turns_whatever_objects_they_read(self, cache):
+        store = CountedRanges(DATA)
+        files = [cache.open(ObspecStore(store, f"object{number}", key="mine")) for number in range(3)]
+        crew = Crew(*[lambda file=file: file.pread(len(DATA), 0) for file in files])
+        assert crew.join_well() == [DATA] * 3
+        assert store.most_inside == 1
+        assert store.threads <= set(crew.threads)
+
+    def test_no_thread_reads_through_a_store_of_another_one(self, cache):
+        mine, others = CountedRanges(DATA), CountedRanges(DATA)
+        first = cache.open(ObspecStore(mine, "object", key="same"))
+        crew = Crew(lambda: cache.open(ObspecStore(others, "object", key="same")).pread(len(DATA), 0))
+        assert crew.join_well() == [DATA]
+        assert first.pread(10, 0) == DATA[:10]
+        assert (mine.threads, others.threads) == ({threading.current_thread()}, set(crew.threads))
+
+    @pytest.mark.parametrize("copied", [copy.copy, lambda store: store], ids=["copied", "itself"])
+    def test_one_that_is_said_to_be_for_threads_is_read_in_parallel(self, cache, copied):
+        store = CountedRanges(DATA)
+        with cache.open(copied(ObspecStore(store, "object", thread_safe=True))) as file:
+            ranges = [(PAGE, start) for start in range(0, len(DATA) - PAGE, 5 * PAGE)]
+            assert file.preadv_many(ranges, hole_size=0) == [DATA[start : start + PAGE] for _, start in ranges]
+            file.inode.wait_idle(30)
+        assert store.most_inside > 1
+
+    def test_obstores_own_are_for_threads(self, stores):
+        store = stores.MemoryStore()
+        store.put("object", DATA)
+        assert ObspecStore(store, "object").background_reads
+        assert ObspecStore(store, "object").parallel_requests > 1
+        assert not ObspecStore(store, "object", thread_safe=False).background_reads
+
+        class Mine(stores.MemoryStore):
+            pass
+
+        mine = Mine()
+        mine.put("object", DATA)
+        assert not ObspecStore(mine, "object").background_reads
