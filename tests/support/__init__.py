@@ -20,6 +20,7 @@ from pagecache.readahead import ondemand
 SUPPORT = Path(__file__).resolve().parent
 TESTS = SUPPORT.parent
 ROOT = TESTS.parent
+NOBODY = 65534  # a user who owns nothing
 
 PAGE = 4096
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()

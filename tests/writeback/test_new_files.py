@@ -11,8 +11,7 @@ import stat
 import tempfile
 
 import pytest
-from conftest import NOBODY
-from support import PAGE, Crew, pages_of, wait_until
+from support import NOBODY, PAGE, Crew, pages_of, wait_until
 from support.write_steps import WritableStore
 
 import pagecache
