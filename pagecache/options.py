@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Collection, Iterable
 
 OF_OPEN = ("recheck", "on_change", "direct", "durability", "priority", "tenant")  # of `PageCache.open`
-OF_URLS = ("whole_up_to", "thread_safe")  # more of them, for URLs
+OF_URLS = ("whole_up_to", "thread_safe", "key_without")  # more of them, for URLs
 _IS_MEANT = 0.6  # from what likeness on a name is offered
 _IS_MISSPELLED = 0.86  # from what likeness on a name of another library's is taken for one of ours: "chek" is not
 

@@ -36,6 +36,7 @@ from pagecache.default import default_cache, forget_everywhere
 from pagecache.options import check_options, check_spelling, constructor_parameters
 from pagecache.stores.call_options import key_part, request_options
 from pagecache.stores.fsspec import FsspecStore
+from pagecache.stores.signed_urls import checked_names, url_without
 from pagecache.stores.validators import checked_recheck
 from pagecache.units import parse_size
 
@@ -53,9 +54,9 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     process has no default cache yet (see `default_cache`). recheck, on_change: as for `PageCache.open`; `cat_file`,
     `cat_ranges` and their like keep an object open from its first use until `invalidate_cache`, so recheck="open" looks at
     it once, and an object that changed raises ESTALE once and is then read anew. whole_up_to: as for FsspecStore.
-    These three may also be given to one call. thread_safe: as for FsspecStore. All other options of `open`, `cat_file` and
-    their like are the target's: they go to each of its requests, and what they brought is served to calls with the same
-    options only.
+    These three may also be given to one call. thread_safe, key_without: as for FsspecStore. All other options of `open`,
+    `cat_file` and their like are the target's: they go to each of its requests, and what they brought is served to calls
+    with the same options only.
     Raises TypeError for an option that it does not have.
 
     Instances pickle as their arguments, and can be used in a child of fork() and from any thread or event loop. A hit of
@@ -78,6 +79,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         on_change: str = "error",
         whole_up_to: int | str = 0,
         thread_safe: bool | None = None,
+        key_without: str | Sequence[str] = (),
         **options: Any,
     ):
         check_options(options, self._parameters(), "pagecache://", "options of the target go into target_options={...}, or "
@@ -88,6 +90,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         self.recheck = checked_recheck(recheck)
         self.on_change = on_change
         self.whole_up_to = parse_size(whole_up_to)
+        self.key_without = checked_names(key_without)
         self.size_of_cache = size
         self.target_protocol = target_protocol
         self._target = Target(fs, target_protocol, target_options or {}, thread_safe)
@@ -204,9 +207,8 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         name, epoch = path + key_part(options), self._handles.epoch
         known = self._handles.known_version(name, recheck)
         theirs = {name: value for name, value in options.items() if name not in OF_A_CALL}
-        store = FsspecStore(
-            self.instance, path, recheck=recheck, version=known, whole_up_to=own["whole_up_to"], options=theirs
-        )  # fmt: skip
+        how: dict[str, Any] = {"recheck": recheck, "whole_up_to": own["whole_up_to"], "key_without": self.key_without}
+        store = FsspecStore(self.instance, path, version=known, options=theirs, **how)
         file = self.page_cache.open(store, recheck=recheck, on_change=on_change)
         self._handles.note_version(name, store.known_version, epoch)
         if epoch != self._handles.epoch:  # something was changed meanwhile, perhaps this: the next one looks again
@@ -366,7 +368,8 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
             self._in_turn("invalidate_cache", path)
         known = {path.rstrip("/") for path in paths} | {os.path.realpath(path) for path in paths if self._has_links}
         self._handles.forget(known)
-        forget_everywhere(*(f"fsspec:{self.instance.identity}:{path}" for path in known))
+        names = [url_without(path, self.key_without) for path in known]
+        forget_everywhere(*(f"fsspec:{self.instance.identity}:{name}" for name in names))
 
 
 def _each(function: Callable[[str], str], path: Any) -> Any:

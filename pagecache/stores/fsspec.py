@@ -11,14 +11,14 @@ So a version that is no longer there is an error (ESTALE), never a mix.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from pagecache.extras import extra_of_url, needs
 from pagecache.options import OF_OPEN, OF_URLS, check_spelling, constructor_parameters
 from pagecache.stores import fsspec_ranges
 from pagecache.stores.call_options import are_of_this_process, key_part, request_options
-from pagecache.stores.described import Described
+from pagecache.stores.described import Described, Memory
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.fsspec_instances import (
@@ -32,10 +32,12 @@ from pagecache.stores.fsspec_instances import (
 )
 from pagecache.stores.fsspec_kinds import is_of_machine
 from pagecache.stores.in_order import Body
+from pagecache.stores.signed_urls import checked_names, url_without
 from pagecache.stores.validators import Version
 from pagecache.stores.versioned import VersionedStore
 
 _OF_TEXT_FILES = ("compression", "encoding", "errors", "expand", "mode", "name_function", "newline", "num")
+_newest_paths = Memory()  # URLs that were asked for last, by keys that leave a part of them out
 PARALLEL_REQUESTS = 32  # of one object; the library behind may carry out fewer at once
 
 
@@ -56,7 +58,8 @@ class FsspecStore(VersionedStore):
     every request, and are part of the key. thread_safe: whether the file system may be called by several threads at once,
     while its user calls it too; None: what is known of its class. If not, it is read in its user's threads, or one like it
     that is made from the same arguments. exclusive: nobody else calls this file system, so that it may be read in the
-    background, one call at a time.
+    background, one call at a time. key_without: "signature" for URLs that are signed anew now and then: what is cached is
+    found again by the next one, and read on by it; or names of the parameters of the URL that do not choose the bytes.
     Raises FileNotFoundError, IsADirectoryError, OSError; ENOTSUP if the object has no size; TypeError for an option that
     the file system does not have.
     Context: requests of asynchronous file systems run on fsspec's loop while the calling thread waits; do not call this
@@ -78,6 +81,7 @@ class FsspecStore(VersionedStore):
         options: Mapping[str, Any] | None = None,
         thread_safe: bool | None = None,
         exclusive: bool = False,
+        key_without: str | Sequence[str] = (),
     ):
         self._thread_safe = thread_safe
         self._instance: Instance
@@ -86,24 +90,42 @@ class FsspecStore(VersionedStore):
         else:
             self._instance = instance_of(fs, thread_safe=thread_safe, exclusive=exclusive)
         self.template = self._instance.template  # what tells about the file system without a call
-        self.path = self.template._strip_protocol(path)
-        name = self.template.unstrip_protocol(self.path)
+        self.key_without = checked_names(key_without)
+        self._own_path: str = self.template._strip_protocol(path)
+        self._was_asked = False  # so that its signature is known to hold
+        lasting_path = url_without(self._own_path, self.key_without)
+        name = self.template.unstrip_protocol(lasting_path)
         super().__init__(name, recheck=recheck, version=version, whole_up_to=whole_up_to)
         self._ranges = fsspec_ranges.ranges_of(self.template)
         self.options = request_options(options)
         self._ranges.check_options(self)
-        self.key = f"fsspec:{self._instance.identity}:{self.path}{key_part(self.options)}"
+        # what is left of a signed URL may be another object by itself, or one for others: it has a key of its own
+        signed = "#signed" if self.key_without else ""
+        self.key = f"fsspec:{self._instance.identity}:{lasting_path}{signed}{key_part(self.options)}"
         if self.is_immutable and not self._ranges.conditional:
             self.key += "#unverified"  # what was read without looking is not served to those who want it verified
-        self.origin = f"fsspec:{self._instance.identity}:{_place_of(self.path)}"
+        self.origin = f"fsspec:{self._instance.identity}:{_place_of(lasting_path)}"
         self.parallel_requests = PARALLEL_REQUESTS if self._instance.is_parallel else 1
         self.background_reads = self._instance.background_reads
         self.latency = "remote" if self._ranges.remote else "local"
         scope = "everywhere" if self._ranges.remote and not is_of_machine(self.template) else "machine"
         numbered = self._instance.is_numbered or are_of_this_process(self.options)
         self.key_scope = "process" if numbered else scope
+        if self.is_immutable and self.key_without:
+            self._take_for_newest()
         if version is None and not self.is_immutable:
             self.refresh()
+
+    @property
+    def path(self) -> str:
+        """The path that requests are for: of stores of one key the one that was asked for last, as its signature holds."""
+        newest = _newest_paths.get(self.key) if self._was_asked else None
+        return str(newest or self._own_path)
+
+    def _take_for_newest(self) -> None:
+        """Have all stores of this key ask for the path of this one."""
+        self._was_asked = True
+        _newest_paths.note(self.key, self._own_path)
 
     @property
     def loop(self) -> Any:
@@ -124,7 +146,10 @@ class FsspecStore(VersionedStore):
         along. Raises OSError; TypeError for an option that the file system does not have."""
         try:
             with self._instance.turn():
-                return self._ranges.describe(self)
+                described = self._ranges.describe(self)
+            if self.key_without and not self._was_asked:
+                self._take_for_newest()
+            return described
         except TypeError:  # of the arguments, not of the store
             raise
         except Exception as error:
@@ -167,11 +192,11 @@ class FsspecStore(VersionedStore):
 
     def __reduce__(self) -> tuple[Any, ...]:
         is_ours = isinstance(self._instance, Own)
-        how = (self.recheck, self.whole_up_to, self._thread_safe, self.options)
+        how = (self.recheck, self.whole_up_to, self._thread_safe, self.options, self.key_without)
         return _open_again, (self._instance.template, is_ours, self.path, *how)
 
     def __copy__(self) -> "FsspecStore":
-        how = (self.recheck, self.whole_up_to, self._thread_safe, self.options)
+        how = (self.recheck, self.whole_up_to, self._thread_safe, self.options, self.key_without)
         return _open_again(self._instance, False, self.path, *how)
 
 
@@ -183,9 +208,11 @@ def _open_again(
     whole_up_to: int,
     thread_safe: bool | None,
     options: Mapping[str, Any],
+    key_without: Sequence[str],
 ) -> FsspecStore:
     fs = instance_made_for_us(fs) if is_ours else fs
-    return FsspecStore(fs, path, recheck=recheck, whole_up_to=whole_up_to, thread_safe=thread_safe, options=options)
+    how: dict[str, Any] = {"recheck": recheck, "whole_up_to": whole_up_to, "thread_safe": thread_safe}
+    return FsspecStore(fs, path, options=options, key_without=key_without, **how)
 
 
 def store_of_url(
@@ -194,11 +221,12 @@ def store_of_url(
     recheck: bool | str | float = "open",
     whole_up_to: int | str = 0,
     thread_safe: bool | None = None,
+    key_without: str | Sequence[str] = (),
     **storage_options: Any,
 ) -> FsspecStore:
     """Return the store of a URL, which may be chained.
 
-    recheck, whole_up_to, thread_safe: as for FsspecStore. storage_options: as `fsspec.open` takes them.
+    recheck, whole_up_to, thread_safe, key_without: as for FsspecStore. storage_options: as `fsspec.open` takes them.
     Raises ImportError, with what to install, when fsspec or the protocol's library is missing; TypeError for options that
     would be lost; else as FsspecStore.
     """
@@ -210,7 +238,8 @@ def store_of_url(
             instance, path = instance_of_url(url, storage_options, thread_safe=thread_safe)
         except ValueError as error:
             raise ValueError(f"cannot open {url}: {error}") from error
-    return FsspecStore(instance, path, recheck=recheck, whole_up_to=whole_up_to, thread_safe=thread_safe)
+    how: dict[str, Any] = {"recheck": recheck, "whole_up_to": whole_up_to, "thread_safe": thread_safe}
+    return FsspecStore(instance, path, key_without=key_without, **how)
 
 
 def _check_storage_options(url: str, options: Mapping[str, Any]) -> None:
