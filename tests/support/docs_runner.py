@@ -98,10 +98,49 @@ def make_sqlite(path):
     database.close()
 
 
+def make_npz(path):
+    import numpy
+
+    numpy.savez(path, first=numpy.arange(1000), second=numpy.ones((100, 100)))
+
+
+def make_zip(path):
+    import zipfile
+
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(20):
+            archive.writestr(f"member-{number}.txt", f"text {number} " * 1000)
+
+
+def make_tar(path):
+    import io
+    import tarfile
+
+    with tarfile.open(path, "w") as archive:
+        for number in range(20):
+            data = f"text {number} ".encode() * 1000
+            entry = tarfile.TarInfo(f"member-{number}.txt")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def make_json_lines(path):
+    path.write_text("".join(f'{{"id": {number}, "value": {number * 0.5}}}\n' for number in range(2000)))
+
+
+def make_safetensors(path):
+    import numpy
+    import safetensors.numpy
+
+    tensors = {"first": numpy.arange(1000.0), "second": numpy.arange(6000, dtype="f4").reshape(60, 100)}
+    safetensors.numpy.save_file(tensors, str(path))
+
+
 SAMPLES = {
     "data.bin": make_bytes, "table.parquet": make_parquet, "table.csv": make_csv, "array.zarr": make_zarr,
     "data.h5": make_hdf5, "data.nc": make_netcdf, "data.zarr": make_xarray_zarr, "image.tif": make_tiff,
-    "data.db": make_sqlite,
+    "data.db": make_sqlite, "arrays.npz": make_npz, "archive.zip": make_zip, "archive.tar": make_tar,
+    "lines.jsonl": make_json_lines, "model.safetensors": make_safetensors,
 }  # fmt: skip
 
 
