@@ -9,6 +9,7 @@ themselves: a background thread, which needs no GIL, starts when fewer than `wat
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.adaptive cimport adaptive_fit
 from pagecache.core.atomic cimport cas_acq_rel_u32, hint_u64, load_acquire_u32, load_relaxed_u32, store_release_u32
+from pagecache.core.compact cimport folio_alloc_block
 from pagecache.core.config cimport SWAP_CLUSTER_MAX
 from pagecache.core.evict cimport folio_evict, lru_putback
 from pagecache.core.folio cimport (FOLIO_UNUSED, folio_alloc_nowait, folio_index, folio_mapping, folio_nr_pages,
@@ -231,8 +232,8 @@ cdef inline Folio* folio_alloc(Segment* seg, uint32_t order, bint hard) noexcept
         if folio != NULL:
             return folio
         if order > 0:
-            return NULL
-    return folio_alloc_nowait(seg, order)
+            break
+    return folio_alloc_block(seg, order) if order > 0 else folio_alloc_nowait(seg, order)
 
 
 # -- background ------------------------------------------------------------------------------------------------------

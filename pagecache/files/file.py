@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pagecache import filemap, truncate, writeback
-from pagecache._core import CopyTarget, FileRaState, Folio
+from pagecache._core import CacheFullError, CopyTarget, FileRaState, Folio, view_of_copy
 from pagecache.files import aio
 from pagecache.files import ranges as _ranges
 from pagecache.files.inode import Inode
@@ -16,11 +16,13 @@ from pagecache.files.prefetch import Prefetch
 from pagecache.files.reopening import reduced
 from pagecache.files.writing import FileWrites
 from pagecache.mm.mmap_object import map_file
+from pagecache.requests import fill
 from pagecache.stats.numbers import FileStats
-from pagecache.units import PAGE_SHIFT, PAGE_SIZE
+from pagecache.units import MAX_FOLIO_ORDER, PAGE_SHIFT, PAGE_SIZE
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
 FADV_NORMAL, FADV_RANDOM, FADV_SEQUENTIAL, FADV_WILLNEED, FADV_DONTNEED, FADV_NOREUSE = range(6)
+VIEW_REMEDY = "use iter_views, which copies nothing, or pread"
 VIEW_BYTES_MIN = 16 * 1024  # below it a copy costs less than a view, and pins nothing
 PINNED_SHARE = 4  # buffers that others keep may pin a quarter of the cache
 
@@ -149,7 +151,29 @@ class File(FileWrites):
         if view is None or len(view) == min(nbytes, self.mapping.size - pos):
             return memoryview(b"") if view is None else view
         view.release()
-        return memoryview(self.pread(nbytes, pos))
+        return self._view_of_copy(min(nbytes, self.mapping.size - pos), pos)
+
+    def _view_of_copy(self, nbytes: int, pos: int) -> memoryview:
+        """Copy a range into page frames of its own, so that it is inside the budget. Raises CacheFullError."""
+        segment = self.mapping.segment
+        order = (max(0, nbytes - 1) >> PAGE_SHIFT).bit_length()
+        if order > MAX_FOLIO_ORDER or 2 << order > segment.nr_frames:
+            what = f"{nbytes} bytes of {self.name} at offset {pos} cannot be seen as one: folios hold parts of them"
+            raise fill.cache_full(segment, what, VIEW_REMEDY)
+        with self._frames_for_view(order) as folio:
+            view = self._view_copied(folio, pos, nbytes)
+        if view is None:
+            data = self.pread(nbytes, pos)  # while no frame is held
+            with self._frames_for_view(order) as folio:
+                view = view_of_copy(folio, data)
+        return view
+
+    def _frames_for_view(self, order: int) -> Folio:
+        try:
+            return fill.alloc_folio(self.mapping.segment, order)
+        except CacheFullError as error:
+            what = f"no {1 << order} page frames for a copy of what is to be seen of {self.name}"
+            raise fill.cache_full(self.mapping.segment, what, VIEW_REMEDY) from error
 
     def _view_piece(self, nbytes: int, pos: int) -> memoryview | None:
         """Return a view of what one folio holds of a range, or None at the end of the file."""
@@ -367,14 +391,18 @@ class File(FileWrites):
         return buffer
 
     def _view_cached(self, nbytes: int, offset: int) -> memoryview | None:
-        """Return a view of a large range that is cached, if the pages that it pins can be spared."""
+        """Return a view of a large range that one folio holds, if the pages that it pins can be spared."""
         mapping = self.mapping
         nbytes = min(nbytes, mapping.size - offset)
         if nbytes < VIEW_BYTES_MIN or not mapping.all_cached(offset, nbytes):
             return None
         if mapping.segment.counters()["nr_pinned"] * PINNED_SHARE >= mapping.segment.nr_frames:
             return None
-        return self.view(nbytes, offset)
+        view = self._view_piece(nbytes, offset)
+        if view is not None and len(view) < nbytes:
+            view.release()
+            return None
+        return view
 
     def prefetch(self, offset: int = 0, nbytes: int = 0) -> Prefetch:
         """Bring a byte range (nbytes 0: to the end) in in the background, as much as the cache can hold.

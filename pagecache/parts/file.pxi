@@ -246,8 +246,11 @@ cdef class FileCore(FilePosition):
     def view(self, nbytes, offset):
         """A read-only memoryview of up to nbytes at `offset`, without a copy where one folio holds them.
 
-        The folio stays as it is until the view is released: a truncation or an eviction changes nothing in it.
-        Returns a memoryview, shorter only at the end of the file. Raises as `pread`.
+        The folio stays as it is until the view is released: a truncation or an eviction changes nothing in it. What
+        several folios hold is copied into a new one, which is pinned and counts as they do: at most 2 MiB, and half of
+        the cache. `iter_views` copies nothing, and has no such limit.
+        Returns a memoryview, shorter only at the end of the file. Raises as `pread`; CacheFullError where a copy would be
+        larger than that.
         """
         cdef uint64_t pos = to_offset(offset)
         cdef uint64_t wanted = to_count(nbytes)
@@ -276,6 +279,22 @@ cdef class FileCore(FilePosition):
                         return folio_view(self.mapping.segment, folio, offset_in, wanted)
                     folio_put(self.seg, folio)
         return self._view_slow(wanted, pos)
+
+    def _view_copied(self, Folio folio not None, uint64_t pos, uint64_t nbytes):
+        """A view of bytes [pos, pos + nbytes), which lie inside the file, copied into a new folio that is in no mapping;
+        None if not all of them are cached."""
+        cdef CFolio* raw = folio.alive()
+        cdef uint32_t nr_cuts
+        cdef uint64_t size
+        if folio_mapping(raw) != 0 or nbytes > <uint64_t>folio_nr_pages(raw) << PAGE_SHIFT:
+            raise ValueError("the folio is in a mapping, or too small")
+        self.ready()
+        nr_cuts = load_acquire_u32(&self.m.nr_cuts)
+        size = load_acquire_u64(&self.m.size)
+        if pos + nbytes > size or self.copy_cached(folio_address(self.seg, raw), nbytes, pos, nr_cuts) < nbytes:
+            return None
+        folio_ref_add(raw, 1)
+        return folio_view(folio.segment, raw, 0, nbytes)
 
     def _view_folio(self, Folio folio not None, uint64_t pos, uint64_t nbytes):
         """A view of bytes [pos, pos + nbytes) of the object, which the referenced folio holds."""

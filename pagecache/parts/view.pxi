@@ -57,6 +57,17 @@ cdef object folio_view(Segment segment, CFolio* folio, uint64_t offset, uint64_t
     return PyMemoryView_FromObject(view)
 
 
+def view_of_copy(Folio folio not None, bytes data not None):
+    """Copies bytes into a folio that is in no mapping. Returns a memoryview of them, which keeps the folio."""
+    cdef CFolio* raw = folio.alive()
+    cdef uint64_t nbytes = <uint64_t>len(data)
+    if folio_mapping(raw) != 0 or nbytes > <uint64_t>folio_nr_pages(raw) << PAGE_SHIFT:
+        raise ValueError("the folio is in a mapping, or too small")
+    memcpy(folio_address(&folio.segment.seg, raw), PyBytes_AS_STRING(data), nbytes)
+    folio_ref_add(raw, 1)
+    return folio_view(folio.segment, raw, 0, nbytes)
+
+
 cdef extern from "Python.h":
     object PyMemoryView_FromObject(object source)
     int _PyBytes_Resize(PyObject** target, Py_ssize_t nbytes) except -1

@@ -42,6 +42,8 @@ def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio
             pinned_since = time.monotonic()
         elif time.monotonic() - pinned_since >= PINNED_TIMEOUT_S:
             break
+        if order and not segment.nr_dirty_charged and time.monotonic() - started >= PINNED_TIMEOUT_S:
+            break  # there are frames, but not side by side
         if segment.nr_dirty_charged:
             segment.wake_flusher()
         segment.wait_for_memory(0.005)
@@ -52,7 +54,8 @@ def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio
         if error is None:
             failing_since = time.monotonic()
         elif not segment.counters()["nr_pinned"] or time.monotonic() - failing_since >= PINNED_TIMEOUT_S:
-            raise cache_full(segment, error) from error  # a read in flight has views as well, and ends in a moment
+            # a read in flight has views as well, and ends in a moment
+            raise cache_full(segment, remedy=error.strerror or str(error)) from error
     raise cache_full(segment)
 
 
@@ -73,14 +76,19 @@ def _is_pinned(segment: Segment) -> bool:
     return 0 < counters["nr_frames"] - counters["nr_free_pages"] <= counters["nr_pinned"] and not counters["nr_writeback"]
 
 
-def cache_full(segment: Segment, write_error: OSError | None = None) -> CacheFullError:
-    """Return the error that says what holds the frames, and why it is not written if it is dirty."""
+def cache_full(
+    segment: Segment, what: str = "no page frame can be freed", remedy: str = "release views or enlarge the cache"
+) -> CacheFullError:
+    """Return the error that says what holds the frames.
+
+    what: could not be done. remedy: what helps, or why what is dirty is not written.
+    """
     counters = segment.counters()
     held = {name: counters[name] for name in ("nr_pinned", "nr_dirty", "nr_writeback", "nr_frames")}
     return CacheFullError(
-        f"no page frame can be freed: of {held['nr_frames']} pages {held['nr_pinned']} are pinned by views, "
+        f"{what}: of {held['nr_frames']} pages {held['nr_pinned']} are pinned by views, "
         f"{held['nr_dirty']} dirty, {held['nr_writeback']} under write-back; "
-        f"{write_error.strerror if write_error else 'release views or enlarge the cache'}",
+        f"{remedy}",
         **held,
     )
 

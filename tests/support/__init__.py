@@ -126,8 +126,15 @@ class BlockingStore(Store):
         return super().answer(offset, buffers)
 
 
+def is_too_long_to_copy(file, nbytes, offset):
+    """Whether a view of a range has to be of one folio: its copy would not fit into one, or into half of the cache."""
+    nbytes = max(0, min(nbytes, file.size - offset))
+    nr_pages = 1 << ((nbytes - 1) // PAGE).bit_length() if nbytes else 0
+    return nr_pages > min(512, file.cache.stats().nr_frames // 2)
+
+
 def read(file, way, nbytes, offset):
-    """Read a range in one of the four ways; returns the bytes."""
+    """Read a range in one of the four ways; returns the bytes. What is too long for a view is read by several."""
     if way == "pread":
         return file.pread(nbytes, offset)
     if way == "preadinto":
@@ -137,8 +144,12 @@ def read(file, way, nbytes, offset):
         assert set(buffer[1 + done :]) == {0xA5}
         return bytes(buffer[1 : 1 + done])
     if way == "view":
-        with file.view(nbytes, offset) as view:
-            return bytes(view)
+        try:
+            with file.view(nbytes, offset) as view:
+                return bytes(view)
+        except pagecache.CacheFullError:
+            if not is_too_long_to_copy(file, nbytes, offset):
+                raise
     pieces = []
     for view in file.iter_views(nbytes, offset):
         pieces.append(bytes(view))

@@ -91,6 +91,7 @@ cdef void step(Worker* worker) noexcept nogil:
         errseq_sample(&worker.work.seg.mappings[worker.work.files[m].number].wb_err)
         change_priority(worker, m)
         reclaim_pages(&worker.work.seg, 4)
+        hold_block(worker)
     worker.counts[what] += 1
 
 

@@ -1,5 +1,6 @@
 from libc.stdint cimport int64_t
 from posix.unistd cimport ftruncate
+from pagecache.core.compact cimport folio_alloc_block
 from pagecache.core.folio cimport FOLIO_DIRTY
 from pagecache.core.lookup cimport folio_is
 from pagecache.core.lru cimport folio_free_last
@@ -96,6 +97,16 @@ cdef void evict(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
             return
         folio_unlock(&work.seg, folio)
     folio_put(&work.seg, folio)
+
+
+cdef void hold_block(Worker* worker) noexcept nogil:
+    """Takes some frames side by side, out of the hands of whatever is cached there, and writes to all of them."""
+    cdef Work* work = worker.work
+    cdef uint32_t order = 1 + random_below(worker, 4)
+    cdef Folio* folio = folio_alloc_block(&work.seg, order)
+    if folio != NULL:
+        memset(folio_address(&work.seg, folio), 255, <uint64_t>PAGE_SIZE << order)
+        folio_put(&work.seg, folio)
 
 
 cdef void split(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
