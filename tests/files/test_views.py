@@ -140,9 +140,9 @@ class TestRefusal:
             assert file.cache.stats().store_read_bytes <= 2 << 20
 
     def test_also_of_files_that_look_for_changes(self, make_cache):
-        with make_cache("8MiB").open(Zeros(1 << 30), recheck=True, on_change="reload") as file:
-            with pytest.raises(CacheFullError, match="iter_views"):
-                file.view(100_000_000, 0)
+        file = make_cache("8MiB").open(Zeros(1 << 30), recheck=True, on_change="reload")
+        with file, pytest.raises(CacheFullError, match="iter_views"):
+            file.view(100_000_000, 0)
 
     def test_is_no_matter_for_read_buffer(self, make_cache):
         """It returns bytes, which are the caller's, where one folio does not hold all."""
