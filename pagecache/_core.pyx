@@ -17,6 +17,7 @@ include "parts/view.pxi"        # FolioView: a buffer that keeps its folio
 include "parts/writeback.pxi"   # WritebackBatch: a run of dirty folios on its way to the store; its errors
 include "parts/position.pxi"    # FilePosition: where reads without an offset begin, for threads that share a file
 include "parts/file.pxi"        # FileCore: position, readahead state, the hit path
+include "parts/arguments.pxi"   # what Python callers give, as C integers and buffers
 include "parts/lines.pxi"       # FileLines: reading line by line
 include "parts/pagetable.pxi"   # PageTable: the translations of one mapped area
 include "parts/priority.pxi"    # priorities of objects, shares of tenants
