@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.core.buffer import default_buffer_prototype
 
 from pagecache.adapters.zarr_source import (
     MAX_REQUEST,
@@ -27,6 +28,7 @@ from pagecache.adapters.zarr_source import (
     MoreBytesError,
     StoreSource,
     WouldBlockError,
+    run_blocking,
     unsized_answer,
     view_of,
     whole_pages,
@@ -34,8 +36,8 @@ from pagecache.adapters.zarr_source import (
 from pagecache.adapters.zarr_steps import Step, Steps
 from pagecache.files.aio import in_worker
 from pagecache.stores.fsspec import FsspecStore
-from pagecache.stores.fsspec_instances import identity_of, instance_of, own_instance
-from pagecache.stores.fsspec_kinds import WRAPPER, is_kind, is_local, unwrapped
+from pagecache.stores.fsspec_instances import Callers, Instance, identity_of, instance_of, own_instance
+from pagecache.stores.fsspec_kinds import WRAPPER, is_kind, is_local, is_thread_safe, unwrapped
 from pagecache.stores.http_answers import part_of, size_beside_part, version_info_of
 from pagecache.stores.validators import Version, encoding_of, version_of
 
@@ -205,9 +207,9 @@ class CalledSource(StoreSource):
 
     is_blocking = True
 
-    def __init__(self, store: Any):
+    def __init__(self, store: Any, instance: Instance | None = None):
         super().__init__(store)
-        self._instance = instance_of(store.fs)
+        self._instance = instance_of(store.fs) if instance is None else instance
         self.identity = identity_of_store(store, self._instance.identity)
         self.is_local = is_local(self._instance.template)
         self.parallel_requests = PARALLEL_REQUESTS if self._instance.is_parallel else 1
@@ -243,6 +245,27 @@ class CalledSource(StoreSource):
             return int(fs.info(path_of(self.store, key))["size"])
 
 
+class OneAtATimeSource(CalledSource):
+    """Reads an `FsspecStore` over a file system with coroutines which stands on one that is not for threads, and calls that
+    in threads of its own: a reference file system over a tar file. It is asked by the store's own methods."""
+
+    is_blocking = False
+
+    def __init__(self, store: Any):
+        super().__init__(store, Callers(store.fs))
+
+    def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
+        """As `get`, in a thread without an event loop."""
+        with self._instance.turn():
+            value = run_blocking(self.store.get(key, default_buffer_prototype(), byte_range), self.loop)
+        return None if value is None else view_of(value)
+
+    def getsize_blocking(self, key: str) -> int:
+        """As `getsize`, in a thread without an event loop."""
+        with self._instance.turn():
+            return int(run_blocking(self.store.getsize(key), self.loop))
+
+
 def path_of(store: Any, key: str) -> str:
     """Return the path of a key, as an `FsspecStore` makes it."""
     root = str(store.path).rstrip("/")
@@ -266,6 +289,8 @@ def fsspec_source(store: Any) -> StoreSource:
         return StoreSource(store, identity_of_store(store))
     if is_kind(fs, WRAPPER):
         return CalledSource(store)
+    if not is_thread_safe(fs):
+        return OneAtATimeSource(store)
     if http is not None and cat_file is http.HTTPFileSystem._cat_file:
         return FsspecSource(store, ask_http)
     if s3 is not None and cat_file is s3.S3FileSystem._cat_file:

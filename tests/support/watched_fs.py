@@ -68,6 +68,8 @@ class WatchedFileSystem(AbstractFileSystem):
 
     def cat_file(self, path, start=None, end=None, **options):
         with self.inside():
+            if self._strip_protocol(path) not in self.objects:
+                raise FileNotFoundError(path)
             return self.objects[self._strip_protocol(path)][start:end]
 
     def pipe_file(self, path, value, **options):
