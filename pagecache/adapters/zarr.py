@@ -113,6 +113,9 @@ class PageCacheStore(WrapperStore[Store]):
         """The cache that this store reads through."""
         return self._values.cache
 
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     async def _ensure_open(self) -> None:
         if not self._opening.is_done:
             await awaited(self._opening.steps())

@@ -8,6 +8,7 @@ takes for a missing key (`allowed_exceptions`) is a missing key here.
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
@@ -243,6 +244,18 @@ class CalledSource(StoreSource):
         """As `getsize`, in the calling thread."""
         with self._instance.turn() as fs:
             return int(fs.info(path_of(self.store, key))["size"])
+
+    def write_blocking(self, key: str, value: Any) -> None:
+        """Write a value, as `FsspecStore.set` does, in the calling thread."""
+        self.store._check_writable()
+        with self._instance.turn() as fs:
+            fs.pipe_file(path_of(self.store, key), value.to_bytes())
+
+    def delete_blocking(self, key: str) -> None:
+        """Remove a key, as `FsspecStore.delete` does, in the calling thread."""
+        self.store._check_writable()
+        with contextlib.suppress(FileNotFoundError, *self.store.allowed_exceptions), self._instance.turn() as fs:
+            fs.rm(path_of(self.store, key))
 
 
 class OneAtATimeSource(CalledSource):

@@ -174,6 +174,14 @@ class ZipSource(VersionedSource):
         value = finished(lambda: self.store.get(key, prototype, byte_range), self)
         return None if value is None else view_of(value)
 
+    def write_blocking(self, key: str, value: Any) -> None:
+        """Add a member to the archive."""
+        finished(lambda: self.store.set(key, value), self)
+
+    def delete_blocking(self, key: str) -> None:
+        """Remove a member. Raises NotImplementedError if there is one."""
+        finished(lambda: self.store.delete(key), self)
+
     def open_blocking(self) -> None:
         """Open the archive."""
         finished(self.store._open, self)
@@ -199,4 +207,4 @@ def finished(begin: Callable[[], Coroutine[Any, Any, Any]], source: StoreSource)
     except RuntimeError:  # it wants a loop
         pass
     coroutine.close()
-    return run_blocking(begin(), source.loop)
+    return run_blocking(begin, source.loop)

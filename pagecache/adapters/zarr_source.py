@@ -13,8 +13,9 @@ What a source may conclude, and from what:
 """
 
 import asyncio
+import contextlib
 import errno
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any, NamedTuple
@@ -149,32 +150,49 @@ def unsized_answer(data: memoryview, byte_range: Any, asked: Any) -> Answer:
     return Answer(data, 0, None)
 
 
-def run_blocking(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop | None) -> Any:
+def run_blocking(begin: Callable[[], Coroutine[Any, Any, Any]], loop: asyncio.AbstractEventLoop | None) -> Any:
     """Run a coroutine on an event loop of another thread (None, or one that stopped: Zarr's own) and wait for its result.
 
-    Raises RuntimeError in the thread of that loop, which would wait for itself. When the loop stops meanwhile, or cancels
-    the coroutine, raises asyncio.CancelledError: that is no failure of the store, and others who wait for the same bytes
-    read them themselves.
+    begin: makes the coroutine; once more, for Zarr's own loop, if the first one stops or cancels it meanwhile, which is
+    that one's affair. Raises WouldBlockError in the thread of the loop, which would wait for itself, and
+    asyncio.CancelledError when Zarr's loop ends.
     """
     from zarr.core.sync import _get_loop
 
-    if loop is None or not loop.is_running():
-        loop = _get_loop()
+    if loop is not None and loop.is_running():
+        with contextlib.suppress(_LoopEndedError):
+            return _run_on(begin, loop)
+    try:
+        return _run_on(begin, _get_loop())
+    except _LoopEndedError:
+        raise asyncio.CancelledError("Zarr's event loop ended during a read") from None
+
+
+class _LoopEndedError(Exception):
+    """An event loop stopped, or cancelled what it ran."""
+
+
+def _run_on(begin: Callable[[], Coroutine[Any, Any, Any]], loop: asyncio.AbstractEventLoop) -> Any:
+    """Run a coroutine on an event loop of another thread, and wait for its result."""
     if asyncio._get_running_loop() is loop:
-        coroutine.close()
         raise WouldBlockError
-    future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    coroutine = begin()
+    try:
+        future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:  # it was closed just now
+        coroutine.close()
+        raise _LoopEndedError from None
     while True:
         try:
             return future.result(POLL_S)
         except CancelledError:
-            raise asyncio.CancelledError("the read was cancelled by its event loop") from None
+            raise _LoopEndedError from None
         except TimeoutError:
             if future.done():
                 raise
             if not loop.is_running():
                 future.cancel()
-                raise asyncio.CancelledError("the event loop of the store stopped during a read") from None
+                raise _LoopEndedError from None
 
 
 class StoreSource:
@@ -207,7 +225,7 @@ class StoreSource:
 
     def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
         """As `get`, in a thread without an event loop."""
-        found: memoryview | None = run_blocking(self.get(key, byte_range), self.loop)
+        found: memoryview | None = run_blocking(partial(self.get, key, byte_range), self.loop)
         return found
 
     async def getsize(self, key: str) -> int:
@@ -216,28 +234,28 @@ class StoreSource:
 
     def getsize_blocking(self, key: str) -> int:
         """As `getsize`, in a thread without an event loop."""
-        return int(run_blocking(self.getsize(key), self.loop))
+        return int(run_blocking(partial(self.getsize, key), self.loop))
 
     def write_blocking(self, key: str, value: Any) -> None:
         """Write a value, in a thread without an event loop."""
         if getattr(self.store, "_supports_sync_io", True) and hasattr(self.store, "set_sync"):
             self.store.set_sync(key, value)
         else:
-            run_blocking(self.store.set(key, value), self.loop)
+            run_blocking(partial(self.store.set, key, value), self.loop)
 
     def delete_blocking(self, key: str) -> None:
         """Remove a key, in a thread without an event loop."""
         if getattr(self.store, "_supports_sync_io", True) and hasattr(self.store, "delete_sync"):
             self.store.delete_sync(key)
         else:
-            run_blocking(self.store.delete(key), self.loop)
+            run_blocking(partial(self.store.delete, key), self.loop)
 
     def open_blocking(self) -> None:
         """Open the wrapped store, in a thread without an event loop."""
         if type(self.store)._open is Store._open:
             self.store._is_open = True  # which is all it does
         else:
-            run_blocking(self.store._open(), self.loop)
+            run_blocking(self.store._open, self.loop)
 
     # -- what is asked -------------------------------------------------------------------------------------------------
 
