@@ -109,3 +109,8 @@ def hints_of(store: Any) -> StoreHints:
         raise ValueError(f"folio_order of store {store.key!r} must be in -1..9, not {values['folio_order']!r}")
     values["readahead_requests"] = min(values["readahead_requests"], values["parallel_requests"])
     return StoreHints(**values)
+
+
+def key_scope_of(store: Any) -> str:
+    """Return where the key of a store names its object: in this "process", on this "machine", or "everywhere"."""
+    return str(getattr(store, "key_scope", "machine" if getattr(store, "latency", "remote") == "local" else "everywhere"))

@@ -106,6 +106,20 @@ class TestOneReadForAll:
                     assert file.pread(PAGE, 0) == DATA[:PAGE]
 
 
+    def test_keys_that_name_something_in_one_process_only_are_not_asked_for(self, objects):
+        """Two processes number what has no name of its own, and its versions, alike: their bytes have nothing in common."""
+        objects.put("b", DATA[::-1])
+        with machines(objects, 2) as made:
+            for _ in range(2):
+                for machine, name, data in zip(made, "ab", (DATA, DATA[::-1]), strict=True):
+                    machine.group.attach()
+                    store = objects.open(name)
+                    store.key, store.key_scope = "number 1", "process"
+                    with machine.cache.open(store) as file:
+                        assert file.pread(len(DATA), 0) == data
+                    machine.cache.drop_caches()
+
+
 class TestMachinesApart:
     """Two machines of three members: an extent crosses between them once."""
 

@@ -146,6 +146,12 @@ class TestSharing:
         (tmp_path / "file").write_bytes(b"x")
         with cache.open(tmp_path / "file") as file:
             assert not isinstance(file.inode.store, TieredStore)
+        numbered = Origin(DATA[::-1])  # of another process it is another object that has this key
+        numbered.key_scope = "process"
+        with make_cache("1MiB") as other:
+            other.through(level.wrap)
+            with other.open(numbered) as file:
+                assert file.read() == DATA[::-1]
 
 
 class TestVersions:

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import errno
+import gc
 import pickle
 import threading
 
@@ -130,6 +131,15 @@ class TestObstore:
         assert server.count("GET") == 1
 
 
+def test_without_entity_tag_and_time_nothing_is_taken_for_unchanged(stores, server, cache):
+    """obstore has the beginning of 1970 where a server says no time: that is no version."""
+    server.sends_etag = False
+    for data in (DATA, DATA[::-1]):
+        server.put("object", data)
+        with cache.open(ObspecStore(over_http(stores, server), "object")) as file:
+            assert file.pread(len(data), 0) == data
+
+
 class TestIdentity:
     def test_same_configuration_is_the_same_object(self, stores, tmp_path):
         options = {"region": "eu-west-1", "access_key_id": "a", "secret_access_key": "b"}
@@ -140,6 +150,18 @@ class TestIdentity:
         assert identity_of(stores.LocalStore(tmp_path)) == identity_of(stores.LocalStore(tmp_path))
         assert identity_of(stores.LocalStore(tmp_path)) != identity_of(stores.LocalStore("/"))
         assert identity_of(stores.HTTPStore("http://a")) != identity_of(stores.HTTPStore("http://b"))
+        assert identity_of(stores.HTTPStore("http://a")) == identity_of(stores.HTTPStore("http://a"))
+        mine, yours = ({"default_headers": {"Authorization": name}} for name in ("mine", "yours"))
+        assert identity_of(stores.HTTPStore("http://a", client_options=mine)) != identity_of(
+            stores.HTTPStore("http://a", client_options=yours)
+        )
+
+    def test_providers_of_credentials_are_themselves_even_if_an_address_comes_back(self, stores):
+        found = set()
+        for _ in range(20):
+            found.add(identity_of(stores.S3Store("bucket", credential_provider=lambda: None)))
+            gc.collect()
+        assert len(found) == 20
 
     def test_stores_without_configuration_are_themselves(self, stores):
         one, other = stores.MemoryStore(), stores.MemoryStore()

@@ -24,6 +24,7 @@ from pagecache.adapters.peers.objects import Resolver, ServedObjects, UrlResolve
 from pagecache.adapters.peers.protocol import Request
 from pagecache.adapters.peers.server import PageServer, RefusedError, Views
 from pagecache.adapters.peers.store import PeerStore
+from pagecache.stores.base import key_scope_of
 from pagecache.units import PAGE_SIZE, parse_size
 
 REPLICATE = ("hot", "all", "none")
@@ -174,8 +175,11 @@ class PeerGroup:
         return PeerStore(origin, self)
 
     def wrap(self, store: Any) -> Any:
-        """Return the store to open in place of another: one through the group if that is far away and read only."""
+        """Return the store to open in place of another: one through the group if that is far away and read only, and its
+        key means the same to all members."""
         if isinstance(store, PeerStore) or self._closed or getattr(store, "latency", "remote") != "remote":
+            return store
+        if key_scope_of(store) != "everywhere":
             return store
         return store if getattr(store, "fd", -1) >= 0 or hasattr(store, "writev") else PeerStore(store, self)
 

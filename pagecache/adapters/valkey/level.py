@@ -20,6 +20,7 @@ from pagecache.adapters.valkey import connections
 from pagecache.adapters.valkey.connections import Item, ServerRefusedError, Take, Wire
 from pagecache.adapters.valkey.extents import HEADER_BYTES, NAME_BYTES_MAX, ObjectVersion
 from pagecache.adapters.valkey.fills import Fill, Fills
+from pagecache.stores.base import key_scope_of
 from pagecache.units import PAGE_SIZE, parse_size
 
 EXTENT_BYTES_MAX = 16 * 1024 * 1024
@@ -296,9 +297,11 @@ class SecondLevel:
 
     def wrap(self, store: Any) -> Any:
         """Return the store to open in place of another, as `PageCache.through` wants it: one over this level if that is
-        far away, else itself."""
+        far away, and its key means the same to all who share the server, else itself."""
         is_tiered = getattr(store, "second_level", None) is not None
         if is_tiered or self.is_closed or getattr(store, "latency", "remote") != "remote":
+            return store
+        if key_scope_of(store) != "everywhere":
             return store
         return store if getattr(store, "fd", -1) >= 0 else self.store_type(store, self)
 

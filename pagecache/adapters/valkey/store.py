@@ -12,7 +12,7 @@ from typing import Any
 
 from pagecache.adapters.valkey.level import SecondLevel, level_of
 from pagecache.adapters.valkey.reading import TieredRead
-from pagecache.stores.base import hints_of
+from pagecache.stores.base import hints_of, key_scope_of
 from pagecache.stores.validators import Version
 
 COUNTS = (
@@ -45,7 +45,7 @@ class TieredStore:
         self.second_level = level_of(second_level) if isinstance(second_level, str) else second_level
         self.key = str(origin.key)
         self._given_key = key
-        scope = getattr(origin, "key_scope", "machine" if getattr(origin, "latency", "remote") == "local" else "everywhere")
+        scope = key_scope_of(origin)
         if key is None and scope != "everywhere":
             raise ValueError(
                 f"the key {self.key!r} says something in this {scope} only: give TieredStore a key that names the object "
