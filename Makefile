@@ -16,6 +16,7 @@ in_lane  = PYTHONSAFEPATH=1 PYTHONPATH=build/lib-$(1)
 build    = PAGECACHE_MODE=$(1) $(python) setup.py -q lane
 pytest  := $(python) -m pytest
 in_bench = PYTHONSAFEPATH=1 PYTHONPATH=build/lib-release:$(CURDIR):tests
+newest_tests = tests/adapters/ecosystem $(wildcard tests/adapters/test_fsspec_*.py) tests/adapters/test_ages.py tests/stores
 libraries = $(shell $(CC) -print-file-name=$(1))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -23,10 +24,10 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test ecosystem docs stress bench bench-list peers anchors eviction build check debug portable annotate asan tsan stubs wheel aarch64 lint clean distclean
+.PHONY: help demo test ecosystem ecosystem-newest newest docs stress bench bench-list peers anchors eviction build check debug portable annotate asan tsan stubs wheel aarch64 lint clean distclean
 
 help: ## list the actions
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
 	@echo "Variables: PYTHON (interpreter to use), TESTS (what pytest gets), ARGS (more arguments for demo, pytest, bench)"
 
 demo: build ## read a real file through a cache smaller than it, and compare every byte
@@ -36,10 +37,18 @@ test: check $(VENV)/.test ## run all the tests, with the engine's assertions on
 	$(call in_lane,check) $(pytest) $(TESTS) $(ARGS)
 
 ecosystem: $(VENV)/.test ## install the libraries that adapters and benchmarks are tested with, as far as they can be had
-	@$(python) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["ecosystem"], *extras["peers"], sep="\n")' \
-	  > $(VENV)/.ecosystem.txt
+	@$(call requirements,ecosystem peers) > $(VENV)/.ecosystem.txt
 	@$(python) -m pip install -q -r $(VENV)/.ecosystem.txt || \
 	  while read -r one; do $(python) -m pip install -q "$$one" || echo "not installed: $$one"; done < $(VENV)/.ecosystem.txt
+
+ecosystem-newest: ## test the adapters with the newest libraries, on Python 3.13 (or PYTHON), in build/newest
+	@$(MAKE) -s VENV=build/newest PYTHON="$(or $(PYTHON),python3.13)" TESTS="$(TESTS)" newest
+
+newest: check $(VENV)/.test
+	@$(call requirements,ecosystem) > $(VENV)/.ecosystem.txt
+	@$(python) -m pip install -q --upgrade --upgrade-strategy eager -r $(VENV)/.ecosystem.txt
+	@$(python) -c 'import re, importlib.metadata as m; print(*(f"{n} {m.version(n)}" for n in re.findall(r"^[\w-]+", open("$(VENV)/.ecosystem.txt").read(), re.M)), sep=", ")'
+	$(call in_lane,check) $(pytest) $(if $(filter-out tests,$(TESTS)),$(TESTS),$(newest_tests)) $(ARGS)
 
 docs: $(VENV)/.docs ## build the documentation site into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(python) -P -m mkdocs build --strict
@@ -115,6 +124,11 @@ clean: ## remove what was built
 
 distclean: clean ## remove the virtual environment as well
 	rm -rf $(VENV)
+
+# $(1): extras, whose requirements are printed.
+requirements = $(python) -c 'import sys, tomllib; \
+	extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*(line for extra in sys.argv[1:] for line in extras[extra]), sep="\n")' $(1)
 
 # The virtual environment holds what pyproject.toml requires, never pagecache itself.
 
