@@ -105,8 +105,7 @@ class SftpServer:
         return self
 
     async def _close(self):
-        self._listener.close()
-        await self._listener.wait_closed()
+        self._listener.close()  # waiting for that waits for clients to go, since Python 3.12
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
