@@ -1,11 +1,61 @@
 """How a range of an object is read from a file system of fsspec that has coroutines, but no conditional requests."""
 
+import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pagecache.stores.call_options import takes
 from pagecache.stores.destination import Destination
 from pagecache.stores.fsspec_sync import SyncRanges, fresh_options, put_range
+from pagecache.stores.in_order import PIECE, Take
 from pagecache.stores.validators import Version
+
+
+class AsyncBody:
+    """An answer that brings all of an object, read by coroutines on fsspec's loop.
+
+    read: at most so many bytes of it; none at its end. close: gives it up. nr_come: how many bytes have come.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        read: Callable[[int], Awaitable[bytes]],
+        close: Callable[[], Any],
+        is_proved: bool,
+        nr_come: Callable[[], int] = lambda: 0,
+    ):
+        self.is_proved = is_proved
+        self._store = store
+        self._loop = store.fs.loop
+        self._pid = os.getpid()
+        self._read = read
+        self._close: Callable[[], Any] | None = close
+        self._nr_come = nr_come
+        self._nr_given = 0
+
+    def pump(self, take: Take) -> None:
+        """Give what comes next. Context: waits on fsspec's loop, where `take` is called."""
+        self._store.run(self._pump(take))
+
+    async def _pump(self, take: Take) -> None:
+        while piece := await self._read(PIECE):
+            self._nr_given += len(piece)
+            if not take(piece):
+                return
+
+    def close(self) -> int:
+        """Close the connection, unless all of it has been read. In a child of fork it is the parent's."""
+        close, self._close = self._close, None
+        if close is not None and self._pid == os.getpid():
+            self._loop.call_soon_threadsafe(close)
+        return max(0, self._nr_come() - self._nr_given) if close is not None else 0
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except RuntimeError:  # the loop is gone, and the connection with it
+            pass
 
 
 class AsyncRanges(SyncRanges):

@@ -11,7 +11,7 @@ from typing import Any
 
 from pagecache.stores.described import Described, Memory, WholeAnswerError
 from pagecache.stores.destination import Destination
-from pagecache.stores.fsspec_async import AsyncRanges
+from pagecache.stores.fsspec_async import AsyncBody, AsyncRanges
 from pagecache.stores.http_answers import (
     check_whole,
     checked_part,
@@ -21,7 +21,7 @@ from pagecache.stores.http_answers import (
     size_beside_part,
     version_info_of,
 )
-from pagecache.stores.in_order import PIECE, Body, BytesBody, Take
+from pagecache.stores.in_order import PIECE, Body, BytesBody
 from pagecache.stores.validators import ChangedError, Version, encoding_of, is_proved, validator_of
 
 UNSTATED_MAX = 256 * 1024 * 1024  # bytes that are read to find out how large an object is, unless whole_up_to is larger
@@ -33,39 +33,8 @@ _heads_untrue = Memory()  # keys of objects of which HEAD says something else th
 _measured = Memory()  # sizes of objects that nobody states, by key and what else is said
 
 
-class HttpBody:
-    """An answer that brings all of an object."""
-
-    def __init__(self, store: Any, answer: Any, is_proved: bool):
-        self._store = store
-        self._loop = store.fs.loop
-        self._answer = answer
-        self._given_bytes = 0
-        self.is_proved = is_proved
-
-    def pump(self, take: Take) -> None:
-        """Give what comes next. Context: waits on fsspec's loop, where `take` is called."""
-        self._store.run(self._pump(take))
-
-    async def _pump(self, take: Take) -> None:
-        while piece := await self._answer.content.read(PIECE):
-            self._given_bytes += len(piece)
-            if not take(piece):
-                return
-
-    def close(self) -> int:
-        """Close the connection, unless all of it has been read."""
-        answer, self._answer = self._answer, None
-        if answer is None:
-            return 0
-        self._loop.call_soon_threadsafe(answer.close)
-        return max(0, answer.content.total_bytes - self._given_bytes)
-
-    def __del__(self) -> None:
-        try:
-            self.close()
-        except RuntimeError:  # the loop is gone, and the connection with it
-            pass
+def _body_of(store: Any, answer: Any, is_proved: bool) -> AsyncBody:
+    return AsyncBody(store, answer.content.read, answer.close, is_proved, lambda: int(answer.content.total_bytes))
 
 
 def _cannot_be_decoded(error: BaseException | None) -> bool:
@@ -199,7 +168,7 @@ class HttpRanges(AsyncRanges):
             size = _measured.get(known)
         is_proved = known[1] is not None
         if size is not None:
-            return Described({**said, "size": size}, serves_ranges=False, body=HttpBody(store, answer, is_proved))
+            return Described({**said, "size": size}, serves_ranges=False, body=_body_of(store, answer, is_proved))
         size, data = await self._read_all(answer, max(UNSTATED_MAX, store.whole_up_to))
         _measured.note(known, size)
         body = None if data is None else BytesBody(data, is_proved)
@@ -233,7 +202,7 @@ class HttpRanges(AsyncRanges):
             is_of_version = self._is_of_version(answer, version)
             if answer.status == 200 and part_of(answer.headers) is None:
                 check_whole(answer.headers, version)
-                body, answer = HttpBody(store, answer, is_of_version), None
+                body, answer = _body_of(store, answer, is_of_version), None
                 raise WholeAnswerError(body)
             part = checked_part(answer.headers, start, version)
             store.add_surplus(await copy_part(answer.content.read, part, start, min(end, part.end), destination))
@@ -248,10 +217,10 @@ class HttpRanges(AsyncRanges):
 
     def open_body(self, store: Any, version: Version) -> Body:
         """Ask for all of the object, which is of a version. Raises ChangedError if it is not."""
-        body: HttpBody = store.run(self._open_body(store, version))
+        body: Body = store.run(self._open_body(store, version))
         return body
 
-    async def _open_body(self, store: Any, version: Version) -> HttpBody:
+    async def _open_body(self, store: Any, version: Version) -> AsyncBody:
         import aiohttp
 
         session = await store.fs.set_session()
@@ -263,7 +232,7 @@ class HttpRanges(AsyncRanges):
             if answer.status != 200:
                 raise ChangedError(f"the server answered with status {answer.status}", is_refusal=answer.status == 412)
             check_whole(answer.headers, version)
-            return HttpBody(store, answer, self._is_of_version(answer, version))
+            return _body_of(store, answer, self._is_of_version(answer, version))
         except BaseException:
             answer.close()
             raise

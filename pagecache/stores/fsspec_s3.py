@@ -6,9 +6,9 @@ from typing import Any
 from pagecache.options import check_options
 from pagecache.stores.described import Described, WholeAnswerError
 from pagecache.stores.destination import Destination
-from pagecache.stores.fsspec_async import AsyncRanges
+from pagecache.stores.fsspec_async import AsyncBody, AsyncRanges
 from pagecache.stores.http_answers import check_whole, checked_part, copy_part, part_of
-from pagecache.stores.in_order import PIECE, Body, Take
+from pagecache.stores.in_order import Body
 from pagecache.stores.validators import ChangedError, Version, is_proved
 
 _METHODS = ("GetObject", "HeadObject", "PutObject")  # s3fs gives each the options of a file that it has
@@ -82,7 +82,7 @@ class S3Ranges(AsyncRanges):
         if part is not None or not isinstance(size, int):
             answer["Body"].close()
             raise OSError(errno.EIO, "the service does not say how large the object is", store.name)
-        return Described({**said, "size": size}, serves_ranges=False, body=S3Body(store, answer, bool(said["ETag"])))
+        return Described({**said, "size": size}, serves_ranges=False, body=_body_of(store, answer, bool(said["ETag"])))
 
     async def _get(self, store: Any, span: str | None = None, version: Version | None = None) -> dict[str, Any]:
         """Ask for an object, or a part of it. Returns the answer, whose body has to be closed. Raises ChangedError if it is
@@ -112,7 +112,7 @@ class S3Ranges(AsyncRanges):
             if part_of(headers) is None and _status_of(answer) == 200:
                 check_whole(headers, version)
                 body = None
-                raise WholeAnswerError(S3Body(store, answer, is_of_version))
+                raise WholeAnswerError(_body_of(store, answer, is_of_version))
             part = checked_part(headers, start, version)
             store.add_surplus(await copy_part(body.read, part, start, min(end, part.end), destination))
             return is_of_version
@@ -122,49 +122,22 @@ class S3Ranges(AsyncRanges):
 
     def open_body(self, store: Any, version: Version) -> Body:
         """Ask for all of the object, which is of a version. Raises ChangedError if it is not."""
-        body: S3Body = store.run(self._open_body(store, version))
+        body: Body = store.run(self._open_body(store, version))
         return body
 
-    async def _open_body(self, store: Any, version: Version) -> "S3Body":
+    async def _open_body(self, store: Any, version: Version) -> AsyncBody:
         answer = await self._get(store, None, version)
         try:
             check_whole(_headers_of(answer), version)
-            return S3Body(store, answer, is_proved(answer.get("ETag"), None, version))
+            return _body_of(store, answer, is_proved(answer.get("ETag"), None, version))
         except BaseException:
             answer["Body"].close()
             raise
 
 
-class S3Body:
-    """An answer that brings all of an object."""
-
-    def __init__(self, store: Any, answer: dict[str, Any], is_proved: bool):
-        self._store = store
-        self._loop = store.fs.loop
-        self._body = answer["Body"]
-        self.is_proved = is_proved
-
-    def pump(self, take: Take) -> None:
-        """Give what comes next. Context: waits on fsspec's loop, where `take` is called."""
-        self._store.run(self._pump(take))
-
-    async def _pump(self, take: Take) -> None:
-        while piece := await self._body.read(PIECE):
-            if not take(piece):
-                return
-
-    def close(self) -> int:
-        """Close the connection, unless all of it has been read."""
-        body, self._body = self._body, None
-        if body is not None:
-            self._loop.call_soon_threadsafe(body.close)
-        return 0
-
-    def __del__(self) -> None:
-        try:
-            self.close()
-        except RuntimeError:  # the loop is gone, and the connection with it
-            pass
+def _body_of(store: Any, answer: dict[str, Any], is_proved: bool) -> AsyncBody:
+    stream = answer["Body"]
+    return AsyncBody(store, stream.read, stream.close, is_proved)
 
 
 def _headers_of(answer: dict[str, Any]) -> dict[str, str]:

@@ -199,7 +199,8 @@ class ObspecStore(VersionedStore):
                 raise
         answer = self.store.get(self.path)  # the part was refused, or of an object that is empty it does not exist
         body = ObspecBody(answer, bool(answer.meta.get("e_tag")))
-        return Described(answer.meta, serves_ranges=False if has_no_ranges else None, body=body)
+        is_without = has_no_ranges or bool(answer.meta.get("size"))
+        return Described(answer.meta, serves_ranges=False if is_without else None, body=body)
 
     def doubt_head(self) -> None:
         """Do not believe what `head` says about the object any more."""
