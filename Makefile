@@ -12,7 +12,7 @@ ONLY   ?=
 ARGS   ?=
 
 python  := $(VENV)/bin/python
-in_lane  = PYTHONSAFEPATH=1 PYTHONPATH=build/lib-$(1)
+in_lane  = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/lib-$(1)
 build    = PAGECACHE_MODE=$(1) $(python) setup.py -q lane
 pytest  := $(python) -m pytest
 in_bench = PYTHONSAFEPATH=1 PYTHONPATH=build/lib-release:$(CURDIR):tests

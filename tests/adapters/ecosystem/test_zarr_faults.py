@@ -12,7 +12,7 @@ import zipfile
 
 import numpy
 import pytest
-from support import Crew
+from support import Crew, wait_until
 from support.faulty_http import FAULTS, STATUSES, FaultyServer
 
 zarr = pytest.importorskip("zarr", minversion="3")
@@ -40,6 +40,7 @@ KEYS = {"sharded": "sharded/c/0/0", "plain": "plain/c/0/0"}
 def heal(server, store):
     """Have the server well, and known to be so: a client may meet connections that the server has closed once more."""
     was_stopped = "stopped" in server.struck
+    wait_until(lambda: not store._reader.values.loading, "requests that the fault met to end: others would join them")
     server.heal()
     for _ in range(CONNECTIONS if was_stopped else 0):
         with contextlib.suppress(Exception):

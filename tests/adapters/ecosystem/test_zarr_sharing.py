@@ -3,7 +3,6 @@ that it has no right to, or that may have changed."""
 
 import concurrent.futures
 import gc
-import os
 import pickle
 import zipfile
 
@@ -222,7 +221,7 @@ class TestRights:
 
 
 class TestOnThisMachine:
-    def test_directories(self, cache, tmp_path):
+    def test_directories(self, cache, tmp_path, monkeypatch):
         file = tmp_path / "c" / "0"
         file.parent.mkdir()
         file.write_bytes(OLD)
@@ -233,7 +232,7 @@ class TestOnThisMachine:
         assert cache.stats().store_reads == nr_requests
         file.write_bytes(NEW)
         assert get(PageCacheStore(LocalStore(tmp_path), cache)) == NEW
-        os.chdir(tmp_path)
+        monkeypatch.chdir(tmp_path)
         assert get(PageCacheStore(LocalStore("."), cache, recheck=False)) == NEW
 
     def test_archives(self, cache, tmp_path):
