@@ -7,12 +7,15 @@ from typing import Any
 
 from pagecache.files.prefetch import Prefetch
 from pagecache.requests import workers
+from pagecache.stores.abandoned import Call
 
 
 async def in_worker(function: Callable[..., Any], *args: Any) -> Any:
-    """Run a blocking call in a worker and await its result. Cancelling leaves the call to end by itself."""
+    """Run a blocking call in a worker and await its result. Cancelling ends the request that the call waits for, where a
+    store's requests can be ended; else the call is left to end by itself."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
+    call = Call()
 
     def settle(result: Any, error: BaseException | None) -> None:
         if future.cancelled():
@@ -25,14 +28,18 @@ async def in_worker(function: Callable[..., Any], *args: Any) -> Any:
     def task() -> None:
         result, error = None, None
         try:
-            result = function(*args)
+            result = call.run(function, *args)
         except BaseException as failed:
             error = failed
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody is left to tell
             loop.call_soon_threadsafe(settle, result, error)
 
     workers.caller_pool.run(task)
-    return await future
+    try:
+        return await future
+    except asyncio.CancelledError:
+        call.abandon()
+        raise
 
 
 async def blocking(in_background: bool, loop: Any, function: Callable[..., Any], *args: Any) -> Any:

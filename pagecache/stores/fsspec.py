@@ -11,12 +11,14 @@ So a version that is no longer there is an error (ESTALE), never a mix.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from pagecache.extras import extra_of_url, needs
 from pagecache.options import OF_OPEN, OF_URLS, check_spelling, constructor_parameters
 from pagecache.stores import fsspec_ranges
+from pagecache.stores.abandoned import Abandoned, current_call
 from pagecache.stores.call_options import are_of_this_process, key_part, request_options
 from pagecache.stores.described import Described, Memory
 from pagecache.stores.destination import Destination
@@ -174,20 +176,25 @@ class FsspecStore(VersionedStore):
     def run(self, coroutine: Coroutine[Any, Any, Any], destination: Destination | None = None) -> Any:
         """Run a coroutine on the file system's loop and return its result.
 
-        destination: what it fills; taken away when the wait ends early. Raises RuntimeError on the loop's own thread.
+        destination: what it fills; taken away when the wait ends early. Raises RuntimeError on the loop's own thread;
+        Abandoned when nobody waits for the call any more.
         """
         loop = self.fs.loop
         if asyncio._get_running_loop() is loop:
             coroutine.close()
             raise RuntimeError(f"cannot wait for {self.name} on fsspec's own event loop: use the asynchronous methods")
+        call = current_call()
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
-            return future.result()
+            with contextlib.nullcontext() if call is None else call.waiting(future.cancel):
+                return future.result()
         except BaseException:
-            if not future.done():  # else it is its own error, and it writes nothing any more
+            if not future.done() or future.cancelled():  # else it is its own error, and it writes nothing any more
                 if destination is not None:
                     destination.detach()
                 future.cancel()
+                if call is not None and call.is_abandoned:
+                    raise Abandoned from None
             raise
 
     def __reduce__(self) -> tuple[Any, ...]:

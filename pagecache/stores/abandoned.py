@@ -1,0 +1,64 @@
+"""Calls that nobody waits for any more: what they wait for themselves is given up, so that a page is not kept locked by a
+request whose reader is gone.
+
+A caller that can be cancelled (asyncio) runs the blocking call in a worker under a `Call` of its own.  `abandon` ends the
+wait that the worker is in, if it can be ended; the worker then leaves by `Abandoned`, as the main thread does by
+KeyboardInterrupt: the folios that it was filling leave the cache, and whoever else wants them reads them itself.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pagecache._core import Mutex
+
+
+class Abandoned(BaseException):
+    """Nobody waits for this call any more. It says nothing about the bytes, so it is no error of theirs."""
+
+
+class Call:
+    """A blocking call that may be abandoned from another thread."""
+
+    def __init__(self) -> None:
+        self._lock = Mutex()
+        self._end_wait: Callable[[], Any] | None = None
+        self.is_abandoned = False
+
+    def abandon(self) -> None:
+        """End the wait that the call is in, and any that it begins."""
+        with self._lock.held():
+            self.is_abandoned = True
+            end_wait = self._end_wait
+        if end_wait is not None:
+            end_wait()
+
+    @contextlib.contextmanager
+    def waiting(self, end_wait: Callable[[], Any]) -> Iterator[None]:
+        """A wait that `end_wait` ends. Raises Abandoned if nobody waits for the call already."""
+        with self._lock.held():
+            if self.is_abandoned:
+                raise Abandoned
+            self._end_wait = end_wait
+        try:
+            yield
+        finally:
+            with self._lock.held():
+                self._end_wait = None
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Make the call in this thread."""
+        _threads.call = self
+        try:
+            return function(*args)
+        finally:
+            _threads.call = None
+
+
+_threads = threading.local()
+
+
+def current_call() -> Call | None:
+    """Return the call that this thread carries out, if it may be abandoned."""
+    return getattr(_threads, "call", None)
