@@ -10,6 +10,7 @@ import zipfile
 import pytest
 from support import PAGE, STRESS, Crew, checked_cache, wait_until
 from support.file_servers import FtpServer, SftpServer
+from support.fuse_mount import Mount, needs_fuse
 from support.http_server import ObjectServer
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
@@ -257,6 +258,34 @@ class TestUrls:
             assert opened["b"].fs.info(path)["size"] == len(DATA["b"])
 
 
+class TestCacheOfAFile:
+    def test_an_ftp_file_is_read_from_an_instance_of_our_own(self, make_cache, ftp):
+        from fsspec.implementations.ftp import FTPFile  # `open` leaves cache_type out
+
+        fs = fsspec.filesystem("ftp", **ftp.options)
+        with pagecache.using(make_cache("8MiB")), contextlib.ExitStack() as stack:
+            files = {name: stack.enter_context(FTPFile(fs, f"/{name}", cache_type="pagecache")) for name in NAMES}
+            assert all(isinstance(file.cache._file.inode.store._instance, Own) for file in files.values())
+            for start in range(0, SIZE, 20000):
+                for name, file in files.items():
+                    file.seek(start)
+                    assert file.read(20000) == DATA[name][start : start + 20000]
+                assert fs.cat_file("/a", start, start + 100) == DATA["a"][start : start + 100]
+
+
+@needs_fuse()
+@pytest.mark.parametrize("name", ["ftp", "sftp"])
+def test_a_mount_is_read_and_listed_by_several_programs(asked, name):
+    with Mount(asked(name).url(""), "--size", "8MiB") as mount:
+
+        def use(name):
+            assert (mount.path / name).read_bytes() == DATA[name]
+            assert {entry.name for entry in os.scandir(mount.path)} >= set(NAMES)
+            assert os.stat(mount.path / name).st_size == len(DATA[name])
+
+        Crew(*[lambda name=name: use(name) for name in NAMES for _ in range(2)]).join_well()
+
+
 class TestConnections:
     def test_there_is_one_more_however_many_files_are_read(self, make_cache, ftp):
         fs = fsspec.filesystem("ftp", **ftp.options)
@@ -314,6 +343,23 @@ class TestConnections:
                 assert file.pread(5000, start) == DATA[name][start : start + 5000]
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert first == {name: value[:9] for name, value in DATA.items()}
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+    def test_a_child_may_use_the_chained_file_system(self, make_cache, ftp):
+        options = {"target_protocol": "ftp", "target_options": ftp.options, "skip_instance_cache": True}
+        with pagecache.using(make_cache("4MiB")):
+            fs = fsspec.filesystem("pagecache", **options)
+            assert fs.cat_file("/a", 0, 100) == DATA["a"][:100]
+            child = os.fork()
+            if child == 0:
+                try:
+                    good = fs.cat_file("/b") == DATA["b"] and fs.info("/c")["size"] == len(DATA["c"])
+                    os._exit(0 if good else 1)
+                finally:
+                    os._exit(2)
+            for start in range(0, SIZE, 9000):
+                assert fs.cat_file("/c", start, start + 9000) == DATA["c"][start : start + 9000]
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 class TestChanges:
