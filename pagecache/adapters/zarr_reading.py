@@ -71,8 +71,10 @@ class Reader:
 
     def cached(self, key: str, byte_range: Any) -> Any:
         """Return the bytes of a range, None for a key that does not exist, or MISS. Never waits."""
-        value = self.known(key)
-        return MISS if value is None else self._cached_of(value, byte_range)
+        value = self.values.get(key)
+        if value is None or value.checked_s < (self._opened_s if self._recheck == "open" else self.not_before()):
+            return MISS
+        return self._cached_of(value, byte_range)
 
     @staticmethod
     def _cached_of(value: Value, byte_range: Any) -> Any:
