@@ -2,21 +2,24 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from errno import ESTALE
 from typing import Any, NamedTuple
 
 from pagecache._core import Mutex
 from pagecache.adapters.ages import Ages, last_modified_s
 from pagecache.files.file import File
+from pagecache.stores.validators import Version
 
 MAX_OBJECTS = 1024
 
 
 class Found(NamedTuple):
-    """An object: the file that is kept open on it, what it was opened on, and when it was modified (seconds)."""
+    """An object: the file kept open on it, what that was opened on, when it was modified (seconds), its entity tag."""
 
     file: File
     store: Any
     modified_s: int
+    etag: str | None
 
 
 class Objects:
@@ -27,7 +30,8 @@ class Objects:
     recently is closed. keeps_absence: whether it is remembered that a path stands for nothing; else that is looked up
     each time.
 
-    An object is looked up once: size and version are those of that moment until `invalidate`.
+    An object is looked up once: size and version are those of that moment until `invalidate`. Once another version has been
+    met, opening is an error (ESTALE) until then, as size and bytes would not be of one version.
     Context: thread-safe. Two threads may look the same new path up twice; one of the answers counts.
     """
 
@@ -59,7 +63,7 @@ class Objects:
         except (FileNotFoundError, IsADirectoryError):
             return self._keep(path, None) if self._keeps_absence(path) else None
         try:
-            found = Found(file, store, self._modified_s(path, file.inode.store))
+            found = Found(file, store, self._modified_s(path, file.inode.store), _strong_etag(file.inode.store))
         except BaseException:
             file.close()
             raise
@@ -92,11 +96,17 @@ class Objects:
         return found
 
     def open(self, path: str) -> File:
-        """Open a path for reading. Returns a new File. Raises FileNotFoundError, OSError."""
+        """Open a path for reading. Returns a new File. Raises FileNotFoundError, OSError (ESTALE for another version)."""
         while True:
-            file, store, _ = self._existing(path)
-            if not file.closed:  # else it fell out of the table meanwhile
-                return self.cache.open(file.inode.store if not isinstance(store, str) else store)
+            found = self._existing(path)
+            if not found.file.closed:  # else it fell out of the table meanwhile
+                file = self.cache.open(found.store if isinstance(found.store, str) else found.file.inode.store)
+                if file.inode is found.file.inode:
+                    return file
+                etag = _strong_etag(file.inode.store)
+                file.close()
+                if etag is None or etag != found.etag:  # else the same bytes, of which a wrong size was said at first
+                    raise OSError(ESTALE, "was replaced since it was looked up: invalidate it, and it is read anew", path)
             self.invalidate(path)
 
     def exists(self, path: str) -> bool:
@@ -124,3 +134,9 @@ class Objects:
     def close(self) -> None:
         """Close what is kept open. Files from `open` stay open."""
         self.invalidate()
+
+
+def _strong_etag(store: Any) -> str | None:
+    """Return the entity tag of the version that a store knows, if equal ones mean equal bytes."""
+    version = getattr(store, "version", None)
+    return version.strong_etag if isinstance(version, Version) else None

@@ -100,7 +100,7 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """A context manager that raises, at its end, the first error that a read met meanwhile, in any thread.
+        """A context manager that raises, at its end, the first error that opening or reading met meanwhile, in any thread.
 
         Raises OSError, in place of what rasterio raised.
         """
@@ -108,10 +108,14 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
         self._guards[id(met)] = met
         try:
             yield
+        except Exception as error:
+            if met:
+                raise met[0] from error
+            raise
         finally:
             del self._guards[id(met)]
-            if met:
-                raise met[0]
+        if met:
+            raise met[0]
 
     def note(self, error: BaseException) -> BaseException:
         """Remember what a read met, for the guards. Returns what was met first.
@@ -132,7 +136,13 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
             raise OSError(30, f"mode {mode!r}: {READ_ONLY}", path)
         if not self._siblings and path.lower().endswith(SIDE_FILES):
             raise FileNotFoundError(2, "siblings are not looked for", path)
-        file = self._objects.open(path)
+        try:
+            file = self._objects.open(path)
+        except FileNotFoundError:
+            raise
+        except BaseException as error:
+            self.note(error)
+            raise
         self._opened.add(path)
         return Resource(self, file)
 

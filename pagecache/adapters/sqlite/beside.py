@@ -81,7 +81,7 @@ class JournalFile(_NoLocks):
                 if got == 0:
                     break
                 done += got
-        except OSError as error:
+        except Exception as error:  # of whatever library reads
             raise io_error(apsw.SQLITE_IOERR_READ, error) from error
         return bytes(buffer[:done])
 
@@ -94,7 +94,7 @@ class JournalFile(_NoLocks):
                 if wrote == 0:
                     raise OSError(f"{self._store.key} took no bytes")
                 done += wrote
-        except OSError as error:
+        except Exception as error:
             raise io_error(apsw.SQLITE_IOERR_WRITE, error) from error
 
     def xTruncate(self, size: int) -> None:

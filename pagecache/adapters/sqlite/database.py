@@ -197,7 +197,7 @@ class DatabaseFile:
         buffer = bytearray(amount)
         try:
             got = self._file.inode.store.readv(offset, [memoryview(buffer)])
-        except OSError as error:
+        except Exception as error:  # of whatever library reads
             raise io_error(apsw.SQLITE_IOERR_READ, error) from error
         return bytes(buffer[:got])
 
@@ -399,8 +399,8 @@ def fit_folios(store: Any) -> None:
     header = bytearray(18)
     try:
         got = store.readv(0, [memoryview(header)]) if store.size() >= len(header) else 0
-    except OSError:
-        return  # the first read tells
+    except Exception:  # of whatever library reads; the first read through the cache tells
+        return
     if got == len(header) and header.startswith(b"SQLite format 3\0"):
         page_size = int.from_bytes(header[16:18], "big")
         page_size = 65536 if page_size == 1 else page_size

@@ -87,6 +87,41 @@ def test_changes_are_seen_when_invalidated(objects, server):
         assert file.read() == b"newer"
 
 
+def test_size_and_bytes_are_of_one_version(objects, server, cache):
+    """Also when the store has noticed by itself that there is another one."""
+    url = server.put("a", b"old" * 5000)
+    with objects.open("a") as file:
+        assert file.read(3) == b"old"
+    server.put("a", b"newer" * 5000)
+    store = HttpStore(url)
+    moving = Objects(cache, lambda path: store)
+    store._size = store._etag = None
+    assert moving.open("a").read(5) == b"newer"
+    server.put("a", b"newest" * 5000)
+    store._size = store._etag = None
+    for _ in range(2):
+        with pytest.raises(OSError, match="was replaced"):
+            moving.open("a")
+        assert moving.size("a") == 25000
+    moving.invalidate("a")
+    assert (moving.open("a").read(6), moving.size("a")) == (b"newest", 30000)
+    moving.close()
+
+
+def test_local_files_that_are_replaced(cache, tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    objects = Objects(cache, lambda path: str(tmp_path / path))
+    objects.open("a").close()
+    (tmp_path / "b").write_bytes(b"newer")
+    (tmp_path / "b").rename(tmp_path / "a")
+    with pytest.raises(OSError, match="was replaced"):
+        objects.open("a")
+    objects.invalidate("a")
+    with objects.open("a") as file:
+        assert file.read() == b"newer"
+    objects.close()
+
+
 def test_local_paths(cache, tmp_path):
     (tmp_path / "a").write_bytes(b"data")
     objects = Objects(cache, lambda path: str(tmp_path / path))
