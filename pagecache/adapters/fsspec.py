@@ -100,7 +100,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         rules = self._target.template
         self._has_links = hasattr(rules, "islink") and hasattr(rules, "symlink")
         self.sep, self.root_marker = rules.sep, rules.root_marker
-        self._strip_protocol = lambda path: _each(rules._strip_protocol, self.without_protocol(path))
+        self._strip_protocol = self._stripped
         self._parent = lambda path: rules._parent(self.without_protocol(path))
 
     @property
@@ -145,6 +145,13 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     def without_protocol(self, path: Any) -> Any:
         """Return a path, or each of several, as the target knows it: without this file system's own prefix."""
         return _each(self._without_prefix, path)
+
+    def _stripped(self, path: Any) -> Any:
+        """Return a path, or each of several, as the target writes it."""
+        strip = self._target.template._strip_protocol
+        if type(path) is str and not path.startswith(_PREFIXES):
+            return strip(path)
+        return _each(strip, self.without_protocol(path))
 
     def _without_prefix(self, path: str) -> str:
         if not path.startswith(_PREFIXES):
@@ -204,7 +211,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         own: dict[str, Any] = {"recheck": self.recheck, "on_change": self.on_change, "whole_up_to": self.whole_up_to}
         own |= {name: options[name] for name in OF_A_CALL if name in options}
         recheck, on_change = checked_recheck(own["recheck"]), own["on_change"]
-        name, epoch = path + key_part(options), self._handles.epoch
+        name, epoch = _name_of(path, options), self._handles.epoch
         known = self._handles.known_version(name, recheck)
         theirs = {name: value for name, value in options.items() if name not in OF_A_CALL}
         how: dict[str, Any] = {"recheck": recheck, "whole_up_to": own["whole_up_to"], "key_without": self.key_without}
@@ -240,7 +247,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
 
     def _with_handle(self, path: str, options: Mapping[str, Any], call: Callable[[Any], _Result]) -> _Result:
         """Call with the file that is kept open for a path, read with these options."""
-        name = path + key_part(options)
+        name = _name_of(path, options)
         while True:
             file, is_kept = self._handles.get(name, self.page_cache), True
             if file is None:
@@ -265,17 +272,21 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Return the bytes [start, end) of an object; negative numbers count from its end."""
         path = self._strip_protocol(path)
-        return self._with_handle(path, self._checked(kwargs), lambda file: _slice(file, start, end))
+        options = self._checked(kwargs) if kwargs else kwargs
+        return self._with_handle(path, options, lambda file: _slice(file, start, end))
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
-        data = self._cached_range(self._strip_protocol(path), start, end, self._checked(kwargs))
+        data = self._cached_range(_name_of(self._strip_protocol(path), self._checked(kwargs)), start, end)
         return data if data is not None else await self._blocking(lambda: self.cat_file(path, start, end, **kwargs))
 
-    def _cached_range(self, path: str, start: int | None, end: int | None, options: Mapping[str, Any]) -> bytes | None:
-        """Return a range if all of it is cached, and known to be recent enough; never waits."""
+    def _cached_range(self, name: str, start: int | None, end: int | None) -> bytes | None:
+        """Return a range if all of it is cached, and known to be recent enough; never waits.
+
+        name: of the handle: a path with its options.
+        """
         if self._handles_pid != os.getpid():
             self._renew()
-        file = self._handles.get(path + key_part(options), self.page_cache)
+        file = self._handles.get(name, self.page_cache)
         if file is None or (start or 0) < 0 or (end or 0) < 0:
             return None
         start, end = start or 0, ALL if end is None else end
@@ -372,6 +383,11 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         forget_everywhere(*(f"fsspec:{self.instance.identity}:{name}" for name in names))
 
 
+def _name_of(path: str, options: Mapping[str, Any]) -> str:
+    """Return what the handle of a path with the options of a call is called."""
+    return path + key_part(options) if options else path
+
+
 def _each(function: Callable[[str], str], path: Any) -> Any:
     """Return what a function returns for a path, or each of several; what is none is as it was."""
     if isinstance(path, (list, tuple, set)):
@@ -405,8 +421,9 @@ class _Wanted:
 
     def look(self) -> set[str]:
         """Take what is cached. Returns the paths of which something is missing."""
-        ranges = zip(self.paths, self.starts, self.ends, strict=True)
-        self.found = [self.fs._cached_range(path, start, end, self.options) for path, start, end in ranges]
+        names = [_name_of(path, self.options) for path in self.paths] if self.options else self.paths
+        ranges = zip(names, self.starts, self.ends, strict=True)
+        self.found = [self.fs._cached_range(name, start, end) for name, start, end in ranges]
         return {path for path, data in zip(self.paths, self.found, strict=True) if data is None}
 
     async def fill_all(self, missing: set[str]) -> list[Any]:
