@@ -69,12 +69,23 @@ def _number_of(value: Any) -> str:
     return number
 
 
-def takes(function: Callable[..., Any], names: Collection[str]) -> bool:
-    """Whether a function has all of these parameters, or takes any."""
-    return not _missing(function, names)
+def are_read_by_cat_file(fs: Any, name: str, names: Collection[str]) -> bool:
+    """Whether `cat_file` of a file system takes these options: by name, or as it takes any, unless `open` has one by name.
+
+    For what is taken as any is may be swallowed: adlfs' `cat_file` takes a version and reads the latest.
+
+    name: "cat_file" or "_cat_file".
+    """
+    if not names:
+        return True
+    cat_file = getattr(fs, name)
+    known, of_open = inspect.signature(cat_file).parameters, inspect.signature(fs._open).parameters
+    return not _missing(cat_file, names) and not any(name in of_open and name not in known for name in names)
 
 
 def _missing(function: Callable[..., Any], names: Collection[str]) -> list[str]:
+    if not names:
+        return []
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return []

@@ -4,7 +4,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from pagecache.stores.call_options import takes
+from pagecache.stores.call_options import are_read_by_cat_file
 from pagecache.stores.destination import Destination
 from pagecache.stores.fsspec_sync import SyncRanges, fresh_options, put_range
 from pagecache.stores.in_order import PIECE, Take
@@ -79,7 +79,7 @@ class AsyncRanges(SyncRanges):
     @staticmethod
     def _reads_ranges(store: Any) -> bool:
         """Whether `_cat_file` takes the options of the store."""
-        return takes(store.template._cat_file, store.options)
+        return are_read_by_cat_file(store.template, "_cat_file", store.options)
 
     def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
         """Fill the destination from byte `start`; whether the bytes are known to be of this version."""

@@ -1,6 +1,6 @@
 """How an object of Google Cloud Storage is read through gcsfs: as its other asynchronous file systems, but for generations.
 
-gcsfs' own `_info` takes a generation and describes the live object nevertheless.
+gcsfs' own `_info` takes a generation and describes the live object nevertheless; its files read that, too.
 """
 
 from typing import Any
@@ -19,6 +19,11 @@ class GcsRanges(AsyncRanges):
         """Check that a generation is called so: gcsfs takes any option, and reads the live object. Raises TypeError."""
         super().check_options(store)
         check_spelling(store.options, ("generation",), (), f"{type(store.fs).__name__}.open")
+
+    @staticmethod
+    def _reads_ranges(store: Any) -> bool:
+        """Return True: `_cat_file` takes a generation, though not by name; files of gcsfs read the live object."""
+        return True
 
     def info(self, store: Any) -> dict[str, Any]:
         """Return what the service says about the object now, or about the generation of the call."""

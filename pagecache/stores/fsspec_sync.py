@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from pagecache.stores.call_options import check_taken, takes
+from pagecache.stores.call_options import are_read_by_cat_file, check_taken
 from pagecache.stores.described import Described, Memory, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.fsspec_kinds import ARROW, archive_version, is_kind
@@ -107,7 +107,8 @@ class SyncRanges:
         fs = store.template
         if is_kind(fs, ARROW):  # which has one of its own that fails for ranges from the beginning
             return False
-        return type(fs).cat_file is not AbstractFileSystem.cat_file and takes(fs.cat_file, store.options)
+        is_its_own = type(fs).cat_file is not AbstractFileSystem.cat_file
+        return is_its_own and are_read_by_cat_file(fs, "cat_file", store.options)
 
     def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
         """Fill the destination from byte `start`; whether the bytes are known to be of this version."""

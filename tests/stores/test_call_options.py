@@ -215,6 +215,51 @@ class TestGcs:
             read("cat_file", fs, "bucket/object", genration="1")
 
 
+class Editions(fsspec.get_filesystem_class("memory")):
+    """`cat_file` takes any option and swallows it, as adlfs' does; `open` and `info` know one."""
+
+    cachable = False
+    store, pseudo_dirs = {}, [""]
+
+    def _open(self, path, mode="rb", edition=None, **kwargs):
+        return super()._open(f"{path}@{edition}" if edition else path, mode, **kwargs)
+
+    def info(self, path, **kwargs):
+        edition = kwargs.get("edition")
+        return super().info(f"{path}@{edition}" if edition else path)
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        return super().cat_file(path, start, end)
+
+
+class Strict(Editions):
+    """Neither `cat_file` nor `open` take any option."""
+
+    def _open(self, path, mode="rb", block_size=None, autocommit=True, cache_options=None, data=None):
+        return super()._open(path, mode, data=data)
+
+    def cat_file(self, path, start=None, end=None):
+        return super().cat_file(path, start, end)
+
+
+class TestOtherFileSystems:
+    @pytest.mark.parametrize("way", [way for way in WAYS if way != "cache_type"])
+    def test_what_open_has_by_name_is_read_by_open(self, cache, way):
+        fs = Editions()
+        fs.pipe({"/object": DATA, "/object@2": OTHER})
+        for _ in range(2):
+            assert read(way, fs, "/object", edition="2") == OTHER
+            assert read(way, fs, "/object") == DATA
+
+    @pytest.mark.parametrize("way", [way for way in WAYS if way != "cache_type"])
+    def test_what_nobody_takes_is_a_type_error(self, cache, way):
+        fs = Strict()
+        fs.pipe_file("/object", DATA)
+        assert read(way, fs, "/object") == DATA
+        with pytest.raises(TypeError, match=r"Strict\.(open|cat_file) has no option 'edition'"):
+            read(way, fs, "/object", edition="2")
+
+
 class TestKeys:
     def test_equal_options_have_equal_parts(self):
         assert key_part({}) == ""
