@@ -183,7 +183,7 @@ class Answers:
         is_own = write_flags & protocol.WRITE_CACHE  # the kernel's page, of a map: flags are those of any handle
         self._files.write(
             handle, data, offset, appends=bool(flags & os.O_APPEND and not is_own),
-            drops_privileges=bool(write_flags & protocol.WRITE_KILL_SUIDGID),
+            unprivileged=request.caller if write_flags & protocol.WRITE_KILL_SUIDGID else None,
         )  # fmt: skip
         return protocol.WRITE_OUT.pack(size, 0)
 

@@ -57,6 +57,11 @@ def groups_of(caller: Caller) -> list[int]:
     return [int(word) for word in rest.partition(b"\n")[0].split()]
 
 
+def is_member(caller: Caller, gid: int) -> bool:
+    """Whether a program that waits is in a group."""
+    return caller.gid == gid or gid in groups_of(caller)
+
+
 def _set_groups(groups: list[int]) -> None:
     number = SYS_SETGROUPS.get(platform.machine())
     if number is None:

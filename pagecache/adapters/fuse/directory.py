@@ -129,7 +129,7 @@ class DirectoryOperations:
             with self._own_change(opened), self.rights.of(caller):
                 if changes.mode is not None:
                     os.chmod(path, changes.mode)
-                if changes.uid is not None or changes.gid is not None:
+                if changes.is_chown:
                     uid, gid = (-1 if one is None else one for one in (changes.uid, changes.gid))
                     os.chown(path, uid, gid)
             if changes.size is not None:
@@ -157,22 +157,23 @@ class DirectoryOperations:
         assert size is not None
         if handle is not None:
             self.files.truncate(handle, size)
-        else:
-            source_fd, _ = self._open_source(caller, fd, os.O_WRONLY)
-            handle = self.files.open(_name_of(node), source_fd, os.O_RDWR)
-            try:
-                opened = self.files.opened(handle)
-                if opened.is_touched or opened.status().size != size:
-                    self.files.truncate(handle, size)
-                    self.files.flush(handle)
-                else:  # whether that is a change is for the source to say
-                    with opened.own_change():
-                        os.truncate(beneath.of_descriptor(opened.fd), size)
-            finally:
-                self.files.release(handle)
-        still_opened = self.files.find(node.key)
-        if still_opened is not None and changes.drops_privileges:
-            still_opened.drop_privileges()
+            if changes.drops_privileges:
+                self.files.opened(handle).drop_privileges(caller)
+            return
+        source_fd, _ = self._open_source(caller, fd, os.O_WRONLY)
+        handle = self.files.open(_name_of(node), source_fd, os.O_RDWR)
+        try:
+            opened = self.files.opened(handle)
+            if opened.is_touched or opened.status().size != size:
+                self.files.truncate(handle, size)
+                self.files.flush(handle)
+            else:  # whether that is a change is for the source to say
+                with opened.own_change():
+                    os.truncate(beneath.of_descriptor(opened.fd), size)
+            if changes.drops_privileges:
+                opened.drop_privileges(caller)
+        finally:
+            self.files.release(handle)
 
     def _has_changed(self, key: Key) -> None:
         """Have the kernel look again at attributes that change without its doing."""
@@ -350,7 +351,7 @@ class DirectoryOperations:
             source_fd, appends_only = self._open_source(caller, fd, flags)
         handle = self.files.open(_name_of(node), source_fd, flags, appends_only=appends_only)
         if drops_privileges:
-            self.files.opened(handle).drop_privileges()
+            self.files.opened(handle).drop_privileges(caller)
         return handle, self._treated(node, handle, flags)
 
     def _treated(self, node: Node, handle: int, flags: int) -> Opened:

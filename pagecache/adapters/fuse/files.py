@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from pagecache import writeback
 from pagecache.adapters.fuse import beneath, fallocation
+from pagecache.adapters.fuse.credentials import Caller, is_member
 from pagecache.adapters.fuse.stores import AppendStore, DescriptorStore
 
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR
@@ -85,14 +86,21 @@ class OpenFile:
 
     def note_mode(self, mode: int) -> None:
         """Note the mode that the file has now."""
-        self.has_privileges = bool(mode & stat.S_ISUID or (mode & stat.S_ISGID and mode & stat.S_IXGRP))
+        self.has_privileges = bool(mode & (stat.S_ISUID | stat.S_ISGID))
 
-    def drop_privileges(self) -> None:
-        """Take the bits away that a write by a program without the right to them must not leave."""
-        if self.has_privileges:
-            mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
-            os.chmod(self.fd, mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0))
-            self.has_privileges = False
+    def drop_privileges(self, caller: Caller) -> None:
+        """Take the bits away that a change by a program without the right to them must not leave: set-user-id, and
+        set-group-id where it is more than a mark of mandatory locks, or of another group."""
+        if not self.has_privileges:
+            return
+        status = os.fstat(self.fd)
+        mode = kept = stat.S_IMODE(status.st_mode) & ~stat.S_ISUID
+        if mode & stat.S_IXGRP or not is_member(caller, status.st_gid):
+            kept = mode & ~stat.S_ISGID
+        if kept != stat.S_IMODE(status.st_mode):
+            with self.own_change():
+                os.chmod(self.fd, kept)
+        self.has_privileges = bool(kept & stat.S_ISGID)
 
     def touch(self) -> None:
         """Note that the file has just been changed through the cache."""
@@ -262,14 +270,16 @@ class Files:
         """Fill a buffer from an offset; returns the bytes, fewer only at the end of the file."""
         return self._handles[number].file.preadinto(target, offset)
 
-    def write(self, number: int, data: Any, offset: int, *, appends: bool = False, drops_privileges: bool = False) -> None:
+    def write(
+        self, number: int, data: Any, offset: int, *, appends: bool = False, unprivileged: Caller | None = None
+    ) -> None:
         """Write all of a buffer at an offset, or at the end, wherever that is by then.
 
-        drops_privileges: a program writes that has no right to leave set-user-id and set-group-id bits behind.
+        unprivileged: the program that writes, if it has no right to leave set-user-id and set-group-id bits behind.
         """
         handle = self._handles[number]
-        if drops_privileges:
-            handle.opened.drop_privileges()
+        if unprivileged is not None:
+            handle.opened.drop_privileges(unprivileged)
         try:
             if appends:
                 handle.file.write(data)
@@ -281,18 +291,19 @@ class Files:
     def truncate(self, number: int, size: int) -> None:
         """Set the size (bytes)."""
         handle = self._handles[number]
-        try:
-            handle.file.truncate(size)
-        finally:
-            handle.opened.touch()
+        handle.file.truncate(size)
+        handle.opened.touch()
 
     def allocate(self, number: int, mode: int, offset: int, length: int) -> None:
         """Do what fallocate(2) does. Raises OSError (EOPNOTSUPP for modes that are not known)."""
         handle = self._handles[number]
         try:
             fallocation.fallocate(handle.file, mode, offset, length)
-        finally:
-            handle.opened.touch()
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # some of it may have been done
+                handle.opened.touch()
+            raise
+        handle.opened.touch()
 
     def lseek(self, number: int, offset: int, whence: int) -> int:
         """Find data or a hole (SEEK_DATA, SEEK_HOLE), as the source has them once all is written back."""

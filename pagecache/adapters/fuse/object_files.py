@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 from pagecache.adapters.fuse import beneath, fallocation, object_puts
+from pagecache.adapters.fuse.credentials import Caller
 from pagecache.adapters.fuse.files import WRITE_FLAGS
 from pagecache.adapters.fuse.object_puts import Put
 from pagecache.adapters.fuse.stores import DescriptorStore
@@ -275,7 +276,9 @@ class ObjectFiles:
                 if file is handle.current:
                     raise
 
-    def write(self, number: int, data: Any, offset: int, *, appends: bool = False, drops_privileges: bool = False) -> None:
+    def write(
+        self, number: int, data: Any, offset: int, *, appends: bool = False, unprivileged: Caller | None = None
+    ) -> None:
         """Write all of a buffer at an offset, or at the end."""
         opened = self.opened(number)
         with opened.lock:

@@ -230,6 +230,12 @@ class Changes(NamedTuple):
     drops_privileges: bool = False
 
     @property
+    def is_chown(self) -> bool:
+        """Whether owner or group is given, or nothing at all: chown(2) to none changes the time of the change."""
+        given = (self.mode, self.uid, self.gid, self.size)
+        return (self.uid, self.gid) != (None, None) or not (self.sets_times or any(one is not None for one in given))
+
+    @property
     def sets_times(self) -> bool:
         """Whether a time is given."""
         return self.atime_ns is not None or self.mtime_ns is not None or self.is_atime_now or self.is_mtime_now
