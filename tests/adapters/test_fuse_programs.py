@@ -1,4 +1,5 @@
-"""Programs that nobody here wrote, on a mount: fio, tar, git and a compiler, the sqlite3 command line."""
+"""Programs that nobody here wrote, on a mount: fio, tar, rsync, cp, editors, git, compilers, make, venv, the command line of
+SQLite.  What they leave is compared with the source afterwards."""
 
 import os
 import random
@@ -6,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
 
 import pytest
 from support import ROOT
@@ -72,6 +74,161 @@ class TestTar:
         run("diff", "-r", "--no-dereference", original, copy)
         run("tar", "-df", tmp_path / "in.tar", "-C", mounted.source)
         assert sum(len(files) for _, _, files in os.walk(mounted.source)) == nr_files
+
+
+class TestCopies:
+    """Trees with everything that a file can have, in, out, and in again."""
+
+    @pytest.fixture
+    def original(self, tmp_path, rng):
+        """Such a tree."""
+        root = tmp_path / "original"
+        make_tree(root, 2000 if STRESS else 100, rng)
+        with open(root / "sparse", "wb") as file:
+            os.truncate(file.fileno(), 3 << 20)
+            os.pwrite(file.fileno(), b"x", 1 << 20)
+        os.mkfifo(root / "fifo")
+        (root / "odd \n name \udcff").write_bytes(b"odd")
+        (root / "read-only").write_bytes(b"x")
+        (root / "read-only").chmod(0o444)
+        (root / "closed").mkdir()
+        (root / "closed/file").write_bytes(b"x")
+        (root / "closed").chmod(0o550)
+        os.setxattr(root / "sparse", "user.kind", b"sparse")
+        for number, path in enumerate(root.rglob("*")):
+            os.utime(path, ns=(10**18 + number, 10**18 + 7 * number + 3), follow_symlinks=False)
+        return root
+
+    @pytest.mark.parametrize("command", [
+        pytest.param(("cp", "-a", "{from}/.", "{to}"), id="cp"),
+        pytest.param(("rsync", "-aHX", "--sparse", "{from}/", "{to}/"), id="rsync", marks=needs_program("rsync")),
+        pytest.param(("sh", "-c", "tar -C '{from}' --xattrs -cf - . | tar -C '{to}' --xattrs -xpf -"), id="tar"),
+    ])  # fmt: skip
+    def test_in_and_out(self, mounted, kind, tmp_path, original, command):
+        with mounted(*kind, "--size", "16MiB") as mount:
+            for place in (mount.path / "in", tmp_path / "out"):
+                place.mkdir()
+            run(*(word.format(**{"from": original, "to": mount.path / "in"}) for word in command))
+            run(*(word.format(**{"from": mount.path / "in", "to": tmp_path / "out"}) for word in command))
+            seen = described(mount.path / "in")
+            if command[0] == "rsync":  # which finds nothing more to do
+                again = run(*command[:1], "-n", "--itemize-changes", *command[1:2], f"{original}/", f"{mount.path}/in/")
+                assert again == ""
+        expected = described(original)
+        for found in (seen, described(mounted.source / "in"), described(tmp_path / "out")):
+            assert found == expected
+        assert (mounted.source / "in/sparse").stat().st_blocks * 512 < 1 << 20
+
+    def test_removed_again(self, mounted, kind, original):
+        with mounted(*kind) as mount:
+            run("cp", "-a", original, mount.path / "tree")
+            run("rm", "-r", mount.path / "tree")
+        assert os.listdir(mounted.source) == []
+
+
+def described(root):
+    """Return all of a tree that a faithful copy has."""
+    found, numbers = {}, {}
+    for path in sorted(root.rglob("*")):
+        status = os.lstat(path)
+        content = None
+        if path.is_symlink():
+            content = os.readlink(path)
+        elif path.is_file():
+            content = (path.read_bytes(), {name: os.getxattr(path, name) for name in os.listxattr(path)})
+        link = numbers.setdefault(status.st_ino, len(numbers)) if status.st_nlink > 1 and not path.is_dir() else None
+        size = None if path.is_dir() else status.st_size
+        found[str(path.relative_to(root))] = (
+            status.st_mode, status.st_uid, status.st_gid, size, status.st_mtime_ns, link, content
+        )  # fmt: skip
+    return found
+
+
+class TestEditors:
+    """How programs save: in place, or under another name, with the old one kept as a backup."""
+
+    @needs_program("vim")
+    @pytest.mark.parametrize("settings", [
+        "backupcopy=no", "backupcopy=yes", "backupcopy=auto backup", "nobackup nowritebackup", "backupcopy=no undofile",
+    ])  # fmt: skip
+    def test_vim(self, mounted, kind, settings):
+        with mounted(*kind) as mount:
+            path = mount.path / "text"
+            path.write_text("old\n" * 1000)
+            path.chmod(0o640)
+            os.link(path, mount.path / "other-name")
+            for word in ("old", "new"):
+                run("vim", "-es", "-u", "NONE", "-c", f"set {settings}", "-c", f"%s/{word}/{word}er/", "-c", "wq", path)
+                assert path.read_text() == f"{word}er\n" * 1000
+                path.write_text("new\n" * 1000)
+        assert (mounted.source / "text").read_text() == "new\n" * 1000
+        assert (mounted.source / "text").stat().st_mode & 0o777 == 0o640
+        assert not [name for name in os.listdir(mounted.source) if name.endswith(".swp")]
+
+    @needs_program("ed")
+    def test_ed_and_sed(self, mounted, kind):
+        with mounted(*kind) as mount:
+            path = mount.path / "text"
+            path.write_text("old\n" * 1000)
+            run("ed", "-s", path, input="1,$s/old/newer/\nw\nq\n")
+            run("sed", "-i.bak", "s/newer/newest/", path)
+            assert path.read_text() == "newest\n" * 1000
+        assert sorted(os.listdir(mounted.source)) == ["text", "text.bak"]
+        assert (mounted.source / "text.bak").read_text() == "newer\n" * 1000
+
+
+class TestPython:
+    def test_a_virtual_environment(self, mounted, kind):
+        """With pip, which unpacks thousands of files, if there is time."""
+        with mounted(*kind, "--size", "64MiB") as mount:
+            place = mount.path / "venv"
+            run(sys.executable, "-m", "venv", *([] if STRESS else ["--without-pip"]), place)
+            (place / "script.py").write_text("import sys, json; print(json.dumps([sys.prefix]))")
+            assert run(place / "bin/python", place / "script.py").strip() == f'["{place}"]'
+            if STRESS:
+                assert "pip" in run(place / "bin/python", "-m", "pip", "--version")
+                run(place / "bin/python", "-m", "compileall", "-q", place / "lib")
+            seen = described(place)
+        assert described(mounted.source / "venv") == seen
+
+    @needs_program("git")
+    @needs_program("gcc")
+    @needs_program("make")
+    @pytest.mark.skipif(not STRESS, reason="builds this project: only under PAGECACHE_STRESS=1")
+    def test_this_project_is_cloned_built_and_tested(self, mounted, kind):
+        environment = {**git_environment(), "PAGECACHE_STRESS": "0"}
+        done = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, env=environment, check=False)
+        if done.returncode:
+            pytest.skip("the project is not in a repository here")
+        head = done.stdout.decode().strip()
+        venv = Path(sys.prefix)
+        kept = [word for name in (".made", ".build", ".test") for word in ("-o", str(venv / name))]
+        with mounted(*kind, "--size", "256MiB") as mount:
+            clone = mount.path / "clone"
+            run("git", "clone", "-q", ROOT, clone, env=environment)
+            run("git", "checkout", "-q", head, cwd=clone, env=environment)
+            words = ["make", *kept, "test", f"VENV={venv}", "TESTS=tests/engine/test_segment.py"]
+            assert " passed" in run(*words, cwd=clone, env=environment)
+            assert run("git", "status", "--porcelain", "--untracked-files=no", cwd=clone, env=environment) == ""
+            run("git", "fsck", "--full", "--strict", cwd=clone, env=environment)
+            seen = described(clone)
+        assert described(mounted.source / "clone") == seen
+        run("git", "fsck", "--full", "--strict", cwd=mounted.source / "clone", env=environment)
+
+
+@needs_program("gcc")
+class TestCompiler:
+    def test_programs_are_made_and_run(self, mounted, kind):
+        with mounted(*kind) as mount:
+            for number in range(20 if STRESS else 3):
+                text = f'#include <stdio.h>\nint main(void) {{ printf("%d\\n", {number}); return 0; }}\n'
+                (mount.path / f"{number}.c").write_text(text)
+                run("gcc", "-g", "-c", f"{number}.c", "-o", f"{number}.o", cwd=mount.path)
+                run("gcc", f"{number}.o", "-o", "program", cwd=mount.path)  # over the one that has just run
+                assert run(mount.path / "program") == f"{number}\n"
+            run("ar", "rcs", "library.a", *(f"{number}.o" for number in range(3)), cwd=mount.path)
+            assert run("ar", "t", "library.a", cwd=mount.path).split() == ["0.o", "1.o", "2.o"]
+        assert run(mounted.source / "program") == f"{number}\n"
 
 
 def make_tree(root, nr_files, rng):
