@@ -1,5 +1,7 @@
-"""Programs that nobody here wrote, on a mount: fio, tar, rsync, cp, editors, git, compilers, make, venv, the command line of
-SQLite.  What they leave is compared with the source afterwards."""
+"""Programs that nobody here wrote, on a mount: fio, tar, rsync, cp, editors, git, compilers, make, venv, and SQLite's own.
+
+What they leave is compared with the source afterwards.
+"""
 
 import os
 import random
@@ -102,7 +104,7 @@ class TestCopies:
     @pytest.mark.parametrize("command", [
         pytest.param(("cp", "-a", "{from}/.", "{to}"), id="cp"),
         pytest.param(("rsync", "-aHX", "--sparse", "{from}/", "{to}/"), id="rsync", marks=needs_program("rsync")),
-        pytest.param(("sh", "-c", "tar -C '{from}' --xattrs -cf - . | tar -C '{to}' --xattrs -xpf -"), id="tar"),
+        pytest.param(("sh", "-c", "tar -C '{from}' --xattrs -Scf - . | tar -C '{to}' --xattrs -xpf -"), id="tar"),
     ])  # fmt: skip
     def test_in_and_out(self, mounted, kind, tmp_path, original, command):
         with mounted(*kind, "--size", "16MiB") as mount:

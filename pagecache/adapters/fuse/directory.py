@@ -129,9 +129,12 @@ class DirectoryOperations:
             with self._own_change(opened), self.rights.of(caller):
                 if changes.mode is not None:
                     os.chmod(path, changes.mode)
-                if changes.is_chown:
-                    uid, gid = (-1 if one is None else one for one in (changes.uid, changes.gid))
-                    os.chown(path, uid, gid)
+                if changes.uid is not None or changes.gid is not None:
+                    os.chown(path, *(-1 if one is None else one for one in (changes.uid, changes.gid)))
+                elif changes.is_empty:
+                    # For an open file it may be a write that follows, by whoever may, and not a chown to nobody else.
+                    with contextlib.suppress(PermissionError) if opened is not None else contextlib.nullcontext():
+                        os.chown(path, -1, -1)
             if changes.size is not None:
                 self._resize(caller, node, fd, changes)
             if changes.sets_times:

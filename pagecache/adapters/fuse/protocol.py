@@ -230,10 +230,10 @@ class Changes(NamedTuple):
     drops_privileges: bool = False
 
     @property
-    def is_chown(self) -> bool:
-        """Whether owner or group is given, or nothing at all: chown(2) to none changes the time of the change."""
-        given = (self.mode, self.uid, self.gid, self.size)
-        return (self.uid, self.gid) != (None, None) or not (self.sets_times or any(one is not None for one in given))
+    def is_empty(self) -> bool:
+        """Whether nothing is given: chown(2) to nobody else, which changes a time; or what comes before a write that takes
+        set-user-id bits away."""
+        return not self.sets_times and self[1:5] == (None, None, None, None)
 
     @property
     def sets_times(self) -> bool:
