@@ -270,13 +270,13 @@ class OneAtATimeSource(CalledSource):
     def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
         """As `get`, in a thread without an event loop."""
         with self._instance.turn():
-            value = run_blocking(self.store.get(key, default_buffer_prototype(), byte_range), self.loop)
+            value = run_blocking(partial(self.store.get, key, default_buffer_prototype(), byte_range), self.loop)
         return None if value is None else view_of(value)
 
     def getsize_blocking(self, key: str) -> int:
         """As `getsize`, in a thread without an event loop."""
         with self._instance.turn():
-            return int(run_blocking(self.store.getsize(key), self.loop))
+            return int(run_blocking(partial(self.store.getsize, key), self.loop))
 
 
 def path_of(store: Any, key: str) -> str:
