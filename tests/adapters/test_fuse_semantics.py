@@ -261,6 +261,28 @@ class TestBytes:
         assert (closed.st_mtime_ns, closed.st_size) == (later, 10_001)
         assert os.stat(source / "file").st_mtime_ns == later
 
+    def test_a_plain_write_leaves_one_time(self, here):
+        """That of bytes and that of attributes are the same, unless the former was seen before it was written back."""
+        path, source = here
+        for mode in ("wb", "ab", "r+b"):
+            with open(path / "file", mode, buffering=0) as file:
+                file.write(b"x" * 10_000)
+                file.write(b"y")
+            for where in (path, source):
+                status = os.stat(where / "file")
+                assert status.st_ctime_ns == status.st_mtime_ns
+        with open(path / "file", "r+b", buffering=0) as file:
+            file.write(b"z")
+            seen = os.fstat(file.fileno()).st_mtime_ns
+        status = os.stat(path / "file")
+        assert seen == status.st_mtime_ns <= status.st_ctime_ns
+        with open(path / "file", "r+b", buffering=0) as file:
+            file.write(b"z")
+            os.fstat(file.fileno())
+            file.write(b"z")  # of which nobody has seen the time
+        status = os.stat(path / "file")
+        assert seen < status.st_mtime_ns == status.st_ctime_ns
+
     def test_times_that_are_set_stay(self, here):
         path, source = here
         with open(path / "file", "wb", buffering=0) as file:

@@ -57,6 +57,7 @@ class OpenFile:
         self.mtime_ns = 0
         self._writes = itertools.count(1)
         self.written = self.settled = 0  # numbers of the last write, and of the last one that is in the source
+        self._shown = 0  # number of the write whose time of change somebody was told last
         self._lock = threading.Lock()
 
     def __del__(self, _close: Callable[[int], None] = os.close) -> None:
@@ -74,10 +75,12 @@ class OpenFile:
 
     def status(self) -> Status:
         """Return the attributes as everybody who uses the mount sees them."""
-        source = os.fstat(self.fd)
-        if not self.is_touched:
-            return status_of(source)
-        size, mtime_ns, blocks = self.file.size, self.mtime_ns, source.st_blocks
+        with self._lock:
+            source = os.fstat(self.fd)
+            if not self.is_touched:
+                return status_of(source)
+            self._shown = self.written
+            size, mtime_ns, blocks = self.file.size, self.mtime_ns, source.st_blocks
         wanted = -(-size // SECTOR)
         if blocks < wanted:  # holes, or what is not written back yet
             nr_dirty = self.file.inode.mapping.cachestat(0, writeback.LAST_PAGE)[1]
@@ -111,13 +114,16 @@ class OpenFile:
         """Give the source our time of change, after the writes up to a number have been written back. Returns whether there
         was something to give.
 
-        Where the file is another user's, who only lets others write to it, the time is that of the write-back.
+        If nobody has asked for it since, the time is that of the write-back, as for a file that is written without a cache:
+        one that is set is followed by a later ctime. So it is where the file is another user's, who only lets others write
+        to it.
         """
         with self._lock:
             if self.settled == self.written:
                 return False
-            with contextlib.suppress(PermissionError):
-                self.set_times(None, self.mtime_ns)
+            if self._shown == self.written:
+                with contextlib.suppress(PermissionError):
+                    self.set_times(None, self.mtime_ns)
             self.settled = written
             return True
 
