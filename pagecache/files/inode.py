@@ -456,6 +456,10 @@ class Inode(ObjectVersion):
         """Give up what is dirty: nobody will write it any more."""
         with self.mapping.inode_locked(), self.mapping.exclusive():
             truncate.truncate_inode_pages(self.mapping, 0)
+        self._is_clean()
+
+    def _is_clean(self) -> None:
+        """Note that nothing is dirty any more."""
         if self.flusher is not None:
             self.flusher.drop_if_done(self)
         self.close_retired()
@@ -465,11 +469,15 @@ class Inode(ObjectVersion):
 
         Context: waits for reads and write-back under way.
         """
-        error = self.mapping.extra.last_error
-        if not self.nr_open and error is not None and error.errno == errno.ESTALE and is_dirty(self):
-            nbytes = self.mapping.cachestat(0, LAST_PAGE)[1] << PAGE_SHIFT
-            logger.error("up to %d bytes that were written to %s are lost: others have changed it", nbytes, self.name)
-            self.discard()
+        mapping, error = self.mapping, self.mapping.extra.last_error
+        if self.nr_open or error is None or error.errno != errno.ESTALE or not is_dirty(self):
+            return
+        with mapping.inode_locked(), mapping.exclusive():
+            nbytes = mapping.cachestat(0, LAST_PAGE)[1] << PAGE_SHIFT
+            if nbytes:
+                logger.error("up to %d bytes that were written to %s are lost: others have changed it", nbytes, self.name)
+            truncate.truncate_inode_pages(mapping, 0)
+        self._is_clean()
 
     def _nobody_reads(self) -> bool:
         """Whether no background read is in the store, or ends within a moment."""

@@ -160,14 +160,14 @@ class ObjectVersion:
             last = (offset + length - 1) >> PAGE_SHIFT if length else LAST_PAGE
             truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, last)
 
-    def follow_end(self) -> None:
-        """Before something is appended: if others have changed the object, and nothing waits to be written, go on with
-        it as it is. Raises ForeignChange: something waits. Context: inode lock held."""
+    def before_change(self, at_end: bool) -> None:
+        """Before something becomes dirty and nothing was: see that others have not changed the object. If they have, who
+        appends goes on with it as it is. Raises ForeignChange. Context: inode lock held."""
         mapping = self.mapping
         with mapping.exclusive():
             if self._is_current() and (mapping.validator is not None or size_of(self.store) == self._known_size()):
                 return
-            if is_dirty(self):
+            if not at_end or is_dirty(self):
                 raise foreign_change(mapping)
             self._take_anew()
 

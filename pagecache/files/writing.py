@@ -41,8 +41,8 @@ class FileWrites(FileLines):
     def _write_slow(self, source: CopySource, done: int, pos: int) -> None:
         write.generic_perform_write(self, source, done, pos)
 
-    def _follow_end(self) -> None:
-        self.inode.follow_end()
+    def _before_change(self, at_end: bool) -> None:
+        self.inode.before_change(at_end)
 
     def _throttle(self, nbytes: int) -> None:
         writeback.balance_dirty_pages(self.mapping, (nbytes >> PAGE_SHIFT) + 1)

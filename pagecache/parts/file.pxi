@@ -487,10 +487,10 @@ cdef class FileCore(FilePosition):
         sem_lock_write(&self.m.inode_lock)
         try:
             size = load_acquire_u64(&self.m.size)
+            if self.may_be_another(at_end):
+                self._before_change(at_end)
+                size = load_acquire_u64(&self.m.size)
             if at_end:
-                if self.end_may_move():
-                    self._follow_end()
-                    size = load_acquire_u64(&self.m.size)
                 pos = size
             if pos + nbytes > <uint64_t>0x7FFFFFFFFFFFFFFF:
                 raise OSError(_errno.EFBIG, f"cannot write {nbytes} bytes at offset {pos} of {self.mapping.name}: "
@@ -511,12 +511,13 @@ cdef class FileCore(FilePosition):
             rwsem_unlock_write(&self.m.inode_lock)
         return pos
 
-    cdef bint end_may_move(self) noexcept:
-        """Whether somebody else may have moved the object's end: as long as nothing waits to be written, the store says
-        where it is. The inode lock is held."""
+    cdef bint may_be_another(self, bint at_end) noexcept:
+        """Whether others may have changed the object, which is looked at when something becomes dirty and nothing was: who
+        appends then goes to the end that the store has. Asking a store in Python is for that alone. The inode lock is
+        held."""
         if xa_marked(&self.m.pages, MARK_DIRTY) or xa_marked(&self.m.pages, MARK_WRITEBACK):
             return False
-        return self.mapping.fd < 0 or not stamp_is_current(self.m, self.mapping.fd)
+        return at_end if self.mapping.fd < 0 else not stamp_is_current(self.m, self.mapping.fd)
 
     def _write_cached(self, CopySource source not None, uint64_t done, uint64_t pos):
         """Writes source[done:] at byte pos + done as far as that is cached and free. Returns the bytes of source that

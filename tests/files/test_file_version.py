@@ -206,13 +206,15 @@ class TestReplaced:
     @pytest.mark.parametrize("replace", IN_PLACE)
     @pytest.mark.parametrize("dirty", ["before", "after"])
     def test_is_not_written_over(self, cache, path, replace, dirty):
-        with cache.open(path, "r+b") as file:
+        with cache.open(path, "r+b") as file, file.mmap(access=pagecache.ACCESS_WRITE) as mapped:
             assert file.read() == OLD
             if dirty == "before":
                 file.pwrite(b"ours", PAGE)
             replace(path)
             if dirty == "after":
-                file.pwrite(b"ours", PAGE)
+                is_stale(lambda: file.pwrite(b"ours", PAGE))
+                mapped[PAGE : PAGE + 4] = b"ours"
+                is_stale(mapped.flush)
             for call in (file.fsync, file.flush, lambda: file.truncate(PAGE), cache.sync):
                 is_stale(call)
                 assert path.read_bytes() == NEW
@@ -399,7 +401,7 @@ class TestAttributes:
                 number = 0
                 while not ended.is_set():
                     number += 1
-                    os.chmod(path, 0o600 | number % 64)
+                    os.chmod(path, 0o600 | number % 0o1000)  # what is changed back to what it was explains nothing
 
             def write():
                 rng = random.Random(seed)

@@ -168,10 +168,10 @@ class TestWriteBack:
     def test_by_the_flusher_which_goes_on_with_others(self, make_cache, shared, tmp_path):
         cache = make_cache(64 * PAGE, dirty_expire_s=0.02)
         with shared.open(cache) as file, cache.open(tmp_path / "other", "w+b") as other:
-            file.pread(SIZE, 0)
-            shared.data = theirs = overwritten(DATA)
-            errors = cache.stats().writeback_errors
-            file.pwrite(b"ours", 0)
+            with cache.flusher.at_rest():
+                file.pwrite(b"ours", 0)
+                shared.data = theirs = overwritten(DATA)
+                errors = cache.stats().writeback_errors
             wait_until(lambda: cache.stats().writeback_errors > errors, "the flusher has tried")
             other.write(b"good")
             wait_until(lambda: not dirty_pages(other), "the flusher has written the other file")
@@ -190,6 +190,25 @@ class TestWriteBack:
         assert shared.data == theirs
         with shared.open(cache, "rb") as again:
             assert again.read() == theirs
+
+    @pytest.mark.parametrize("change", CHANGES)
+    @pytest.mark.parametrize("way", ["pwrite", "write", "whole page", "behind the end"])
+    def test_is_refused_when_it_is_written_if_nothing_waits(self, cache, tmp_path, change, way):
+        """The sooner the better: a look at a local file costs little. The flusher would find it later."""
+        shared = Shared("file", tmp_path)
+        with shared.open(cache) as file:
+            assert file.read() == DATA
+            file.seek(0)
+            shared.data = theirs = change(DATA)
+            if way == "write":
+                is_stale(lambda: file.write(b"ours"))
+            else:
+                where = {"pwrite": 10, "whole page": PAGE, "behind the end": 20 * PAGE}[way]
+                is_stale(lambda: file.pwrite(b"ours" * (PAGE // 4), where))
+            assert dirty_pages(file) == 0
+            assert (shared.data, file.size) == (theirs, SIZE)
+            file.invalidate()
+            assert file.pread(2 * SIZE, 0) == theirs
 
     def test_goes_on_where_nothing_is_dirty(self, cache, shared):
         with shared.open(cache) as file:
@@ -238,10 +257,8 @@ class TestWriteBack:
 
             file.inode.store.punch_hole = punch
             is_stale(lambda: file.punch_hole(0, PAGE))
-            file.pwrite(b"ours", 10 * PAGE)
-            is_stale(file.fsync)
+            is_stale(lambda: file.pwrite(b"ours", 10 * PAGE))
             assert shared.data == DATA + b"appended"
-            file.invalidate(discard=True)
 
     def test_stops_at_an_error_of_looking(self, cache):
         """Whether others have changed the object cannot be told then, so nothing is written."""
@@ -311,13 +328,14 @@ class TestChangesOfSize:
     def test_opening_to_write_anew_does_not_mind(self, cache, shared, change, dirty):
         with shared.open(cache) as file:
             file.pread(SIZE, 0)
+            if dirty:
+                file.pwrite(b"ours", 0)
             shared.data = change(DATA)
             with shared.open(cache, "w+b") as new:
                 new.write(b"new")
                 new.fsync()
                 assert shared.data == b"new"
             if dirty:
-                file.pwrite(b"ours", 0)
                 is_stale(file.fsync)
                 assert shared.data == b"new"
                 file.invalidate(discard=True)
@@ -484,11 +502,11 @@ class TestWayOut:
         caplog.set_level(logging.ERROR, "pagecache")
         cache = make_cache(64 * PAGE, dirty_expire_s=0.02 if ends == "flusher" else 3600)
         file = shared.open(cache)
-        file.pread(SIZE, 0)
-        shared.data = theirs = overwritten(DATA)
-        file.pwrite(b"ours", PAGE)
-        file._give_up()
-        del file
+        with cache.flusher.at_rest():
+            file.pwrite(b"ours", PAGE)
+            shared.data = theirs = overwritten(DATA)
+            file._give_up()
+            del file
         if ends == "sync":
             is_stale(cache.sync)
         elif ends == "close":
