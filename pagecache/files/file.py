@@ -512,8 +512,8 @@ class File(FileWrites):
     def invalidate(self, offset: int = 0, length: int = 0, *, discard: bool = False) -> None:
         """Drop the cached pages of a byte range, waiting for those in use; with no range take the object as new.
 
-        discard: what was written and is not in the store yet is given up, too: the way out when others have changed the
-        object, and it must not be overwritten (ESTALE).
+        discard: what was written to the object and is not in the store yet is given up, too: the way out when others have
+        changed it, and it must not be overwritten (ESTALE). It takes no range (ValueError).
         Raises OSError with EBUSY when pages are dirty: fsync first, or discard them.
         Context: takes invalidate_lock exclusive.
         """
@@ -521,6 +521,8 @@ class File(FileWrites):
         offset, length = _checked_range(offset, length)
         if discard:
             self._check_writable()
+            if offset or length:
+                raise ValueError("discard gives up the whole object: give no range")
         self.inode.invalidate(offset, length, discard=discard)
         if discard:
             self._check_and_advance_wb_err()  # whoever gives up what could not be written knows that it could not

@@ -171,7 +171,7 @@ class Inode(ObjectVersion):
                 self.own_change(lambda: self._set_size_locked(0))
             except ForeignChange:
                 truncate.truncate_inode_pages(self.mapping, 0)
-                self._take_anew()
+                self.take_anew()
                 self.own_change(lambda: self._set_size_locked(0))
 
     def extend(self, size: int) -> None:
@@ -473,7 +473,7 @@ class Inode(ObjectVersion):
         if self.nr_open or error is None or error.errno != errno.ESTALE or not is_dirty(self):
             return
         with mapping.inode_locked(), mapping.exclusive():
-            nbytes = mapping.cachestat(0, LAST_PAGE)[1] << PAGE_SHIFT
+            nbytes = sum(mapping.cachestat(0, LAST_PAGE)[1:3]) << PAGE_SHIFT  # dirty, or on its way in vain
             if nbytes:
                 logger.error("up to %d bytes that were written to %s are lost: others have changed it", nbytes, self.name)
             truncate.truncate_inode_pages(mapping, 0)

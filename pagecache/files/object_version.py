@@ -134,7 +134,7 @@ class ObjectVersion:
         self.nr_versions += 1
         self.mapping.recount_reads()
 
-    def _take_anew(self) -> None:
+    def take_anew(self) -> None:
         """Go on with the object as it is in the store now, with nothing cached. Context: inode lock, invalidate_lock
         exclusive. Raises OSError (EBUSY)."""
         truncate.invalidate_inode_pages2_range(self.mapping, 0, LAST_PAGE)
@@ -145,17 +145,14 @@ class ObjectVersion:
     def invalidate(self, offset: int = 0, length: int = 0, *, discard: bool = False) -> None:
         """Drop pages of a byte range; with no range take size and version anew.
 
-        discard: what is dirty goes too, unwritten; else it is an OSError (EBUSY).
+        discard: what is dirty goes too, unwritten, of the whole object; else it is an OSError (EBUSY).
         """
         mapping = self.mapping
-        is_whole = offset == 0 and length == 0
         with mapping.inode_locked(), mapping.exclusive():  # a writer may not extend what is taken anew
-            if discard and is_whole:
+            if discard:
                 truncate.truncate_inode_pages(mapping, 0)
-            elif discard:
-                truncate.truncate_inode_pages_range(mapping, offset, offset + length - 1 if length else truncate.TO_THE_END)
-            if is_whole:
-                self._take_anew()
+            if offset == 0 and length == 0:
+                self.take_anew()
                 return
             last = (offset + length - 1) >> PAGE_SHIFT if length else LAST_PAGE
             truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, last)
@@ -163,13 +160,17 @@ class ObjectVersion:
     def before_change(self, at_end: bool) -> None:
         """Before something becomes dirty and nothing was: see that others have not changed the object. If they have, who
         appends goes on with it as it is. Raises ForeignChange. Context: inode lock held."""
+        with self.mapping.exclusive():
+            self.before_change_locked(at_end)
+
+    def before_change_locked(self, at_end: bool) -> None:
+        """The same. Context: invalidate_lock exclusive, too."""
         mapping = self.mapping
-        with mapping.exclusive():
-            if self._is_current() and (mapping.validator is not None or size_of(self.store) == self._known_size()):
-                return
-            if not at_end or is_dirty(self):
-                raise foreign_change(mapping)
-            self._take_anew()
+        if self._is_current() and (mapping.validator is not None or size_of(self.store) == self._known_size()):
+            return
+        if not at_end or is_dirty(self):
+            raise foreign_change(mapping)
+        self.take_anew()
 
     def _known_size(self) -> int:
         """Return how large the store's object is, as far as the cache knows (bytes)."""

@@ -8,6 +8,7 @@ from typing import Any
 from pagecache import writeback
 from pagecache._core import CopySource, FileLines
 from pagecache.filemap import write
+from pagecache.files.appending import append_to_file
 from pagecache.units import PAGE_SHIFT
 
 DURABILITY = ("write-back", "write-through", "dsync", "sync")
@@ -40,6 +41,14 @@ class FileWrites(FileLines):
 
     def _write_slow(self, source: CopySource, done: int, pos: int) -> None:
         write.generic_perform_write(self, source, done, pos)
+
+    def _append_through(self, data: Any) -> int | None:
+        """Append in one step with finding the end. Returns the offset behind the data; None: it is to be written as other
+        data is."""
+        end = append_to_file(self.inode, memoryview(data).cast("B"))
+        if end is not None and self.durability in ("dsync", "sync"):
+            self._sync_pages(0, -1, durable=True, datasync=self.durability == "dsync")
+        return end
 
     def _before_change(self, at_end: bool) -> None:
         self.inode.before_change(at_end)

@@ -467,6 +467,11 @@ cdef class FileCore(FilePosition):
             PyObject_GetBuffer_raw(data, &view, PyBUF_SIMPLE)
         try:
             nbytes = <uint64_t>view.len
+            if at_end and self.is_through and nbytes > 0:
+                behind = self._append_through(data)
+                if behind is not None:
+                    end[0] = behind
+                    return nbytes
             pos = self.write_all(data, <const char*>view.buf, nbytes, pos, at_end)
         finally:
             PyBuffer_Release(&view)

@@ -1,10 +1,9 @@
-"""Random steps of ours and of another program on one local file, beside a model: nothing of theirs is ever overwritten unless we
-were told of it (ESTALE), and what a sync returned for is in the file."""
+"""Random steps of ours and of another program on one local file, beside a model: nothing of theirs is ever overwritten
+unless we were told of it (ESTALE), and what a sync returned for is in the file."""
 
 import contextlib
 import errno
 import os
-import random
 
 import pytest
 from support import PAGE, STRESS, let_time_pass
