@@ -170,6 +170,8 @@ class FileStore:
 
 def _absolute(path: str) -> str:
     """Return a path that does not depend on the working directory, as far as that can be had: it may have been removed."""
+    if path.startswith(os.sep):
+        return path
     try:
         return os.path.join(os.getcwd(), path)
     except FileNotFoundError:
