@@ -246,7 +246,7 @@ class PageCache:
         """Open a file of a type of one's own on a store, which is closed if that fails; for adapters."""
         try:
             self.flusher.limit_undurable()
-            if getattr(store, "is_immutable", False) and not self._knows(store.key):
+            if getattr(store, "is_immutable", False) and self.find(store.key) is None:
                 store.validator()  # asks the store, which is better done without the cache's lock
             inode = self._inode_of(store, writes=mode != "rb")
         except BaseException:
@@ -302,8 +302,10 @@ class PageCache:
         """Close a map, which may outlive its file, when the cache is closed."""
         self._maps.add(mapped)
 
-    def _knows(self, key: str) -> bool:
-        return mmh3.hash_bytes(str(key)) in self._inodes
+    def find(self, key: str) -> Inode | None:
+        """Return the object that a store's key names, if it is open or cached; for adapters."""
+        inode = self._inodes.get(mmh3.hash_bytes(str(key)))
+        return inode if inode is not None and inode.mapping.key == key else None
 
     def _store_of(self, source: Any, mode: str, direct: bool, recheck: Any, storage_options: dict[str, Any]) -> Any:
         if isinstance(source, str) and "://" in source:

@@ -214,6 +214,8 @@ class TestNamesThatMove:
             (mount.path / "one").write_bytes(b"1")
             os.link(mount.path / "one", mount.path / "two")
             os.rename(mount.path / "one", mount.path / "two")
+            with open(mount.path / "two", "r+b"):
+                os.rename(mount.path / "one", mount.path / "two")
             assert sorted(os.listdir(mount.path)) == ["one", "two"]
             os.unlink(mount.path / "one")
             assert (mount.path / "two").read_bytes() == b"1"
@@ -398,6 +400,18 @@ class TestOperations:
             finally:
                 is_waited_for.set()
                 moves.result(PATIENCE_S)
+
+    def test_two_names_of_an_open_file_that_the_kernel_takes_for_two_files(self, operations):
+        """It would not ask if it knew: nothing happens, and nothing waits for itself."""
+        operations, source = operations
+        (source / "one").write_bytes(b"1")
+        os.link(source / "one", source / "two")
+        number, _ = operations.lookup(ROOT_ID, b"one")
+        handle, _ = operations.open(ROOT, number, os.O_RDWR)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(operations.rename, ROOT, (ROOT_ID, b"one"), (ROOT_ID, b"two"), 0).result(PATIENCE_S)
+        operations.files.release(handle)
+        assert sorted(os.listdir(source)) == ["one", "two"]
 
     def test_forgotten_nodes_are_gone_and_numbers_are_new(self, operations):
         operations, source = operations

@@ -14,7 +14,7 @@ from typing import Any
 from pagecache.adapters.fuse import beneath
 from pagecache.adapters.fuse.credentials import Caller, Rights, mode_for
 from pagecache.adapters.fuse.entries import OpenDirectories
-from pagecache.adapters.fuse.files import WRITE_FLAGS, Files, OpenFile, Status, status_of
+from pagecache.adapters.fuse.files import WRITE_FLAGS, Files, Status, status_of
 from pagecache.adapters.fuse.nodes import Key, Node, Nodes
 from pagecache.adapters.fuse.protocol import Attributes, Changes, Opened
 
@@ -126,7 +126,7 @@ class DirectoryOperations:
         opened = self.files.opened(changes.handle) if changes.handle is not None else self.files.find(node.key)
         with self._reach(node) if opened is None else contextlib.nullcontext(opened.fd) as fd:
             path = beneath.of_descriptor(fd)
-            with self._own_change(opened), self.rights.of(caller):
+            with self.files.own_change(node.key, fd), self.rights.of(caller):
                 if changes.mode is not None:
                     os.chmod(path, changes.mode)
                 if changes.uid is not None or changes.gid is not None:
@@ -140,7 +140,7 @@ class DirectoryOperations:
             if changes.sets_times:
                 if opened is not None and (changes.mtime_ns is not None or changes.is_mtime_now):
                     self.files.settle(opened)  # what is written back later would change it again
-                with self._own_change(opened), self.rights.of(caller):
+                with self.files.own_change(node.key, fd), self.rights.of(caller):
                     beneath.set_times(
                         fd, changes.atime_ns, changes.mtime_ns, (changes.is_atime_now, changes.is_mtime_now)
                     )
@@ -148,11 +148,6 @@ class DirectoryOperations:
         if opened is not None:
             opened.note_mode(status.source.st_mode)
         return self._attributes(status)
-
-    @staticmethod
-    def _own_change(opened: OpenFile | None) -> contextlib.AbstractContextManager[Any]:
-        """Within the block a change of the source is the mount's own, and no news to the cache."""
-        return opened.own_change() if opened is not None else contextlib.nullcontext()
 
     def _resize(self, caller: Caller, node: Node, fd: int, changes: Changes) -> None:
         """Set the size: of an open file by its handle, of another one as if it were opened for that."""
@@ -209,14 +204,14 @@ class DirectoryOperations:
     def setxattr(self, caller: Caller, number: int, name: bytes, value: bytes, flags: int) -> None:
         """Set an extended attribute; flags: XATTR_CREATE, XATTR_REPLACE."""
         node = self.nodes[number]
-        with self._reach(node) as fd, self._own_change(self.files.find(node.key)), self.rights.of(caller):
+        with self._reach(node) as fd, self.files.own_change(node.key, fd), self.rights.of(caller):
             os.setxattr(beneath.of_descriptor(fd), name, value, flags)
         self._note_acl(node, name)
 
     def removexattr(self, caller: Caller, number: int, name: bytes) -> None:
         """Remove an extended attribute."""
         node = self.nodes[number]
-        with self._reach(node) as fd, self._own_change(self.files.find(node.key)), self.rights.of(caller):
+        with self._reach(node) as fd, self.files.own_change(node.key, fd), self.rights.of(caller):
             os.removexattr(beneath.of_descriptor(fd), name)
         self._note_acl(node, name)
 
@@ -258,7 +253,7 @@ class DirectoryOperations:
     def link(self, caller: Caller, number: int, parent: int, name: bytes) -> tuple[int, Attributes]:
         """Give a file another name."""
         node = self.nodes[number]
-        with self._reach(node) as fd, self._own_change(self.files.find(node.key)):
+        with self._reach(node) as fd, self.files.own_change(node.key, fd):
             return self._make(caller, parent, name, lambda dir_fd: beneath.link(fd, dir_fd, name))
 
     def unlink(self, caller: Caller, parent: int, name: bytes) -> None:
@@ -276,8 +271,7 @@ class DirectoryOperations:
             fd = os.open(name, beneath.PATH_FLAGS, dir_fd=dir_fd)
             try:
                 status = os.fstat(fd)
-                opened = self.files.find((status.st_dev, status.st_ino))
-                with self._own_change(opened), self.rights.of(caller):
+                with self.files.own_change(_key(status), fd), self.rights.of(caller):
                     remove(name, dir_fd=dir_fd)
             except BaseException:
                 os.close(fd)
@@ -286,7 +280,7 @@ class DirectoryOperations:
 
     def _has_lost_name(self, status: os.stat_result, directory: Node, name: bytes, fd: int) -> None:
         """Note that a file has lost a name; its pages go with the last one. fd: O_PATH, which is given away."""
-        key = (status.st_dev, status.st_ino)
+        key = _key(status)
         is_last = stat.S_ISREG(status.st_mode) and os.fstat(fd).st_nlink == 0
         self.nodes.remove_name(key, directory, name, fd)
         if is_last:
@@ -303,21 +297,25 @@ class DirectoryOperations:
             self.nodes.reach(new_directory) as new_fd,
             contextlib.ExitStack() as stack,
         ):
-            moved = _stat(old_name, old_fd)
-            replaced_fd = _open_path(new_name, new_fd)
-            if replaced_fd >= 0:
-                stack.callback(os.close, replaced_fd)
-                replaced = os.fstat(replaced_fd)
-                stack.enter_context(self._own_change(self.files.find((replaced.st_dev, replaced.st_ino))))
-            key = (moved.st_dev, moved.st_ino)
-            with self._own_change(self.files.find(key)), self.rights.of(caller):
+            moved_fd, replaced_fd = _open_path(old_name, old_fd), _open_path(new_name, new_fd)
+            for fd in (moved_fd, replaced_fd):
+                if fd >= 0:
+                    stack.callback(os.close, fd)
+            if moved_fd < 0:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsdecode(old_name))
+            key = _key(os.fstat(moved_fd))
+            replaced = os.fstat(replaced_fd) if replaced_fd >= 0 else None
+            stack.enter_context(self.files.own_change(key, moved_fd))
+            if replaced is not None and _key(replaced) != key:
+                stack.enter_context(self.files.own_change(_key(replaced), replaced_fd))
+            with self.rights.of(caller):
                 beneath.rename(old_fd, old_name, new_fd, new_name, flags)
-            if replaced_fd >= 0 and (replaced.st_dev, replaced.st_ino) == key:
+            if replaced is not None and _key(replaced) == key:
                 return  # two names of one file stay
             old_place, new_place = (old_directory, old_name), (new_directory, new_name)
-            if replaced_fd >= 0 and flags & beneath.RENAME_EXCHANGE:
-                self.nodes.renamed((replaced.st_dev, replaced.st_ino), new_place, old_place)
-            elif replaced_fd >= 0:
+            if replaced is not None and flags & beneath.RENAME_EXCHANGE:
+                self.nodes.renamed(_key(replaced), new_place, old_place)
+            elif replaced is not None:
                 self._has_lost_name(replaced, new_directory, new_name, os.dup(replaced_fd))
             self.nodes.renamed(key, old_place, new_place)
 
@@ -431,6 +429,10 @@ def _check(*names: bytes) -> None:
     """Raise OSError (EINVAL) for what is no name of one entry."""
     if not all(map(beneath.is_plain, names)):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def _key(status: os.stat_result) -> Key:
+    return status.st_dev, status.st_ino
 
 
 def _stat(name: bytes, dir_fd: int) -> os.stat_result:

@@ -16,12 +16,13 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pagecache import writeback
 from pagecache.adapters.fuse import beneath, fallocation
 from pagecache.adapters.fuse.credentials import Caller, is_member
+from pagecache.adapters.fuse.nodes import Key
 from pagecache.adapters.fuse.stores import AppendStore, DescriptorStore
 
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR
@@ -48,7 +49,7 @@ class OpenFile:
     """One open file of the source. fd: a descriptor of its own, which only tells and sets attributes. It is open as long as
     this object lives: who has found the file by its name may use it while the last handle is given up."""
 
-    def __init__(self, key: tuple[int, int], fd: int, file: Any):
+    def __init__(self, key: Key, fd: int, file: Any):
         self.key = key
         self.fd = fd
         self.file = file  # the last one that was opened: changes by others make older ones stale
@@ -156,14 +157,14 @@ class Files:
     """
 
     def __init__(
-        self, cache: Any, *, direct: bool = False, changed: Callable[[tuple[int, int]], None] | None = None, **options: Any
+        self, cache: Any, *, direct: bool = False, changed: Callable[[Key], None] | None = None, **options: Any
     ):
         self.cache = cache
         self.direct = direct
         self.options = options
         self._changed = changed
         self._handles: dict[int, Handle] = {}
-        self._opened: dict[tuple[int, int], OpenFile] = {}
+        self._opened: dict[Key, OpenFile] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
 
@@ -243,10 +244,32 @@ class Files:
         if opened.is_gone:
             self.discard(opened.key)
 
-    def discard(self, key: tuple[int, int]) -> None:
+    def discard(self, key: Key) -> None:
         """Drop the pages of a file that is no more: its inode number may come back."""
         if key not in self._opened:
-            self.cache.discard(f"file:{key[0]:x}:{key[1]:x}")
+            self.cache.discard(store_key(key))
+
+    @contextlib.contextmanager
+    def own_change(self, key: Key, fd: int) -> Iterator[None]:
+        """Within the block the mount changes attributes or names of a file, open or not, which is no news to the cache.
+
+        fd: any descriptor of the file.
+        """
+        opened, inode = self._opened.get(key), self.cache.find(store_key(key))
+        mapping = inode.mapping if inode is not None else None
+        before = _stamp(fd) if mapping is not None else None
+        is_same = mapping is not None and mapping.stamp == before
+        used = mapping if mapping is not None and mapping.fd >= 0 else None
+        if opened is not None:
+            used = opened.file.inode.mapping
+        try:
+            with writeback.own_attributes(used) if used is not None else contextlib.nullcontext():
+                yield
+        finally:
+            if mapping is not None and before is not None and is_same and mapping.fd < 0:  # its store is closed, by now
+                after = _stamp(fd)
+                if after[-1] == before[-1]:  # what has another size is not as it was
+                    mapping.set_stamp(*after)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -257,7 +280,7 @@ class Files:
         except KeyError:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
-    def find(self, key: tuple[int, int]) -> OpenFile | None:
+    def find(self, key: Key) -> OpenFile | None:
         """Return a file of the source, by device and inode number, if it is open."""
         return self._opened.get(key)
 
@@ -329,21 +352,36 @@ class Files:
         handle = self._handles[number]
         if handle.may_write and not handle.opened.is_gone:
             written = handle.opened.written
-            handle.file.flush()
+            with self._losing(handle.opened, written):
+                handle.file.flush()
             self._settle(handle.opened, written)
 
     def fsync(self, number: int, datasync: bool) -> None:
         """Make durable what was written. Raises OSError as `flush`."""
         handle = self._handles[number]
         written = handle.opened.written
-        if not handle.may_write:
-            _raise(handle.opened.file.inode.sync_pages(0, writeback.LAST_PAGE, durable=True, datasync=datasync))
-        elif datasync:
-            handle.file.fdatasync()
-        else:
-            handle.file.flush()
-            self._settle(handle.opened, written)  # before the sync, which makes the time durable too
-            handle.file.fsync()
+        with self._losing(handle.opened, written):
+            if not handle.may_write:
+                _raise(handle.opened.file.inode.sync_pages(0, writeback.LAST_PAGE, durable=True, datasync=datasync))
+            elif datasync:
+                handle.file.fdatasync()
+            else:
+                handle.file.flush()
+                self._settle(handle.opened, written)  # before the sync, which makes the time durable too
+                handle.file.fsync()
+
+    @contextlib.contextmanager
+    def _losing(self, opened: OpenFile, written: int) -> Iterator[None]:
+        """Within the block writes up to a number are written back. If they never will be, because others have changed the
+        file, its size and times are those of the source again."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                opened.settled = written
+                if self._changed is not None:
+                    self._changed(opened.key)
+            raise
 
     def settle(self, opened: OpenFile) -> None:
         """Write back what a file has, so that the source's attributes are its own. Raises OSError."""
@@ -360,6 +398,17 @@ class Files:
 def _raise(error: OSError | None) -> None:
     if error is not None:
         raise copy.copy(error)
+
+
+def store_key(key: Key) -> str:
+    """Return the key that the store of a file has."""
+    return f"file:{key[0]:x}:{key[1]:x}"
+
+
+def _stamp(fd: int) -> tuple[int, int, int]:
+    """Return how a file looks: times of the last changes (ns) and size, as the cache remembers it."""
+    status = os.fstat(fd)
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _durability(flags: int) -> str:
