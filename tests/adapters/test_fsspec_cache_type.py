@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 from support import PAGE, Crew, pages_of
+from support.faulty_http import FaultyServer, refuses_head
 from support.http_server import ObjectServer
 
 import pagecache
@@ -203,3 +204,36 @@ class TestFetchersWithoutAFile:
         assert one._fetch(SIZE + 5, SIZE + 10) == b""
         one.close()
         other.close()
+
+
+class TestServersThatAreNotQuiteRight:
+    """The files are fsspec's, and open as they do; what is read through the cache is what it always reads."""
+
+    def read_all_over(self, http, url):
+        with open_cached(http, url) as file:
+            for offset in range(SIZE - 10, 0, -70 * PAGE):
+                file.seek(offset)
+                assert file.read(100) == DATA[offset : offset + 100]
+
+    @pytest.mark.parametrize("status", [403, 405, 503])
+    def test_head_that_is_refused(self, http, cache, status):
+        with FaultyServer() as server:
+            server.rewrite = refuses_head(status)
+            self.read_all_over(http, server.put("object", DATA))
+
+    def test_no_ranges(self, http, cache):
+        with FaultyServer() as server:
+            server.honours_range = False
+            server.rewrite = lambda answer: answer.headers.pop("Accept-Ranges", None)
+            self.read_all_over(http, server.put("object", DATA))
+            assert sum(request.nbytes for request in server.requests if request.range) == SIZE
+
+    def test_fetcher_that_brings_too_much_fills_nothing(self, cache):
+        more = [b"more"]
+        cached = PageCacheType(PAGE, lambda start, end: DATA[start:end] + more[0], SIZE)
+        with pytest.raises(OSError, match="bytes came where") as caught:
+            cached._fetch(10, 20)
+        assert caught.value.errno == errno.EIO
+        more[0] = b""
+        assert cached._fetch(10, 20) == DATA[10:20]
+        cached.close()

@@ -161,6 +161,7 @@ class TestLengths:
         server.rewrite = states_no_length
         assert_read_well(cache, url)
         assert server.bytes_sent() <= SIZE + len(gets(server))
+        assert all(request.range is not None for request in gets(server))
 
     def test_unstated_length_without_ranges_is_read_once(self, server, cache):
         url = server.put("object", DATA)
