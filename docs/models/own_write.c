@@ -42,7 +42,7 @@ static void *writer(void *unused) {
     return NULL;
 }
 
-/* mirrors stamp.pxd: stamp_is_current */
+/* mirrors stamp.pxd: stamp_look */
 static void *checker(void *unused) {
     uint32_t seq = load_acquire_u32(&stamp_seq), own = load_acquire_u32(&own_writes), now;
     uint64_t mtime, size;

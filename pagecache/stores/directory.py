@@ -61,3 +61,12 @@ def open_directory(path: str) -> Directory:
         if known is None:
             _open[key] = known = made
     return known
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = Mutex()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

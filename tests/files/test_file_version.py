@@ -203,6 +203,17 @@ class TestReplaced:
             assert looks.pread(SIZE // 2, 0) == NEW[: SIZE // 2]
             assert file.pread(SIZE, 0) == NEW
 
+    @pytest.mark.parametrize("replace", REPLACED)
+    def test_is_gone_on_with_by_a_file_that_looks(self, cache, path, replace):
+        with cache.open(path, "r+b", recheck=True) as file:
+            assert file.pread(SIZE, 0) == OLD
+            file.pwrite(b"ours", PAGE)
+            replace(path)
+            is_stale(lambda: file.pread(SIZE, 0))
+            file.invalidate(discard=True)
+            assert file.pread(SIZE, 0) == NEW
+            assert cache.stats().nr_dirty == 0
+
     @pytest.mark.parametrize("replace", IN_PLACE)
     @pytest.mark.parametrize("dirty", ["before", "after"])
     def test_is_not_written_over(self, cache, path, replace, dirty):

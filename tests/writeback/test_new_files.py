@@ -3,15 +3,16 @@ other's."""
 
 import errno
 import fcntl
-import gc
 import logging
 import os
 import pickle
+import signal
 import stat
 import tempfile
+import threading
 
 import pytest
-from support import NOBODY, PAGE, Crew, pages_of, wait_until
+from support import NOBODY, PAGE, PATIENCE_S, Crew, nr_descriptors, pages_of, wait_until
 from support.write_steps import WritableStore
 
 import pagecache
@@ -44,11 +45,6 @@ def synced(monkeypatch):
 def identity(path):
     status = os.stat(path)
     return status.st_dev, status.st_ino
-
-
-def descriptors():
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 class TestDirectory:
@@ -104,22 +100,22 @@ class TestDirectory:
     def test_a_file_that_cannot_be_made_is_an_error_that_names_it(self, cache, tmp_path, name, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "file").write_bytes(b"")
-        before = descriptors()
+        before = nr_descriptors()
         for mode in ("w+b", "x+b"):
             with pytest.raises(OSError) as caught:
                 cache.open(name, mode)
             assert caught.value.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
             assert caught.value.filename == name
-        assert descriptors() == before
+        assert nr_descriptors() == before
 
     def test_new_files_of_one_directory_share_a_descriptor(self, cache, tmp_path):
-        before = descriptors()
+        before = nr_descriptors()
         files = [cache.open(tmp_path / f"new-{number}", "x+b") for number in range(10)]
-        assert descriptors() == before + 11
+        assert nr_descriptors() == before + 11
         for file in files:
             file.fsync()
             file.close()
-        assert descriptors() == before
+        assert nr_descriptors() == before
         assert not directories._open
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
@@ -172,6 +168,29 @@ class TestDirectory:
             file.write(DATA)
             file.fsync()
             assert synced == [file.inode.store.fd]
+
+
+    def test_can_be_opened_in_a_child_of_a_fork(self, tmp_path):
+        """Another thread of the parent may have been about to open one."""
+        held, ended = threading.Event(), threading.Event()
+
+        def hold():
+            with directories._lock.held():
+                held.set()
+                ended.wait(PATIENCE_S)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait(PATIENCE_S)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(PATIENCE_S)
+            FileStore(tmp_path / "new", "x+b").close()
+            os._exit(0)
+        ended.set()
+        thread.join()
+        assert os.waitpid(child, 0)[1] == 0
+        assert (tmp_path / "new").exists()
 
 
 class TestPaths:
@@ -315,7 +334,7 @@ def test_stores_that_are_given_up_are_all_closed(make_cache):
 
 
 def test_many_files_in_directories_that_are_removed_leak_nothing(make_cache, tmp_path):
-    before = descriptors()
+    before = nr_descriptors()
     cache = pagecache.PageCache(64 * PAGE, dirty_expire_s=0.01)
     for number in range(300):
         parent = tmp_path / str(number)
@@ -325,9 +344,9 @@ def test_many_files_in_directories_that_are_removed_leak_nothing(make_cache, tmp
         (parent / "new").unlink()
         parent.rmdir()
     cache.sync()
-    wait_until(lambda: descriptors() <= before + 8, "all stores are closed")
+    wait_until(lambda: nr_descriptors() <= before + 8, "all stores are closed")
     cache.close()
-    assert descriptors() <= before + 8
+    assert nr_descriptors() <= before + 8
 
 
 class TestEndOfDirectFiles:

@@ -57,6 +57,12 @@ class CachedFile(File):
         except OSError as error:
             raise io_error(apsw.SQLITE_IOERR_WRITE, error) from error
 
+    def _before_change(self, at_end: bool) -> None:
+        try:
+            super()._before_change(at_end)
+        except OSError as error:
+            raise io_error(apsw.SQLITE_IOERR_WRITE, error) from error
+
     def _throttle(self, nbytes: int) -> None:
         """Write back what is dirty: whoever holds a database's lock must not sleep meanwhile. The sync that follows tells
         of failures."""

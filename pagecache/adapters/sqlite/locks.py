@@ -68,16 +68,21 @@ _HOW = {fcntl.F_RDLCK: fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.F_WRLCK: fcntl.LOCK_
 class RangeLocks:
     """Locks on byte ranges of a local file, which other processes see.
 
-    path: the file. ofd: locks of an open file description. Raises OSError when it cannot be opened.
+    path: the file. key: of the store that is open on it. ofd: locks of an open file description. Raises OSError when it
+    cannot be opened, or the path leads to another file by now (ESTALE).
     """
 
-    def __init__(self, path: str, *, ofd: bool = _OFD):
+    def __init__(self, path: str, key: str | None = None, *, ofd: bool = _OFD):
         self.path = path
         self._ofd = ofd
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        status = os.fstat(self._fd)
+        if key not in (None, f"file:{status.st_dev:x}:{status.st_ino:x}"):
+            os.close(self._fd)
+            raise OSError(errno.ESTALE, "the database was replaced while it was opened", path)
 
     def set(self, wanted: Range) -> bool:
         """Lock or unlock a range without waiting. Returns False if another holds it. Raises OSError."""
@@ -126,9 +131,9 @@ class ObjectLock:
     Context: `mutex` guards everything, also the levels of the holders; it is held for system calls, never for a store.
     """
 
-    def __init__(self, path: str | None):
+    def __init__(self, path: str | None, key: str | None = None):
         self.mutex = threading.RLock()
-        self.ranges: Any = RangeLocks(path) if path is not None else _NoRangeLocks()
+        self.ranges: Any = RangeLocks(path, key) if path is not None else _NoRangeLocks()
         self.level = NONE  # the highest of any holder
         self.nr_shared = 0  # holders that are SHARED or more
         weakref.finalize(self, self.ranges.close).atexit = False  # connections may be closed later than that
@@ -219,7 +224,7 @@ def lock_of(key: str, path: str | None) -> ObjectLock:
     with _table_lock:
         lock = _locks.get(key)
         if lock is None:
-            lock = _locks[key] = ObjectLock(path)
+            lock = _locks[key] = ObjectLock(path, key)
         return lock
 
 

@@ -1,12 +1,13 @@
 """Two processes, or two caches, on one file: locks exclude both ways, nobody sees old pages, the dead leave no harm."""
 
+import errno
 import os
 import sqlite3
 import sys
 import threading
 
 import pytest
-from support import PATIENCE_S, STRESS, Crew
+from support import PATIENCE_S, STRESS, Crew, nr_descriptors
 from support.sqlite_peer import Peer
 
 apsw = pytest.importorskip("apsw")
@@ -102,6 +103,51 @@ def pair(request, path, connect, make_cache, open_there):
     for side in (here, there):
         if isinstance(side, Here):
             side.db.close()
+
+
+class TestOthersWithoutLocks:
+    """Programs that do not know SQLite's protocol."""
+
+    @pytest.mark.parametrize("dirty", [False, True])
+    def test_what_they_have_put_into_the_file_is_not_written_over(self, path, connect, dirty):
+        db = connect(path)
+        db.execute("PRAGMA cache_size=1; BEGIN IMMEDIATE")
+        if dirty:
+            db.execute("UPDATE t SET b = 1")
+        before = path.read_bytes()
+        with open(path, "ab") as other:
+            other.write(b"theirs")
+        changed = path.read_bytes()
+        assert changed[: len(before)] == before
+        with pytest.raises(apsw.IOError):
+            db.execute("UPDATE t SET b = 2; COMMIT")
+        assert path.read_bytes() == changed
+        db.close(True)
+        assert path.read_bytes() == changed
+
+    def test_changes_of_its_mode_and_name_are_none_of_the_database(self, path, connect):
+        db = connect(path)
+        db.execute("PRAGMA cache_size=1; BEGIN IMMEDIATE; UPDATE t SET b = 1")
+        os.chmod(path, 0o640)
+        os.link(path, path.with_name("link.db"))
+        db.execute("COMMIT")
+        assert db.execute("SELECT sum(b) FROM t").fetchone() == (300,)
+        db.close()
+        with sqlite3.connect(path) as plain:
+            assert plain.execute("SELECT sum(b) FROM t").fetchone() == (300,)
+        plain.close()
+
+    def test_locks_are_never_taken_on_a_file_that_replaced_the_database(self, path, tmp_path):
+        status = os.stat(path)
+        key = f"file:{status.st_dev:x}:{status.st_ino:x}"
+        locks.RangeLocks(str(path), key).close()
+        path.rename(tmp_path / "moved.db")
+        path.write_bytes((tmp_path / "moved.db").read_bytes())
+        before = nr_descriptors()
+        with pytest.raises(OSError, match="replaced") as caught:
+            locks.RangeLocks(str(path), key)
+        assert caught.value.errno == errno.ESTALE
+        assert nr_descriptors() == before
 
 
 class TestLocks:
