@@ -37,7 +37,7 @@ class DirectoryOperations:
         root_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.rights = Rights(serves_others)
-            self.files = Files(cache, changed=self._has_changed, **options)
+            self.files = Files(cache, place=source, changed=self._has_changed, **options)
         except BaseException:
             os.close(root_fd)
             raise

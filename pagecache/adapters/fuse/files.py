@@ -152,14 +152,22 @@ class Handle:
 class Files:
     """The open files of one mount.
 
-    cache: whose pages they use. direct: past the kernel's page cache. changed: told of a file, by device and inode number,
-    whose attributes have changed without a request that says so. options: `recheck` and `on_change` of `PageCache.open`.
+    cache: whose pages they use. place: of the source, for messages. direct: past the kernel's page cache. changed: told of
+    a file, by device and inode number, whose attributes have changed without a request that says so. options: `recheck` and
+    `on_change` of `PageCache.open`.
     """
 
     def __init__(
-        self, cache: Any, *, direct: bool = False, changed: Callable[[Key], None] | None = None, **options: Any
+        self,
+        cache: Any,
+        *,
+        place: str = "",
+        direct: bool = False,
+        changed: Callable[[Key], None] | None = None,
+        **options: Any,
     ):
         self.cache = cache
+        self.place = place
         self.direct = direct
         self.options = options
         self._changed = changed
@@ -172,7 +180,7 @@ class Files:
 
     def make_store(self, name: str, mode: str, fd: int, *, appends_only: bool = False) -> Any:
         """Return the store of an open descriptor, which it then owns."""
-        return (AppendStore if appends_only else DescriptorStore)(name, mode, fd, self.direct)
+        return (AppendStore if appends_only else DescriptorStore)(os.path.join(self.place, name), mode, fd, self.direct)
 
     def open(self, name: str, fd: int, flags: int, *, appends_only: bool = False) -> int:
         """Open a descriptor of the source through the cache; it is closed if that fails.
