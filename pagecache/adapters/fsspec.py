@@ -10,6 +10,7 @@ All file systems and handles of a process share the budget of `pagecache.default
 """
 
 import asyncio
+import contextlib
 import datetime
 import errno
 import inspect
@@ -37,7 +38,7 @@ from pagecache.options import check_options, check_spelling, constructor_paramet
 from pagecache.stores.call_options import key_part, request_options
 from pagecache.stores.fsspec import FsspecStore
 from pagecache.stores.signed_urls import checked_names, url_without
-from pagecache.stores.validators import checked_recheck
+from pagecache.stores.validators import Version, checked_recheck
 from pagecache.units import parse_size
 
 OF_A_CALL = ("recheck", "on_change", "whole_up_to")  # options of the file system that a call may have for itself
@@ -176,7 +177,15 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
 
     def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
         """Return the paths that match a pattern. If that has this file system's own protocol before it, so have they: by it
-        DuckDB knows whom to ask for them."""
+        DuckDB knows whom to ask for them. So it asks whether there is an object, too: raises OSError then if that cannot
+        be found out, which targets take for an absence."""
+        if path.startswith(self._own_names) and not kwargs and not any(sign in path for sign in "*?["):
+            with contextlib.suppress(IsADirectoryError):
+                try:
+                    self._version_of(self._strip_protocol(path))
+                except FileNotFoundError:
+                    return []
+                return [path]
         found = super().glob(path, maxdepth=maxdepth, **kwargs)
         prefix = next((prefix for prefix in self._own_names if path.startswith(prefix)), "")
         if isinstance(found, dict):
@@ -340,14 +349,19 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
             return super().modified(path)
         except NotImplementedError:
             path = self._strip_protocol(path)
+        version = self._version_of(path)
+        said = last_modified_s(version)
+        seconds = said if said is not None else self._ages.since_s(path, version.validator)
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+    def _version_of(self, path: str) -> Version:
+        """Return the version of an object, as recent as `recheck` wants it. Raises OSError."""
         version = self._handles.known_version(path, self.recheck)
         if version is None:
             epoch, store = self._handles.epoch, FsspecStore(self.instance, path, recheck=self.recheck)
             version = store.version
             self._handles.note_version(path, version, epoch)
-        said = last_modified_s(version)
-        seconds = said if said is not None else self._ages.since_s(path, version.validator)
-        return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+        return version
 
     def ukey(self, path: str) -> str:
         """Return what changes when the object does: its validator, or what the target takes for it."""

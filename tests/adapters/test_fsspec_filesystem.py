@@ -52,6 +52,31 @@ def memory(cache):
     return PageCacheFileSystem(fs=target, skip_instance_cache=True)
 
 
+class TestNamesOfDuckDB:
+    """Which have the file system's own protocol before them."""
+
+    def test_what_a_pattern_stands_for_has_it_too(self, memory):
+        memory.pipe({"/a/1": b"one", "/a/2": b"two"})
+        assert memory.glob("/a/*") == ["/a/1", "/a/2"]
+        assert memory.glob("pagecache://a/*") == ["pagecache:///a/1", "pagecache:///a/2"]
+        assert memory.glob("pagecache://a/1") == ["pagecache://a/1"]
+        assert memory.glob("pagecache://a/3") == memory.glob("pagecache://a/3*") == []
+        assert [memory.unstrip_protocol(name) for name in memory.glob("pagecache://a/*")] == memory.glob("pagecache://a/*")
+        assert memory.cat_file("pagecache:///a/1") == b"one"
+        assert memory.glob("pagecache://a") == ["pagecache:///a"]  # a directory
+
+    @pytest.mark.parametrize("status", [403, 429, 500, 503])
+    def test_what_cannot_be_looked_up_is_not_absent(self, fs, server, status):
+        url = server.put("object", DATA)
+        server.fail_next(3, status)  # by HEAD and by GET
+        with pytest.raises(OSError, match="object") as caught:
+            fs.glob(f"pagecache://{url}")
+        assert not isinstance(caught.value, FileNotFoundError)
+        server._failures.clear()
+        assert fs.glob(f"pagecache://{url}") == [f"pagecache://{url}"]
+        assert fs.glob(f"pagecache://{server.url('none')}") == []
+
+
 class TestUrls:
     def test_chained_url(self, server, cache):
         url = server.put("object", DATA)
