@@ -1,9 +1,13 @@
 """What the tests with real libraries share: a server of real objects, and files opened on it through a cache."""
 
+import contextlib
 import inspect
 
 import pytest
 from support.http_objects import HttpStore, ObjectServer
+
+with contextlib.suppress(ImportError):
+    import pagecache.adapters.fsspec  # noqa: F401  an installed package registers `pagecache://` by itself
 
 
 @pytest.fixture
