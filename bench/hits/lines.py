@@ -1,6 +1,6 @@
 """Lines of a cached file against those of open(), both sides in turns.
 
-    python bench/lines.py [--lines 400000] [--rounds 7]
+    python -m bench hits.lines [--lines 400000] [--rounds 7]
 
 Lines of 10 to 89 bytes; the file is cached here, and in the kernel's page cache there. Prints nanoseconds a line.
 """
