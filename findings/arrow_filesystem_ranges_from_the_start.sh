@@ -15,7 +15,7 @@ set -eu
 here=$(mktemp -d)
 trap 'rm -rf "$here"' EXIT
 python3 -m venv "$here/venv"
-"$here/venv/bin/pip" -q install fsspec==2026.9.0 pyarrow==22.0.0
+"$here/venv/bin/python" -m pip install -q fsspec==2026.9.0 pyarrow==22.0.0
 cd "$here"
 "$here/venv/bin/python" - <<'PYTHON'
 import os

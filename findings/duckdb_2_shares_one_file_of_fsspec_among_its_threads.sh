@@ -54,7 +54,7 @@ sys.exit(0 if outcomes(8, 100) else 1)
 PYTHON
 for version in 1.5.6 2.0.1; do
     python3 -m venv "venv-$version"
-    "venv-$version/bin/pip" -q install "duckdb==$version" fsspec==2026.9.0
+    "venv-$version/bin/python" -m pip install -q "duckdb==$version" fsspec==2026.9.0
     if "venv-$version/bin/python" query.py "$here"; then seen=0; else seen=1; fi
 done
 exit $seen

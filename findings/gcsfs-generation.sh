@@ -15,7 +15,7 @@
 set -euo pipefail
 place=$(mktemp -d); trap 'rm -rf "$place"' EXIT
 python3 -m venv "$place/venv" || exit 2
-"$place/venv/bin/pip" install -q gcsfs==2026.10.1 fsspec==2026.9.0 || exit 2
+"$place/venv/bin/python" -m pip install -q gcsfs==2026.10.1 fsspec==2026.9.0 || exit 2
 cat > "$place/try.py" <<'PYTHON'
 import json
 import os

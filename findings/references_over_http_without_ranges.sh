@@ -16,7 +16,7 @@ set -eu
 here=$(mktemp -d)
 trap 'rm -rf "$here"' EXIT
 python3 -m venv "$here/venv"
-"$here/venv/bin/pip" -q install fsspec==2026.9.0 aiohttp==3.14.5
+"$here/venv/bin/python" -m pip install -q fsspec==2026.9.0 aiohttp==3.14.5
 cd "$here"
 "$here/venv/bin/python" - <<'PYTHON'
 import sys

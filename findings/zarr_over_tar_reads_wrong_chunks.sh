@@ -16,7 +16,7 @@ set -eu
 here=$(mktemp -d)
 trap 'rm -rf "$here"' EXIT
 python3 -m venv "$here/venv"
-"$here/venv/bin/pip" -q install zarr==3.1.6 fsspec==2026.9.0 numpy==2.3.5
+"$here/venv/bin/python" -m pip install -q zarr==3.1.6 fsspec==2026.9.0 numpy==2.3.5
 cd "$here"
 "$here/venv/bin/python" - <<'PYTHON'
 import sys
