@@ -9,7 +9,18 @@ import threading
 import time
 
 import pytest
-from support import PAGE, STRESS, BlockingStore, Crew, Store, assert_nothing_is_held, frame_of, pages_of, wait_until
+from support import (
+    PAGE,
+    STRESS,
+    BlockingStore,
+    Crew,
+    Store,
+    assert_nothing_is_held,
+    frame_of,
+    pages_of,
+    read,
+    wait_until,
+)
 
 import pagecache
 
@@ -168,7 +179,7 @@ def use_at_random(file, rng):
         if way == 0:
             assert file.pread(5000, offset) == DATA[offset : offset + 5000]
         elif way == 1:
-            assert file.view(100, offset) == DATA[offset : offset + 100]
+            assert read(file, "view", 100, offset) == DATA[offset : offset + 100]
         elif way == 2:
             file.seek(offset)
             file.read(9000)
