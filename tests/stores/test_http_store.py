@@ -27,6 +27,7 @@ from pagecache.stores import fsspec_http, versioned  # noqa: E402
 from pagecache.stores.described import Memory  # noqa: E402
 from pagecache.stores.fsspec import store_of_url  # noqa: E402
 from pagecache.stores.http_answers import Part, part_of  # noqa: E402
+from pagecache.stores.in_order import PIECE  # noqa: E402
 
 SIZE = 40 * PAGE + 123
 DATA = pages_of(SIZE)
@@ -346,7 +347,9 @@ class TestNoRanges:
             file.fadvise(pagecache.FADV_RANDOM)
             for page in (1500, 100):
                 assert file.pread(PAGE, page * PAGE) == data[page * PAGE : (page + 1) * PAGE]
-        assert 1600 * PAGE <= cache.stats().store_read_bytes <= server.bytes_sent()
+        counted = cache.stats().store_read_bytes
+        # the last piece is not counted yet, as more of it may be wanted; the server does not count what it wrote in part
+        assert 1602 * PAGE - PIECE <= counted <= server.bytes_sent() + PIECE
 
     def test_log_says_so_once(self, server, cache, caplog):
         with caplog.at_level(logging.WARNING, logger="pagecache"):
