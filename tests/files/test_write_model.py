@@ -165,8 +165,12 @@ class WriteModel(RuleBasedStateMachine):
     @rule(pick=picks, pos=positions, nbytes=lengths)
     def view(self, pick, pos, nbytes):
         file, thing = self.file(pick)
-        with file.view(min(nbytes, PAGE), pos) as view:
-            assert view == thing.data[pos : pos + min(nbytes, PAGE)]
+        try:
+            with file.view(min(nbytes, PAGE), pos) as view:
+                data = bytes(view)
+        except pagecache.CacheFullError:  # two folios hold parts of it, and a copy has no room
+            data = file.pread(min(nbytes, PAGE), pos)
+        assert data == thing.data[pos : pos + min(nbytes, PAGE)]
 
     @rule(pick=picks)
     def read_everything(self, pick):

@@ -66,8 +66,12 @@ class Operations:
 
     def view(self):
         nbytes, offset = self.a_range()
-        with self.file.view(nbytes, offset) as view:
-            self.check(view, offset, nbytes)
+        try:
+            with self.file.view(nbytes, offset) as view:
+                data = bytes(view)
+        except pagecache.CacheFullError:  # folios hold parts of it, and a copy has no room
+            data = self.file.pread(nbytes, offset)
+        self.check(data, offset, nbytes)
 
     def many(self):
         ranges = [self.a_range() for _ in range(self.rng.randrange(8))]
