@@ -220,6 +220,21 @@ class TestNamesThatMove:
             os.unlink(mount.path / "one")
             assert (mount.path / "two").read_bytes() == b"1"
 
+    def test_a_large_directory_that_is_emptied_while_it_is_read(self, mounted):
+        """Offsets are the source's own: nothing is missed, and nothing comes twice."""
+        (mounted.source / "many").mkdir()
+        names = [f"{number:0{1 + number % 150}}" for number in range(1500)]
+        for name in set(names):
+            (mounted.source / "many" / name).touch()
+        with mounted() as mount:
+            assert sorted(os.listdir(mount.path / "many")) == sorted(set(names))
+            seen = []
+            for entry in os.scandir(mount.path / "many"):
+                seen.append(entry.name)
+                os.unlink(entry.path)
+            assert sorted(seen) == sorted(set(names))
+            os.rmdir(mount.path / "many")
+
     def test_a_way_that_is_longer_than_a_path_may_be(self, mounted):
         with mounted() as mount:
             depth, name = 30, "d" * 200

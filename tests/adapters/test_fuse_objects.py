@@ -9,6 +9,7 @@ import pytest
 from support.fuse_mount import FEW_KINDS, KINDS, Interposed, Mount, needs_fuse, needs_program
 from support.http_server import ObjectServer
 
+from pagecache.adapters.fuse import mount as mount_here
 from pagecache.adapters.fuse.object_files import ObjectFiles
 from pagecache.stores.fsspec_instances import instance_of
 
@@ -315,6 +316,28 @@ class TestWriting:
         files.put(opened)
         assert (objects / "a").read_bytes() == b"new"
         opened.spool.close()
+
+    def test_an_object_that_is_not_put_in_the_end_keeps_nothing_else_back(self, make_cache, objects, tmp_path):
+        """The cache may have files of others, too."""
+        (tmp_path / "mnt").mkdir()
+        cache = make_cache("1MiB")
+        file = cache.open(tmp_path / "other", "w+b")
+        file.write(b"other")
+
+        def use():
+            fd = os.open(tmp_path / "mnt/a", os.O_CREAT | os.O_RDWR)
+            os.write(fd, b"ours")
+            (objects / "a").write_bytes(b"theirs")
+            with pytest.raises(OSError):
+                os.close(fd)
+            subprocess.run(["fusermount3", "-u", tmp_path / "mnt"], check=True)
+
+        with pytest.raises(OSError) as caught:
+            mount_here(f"local://{objects}", str(tmp_path / "mnt"), cache=cache, write_back=True, ready=use)
+        assert caught.value.errno == errno.ESTALE
+        assert (objects / "a").read_bytes() == b"theirs"
+        assert (tmp_path / "other").read_bytes() == b"other"
+        file.close()
 
     def test_a_put_that_fails_is_told_by_close_and_tried_again(self, objects):
         (objects / "sub").mkdir()

@@ -93,8 +93,10 @@ def mount(
             place.unmount()
             session.end()
     finally:
-        operations.finish()
-        cache.sync()
+        try:
+            operations.finish()
+        finally:  # an object that could not be put keeps nothing else from being written
+            cache.sync()
 
 
 @contextlib.contextmanager
