@@ -400,23 +400,23 @@ class TestAttributes:
             assert file.pread(PAGE, SIZE - PAGE) == OLD[:PAGE]
 
     def test_may_change_all_the_time(self, make_cache, tmp_path, seed):
-        """Readers, writers and somebody who changes the mode: nobody sees anything but the bytes."""
+        """Readers, a writer and a thread that changes the mode: reads are right, and nothing is refused."""
         path = tmp_path / "data"
         data = pages_of(SIZE)
         path.write_bytes(data)
         cache = make_cache(6 * PAGE, dirty_limit=3 * PAGE, dirty_background=PAGE)
-        ended = threading.Event()
+        turns = threading.Semaphore(0)
         with cache.open(path, "r+b") as file, cache.open(path) as reader:
 
             def change():
-                number = 0
-                while not ended.is_set():
-                    number += 1
-                    os.chmod(path, 0o600 | number % 0o1000)  # what is changed back to what it was explains nothing
+                for mode in range(1, 0o200):  # none of them twice: what is changed back to what it was explains nothing
+                    turns.acquire()
+                    os.chmod(path, 0o600 | mode)
 
             def write():
                 rng = random.Random(seed)
                 for _ in range(150):
+                    turns.release()
                     page = rng.randrange(NR_PAGES)
                     file.pwrite(data[page * PAGE : page * PAGE + 100], page * PAGE)
                     if rng.random() < 0.2:
@@ -428,13 +428,7 @@ class TestAttributes:
                     at, nbytes = rng.randrange(SIZE), rng.randrange(4 * PAGE)
                     assert reader.pread(nbytes, at) == data[at : at + nbytes]
 
-            changer = threading.Thread(target=change)
-            changer.start()
-            try:
-                Crew(write, look, look).join_well()
-            finally:
-                ended.set()
-                changer.join()
+            Crew(write, look, look, change).join_well()
             file.fsync()
         assert path.read_bytes() == data
 

@@ -2,6 +2,7 @@
 
 import errno
 import threading
+import urllib.request
 
 import pytest
 from support import PAGE, Crew, pages_of, wait_until
@@ -25,6 +26,9 @@ class S3:
         self._server.start()
         wait_until(lambda: self._server._server is not None, "moto's server")
         self.endpoint = f"http://127.0.0.1:{self._server.get_host_and_port()[1]}"
+        reset = urllib.request.Request(f"{self.endpoint}/moto-api/reset", method="POST")
+        with urllib.request.urlopen(reset):  # moto's buckets belong to the process: other modules leave theirs
+            pass
         self.requests = []
         self.refuses = None  # called with what a request says; true: 403
         self._lock = threading.Lock()
