@@ -12,8 +12,8 @@ ONLY   ?=
 ARGS   ?=
 
 python  := $(VENV)/bin/python
-in_lane  = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/lib-$(1)
-build    = PAGECACHE_MODE=$(1) $(python) setup.py -q lane
+in_mode  = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/lib-$(1)
+build    = PAGECACHE_MODE=$(1) $(python) setup.py -q build_mode
 pytest  := $(python) -m pytest
 in_bench = PYTHONSAFEPATH=1 PYTHONPATH=build/lib-release:$(CURDIR):tests
 newest_tests = tests/adapters/ecosystem $(wildcard tests/adapters/test_fsspec_*.py) tests/adapters/test_ages.py tests/stores
@@ -31,10 +31,10 @@ help: ## list the actions
 	@echo "Variables: PYTHON (interpreter to use), TESTS (what pytest gets), ARGS (more arguments for demo, pytest, bench)"
 
 demo: build ## read a real file through a cache smaller than it, and compare every byte
-	$(call in_lane,release) $(python) -m pagecache demo $(ARGS)
+	$(call in_mode,release) $(python) -m pagecache demo $(ARGS)
 
 test: check $(VENV)/.test ## run all the tests, with the engine's assertions on
-	$(call in_lane,check) $(pytest) $(TESTS) $(ARGS)
+	$(call in_mode,check) $(pytest) $(TESTS) $(ARGS)
 
 ecosystem: $(VENV)/.test ## install the libraries that adapters and benchmarks are tested with, as far as they can be had
 	@$(call requirements,ecosystem peers) > $(VENV)/.ecosystem.txt
@@ -48,13 +48,13 @@ newest: check $(VENV)/.test
 	@$(call requirements,ecosystem) > $(VENV)/.ecosystem.txt
 	@$(python) -m pip install -q --upgrade --upgrade-strategy eager -r $(VENV)/.ecosystem.txt
 	@$(python) -c 'import re, importlib.metadata as m; print(*(f"{n} {m.version(n)}" for n in re.findall(r"^[\w-]+", open("$(VENV)/.ecosystem.txt").read(), re.M)), sep=", ")'
-	$(call in_lane,check) $(pytest) $(if $(filter-out tests,$(TESTS)),$(TESTS),$(newest_tests)) $(ARGS)
+	$(call in_mode,check) $(pytest) $(if $(filter-out tests,$(TESTS)),$(TESTS),$(newest_tests)) $(ARGS)
 
 docs: $(VENV)/.docs ## build the documentation site into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(python) -P -m mkdocs build --strict
 
 stress: check $(VENV)/.test ## run all the tests for much longer
-	PAGECACHE_STRESS=1 $(call in_lane,check) $(pytest) $(TESTS) $(ARGS)
+	PAGECACHE_STRESS=1 $(call in_mode,check) $(pytest) $(TESTS) $(ARGS)
 
 bench: $(VENV)/.bench ## run the main benchmarks and write bench/results/; ONLY=NAME runs another, with its ARGS
 	PAGECACHE_BENCH=1 $(call build,release)
@@ -80,7 +80,7 @@ debug: $(VENV)/.build ## build for a debugger into build/lib-debug
 
 portable: $(VENV)/.test ## run the tests without anything that only Linux or x86 has
 	@$(call build,portable)
-	$(call in_lane,portable) $(pytest) $(TESTS) $(ARGS)
+	$(call in_mode,portable) $(pytest) $(TESTS) $(ARGS)
 
 annotate: $(VENV)/.build ## write Cython's report on Python calls to build/cython-annotate
 	@$(call build,annotate)
@@ -89,21 +89,21 @@ annotate: $(VENV)/.build ## write Cython's report on Python calls to build/cytho
 asan: $(VENV)/.test ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(call build,asan)
 	LD_PRELOAD="$(call libraries,libasan.so) $(call libraries,libubsan.so)" PYTHONMALLOC=malloc \
-	ASAN_OPTIONS=detect_leaks=0:exitcode=77 PAGECACHE_TEST_SECONDS=1200 $(call in_lane,asan) $(pytest) $(TESTS) $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0:exitcode=77 PAGECACHE_TEST_SECONDS=1200 $(call in_mode,asan) $(pytest) $(TESTS) $(ARGS)
 
 tsan: $(VENV)/.test ## run the tests with threads under ThreadSanitizer
 	@$(call build,tsan)
 	rm -f build/tsan.*
 	LD_PRELOAD=$(call libraries,libtsan.so) PYTHONMALLOC=malloc \
 	TSAN_OPTIONS="exitcode=66 halt_on_error=0 detect_deadlocks=0 history_size=4 log_path=$(CURDIR)/build/tsan suppressions=$(CURDIR)/tests/support/tsan.supp" \
-	PAGECACHE_TEST_SECONDS=1200 $(call in_lane,tsan) $(pytest) $(TESTS) -m stress $(ARGS) || { cat build/tsan.*; exit 1; }
+	PAGECACHE_TEST_SECONDS=1200 $(call in_mode,tsan) $(pytest) $(TESTS) -m stress $(ARGS) || { cat build/tsan.*; exit 1; }
 
 eviction: $(VENV)/.eviction ## compare what policies miss with reference simulators; ARGS: directories of traces, or --synthetic 1
 	@$(call build,release)
 	$(in_bench) $(python) -m bench eviction $(ARGS)
 
 stubs: check $(VENV)/.test ## compare _core.pyi with the module
-	$(call in_lane,check) $(pytest) tests/engine/test_stubs.py
+	$(call in_mode,check) $(pytest) tests/engine/test_stubs.py
 
 wheel: $(VENV)/.wheel ## build a manylinux wheel into dist/, and try it in an environment without a compiler
 	rm -rf build/wheel
@@ -112,7 +112,7 @@ wheel: $(VENV)/.wheel ## build a manylinux wheel into dist/, and try it in an en
 	$(python) tests/try_wheel.py
 
 aarch64: check $(VENV)/.test ## run the engine's C level under emulation, built by a cross compiler
-	$(call in_lane,check) $(pytest) tests/engine/test_portable.py -k aarch64 $(ARGS)
+	$(call in_mode,check) $(pytest) tests/engine/test_portable.py -k aarch64 $(ARGS)
 
 lint: $(VENV)/.test ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,7 @@
 """The extension modules of pagecache and the ways to build them.
 
-`pip install .` builds the release. In a checkout, `python setup.py lane` builds the lane named by PAGECACHE_MODE:
+`pip install .` builds the release. In a checkout, `python setup.py build_mode` builds in the mode named
+by PAGECACHE_MODE:
 
     release   -O3: what users get; the demo and the benchmarks
     check     -O2 with the engine's assertions: what the tests run against
@@ -12,9 +13,9 @@
 
 `python setup.py sdist` makes the same archive of the same files, whenever and by whom it is made.
 
-A lane is the directory build/lib-MODE: the compiled module and links to the Python sources, so that lanes never meet
-and edited Python files need no build. PYTHONPATH chooses one. With PAGECACHE_BENCH=1 a lane also gets `_microbench`,
-the benchmarks' own extension; the lanes check, asan and tsan get `_engine_threads`, the tests' own. Makefile has a target
+A build mode has the directory build/lib-MODE: the compiled module and links to the Python sources, so that modes never
+meet and edited Python files need no build. PYTHONPATH chooses one. With PAGECACHE_BENCH=1 it also holds `_microbench`,
+the benchmarks' own extension; in the modes check, asan and tsan `_engine_threads`, the tests' own. Makefile has a target
 for each of these.
 """
 
@@ -59,7 +60,7 @@ MODES = {  # mode: (compiler flags, linker flags)
 
 NO_COMPILER = "pagecache-engine has no wheel for this system, and building it needs a C compiler (Debian: apt install gcc)"
 
-WITH_ENGINE_THREADS = ("check", "asan", "tsan")  # the lanes in which the tests drive the engine from C threads
+WITH_ENGINE_THREADS = ("check", "asan", "tsan")  # the build modes in which the tests drive the engine from C threads
 EXTRA_FLAGS = {"_engine_threads": ["-DPAGECACHE_RACE_POINTS=1"]}
 
 EVERY_MODE = [
@@ -164,10 +165,10 @@ class Build(build_ext):
             raise
 
 
-class Lane(Build):
+class BuildMode(Build):
     """Builds the extensions and links the Python sources beside them into build/lib-MODE."""
 
-    description = "build the lane named by PAGECACHE_MODE into build/lib-MODE"
+    description = "build the build mode named by PAGECACHE_MODE into build/lib-MODE"
 
     def finalize_options(self) -> None:
         """Keep what belongs to one mode and one Python apart from the others."""
@@ -230,7 +231,7 @@ def main() -> None:
     directory.mkdir(exist_ok=True)
     with open(directory / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        setup(ext_modules=extensions(), cmdclass={"build_ext": Build, "lane": Lane, "sdist": SourceArchive})
+        setup(ext_modules=extensions(), cmdclass={"build_ext": Build, "build_mode": BuildMode, "sdist": SourceArchive})
 
 
 main()

@@ -84,16 +84,17 @@ def environment_of(interpreter: str) -> Path:
 def test_with(interpreter: str, mode: str, arguments: list[str]) -> bool:
     """Build for an interpreter and run pytest. Returns whether all passed."""
     python = environment_of(interpreter)
-    must(python, "setup.py", "-q", "lane", PAGECACHE_MODE=mode)
-    lane = {"PYTHONPATH": str(ROOT / "build" / f"lib-{mode}"), "PYTHONSAFEPATH": "1"}
-    run(python, "-c", DESCRIBE.format(extra="import mmh3, sortedcontainers", what="with the other libraries"), **lane)
-    if run(python, "-c", DESCRIBE.format(extra=CORE_ALONE, what="with pagecache._core"), **lane):
+    must(python, "setup.py", "-q", "build_mode", PAGECACHE_MODE=mode)
+    environment = {"PYTHONPATH": str(ROOT / "build" / f"lib-{mode}"), "PYTHONSAFEPATH": "1"}
+    with_libraries = DESCRIBE.format(extra="import mmh3, sortedcontainers", what="with the other libraries")
+    run(python, "-c", with_libraries, **environment)
+    if run(python, "-c", DESCRIBE.format(extra=CORE_ALONE, what="with pagecache._core"), **environment):
         print("pagecache turns the GIL on: one of its extension modules does not declare that it can do without")
         return False
     is_free = "import sys, sysconfig; sys.exit(not sysconfig.get_config_var('Py_GIL_DISABLED'))"
     if run(python, "-c", is_free) == 0:
-        lane["PYTHON_GIL"] = "0"
-    return run(python, "-m", "pytest", "-p", "no:cacheprovider", *arguments, **lane) == 0
+        environment["PYTHON_GIL"] = "0"
+    return run(python, "-m", "pytest", "-p", "no:cacheprovider", *arguments, **environment) == 0
 
 
 def main() -> None:

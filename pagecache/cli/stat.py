@@ -98,11 +98,11 @@ def read_through(file: Any, start: int, end: int, read_bytes: int) -> dict[str, 
 
 def describe(file: Any) -> dict[str, Any]:
     """Return what is known of an object and its store."""
-    line = file.mapping.extra
+    backing = file.mapping.backing
     return {
         "validator": file.mapping.validator,
-        "parallel_requests": line.hints.parallel_requests,
-        "max_request_bytes": line.hints.max_request,
+        "parallel_requests": backing.hints.parallel_requests,
+        "max_request_bytes": backing.hints.max_request,
     }
 
 

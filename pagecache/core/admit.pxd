@@ -3,7 +3,7 @@ from libc.stdint cimport uint32_t
 from pagecache.core.adaptive cimport adaptive_init, rules_of_probe
 from pagecache.core.folio cimport folio_index, folio_mapping, folio_set
 from pagecache.core.ghost cimport folio_hash
-from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.lru cimport lru_link
 from pagecache.core.priority cimport priority_flags
 from pagecache.core.queues cimport queues_admit
@@ -26,7 +26,7 @@ cdef inline void lru_admit(Segment* seg, Folio* folio) noexcept nogil:
     """Puts a folio that entered the page cache on its list. The folio is locked."""
     cdef uint32_t key = folio_hash(folio_mapping(folio), folio_index(folio))
     cdef uint32_t flags = priority_flags(seg, &seg.mappings[folio_mapping(folio)])
-    spin_lock(&seg.header.lru_lock)
+    futex_lock(&seg.header.lru_lock)
     if flags:
         folio_set(folio, flags)
     if flags or seg.header.policy == POLICY_KERNEL:
@@ -35,4 +35,4 @@ cdef inline void lru_admit(Segment* seg, Folio* folio) noexcept nogil:
         sieve_admit(seg, folio)
     else:
         queues_admit(seg, folio, key)
-    spin_unlock(&seg.header.lru_lock)
+    futex_unlock(&seg.header.lru_lock)

@@ -11,7 +11,7 @@ from pagecache.core.atomic cimport (add_acq_rel_u32, load_relaxed_u32, store_rel
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport MAX_ORDER, NIL, NR_ORDERS
 from pagecache.core.futex cimport futex_wake
-from pagecache.core.lock cimport WAKE_ALL, spin_lock, spin_unlock
+from pagecache.core.lock cimport WAKE_ALL, futex_lock, futex_unlock
 from pagecache.core.segment cimport Folio, Segment
 
 cdef enum:
@@ -57,12 +57,12 @@ cdef inline uint32_t buddy_alloc(Segment* seg, uint32_t order) noexcept nogil:
     """Takes 2**order contiguous, aligned frames. Returns the first frame's number, or NIL."""
     cdef uint32_t k, frame
     pc_assert(order <= MAX_ORDER)
-    spin_lock(&seg.header.buddy_lock)
+    futex_lock(&seg.header.buddy_lock)
     k = order
     while k < NR_ORDERS and seg.header.free_first[k] == NIL:
         k += 1
     if k == NR_ORDERS:
-        spin_unlock(&seg.header.buddy_lock)
+        futex_unlock(&seg.header.buddy_lock)
         return NIL
     frame = seg.header.free_first[k]
     buddy_unlink(seg, frame, k)
@@ -70,7 +70,7 @@ cdef inline uint32_t buddy_alloc(Segment* seg, uint32_t order) noexcept nogil:
         k -= 1
         buddy_link(seg, frame + (<uint32_t>1 << k), k)
     store_relaxed_u32(&seg.header.nr_free, load_relaxed_u32(&seg.header.nr_free) - (<uint32_t>1 << order))
-    spin_unlock(&seg.header.buddy_lock)
+    futex_unlock(&seg.header.buddy_lock)
     return frame
 
 
@@ -79,7 +79,7 @@ cdef inline void buddy_free(Segment* seg, uint32_t frame, uint32_t order) noexce
     cdef uint32_t k = order
     cdef uint32_t buddy
     pc_assert((frame & ((<uint32_t>1 << order) - 1)) == 0)
-    spin_lock(&seg.header.buddy_lock)
+    futex_lock(&seg.header.buddy_lock)
     while k < MAX_ORDER:
         buddy = frame ^ (<uint32_t>1 << k)
         if buddy + (<uint32_t>1 << k) > seg.nr_frames or not buddy_is_free_head(seg, buddy, k):
@@ -89,7 +89,7 @@ cdef inline void buddy_free(Segment* seg, uint32_t frame, uint32_t order) noexce
         k += 1
     buddy_link(seg, frame, k)
     store_relaxed_u32(&seg.header.nr_free, load_relaxed_u32(&seg.header.nr_free) + (<uint32_t>1 << order))
-    spin_unlock(&seg.header.buddy_lock)
+    futex_unlock(&seg.header.buddy_lock)
     memory_event(seg)
 
 

@@ -11,7 +11,7 @@ Costs: pages leave that the policy would have kept.  So those that it knows to b
 from libc.stdint cimport uint32_t
 from pagecache.core.atomic cimport hint_u32, load_acquire_u32, load_relaxed_u32
 from pagecache.core.buddy cimport FOLIO_FREE
-from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_ALLOCATED, FOLIO_DIRTY, FOLIO_LAST, FOLIO_LOCKED, FOLIO_MAPPED,
+from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_ALLOCATED, FOLIO_DIRTY, FOLIO_EVICT_LAST, FOLIO_LOCKED, FOLIO_MAPPED,
                                    FOLIO_UNEVICTABLE, FOLIO_WRITEBACK, folio_alloc_nowait, folio_clear, folio_mapping,
                                    folio_test, folio_try_get, folio_trylock, folio_unlock, state_order)
 from pagecache.core.lru cimport folio_free_last, folio_put
@@ -20,7 +20,7 @@ from pagecache.core.segment cimport Folio, Segment
 
 cdef enum:
     MUST_STAY = (FOLIO_LOCKED | FOLIO_DIRTY | FOLIO_WRITEBACK | FOLIO_UNEVICTABLE | FOLIO_MAPPED)
-    IN_USE = (FOLIO_ACTIVE | FOLIO_LAST)
+    IN_USE = (FOLIO_ACTIVE | FOLIO_EVICT_LAST)
 
 
 cdef inline bint block_may_leave(Segment* seg, uint32_t first, uint32_t order, bint spares) noexcept nogil:

@@ -2,7 +2,7 @@
 from libc.stdint cimport uint32_t
 from pagecache.core.folio cimport (FOLIO_DIRTY, FOLIO_LOCKED, FOLIO_UNEVICTABLE, FOLIO_WRITEBACK, folio_clear,
                                    folio_mapping, folio_nr_pages, folio_test, folio_trylock, folio_unlock)
-from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.lru cimport folio_free_last, folio_put, lru_link
 from pagecache.core.mapping cimport filemap_remove_clean
 from pagecache.core.segment cimport Folio, Segment
@@ -13,10 +13,10 @@ cdef inline void lru_putback(Segment* seg, Folio** folios, uint32_t nr) noexcept
     cdef uint32_t i
     if nr == 0:
         return
-    spin_lock(&seg.header.lru_lock)
+    futex_lock(&seg.header.lru_lock)
     for i in range(nr):
         lru_link(seg, folios[i], False)
-    spin_unlock(&seg.header.lru_lock)
+    futex_unlock(&seg.header.lru_lock)
     for i in range(nr):
         folio_put(seg, folios[i])
 

@@ -67,8 +67,8 @@ cdef enum FolioFlag:
     FOLIO_UNUSED = 1 << 16          # brought in by readahead and not yet asked for
     FOLIO_MAPPED = 1 << 17          # a page table may translate to it
     FOLIO_AHEAD = 1 << 18           # on the list of what nobody has used yet (lru_lock)
-    FOLIO_FIRST = 1 << 19           # leaves before anything else; fixed when it enters
-    FOLIO_LAST = 1 << 21            # leaves when nothing else can; fixed when it enters
+    FOLIO_EVICT_FIRST = 1 << 19           # leaves before anything else; fixed when it enters
+    FOLIO_EVICT_LAST = 1 << 21            # leaves when nothing else can; fixed when it enters
 
 cdef enum:
     FOLIO_ORDER_MASK = 0xF0000000

@@ -24,7 +24,7 @@ from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.folio cimport (FOLIO_READAHEAD, folio_end_read, folio_mapping, folio_nr_pages, folio_unlock)
 from pagecache.core.futex cimport futex_wait, futex_wake
 from pagecache.core.io cimport iovec, read_vector, run_vector, run_zero_tail, vector_advance
-from pagecache.core.lock cimport WAKE_ALL, SpinLock, spin_lock, spin_unlock
+from pagecache.core.lock cimport WAKE_ALL, FutexLock, futex_lock, futex_unlock
 from pagecache.core.lru cimport folio_put
 from pagecache.core.mapping cimport filemap_remove_folio
 from pagecache.core.ring cimport (RING_WAKE_DATA, pc_ring, ring_arm_wake, ring_close, ring_read, ring_register,
@@ -60,7 +60,7 @@ ctypedef struct IoList:
 
 ctypedef struct IoQueue:
     Segment* seg
-    SpinLock lock                   # guards the lists
+    FutexLock lock                   # guards the lists
     IoList buffered                 # for the threads
     IoList direct                   # for the ring
     pc_u32 event                    # changes when the threads have something to do
@@ -153,32 +153,32 @@ cdef inline void io_run(IoQueue* queue, IoRequest* request) noexcept nogil:
 # -- queue -----------------------------------------------------------------------------------------------------------
 
 cdef inline void io_push(IoQueue* queue, IoList* items, IoRequest* request) noexcept nogil:
-    spin_lock(&queue.lock)
+    futex_lock(&queue.lock)
     if items.last == NULL:
         items.first = request
     else:
         items.last.next = request
     items.last = request
-    spin_unlock(&queue.lock)
+    futex_unlock(&queue.lock)
 
 
 cdef inline IoRequest* io_pop(IoQueue* queue, IoList* items) noexcept nogil:
     cdef IoRequest* request
-    spin_lock(&queue.lock)
+    futex_lock(&queue.lock)
     request = items.first
     if request != NULL:
         items.first = request.next
         if items.first == NULL:
             items.last = NULL
-    spin_unlock(&queue.lock)
+    futex_unlock(&queue.lock)
     return request
 
 
 cdef inline bint io_is_empty(IoQueue* queue, IoList* items) noexcept nogil:
     cdef bint empty
-    spin_lock(&queue.lock)
+    futex_lock(&queue.lock)
     empty = items.first == NULL
-    spin_unlock(&queue.lock)
+    futex_unlock(&queue.lock)
     return empty
 
 
@@ -254,12 +254,12 @@ cdef inline void io_queue_init(IoQueue* queue, Segment* seg, bint allow_ring, bi
 cdef inline bint io_start_threads(IoQueue* queue) noexcept nogil:
     """Starts the threads once. Returns whether there is at least one."""
     cdef int i
-    spin_lock(&queue.lock)
+    futex_lock(&queue.lock)
     if not queue.started_threads:
         queue.started_threads = True
         for i in range(NR_IO_THREADS):
             thread_start(&queue.threads[i], io_thread_main, queue)
-    spin_unlock(&queue.lock)
+    futex_unlock(&queue.lock)
     return queue.threads[0].started
 
 

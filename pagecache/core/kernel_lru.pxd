@@ -15,7 +15,7 @@ from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FO
                                    FOLIO_UNEVICTABLE, FOLIO_WORKINGSET, FOLIO_WRITEBACK, folio_clear, folio_mapping,
                                    folio_nr_pages, folio_set, folio_test, folio_test_clear, folio_trylock, folio_try_get,
                                    folio_unlock)
-from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.lru cimport lru_unlink
 from pagecache.core.policy cimport Scan
 from pagecache.core.priority cimport folio_is_protected
@@ -33,7 +33,7 @@ cdef inline uint32_t lru_isolate(Segment* seg, int which, uint32_t nr_to_scan, F
     nr_scanned[0] = 0
     if nr_to_scan > SWAP_CLUSTER_MAX:
         nr_to_scan = SWAP_CLUSTER_MAX
-    spin_lock(&seg.header.lru_lock)
+    futex_lock(&seg.header.lru_lock)
     number = seg.header.lru[which].last
     while number != NIL and nr < SWAP_CLUSTER_MAX and nr_scanned[0] < nr_to_scan:
         folio = &seg.folios[number]
@@ -43,7 +43,7 @@ cdef inline uint32_t lru_isolate(Segment* seg, int which, uint32_t nr_to_scan, F
             lru_unlink(seg, folio)
             out[nr] = folio
             nr += 1
-    spin_unlock(&seg.header.lru_lock)
+    futex_unlock(&seg.header.lru_lock)
     return nr
 
 
@@ -129,10 +129,10 @@ cdef inline bint may_deactivate(Segment* seg) noexcept nogil:
     """The inactive list is too short, or pages that were activated on refault since the last round say so."""
     cdef uint64_t activated = load_relaxed_u64(&seg.header.nr_refault_activated)
     cdef bint changed
-    spin_lock(&seg.header.lru_lock)
+    futex_lock(&seg.header.lru_lock)
     changed = activated != seg.header.refault_activated_seen
     seg.header.refault_activated_seen = activated
-    spin_unlock(&seg.header.lru_lock)
+    futex_unlock(&seg.header.lru_lock)
     return changed or inactive_is_low(seg)
 
 

@@ -1,9 +1,9 @@
-"""Engine locks: `SpinLock` for bounded sections, `RwSem` for sections that may sleep.
+"""Engine locks: `FutexLock` for bounded sections, `RwSem` for sections that may sleep.
 
 Both are plain words of a segment: no pointer, no owner, zero means free, so they work at any address and between
 processes that map the same segment.
 
-SpinLock (words 0 free, 1 held, 2 held and somebody sleeps)
+FutexLock (words 0 free, 1 held, 2 held and somebody sleeps)
   lock     0 -> 1 by compare-and-swap (acquire); after a short spin exchange to 2 and sleep while it is 2.
   unlock   exchange to 0 (release); if it was 2 wake one sleeper, who takes the lock as 2, so that no later sleeper is
            forgotten.
@@ -35,7 +35,7 @@ cdef enum:
     RWSEM_WRITER = 0x80000000
     RWSEM_TURN = 0x40000000
 
-ctypedef struct SpinLock:
+ctypedef struct FutexLock:
     pc_u32 word
 
 ctypedef struct RwSem:
@@ -44,27 +44,27 @@ ctypedef struct RwSem:
     pc_u32 nr_readers_waiting
 
 
-cdef inline bint spin_trylock(SpinLock* lock) noexcept nogil:
+cdef inline bint futex_trylock(FutexLock* lock) noexcept nogil:
     cdef uint32_t free = 0
     return cas_acq_rel_u32(&lock.word, &free, 1)
 
 
-cdef inline void spin_lock_slow(SpinLock* lock) noexcept nogil:
+cdef inline void futex_lock_slow(FutexLock* lock) noexcept nogil:
     cdef int i
     for i in range(SPIN_TRIES):
-        if load_relaxed_u32(&lock.word) == 0 and spin_trylock(lock):
+        if load_relaxed_u32(&lock.word) == 0 and futex_trylock(lock):
             return
         cpu_relax()
     while exchange_acq_rel_u32(&lock.word, 2) != 0:
         futex_wait(&lock.word, 2, -1)
 
 
-cdef inline void spin_lock(SpinLock* lock) noexcept nogil:
-    if not spin_trylock(lock):
-        spin_lock_slow(lock)
+cdef inline void futex_lock(FutexLock* lock) noexcept nogil:
+    if not futex_trylock(lock):
+        futex_lock_slow(lock)
 
 
-cdef inline int spin_lock_slice(SpinLock* lock) noexcept nogil:
+cdef inline int futex_lock_slice(FutexLock* lock) noexcept nogil:
     """Tries to lock, sleeping for one slice at most. Returns 0, -EINTR after a signal, -EAGAIN. The word is looked at and
     left as 2 after the sleep: whoever gives up then has not had a wake-up that another sleeper needs."""
     cdef int r
@@ -76,14 +76,14 @@ cdef inline int spin_lock_slice(SpinLock* lock) noexcept nogil:
     return -EINTR if r == -EINTR else -EAGAIN
 
 
-cdef inline void spin_unlock(SpinLock* lock) noexcept nogil:
+cdef inline void futex_unlock(FutexLock* lock) noexcept nogil:
     cdef uint32_t before = exchange_acq_rel_u32(&lock.word, 0)
     pc_assert(before != 0)
     if before == 2:
         futex_wake(&lock.word, 1)
 
 
-cdef inline bint spin_is_locked(SpinLock* lock) noexcept nogil:
+cdef inline bint futex_is_locked(FutexLock* lock) noexcept nogil:
     return load_relaxed_u32(&lock.word) != 0
 
 

@@ -18,9 +18,10 @@ the copy and again after it, and the bytes count up to the first one that change
 The pinned variant takes a reference between 1 and 2 (increment unless zero), so that long copies may take their time.
 A lookup that finds nothing without the lock looks again under xa_lock before it is believed.
 
-i_size is read before the copy, to clip. A truncation moves it, then counts in Mapping.nr_cuts, and only then changes
-bytes. A reader loads nr_cuts before i_size and again after the copy (`mapping_is_uncut`), and copies again if the file
-was cut meanwhile: a second look at i_size would not do, as the file may have been written to the same size since.
+i_size is read before the copy, to clip. A truncation moves it, then counts in Mapping.nr_truncations, and only then
+changes bytes. A reader loads nr_truncations before i_size and again after the copy (`mapping_not_truncated_since`), and
+copies again if the file was truncated meanwhile: a second look at i_size would not do, as the file may have been written
+to the same size since.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -33,7 +34,7 @@ from pagecache.core.copy cimport COPY_STREAMS, copy_long, copy_page, copy_pages,
 from pagecache.core.folio cimport (FOLIO_DROPBEHIND, FOLIO_ORDER_MASK, FOLIO_READAHEAD, FOLIO_UNUSED, FOLIO_UPTODATE,
                                    folio_index, folio_mapping, folio_mark_accessed, folio_nr_pages, folio_order, folio_test,
                                    folio_try_get)
-from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.lru cimport folio_put
 from pagecache.core.mapping cimport entry_frame, entry_order
 from pagecache.core.segment cimport (OPTIMISTIC_RETRIES, READAHEAD_HITS, Folio, Mapping, Segment, count,
@@ -65,13 +66,13 @@ cdef inline Folio* filemap_get_locked(Segment* seg, uint32_t number, uint64_t in
     """The authoritative lookup, under xa_lock: a referenced folio, or NULL with the entry (0 or a shadow)."""
     cdef Mapping* mapping = &seg.mappings[number]
     cdef Folio* folio = NULL
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     entry[0] = xa_load(&mapping.pages, &seg.pool, index)
     if xa_is_pointer(entry[0]):
         folio = &seg.folios[entry_frame(entry[0])]
         if not folio_try_get(folio):
             pc_assert(False)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     return folio
 
 

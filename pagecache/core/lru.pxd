@@ -15,11 +15,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport add_relaxed_u64, hint_u64, load_relaxed_u32, set_hint_u64, sub_acq_rel_u32
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL
-from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_FIRST, FOLIO_LAST, FOLIO_LRU, FOLIO_UNEVICTABLE,
-                                   folio_clear, folio_nr_pages,
+from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_EVICT_FIRST, FOLIO_EVICT_LAST, FOLIO_LRU,
+                                   FOLIO_UNEVICTABLE, folio_clear, folio_nr_pages,
                                    folio_release_frames, folio_set, folio_test, folio_test_clear)
 from pagecache.core.buddy cimport memory_event
-from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_FIRST, LRU_INACTIVE, LRU_LAST, LRU_UNEVICTABLE, Folio,
                                      LruHead, Segment,
                                      folio_number)
@@ -28,15 +28,15 @@ from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_FIRST, LRU_INACT
 cdef inline int folio_lru_list(const Folio* folio) noexcept nogil:
     if folio_test(folio, FOLIO_UNEVICTABLE):
         return <int>LRU_UNEVICTABLE
-    if folio_test(folio, FOLIO_FIRST | FOLIO_LAST):
-        return <int>LRU_FIRST if folio_test(folio, FOLIO_FIRST) else <int>LRU_LAST
+    if folio_test(folio, FOLIO_EVICT_FIRST | FOLIO_EVICT_LAST):
+        return <int>LRU_FIRST if folio_test(folio, FOLIO_EVICT_FIRST) else <int>LRU_LAST
     if folio_test(folio, FOLIO_AHEAD):
         return <int>LRU_AHEAD
     return <int>LRU_ACTIVE if folio_test(folio, FOLIO_ACTIVE) else <int>LRU_INACTIVE
 
 
-cdef inline uint32_t folio_is_policys(const Folio* folio) noexcept nogil:
-    return 0 if folio_test(folio, FOLIO_UNEVICTABLE | FOLIO_FIRST | FOLIO_LAST) else 1
+cdef inline uint32_t folio_on_policy_list(const Folio* folio) noexcept nogil:
+    return 0 if folio_test(folio, FOLIO_UNEVICTABLE | FOLIO_EVICT_FIRST | FOLIO_EVICT_LAST) else 1
 
 
 cdef inline void list_add(Segment* seg, Folio* folio, bint at_tail) noexcept nogil:
@@ -83,7 +83,7 @@ cdef inline void lru_link(Segment* seg, Folio* folio, bint at_tail) noexcept nog
     """Puts a folio that is on no list on the one its flags name. lru_lock is held."""
     pc_assert(not folio_test(folio, FOLIO_LRU))
     list_add(seg, folio, at_tail)
-    seg.header.nr_listed += folio_is_policys(folio)
+    seg.header.nr_listed += folio_on_policy_list(folio)
     folio_set(folio, FOLIO_LRU)
 
 
@@ -92,7 +92,7 @@ cdef inline void lru_unlink(Segment* seg, Folio* folio) noexcept nogil:
     list_del(seg, folio)
     folio.lru_prev = NIL
     folio.lru_next = NIL
-    seg.header.nr_listed -= folio_is_policys(folio)
+    seg.header.nr_listed -= folio_on_policy_list(folio)
     folio_clear(folio, FOLIO_LRU)
 
 
@@ -108,19 +108,19 @@ cdef inline void lru_transfer(Segment* seg, Folio* folio, uint32_t flags, bint a
 
 cdef inline void lru_move(Segment* seg, Folio* folio, bint active, bint at_tail) noexcept nogil:
     """Moves a folio between the lists; nothing happens when it is on none (an isolator owns it)."""
-    spin_lock(&seg.header.lru_lock)
+    futex_lock(&seg.header.lru_lock)
     if folio_test(folio, FOLIO_LRU):
         lru_transfer(seg, folio, <uint32_t>FOLIO_ACTIVE if active else 0, at_tail)
-    spin_unlock(&seg.header.lru_lock)
+    futex_unlock(&seg.header.lru_lock)
 
 
 cdef inline void folio_free_last(Segment* seg, Folio* folio) noexcept nogil:
     """Frees a folio whose references are all gone (or frozen) and that is in no mapping. A policy may still move it."""
     if folio_test(folio, FOLIO_LRU):
-        spin_lock(&seg.header.lru_lock)
+        futex_lock(&seg.header.lru_lock)
         if folio_test(folio, FOLIO_LRU):
             lru_unlink(seg, folio)
-        spin_unlock(&seg.header.lru_lock)
+        futex_unlock(&seg.header.lru_lock)
     folio_release_frames(seg, folio)
 
 

@@ -27,7 +27,7 @@ from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, 
                                    folio_test, folio_test_clear, folio_try_get, folio_write_begin, folio_write_end)
 from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
 from pagecache.core.dirty cimport dirty_uncharge
-from pagecache.core.lock cimport RWSEM_WRITER, spin_lock, spin_unlock
+from pagecache.core.lock cimport RWSEM_WRITER, futex_lock, futex_unlock
 from pagecache.core.lru cimport folio_put, folio_put_many
 from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTY, NR_FILE_HUGEPAGES, NR_FILE_PAGES, PRIORITY_NORMAL,
                                      READAHEAD_WASTED, Folio,
@@ -74,7 +74,7 @@ cdef inline uint32_t mapping_alloc(Segment* seg) noexcept nogil:
     """Takes an unused mapping: empty index, size 0. Returns its number, or 0 when all are taken."""
     cdef uint32_t number
     cdef Mapping* mapping
-    spin_lock(&seg.header.mapping_lock)
+    futex_lock(&seg.header.mapping_lock)
     number = seg.header.free_mapping
     if number != NIL:
         seg.header.free_mapping = seg.mappings[number].next_free
@@ -82,10 +82,10 @@ cdef inline uint32_t mapping_alloc(Segment* seg) noexcept nogil:
         number = seg.header.nr_mappings_touched
         seg.header.nr_mappings_touched += 1
     else:
-        spin_unlock(&seg.header.mapping_lock)
+        futex_unlock(&seg.header.mapping_lock)
         return 0
     seg.header.nr_mappings_used += 1
-    spin_unlock(&seg.header.mapping_lock)
+    futex_unlock(&seg.header.mapping_lock)
     mapping = &seg.mappings[number]
     mapping.pages.owner = number
     mapping.pages.flags = 0
@@ -113,23 +113,23 @@ cdef inline void mapping_free(Segment* seg, uint32_t number) noexcept nogil:
     """Gives an emptied mapping back; shadows that are left go with it."""
     cdef Mapping* mapping = &seg.mappings[number]
     pc_assert(load_relaxed_u64(&mapping.nrpages) == 0)
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     mapping_forget_shadows(seg, mapping)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     pc_assert(xa_empty(&mapping.pages))
     store_release_u32(&mapping.in_use, 0)
-    spin_lock(&seg.header.mapping_lock)
+    futex_lock(&seg.header.mapping_lock)
     mapping.next_free = seg.header.free_mapping
     seg.header.free_mapping = number
     seg.header.nr_mappings_used -= 1
-    spin_unlock(&seg.header.mapping_lock)
+    futex_unlock(&seg.header.mapping_lock)
 
 
 cdef inline void mapping_set_tenant(Segment* seg, Mapping* mapping, uint32_t tenant) noexcept nogil:
     """Makes a mapping one of a tenant's, with what it has cached. tenant: number, 0 for none."""
     cdef uint64_t nrpages
     cdef uint32_t before
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     nrpages = load_relaxed_u64(&mapping.nrpages)
     before = load_relaxed_u32(&mapping.tenant)
     if before != 0:
@@ -137,7 +137,7 @@ cdef inline void mapping_set_tenant(Segment* seg, Mapping* mapping, uint32_t ten
     if tenant != 0:
         add_relaxed_u64(&seg.header.tenants[tenant].nr_pages, nrpages)
     store_relaxed_u32(&mapping.tenant, tenant)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
 
 
 # -- adding ----------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ cdef inline int mapping_insert(Segment* seg, uint32_t number, Folio* folio, uint
     folio_ref_add(folio, nr)
     store_relaxed_u64(&folio.index, index)
     store_release_u32(&folio.mapping, number)
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     error = mapping_clear_way(seg, mapping, index, order, shadow)
     if error == 0:
         xas_init(&xas, &mapping.pages, &seg.pool, index, order)
@@ -196,7 +196,7 @@ cdef inline int mapping_insert(Segment* seg, uint32_t number, Folio* folio, uint
         store_relaxed_u64(&mapping.nrpages, load_relaxed_u64(&mapping.nrpages) + nr)
         if load_relaxed_u32(&mapping.tenant) != 0:
             add_relaxed_u64(&seg.header.tenants[load_relaxed_u32(&mapping.tenant)].nr_pages, nr)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     if error != 0:
         store_release_u32(&folio.mapping, 0)
         folio_seq_bump(folio)
@@ -267,9 +267,9 @@ cdef inline void mapping_remove(Segment* seg, Folio* folio, xa_entry shadow) noe
 cdef inline void filemap_remove_folio(Segment* seg, Folio* folio) noexcept nogil:
     """Removes a locked folio of a mapping, without a shadow, and drops the page cache's references."""
     cdef Mapping* mapping = &seg.mappings[folio_mapping(folio)]
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     mapping_remove(seg, folio, 0)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     folio_put_many(seg, folio, folio_nr_pages(folio))
 
 
@@ -280,16 +280,16 @@ cdef inline int filemap_remove_clean(Segment* seg, Folio* folio, uint32_t refere
     Returns 0 or -EBUSY."""
     cdef Mapping* mapping = &seg.mappings[folio_mapping(folio)]
     cdef uint32_t expected = folio_nr_pages(folio) + references
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     if not folio_ref_freeze(folio, expected):
-        spin_unlock(&mapping.pages.lock)
+        futex_unlock(&mapping.pages.lock)
         return -EBUSY
     if folio_test(folio, FOLIO_DIRTY | FOLIO_WRITEBACK):
         folio_ref_unfreeze(folio, expected)
-        spin_unlock(&mapping.pages.lock)
+        futex_unlock(&mapping.pages.lock)
         return -EBUSY
     mapping_remove(seg, folio, workingset_eviction(seg, folio) if shadow else 0)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     return 0
 
 
@@ -300,13 +300,13 @@ cdef inline void mapping_set_size(Mapping* mapping, uint64_t size) noexcept nogi
     cdef uint64_t old_size = load_acquire_u64(&mapping.size)
     store_release_u64(&mapping.size, size)
     if size < old_size:
-        add_acq_rel_u32(&mapping.nr_cuts, 1)
+        add_acq_rel_u32(&mapping.nr_truncations, 1)
 
 
-cdef inline bint mapping_is_uncut(Mapping* mapping, uint32_t nr_cuts) noexcept nogil:
-    """Whether what was copied since nr_cuts was loaded, and i_size after it, are bytes of the object."""
+cdef inline bint mapping_not_truncated_since(Mapping* mapping, uint32_t nr_truncations) noexcept nogil:
+    """Whether what was copied since nr_truncations was loaded, and i_size after it, are bytes of the object."""
     fence_acquire()
-    return load_relaxed_u32(&mapping.nr_cuts) == nr_cuts
+    return load_relaxed_u32(&mapping.nr_truncations) == nr_truncations
 
 
 cdef inline int filemap_zero_unshared(Segment* seg, Folio* folio, uint64_t offset, uint64_t nbytes) noexcept nogil:
@@ -314,16 +314,16 @@ cdef inline int filemap_zero_unshared(Segment* seg, Folio* folio, uint64_t offse
     of never changes under him. Returns 0 or -EBUSY."""
     cdef Mapping* mapping = &seg.mappings[folio_mapping(folio)]
     cdef uint32_t expected = folio_nr_pages(folio) + 1
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     if not folio_ref_freeze(folio, expected):
-        spin_unlock(&mapping.pages.lock)
+        futex_unlock(&mapping.pages.lock)
         return -EBUSY
     folio_write_begin(folio)
     if seg.header.has_data:
         memset(folio_address(seg, folio) + offset, 0, nbytes)
     folio_write_end(folio)
     folio_ref_unfreeze(folio, expected)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     return 0
 
 
@@ -340,7 +340,7 @@ cdef inline void filemap_replace_folio(Segment* seg, Folio* old, Folio* new) noe
     store_relaxed_u64(&new.index, folio_index(old))
     store_relaxed_u64(&new.dirtied_at_ns, load_relaxed_u64(&old.dirtied_at_ns))
     store_release_u32(&new.mapping, folio_mapping(old))
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     if folio_test_clear(old, FOLIO_DIRTY):
         folio_set(new, FOLIO_DIRTY)
     xas_init(&xas, &mapping.pages, &seg.pool, folio_index(old), order)
@@ -348,6 +348,6 @@ cdef inline void filemap_replace_folio(Segment* seg, Folio* old, Folio* new) noe
     xas_store(&xas, folio_entry(folio_number(seg, new), order))
     store_release_u32(&old.mapping, 0)
     folio_seq_bump(old)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     lru_admit(seg, new)
     folio_put_many(seg, old, nr)

@@ -18,7 +18,7 @@ finds nothing else breaks into what is high, kept, or within a share; readahead 
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport load_relaxed_u32, load_relaxed_u64
 from pagecache.core.config cimport SWAP_CLUSTER_MAX
-from pagecache.core.folio cimport FOLIO_FIRST, FOLIO_LAST, folio_mapping
+from pagecache.core.folio cimport FOLIO_EVICT_FIRST, FOLIO_EVICT_LAST, folio_mapping
 from pagecache.core.segment cimport (POLICY_KERNEL, PRIORITY_HIGH, PRIORITY_KEEP, PRIORITY_LOW, Folio, Mapping, Segment)
 
 cdef enum:
@@ -38,12 +38,12 @@ cdef inline uint32_t priority_flags(Segment* seg, const Mapping* mapping) noexce
     reclaim leaves free."""
     cdef uint32_t priority = load_relaxed_u32(&mapping.priority)
     if priority == PRIORITY_LOW:
-        return FOLIO_FIRST
+        return FOLIO_EVICT_FIRST
     if priority != PRIORITY_KEEP:
         return 0
     if load_relaxed_u32(&seg.header.nr_free) >= seg.header.watermark_high + reclaim_batch(seg, 1):
-        return FOLIO_LAST
-    return FOLIO_FIRST
+        return FOLIO_EVICT_LAST
+    return FOLIO_EVICT_FIRST
 
 
 cdef inline bint folio_is_protected(Segment* seg, const Folio* folio) noexcept nogil:

@@ -17,7 +17,7 @@ from pagecache.core.folio cimport (FOLIO_UNUSED, folio_alloc_nowait, folio_index
 from pagecache.core.futex cimport futex_wait, futex_wake
 from pagecache.core.ghost cimport folio_hash, ghost_add, ghost_slot
 from pagecache.core.kernel_lru cimport kernel_round
-from pagecache.core.lock cimport WAKE_ALL, spin_lock, spin_unlock
+from pagecache.core.lock cimport WAKE_ALL, futex_lock, futex_unlock
 from pagecache.core.policy cimport (Scan, folio_must_stay, folio_rotate, folio_stamp, list_tail, listed_pages, scan_look,
                                     victim_take)
 from pagecache.core.priority cimport reclaim_batch
@@ -54,13 +54,13 @@ ctypedef struct Victims:
 cdef inline uint64_t policy_begin(Segment* seg) noexcept nogil:
     """Notes how large the cache is, now that it is full. Returns how many folios a round may look at."""
     cdef uint64_t nr_pages
-    spin_lock(&seg.header.lru_lock)
+    futex_lock(&seg.header.lru_lock)
     nr_pages = listed_pages(seg)
     seg.header.policy_pages = <uint32_t>nr_pages
     if seg.header.policy == POLICY_ADAPTIVE:
         adaptive_fit(seg)
     nr_pages = 4 * <uint64_t>seg.header.nr_listed + 64
-    spin_unlock(&seg.header.lru_lock)
+    futex_unlock(&seg.header.lru_lock)
     return nr_pages
 
 
@@ -94,7 +94,7 @@ cdef inline uint32_t pick_victims(Segment* seg, uint32_t nr_wanted, Scan* scan, 
     cdef uint32_t pages = 0
     cdef Folio* folio
     out.nr = 0
-    spin_lock(&seg.header.lru_lock)
+    futex_lock(&seg.header.lru_lock)
     while out.nr < SWAP_CLUSTER_MAX and pages < nr_wanted:
         folio = stage_pick(seg, scan, stage)
         if folio == NULL:
@@ -104,7 +104,7 @@ cdef inline uint32_t pick_victims(Segment* seg, uint32_t nr_wanted, Scan* scan, 
         out.stamps[out.nr] = folio_stamp(folio)
         out.nr += 1
         pages += folio_nr_pages(folio)
-    spin_unlock(&seg.header.lru_lock)
+    futex_unlock(&seg.header.lru_lock)
     return pages
 
 
@@ -123,11 +123,11 @@ cdef inline uint32_t evict_victims(Segment* seg, Victims* victims, bint leaves_g
             victims.stamps[nr_gone] = victims.stamps[i]
             nr_gone += 1
     if nr_gone > 0 and leaves_ghosts:
-        spin_lock(&seg.header.lru_lock)
+        futex_lock(&seg.header.lru_lock)
         for i in range(nr_gone):
             ghost_add(&seg.folios[ghost_slot(victims.keys[i], seg.nr_frames)].ghosts, victims.keys[i],
                       victims.stamps[i], seg.nr_frames)
-        spin_unlock(&seg.header.lru_lock)
+        futex_unlock(&seg.header.lru_lock)
     lru_putback(seg, kept, nr_kept)
     return freed
 

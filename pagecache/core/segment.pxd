@@ -25,7 +25,7 @@ from libc.string cimport memset
 from pagecache.core.atomic cimport (pc_u32, pc_u64, store_release_u32, add_relaxed_u64, load_relaxed_u32,
                                     load_relaxed_u64, store_relaxed_u64)
 from pagecache.core.config cimport (FRAME_ALIGNMENT, MAX_FRAMES, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE, STAT_SHARDS)
-from pagecache.core.lock cimport RwSem, SpinLock
+from pagecache.core.lock cimport RwSem, FutexLock
 from pagecache.core.memory cimport memory_advise_huge, memory_advise_nodump, memory_map, memory_poison, memory_unmap
 from pagecache.core.thread cimport thread_slot
 from pagecache.core.xa_node cimport XaNode, XaPool, XaPoolHeader, XArray, xa_pool_init
@@ -192,7 +192,7 @@ ctypedef struct Mapping:
     RwSem invalidate_lock
     pc_u64 size                     # i_size, bytes
     pc_u64 nrpages                  # cached pages, shadows not counted; written under xa_lock
-    pc_u32 nr_cuts                  # changes when i_size has become smaller, before anything is cut
+    pc_u32 nr_truncations                  # changes when i_size has become smaller, before anything is cut
     pc_u32 flags
     pc_u32 wb_err                   # errseq
     pc_u32 in_use
@@ -231,12 +231,12 @@ ctypedef struct Header:
     uint32_t nr_mappings
     uint32_t has_data               # 0: descriptors only, for running access traces
     uint64_t layout_sum             # of everything above, which never changes
-    SpinLock buddy_lock             # guards the free lists
+    FutexLock buddy_lock             # guards the free lists
     uint32_t[16] free_first         # NR_ORDERS of them
     pc_u32 nr_free                  # frames; written under buddy_lock
     pc_u32 nr_waiting_for_memory
     pc_u32 memory_event             # changes whenever memory may have become free
-    SpinLock lru_lock               # guards the lists
+    FutexLock lru_lock               # guards the lists
     LruHead[6] lru                  # NR_LRU_LISTS of them
     pc_u64 nonresident_age          # pages
     pc_u64 nr_refault_activated     # since the beginning
@@ -247,7 +247,7 @@ ctypedef struct Header:
     uint32_t nr_listed              # lru_lock: folios on the policy's lists
     uint32_t sieve_hand             # lru_lock: folio to look at next, or NIL
     QueueRules rules                # lru_lock
-    SpinLock mapping_lock           # guards the free list of mappings
+    FutexLock mapping_lock           # guards the free list of mappings
     uint32_t free_mapping
     uint32_t nr_mappings_touched
     uint32_t nr_mappings_used

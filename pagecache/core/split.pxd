@@ -15,7 +15,7 @@ from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport (FOLIO_LOCKED, FOLIO_LRU, FOLIO_ORDER_MASK, FOLIO_READAHEAD, FOLIO_UPTODATE,
                                    folio_index, folio_mapping, folio_nr_pages, folio_order, folio_ref_freeze,
                                    folio_ref_unfreeze, folio_seq_bump, folio_test)
-from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.lru cimport lru_link, lru_unlink
 from pagecache.core.mapping cimport folio_entry
 from pagecache.core.segment cimport NR_FILE_HUGEPAGES, Folio, Mapping, Segment, count, folio_number
@@ -82,11 +82,11 @@ cdef inline int folio_split(Segment* seg, Folio* folio, uint64_t index) noexcept
     pc_assert(folio_index(folio) <= index < folio_index(folio) + nr)
     if nr == 1:
         return 0
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     if not folio_ref_freeze(folio, nr + 1):
-        spin_unlock(&mapping.pages.lock)
+        futex_unlock(&mapping.pages.lock)
         return -EBUSY
-    spin_lock(&seg.header.lru_lock)
+    futex_lock(&seg.header.lru_lock)
     if folio_test(folio, FOLIO_LRU):
         lru_unlink(seg, folio)
     while folio_order(piece) > 0:
@@ -104,7 +104,7 @@ cdef inline int folio_split(Segment* seg, Folio* folio, uint64_t index) noexcept
     nr_huge += folio_nr_pages(folio) if folio_order(folio) > 0 else 0
     lru_link(seg, folio, False)
     folio_ref_unfreeze(folio, folio_nr_pages(folio) + 1)
-    spin_unlock(&seg.header.lru_lock)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&seg.header.lru_lock)
+    futex_unlock(&mapping.pages.lock)
     count(seg, NR_FILE_HUGEPAGES, nr_huge - nr)
     return error

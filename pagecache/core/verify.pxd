@@ -13,7 +13,7 @@ from pagecache.core.config cimport MAX_ORDER, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_S
 from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_ALLOCATED, FOLIO_DIRTY, FOLIO_GRANTED, FOLIO_HANDOFF,
                                    FOLIO_LOCKED, FOLIO_LRU, FOLIO_UNEVICTABLE, FOLIO_UPTODATE, FOLIO_WRITEBACK,
                                    folio_address, folio_index, folio_mapping, folio_nr_pages, folio_order, folio_state)
-from pagecache.core.lock cimport SpinLock, spin_is_locked, spin_lock, spin_unlock
+from pagecache.core.lock cimport FutexLock, futex_is_locked, futex_lock, futex_unlock
 from pagecache.core.lru cimport folio_lru_list
 from pagecache.core.mapping cimport MARK_DIRTY, MARK_WRITEBACK, entry_frame, entry_order
 from pagecache.core.segment cimport (NR_DIRTY, NR_FILE_PAGES, NR_LRU_LISTS, NR_TENANTS, NR_WRITEBACK, Folio, LruHead,
@@ -212,7 +212,7 @@ cdef inline bint verify_mapping(Segment* seg, uint32_t number, uint64_t* nr_node
     cdef xa_entry entry
     cdef uint64_t pages = 0, nodes = 0
     cdef int64_t bad
-    if spin_is_locked(&mapping.pages.lock) or load_relaxed_u32(&mapping.invalidate_lock.word) != 0:
+    if futex_is_locked(&mapping.pages.lock) or load_relaxed_u32(&mapping.invalidate_lock.word) != 0:
         return fail(out, BAD_LOCK, number, 0, load_relaxed_u32(&mapping.invalidate_lock.word))
     if load_relaxed_u32(&mapping.inode_lock.word) != 0 or own_write_active(mapping):
         return fail(out, BAD_LOCK, number, 0, load_relaxed_u32(&mapping.own_writes))
@@ -289,8 +289,8 @@ cdef inline bint segment_verify(Segment* seg, Finding* out) noexcept nogil:
     out.where = 0
     out.expected = 0
     out.found = 0
-    if (spin_is_locked(&seg.header.buddy_lock) or spin_is_locked(&seg.pool.header.lock)
-            or spin_is_locked(&seg.header.lru_lock) or spin_is_locked(&seg.header.mapping_lock)):
+    if (futex_is_locked(&seg.header.buddy_lock) or futex_is_locked(&seg.pool.header.lock)
+            or futex_is_locked(&seg.header.lru_lock) or futex_is_locked(&seg.header.mapping_lock)):
         return fail(out, BAD_LOCK, 0, 0, 1)
     good = verify_free_lists(seg, out) and verify_lru(seg, out)
     return good and verify_frames(seg, out) and verify_mappings(seg, out)

@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport add_relaxed_u64, hint_u32, hint_u64, load_relaxed_u64
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport FOLIO_ACTIVE, FOLIO_WORKINGSET, folio_nr_pages, folio_set, folio_test
-from pagecache.core.lock cimport spin_lock, spin_trylock, spin_unlock
+from pagecache.core.lock cimport futex_lock, futex_trylock, futex_unlock
 from pagecache.core.segment cimport (LRU_ACTIVE, POLICY_KERNEL, WORKINGSET_ACTIVATE, WORKINGSET_NODERECLAIM,
                                      WORKINGSET_REFAULT, WORKINGSET_RESTORE, Folio, Mapping, Segment, count)
 from pagecache.core.xa_entry cimport xa_entry, xa_mk_value, xa_to_value
@@ -89,23 +89,23 @@ cdef inline bint shadow_node_reclaim(Segment* seg) noexcept nogil:
     cdef Mapping* mapping
     cdef XaNode* node
     cdef XaState xas
-    spin_lock(&pool.header.lock)
+    futex_lock(&pool.header.lock)
     number = pool.header.shadow_head
     owner = pool.nodes[number].owner if number != NIL else 0
     if number == NIL or owner == 0 or owner >= seg.header.nr_mappings:
-        spin_unlock(&pool.header.lock)
+        futex_unlock(&pool.header.lock)
         return False
     mapping = &seg.mappings[owner]
-    if not spin_trylock(&mapping.pages.lock):
-        spin_unlock(&pool.header.lock)
+    if not futex_trylock(&mapping.pages.lock):
+        futex_unlock(&pool.header.lock)
         return False
-    spin_unlock(&pool.header.lock)
+    futex_unlock(&pool.header.lock)
     node = &pool.nodes[number]
     count(seg, WORKINGSET_NODERECLAIM, 1)
     xas_init(&xas, &mapping.pages, pool, shadow_node_index(pool, number), node.shift + 6)
     xas.update = workingset_update_node
     xas_store(&xas, 0)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     return True
 
 

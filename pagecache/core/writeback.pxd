@@ -25,7 +25,7 @@ from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, 
                                    FOLIO_REFERENCED, FOLIO_ACCESSED, FOLIO_UPTODATE, FOLIO_WAITERS, FOLIO_WRITEBACK,
                                    folio_clear, folio_index, folio_mapping, folio_nr_pages, folio_set, folio_test,
                                    folio_trylock, folio_try_get, folio_unlock, folio_wake)
-from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.lru cimport folio_free_last, folio_put, lru_move
 from pagecache.core.mapping cimport (MARK_DIRTY, MARK_TOWRITE, MARK_WRITEBACK, entry_frame,
                                      filemap_remove_clean)
@@ -69,9 +69,9 @@ cdef inline bint folio_mark_dirty(Segment* seg, Folio* folio) noexcept nogil:
         dirty_uncharge(seg, nr)
     if before & FOLIO_READAHEAD:
         folio_clear(folio, FOLIO_READAHEAD)
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     mapping_mark_dirty(seg, mapping, folio)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     if not before & FOLIO_DIRTY:
         count(seg, NR_DIRTY, nr)
         count(seg, NR_DIRTIED, nr)
@@ -86,7 +86,7 @@ cdef inline void folio_begin_writeback(Segment* seg, Folio* folio) noexcept nogi
     cdef uint32_t nr = folio_nr_pages(folio)
     cdef uint32_t state
     cdef XaState xas
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     state = load_relaxed_u32(&folio.state)
     pc_assert((state & (FOLIO_LOCKED | FOLIO_DIRTY | FOLIO_WRITEBACK)) == (FOLIO_LOCKED | FOLIO_DIRTY))
     while not cas_acq_rel_u32(&folio.state, &state, (state | FOLIO_WRITEBACK) & ~<uint32_t>FOLIO_DIRTY):
@@ -96,7 +96,7 @@ cdef inline void folio_begin_writeback(Segment* seg, Folio* folio) noexcept nogi
     xas_set_mark(&xas, MARK_WRITEBACK)
     xas_clear_mark(&xas, MARK_DIRTY)
     xas_clear_mark(&xas, MARK_TOWRITE)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     count(seg, NR_DIRTY, -<int64_t>nr)
     count(seg, NR_WRITEBACK, nr)
 
@@ -105,9 +105,9 @@ cdef inline void folio_redirty(Segment* seg, Folio* folio) noexcept nogil:
     """A folio under write-back could not be written: it is dirty again, and still charged."""
     cdef Mapping* mapping = &seg.mappings[folio_mapping(folio)]
     cdef uint32_t before = or_acq_rel_u32(&folio.state, FOLIO_DIRTY)
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     mapping_mark_dirty(seg, mapping, folio)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     if not before & FOLIO_DIRTY:
         count(seg, NR_DIRTY, folio_nr_pages(folio))
 
@@ -119,13 +119,13 @@ cdef inline void folio_end_writeback(Segment* seg, Folio* folio, bint written) n
     cdef uint32_t nr = folio_nr_pages(folio)
     cdef uint32_t before
     cdef XaState xas
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     before = and_acq_rel_u32(&folio.state, ~<uint32_t>(FOLIO_WRITEBACK | FOLIO_WAITERS | FOLIO_READAHEAD))
     pc_assert(before & FOLIO_WRITEBACK)
     xas_init(&xas, &mapping.pages, &seg.pool, folio_index(folio), 0)
     xas_load(&xas)
     xas_clear_mark(&xas, MARK_WRITEBACK)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     count(seg, NR_WRITEBACK, -<int64_t>nr)
     if written:
         count(seg, NR_WRITTEN, nr)
@@ -166,7 +166,7 @@ cdef inline uint64_t tag_for_writeback(Segment* seg, Mapping* mapping, uint64_t 
     cdef xa_entry entry
     cdef uint64_t nr = 0
     while start <= last:
-        spin_lock(&mapping.pages.lock)
+        futex_lock(&mapping.pages.lock)
         xas_init(&xas, &mapping.pages, &seg.pool, start, 0)
         entry = xas_find_marked(&xas, last, MARK_DIRTY)
         while entry != 0:
@@ -175,7 +175,7 @@ cdef inline uint64_t tag_for_writeback(Segment* seg, Mapping* mapping, uint64_t 
             if nr % TAG_BATCH == 0:
                 break
             entry = xas_find_marked(&xas, last, MARK_DIRTY)
-        spin_unlock(&mapping.pages.lock)
+        futex_unlock(&mapping.pages.lock)
         if entry == 0:
             break
         start = xas.index + 1
@@ -188,14 +188,14 @@ cdef inline Folio* next_marked(Segment* seg, Mapping* mapping, uint64_t start, u
     cdef XaState xas
     cdef xa_entry entry
     cdef Folio* folio = NULL
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     xas_init(&xas, &mapping.pages, &seg.pool, start, 0)
     entry = xas_find_marked(&xas, last, <uint32_t>mark)
     if entry != 0 and xa_is_pointer(entry):
         folio = &seg.folios[entry_frame(entry)]
         if not folio_try_get(folio):
             pc_assert(False)
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     return folio
 
 

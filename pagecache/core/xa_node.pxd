@@ -21,7 +21,7 @@ from pagecache.core.atomic cimport (pc_u32, pc_u64, fence_release, load_relaxed_
                                     store_relaxed_u32, store_release_u32)
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL
-from pagecache.core.lock cimport SpinLock, spin_lock, spin_unlock
+from pagecache.core.lock cimport FutexLock, futex_lock, futex_unlock
 from pagecache.core.xa_entry cimport XA_CHUNK_SIZE, XA_RETRY_ENTRY, xa_entry
 
 cdef enum:
@@ -43,7 +43,7 @@ ctypedef struct XaNode:
     uint32_t[4] unused
 
 ctypedef struct XaPoolHeader:       # lives in the segment beside the nodes
-    SpinLock lock                   # guards everything here; innermost
+    FutexLock lock                   # guards everything here; innermost
     uint32_t nr_nodes               # capacity; fixed
     uint32_t nr_used
     uint32_t nr_touched             # nodes ever used; those beyond were never touched
@@ -59,7 +59,7 @@ ctypedef struct XaPool:             # a process's view of a pool
 
 ctypedef struct XArray:
     pc_u64 head
-    SpinLock lock                   # xa_lock
+    FutexLock lock                   # xa_lock
     uint32_t flags                  # bits 0..2: array-wide marks; others owned by xarray.pxd
     uint32_t owner                  # cookie copied into each node
     uint32_t unused
@@ -99,11 +99,11 @@ cdef inline uint32_t xa_node_alloc(XaPool* pool, uint32_t shift, uint32_t owner)
     cdef XaNode* node
     cdef uint32_t number = NIL
     cdef int i
-    spin_lock(&header.lock)
+    futex_lock(&header.lock)
     if header.fail_countdown != 0:
         header.fail_countdown -= 1
         if header.fail_countdown == 0:
-            spin_unlock(&header.lock)
+            futex_unlock(&header.lock)
             return NIL
     if header.free_head != NIL:
         number = header.free_head
@@ -113,7 +113,7 @@ cdef inline uint32_t xa_node_alloc(XaPool* pool, uint32_t shift, uint32_t owner)
         header.nr_touched += 1
     if number != NIL:
         set_hint_u32(&header.nr_used, header.nr_used + 1)
-    spin_unlock(&header.lock)
+    futex_unlock(&header.lock)
     if number == NIL:
         return NIL
     node = &pool.nodes[number]
@@ -141,18 +141,18 @@ cdef inline void xa_node_free(XaPool* pool, uint32_t number) noexcept nogil:
         if load_relaxed_u32(&node.slots[i]) != 0:
             store_release_u32(&node.slots[i], XA_RETRY_ENTRY)
     node.owner = NIL
-    spin_lock(&pool.header.lock)
+    futex_lock(&pool.header.lock)
     node.list_next = pool.header.free_head
     pool.header.free_head = number
     set_hint_u32(&pool.header.nr_used, pool.header.nr_used - 1)
-    spin_unlock(&pool.header.lock)
+    futex_unlock(&pool.header.lock)
 
 
 cdef inline void xa_shadow_list_add(XaPool* pool, uint32_t number) noexcept nogil:
     """Appends a node that holds only values to the list."""
     cdef XaPoolHeader* header = pool.header
     cdef XaNode* node = &pool.nodes[number]
-    spin_lock(&header.lock)
+    futex_lock(&header.lock)
     node.on_list = 1
     node.list_next = NIL
     node.list_prev = header.shadow_tail
@@ -162,13 +162,13 @@ cdef inline void xa_shadow_list_add(XaPool* pool, uint32_t number) noexcept nogi
         header.shadow_head = number
     header.shadow_tail = number
     set_hint_u32(&header.nr_shadow_nodes, header.nr_shadow_nodes + 1)
-    spin_unlock(&header.lock)
+    futex_unlock(&header.lock)
 
 
 cdef inline void xa_shadow_list_del(XaPool* pool, uint32_t number) noexcept nogil:
     cdef XaPoolHeader* header = pool.header
     cdef XaNode* node = &pool.nodes[number]
-    spin_lock(&header.lock)
+    futex_lock(&header.lock)
     node.on_list = 0
     if node.list_prev != NIL:
         pool.nodes[node.list_prev].list_next = node.list_next
@@ -179,4 +179,4 @@ cdef inline void xa_shadow_list_del(XaPool* pool, uint32_t number) noexcept nogi
     else:
         header.shadow_tail = node.list_prev
     set_hint_u32(&header.nr_shadow_nodes, header.nr_shadow_nodes - 1)
-    spin_unlock(&header.lock)
+    futex_unlock(&header.lock)

@@ -168,7 +168,7 @@ def _fault_read(vmf: VmFault, walk: FaultWalk) -> int:
         return 0
     walk.unlock_mapping()
     try:
-        if error.errno == errno.ESTALE and walk.mapping.extra.look_closer():
+        if error.errno == errno.ESTALE and walk.mapping.backing.look_closer():
             return 0
     except OSError as failed:
         error = failed

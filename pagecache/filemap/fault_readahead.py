@@ -52,7 +52,7 @@ def do_sync_mmap_readahead(vmf: VmFault) -> Any:
     if not flags & VM_HUGEPAGE:
         if (flags & VM_RAND_READ and not flags & VM_EXEC) or ra.ra_pages == 0:
             return None
-        if flags & VM_SEQ_READ or mapping.extra.reads_whole(mapping):
+        if flags & VM_SEQ_READ or mapping.backing.reads_whole(mapping):
             fpin = maybe_unlock_mmap_for_io(vmf, None)
             try:
                 page_cache_sync_ra(mapping, ra, vmf.pgoff, ra.ra_pages, random=file.is_random)

@@ -150,7 +150,7 @@ def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
     wanted, had = len(target), done
     last_pos = pos + done if done else ra.prev_pos
     while done < wanted:
-        nr_cuts = mapping.nr_cuts
+        nr_truncations = mapping.nr_truncations
         if pos + done >= mapping.size:
             break
         batch = filemap_get_pages(file, pos + done, wanted - done)
@@ -158,14 +158,14 @@ def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
             left = min(wanted - done, mapping.size - pos - done)
             if left <= 0:
                 break
-            copied = batch.copy_to(target, done, pos + done, left, last_pos, nr_cuts)
+            copied = batch.copy_to(target, done, pos + done, left, last_pos, nr_truncations)
             done += copied
             last_pos = pos + done
             if file.drop_behind:
                 replicas.keep_unread(mapping, batch, pos + done)
                 batch.drop_behind()
-            elif mapping.extra.replicate != "all":
-                replicas.leave_copies(mapping, batch, pos + done)
+            elif mapping.backing.replicate != "all":
+                replicas.leave_replicas(mapping, batch, pos + done)
         finally:
             batch.release()
     done = max(0, min(done, mapping.size - pos))

@@ -60,7 +60,7 @@ def write_begin(mapping: AddressSpace, pos: int, nbytes: int, *, dropbehind: boo
         try:
             folio = _try_to_begin(mapping, pos, nbytes, dropbehind)
         except OSError as error:
-            if error.errno != errno.ESTALE or not mapping.extra.look_closer():
+            if error.errno != errno.ESTALE or not mapping.backing.look_closer():
                 raise
             continue
         if folio is not None:
@@ -82,7 +82,7 @@ def _lock_page(mapping: AddressSpace, folio: Folio, index: int) -> bool:
         folio.lock()
         if folio.is_page_of(mapping, index):
             if folio.uptodate:
-                if mapping.extra is not None and mapping.extra.hints.stable_writes:
+                if mapping.backing is not None and mapping.backing.hints.stable_writes:
                     folio.wait_writeback()
                 return True
             folio.unlock()
@@ -174,7 +174,7 @@ def filemap_page_mkwrite(vmf: VmFault) -> int:
             folio.unlock()
             return flags.VM_FAULT_NOPAGE
         if folio.mark_dirty():
-            if mapping.extra.hints.stable_writes:
+            if mapping.backing.hints.stable_writes:
                 folio.wait_writeback()
             return flags.VM_FAULT_LOCKED
         folio.unlock()

@@ -73,5 +73,5 @@ def _append_locked(inode: Any, data: memoryview) -> int:
         mapping.disk_size = mapping.size = end
     mapping.segment.add_count("store_writes", 1)
     mapping.segment.add_count("store_write_bytes", len(data))
-    mapping.extra.note_written(size >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
+    mapping.backing.note_written(size >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
     return end

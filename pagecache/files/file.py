@@ -141,7 +141,7 @@ class File(FileWrites):
 
     def _leaves_pages(self) -> bool:
         """Whether pages may leave when they have been read to their end."""
-        return self.drop_behind or self.mapping.extra.replicate != "all"
+        return self.drop_behind or self.mapping.backing.replicate != "all"
 
     def _view_slow(self, nbytes: int, pos: int) -> memoryview:
         """Serve a view that is not in one cached folio: bring the pages in, then one folio's memory or a copy."""
@@ -179,7 +179,7 @@ class File(FileWrites):
         """Return a view of what one folio holds of a range, or None at the end of the file."""
         mapping = self.mapping
         while True:
-            nr_cuts = mapping.nr_cuts
+            nr_truncations = mapping.nr_truncations
             folio = mapping.get_folio(pos >> PAGE_SHIFT)
             is_hit = folio is not None and folio.uptodate and not folio.readahead
             if not is_hit:
@@ -191,7 +191,7 @@ class File(FileWrites):
                 length = min(nbytes, mapping.size - pos, ((folio.index + folio.nr_pages) << PAGE_SHIFT) - pos)
                 if length <= 0:
                     return None
-                if mapping.nr_cuts == nr_cuts:
+                if mapping.nr_truncations == nr_truncations:
                     return self._view_used(folio, pos, length, is_hit)
 
     def _view_used(self, folio: Folio, pos: int, nbytes: int, is_hit: bool) -> memoryview:

@@ -14,9 +14,9 @@ from pagecache.filemap import write
 from pagecache.files.object_version import ObjectVersion, size_of
 from pagecache.readahead.window import share_pages, wanted_pages, window_pages
 from pagecache.requests import workers
-from pagecache.requests.backing import Line
+from pagecache.requests.backing import Backing
 from pagecache.requests.replicas import replicate_of
-from pagecache.requests.workers import Channel
+from pagecache.requests.workers import RequestQueue
 from pagecache.stats.numbers import FileStats, read_file_stats
 from pagecache.stats.sources import SourceTotals, add_counts, counts_of
 from pagecache.stores.base import hints_of
@@ -101,16 +101,16 @@ class Inode(ObjectVersion):
         """Serve the object by this store from now on: it has the version that is cached, if anything is."""
         hints = hints_of(store)
         self.hints = hints
-        channel = Channel(workers.shared_pool, hints.parallel_requests)
-        channel.on_idle = _weakly(self.close_retired, None)
-        line = Line(hints, channel, self.flusher, self.keeps_failed, getattr(store, "origin", None))
-        line.replicate = replicate_of(store)
-        line.look_closer = _weakly(self.look_closer, False)
+        request_queue = RequestQueue(workers.shared_pool, hints.parallel_requests)
+        request_queue.on_idle = _weakly(self.close_retired, None)
+        backing = Backing(hints, request_queue, self.flusher, self.keeps_failed, getattr(store, "origin", None))
+        backing.replicate = replicate_of(store)
+        backing.look_closer = _weakly(self.look_closer, False)
         if getattr(store, "serves_ranges", None) is False:
-            line.read_in_order()
-        if self.mapping.extra is not None:
-            line.take_over(self.mapping.extra)
-        self.mapping.extra = line
+            backing.read_in_order()
+        if self.mapping.backing is not None:
+            backing.take_over(self.mapping.backing)
+        self.mapping.backing = backing
         _core.set_stable_writes(self.mapping, hints.stable_writes)
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
         if self.store is not None:
@@ -132,12 +132,12 @@ class Inode(ObjectVersion):
     @property
     def ra_pages(self) -> int:
         """The largest readahead window of one open file now (pages)."""
-        line, nr_streams = self.mapping.extra, self.streams.nr
-        if self._window_of != (line, line.speed.nr_fits, nr_streams):
-            self._window_of = (line, line.speed.nr_fits, nr_streams)
+        backing, nr_streams = self.mapping.backing, self.streams.nr
+        if self._window_of != (backing, backing.speed.nr_fits, nr_streams):
+            self._window_of = (backing, backing.speed.nr_fits, nr_streams)
             nr_frames = self.mapping.segment.nr_frames
-            line.is_crowded = share_pages(nr_frames, nr_streams) < wanted_pages(self.hints, line.speed)
-            self._window_pages = window_pages(self.hints, line.speed, nr_frames, nr_streams)
+            backing.is_crowded = share_pages(nr_frames, nr_streams) < wanted_pages(self.hints, backing.speed)
+            self._window_pages = window_pages(self.hints, backing.speed, nr_frames, nr_streams)
         return self._window_pages
 
     @property
@@ -193,7 +193,7 @@ class Inode(ObjectVersion):
         except BaseException:
             self._take_size_of_store(old_size, size)
             raise
-        mapping.extra.note_resized(size)
+        mapping.backing.note_resized(size)
         mapping.disk_size = size
         self._follow_store(size)
 
@@ -274,7 +274,7 @@ class Inode(ObjectVersion):
             if on_disk > offset:
                 with own_write(mapping):
                     punch(offset, on_disk - offset)
-                mapping.extra.note_resized(offset)
+                mapping.backing.note_resized(offset)
         except BaseException as failed:
             with contextlib.suppress(OSError):  # a page that a map has made dirty since
                 truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
@@ -296,8 +296,8 @@ class Inode(ObjectVersion):
     @property
     def needs_sync(self) -> bool:
         """Whether the store has been given bytes that it has not made durable, or does now."""
-        line = self.mapping.extra  # a sync under way has taken what it syncs, and puts it back before it fails
-        return hasattr(self.store, "sync") and (line.has_unsynced or self._sync_lock.is_held or line.has_unsynced)
+        backing = self.mapping.backing  # a sync under way has taken what it syncs, and puts it back before it fails
+        return hasattr(self.store, "sync") and (backing.has_unsynced or self._sync_lock.is_held or backing.has_unsynced)
 
     @property
     def is_idle(self) -> bool:
@@ -316,13 +316,13 @@ class Inode(ObjectVersion):
         Returns the error that this met, which the mapping's record holds too. Context: waits for the store.
         """
         while True:
-            line = self.mapping.extra
-            nr_failures, nr_doubts = line.nr_failures, 0
+            backing = self.mapping.backing
+            nr_failures, nr_doubts = backing.nr_failures, 0
             try:
                 if durable:
                     nr_doubts = self._redirty_unsynced()
                 error = writeback.filemap_write_and_wait_range(self.mapping, first, last)
-                if error is None and line.nr_failures != nr_failures and line.keeps_failed:
+                if error is None and backing.nr_failures != nr_failures and backing.keeps_failed:
                     continue  # somebody else failed to write what this waited for: it is dirty again
                 if error is not None or not durable or self._sync_store(datasync, nr_doubts):
                     return error
@@ -336,21 +336,21 @@ class Inode(ObjectVersion):
         Returns False if another sync failed meanwhile: a store may say so only once, and take the bytes for written.
         Raises OSError.
         """
-        line = self.mapping.extra
+        backing = self.mapping.backing
         with self._sync_lock.held():
             sync = getattr(self.store, "sync", None)
             if sync is None:
                 return True
-            if line.nr_doubts != nr_doubts:
+            if backing.nr_doubts != nr_doubts:
                 return False
-            runs = line.take_unsynced()
+            runs = backing.take_unsynced()
             try:
                 sync(datasync)
             except Exception as cause:
-                line.put_back_unsynced(runs)
+                backing.put_back_unsynced(runs)
                 raise writeback.write_error(self.mapping, 0, cause) from cause
             except BaseException:
-                line.put_back_unsynced(runs)
+                backing.put_back_unsynced(runs)
                 raise
         return True
 
@@ -359,22 +359,22 @@ class Inode(ObjectVersion):
 
         Returns how often there were doubts: as long as that stays, what is written now is not in doubt. Raises OSError.
         """
-        line = self.mapping.extra
-        nr_doubts = int(line.nr_doubts)
-        if not line.sync_failed:
+        backing = self.mapping.backing
+        nr_doubts = int(backing.nr_doubts)
+        if not backing.sync_failed:
             return nr_doubts
         with self._sync_lock.held():
-            if line.sync_failed:
-                runs = line.take_unsynced()
+            if backing.sync_failed:
+                runs = backing.take_unsynced()
                 try:
                     for first, last in runs:
                         writeback.redirty_range(self.mapping, first, last)
                 except BaseException:
-                    line.put_back_unsynced(runs)
+                    backing.put_back_unsynced(runs)
                     raise
-                line.sync_failed = False
-                line.nr_doubts += 1
-            return int(line.nr_doubts)
+                backing.sync_failed = False
+                backing.nr_doubts += 1
+            return int(backing.nr_doubts)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -423,10 +423,11 @@ class Inode(ObjectVersion):
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no read of the object is under way (seconds). Returns whether that is so."""
-        line = self.mapping.extra
-        for prefetch in tuple(line.prefetches):
+        backing = self.mapping.backing
+        for prefetch in tuple(backing.prefetches):
             prefetch.wait_done(timeout_s)
-        return not line.prefetches and line.channel.wait_idle(timeout_s) and self.mapping.wait_inflight(timeout_s)
+        is_idle = not backing.prefetches and backing.request_queue.wait_idle(timeout_s)
+        return is_idle and self.mapping.wait_inflight(timeout_s)
 
     def release(self, *, writes: bool = False) -> None:
         """Count one open file less; the last one gives up the store, as soon as nothing is dirty and all is durable."""
@@ -469,7 +470,7 @@ class Inode(ObjectVersion):
 
         Context: waits for reads and write-back under way.
         """
-        mapping, error = self.mapping, self.mapping.extra.last_error
+        mapping, error = self.mapping, self.mapping.backing.last_error
         if self.nr_open or error is None or error.errno != errno.ESTALE or not is_dirty(self):
             return
         with mapping.inode_locked(), mapping.exclusive():
@@ -481,7 +482,7 @@ class Inode(ObjectVersion):
 
     def _nobody_reads(self) -> bool:
         """Whether no background read is in the store, or ends within a moment."""
-        return not self.mapping.extra.channel.nr_running and self.mapping.wait_inflight(STORE_PATIENCE_S)
+        return not self.mapping.backing.request_queue.nr_running and self.mapping.wait_inflight(STORE_PATIENCE_S)
 
     def close_retired(self) -> None:
         """Close stores that are not used any more, unless a read or a write may still be in them: then it is tried again

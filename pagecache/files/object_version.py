@@ -47,7 +47,7 @@ class ObjectVersion:
         if getattr(store, "is_immutable", False):  # its user promises that it never changes
             known = self.known_version if self.store is None else getattr(self.store, "known_version", None)
             return known is None or known.validator in (None, self.mapping.validator)
-        return self.mapping.validator is not None and self.mapping.extra.is_current(self.mapping, store)
+        return self.mapping.validator is not None and self.mapping.backing.is_current(self.mapping, store)
 
     def serves(self, store: Any) -> bool:
         """Whether a file opened on another store of the same key shares the pages: they are one version, or that cannot be
@@ -68,7 +68,7 @@ class ObjectVersion:
         """Raise OSError (ESTALE) if the object is not the one whose bytes are cached."""
         if self.store is None:
             return
-        if not self.mapping.extra.is_current(self.mapping) and not self.look_closer():
+        if not self.mapping.backing.is_current(self.mapping) and not self.look_closer():
             raise fill.stale_error(self.mapping, pos)
 
     def look_closer(self) -> bool:
@@ -88,7 +88,7 @@ class ObjectVersion:
 
     def _is_current(self) -> bool:
         """Whether the object is the one that is cached. Context: invalidate_lock exclusive."""
-        return self.mapping.extra.is_current(self.mapping) or self._look_closer()
+        return self.mapping.backing.is_current(self.mapping) or self._look_closer()
 
     def _look_closer(self) -> bool:
         """Context: invalidate_lock exclusive, so no read is under way; store_lock keeps write-back out."""
@@ -117,7 +117,7 @@ class ObjectVersion:
         mapping = self.mapping
         before = mapping.stamp if mapping.fd >= 0 else mapping.validator
         mapping.validator = self.store.validator()
-        mapping.extra.has_lost_version = False
+        mapping.backing.has_lost_version = False
         if mapping.fd >= 0:
             self._attributes = attributes_of(self.store)
             mapping.take_stamp()

@@ -30,26 +30,26 @@ class Prefetch:
         self.nr_pages = max(0, last - first + 1)
         self._nr_read = 0
         self._is_cancelled = False
-        self._step = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
+        self._step = max(1, mapping.backing.request_bytes() >> PAGE_SHIFT)
         self._chunks = deque(range(first, last + 1, self._step))
         self._end = last + 1
         try:
             if self._chunks:
-                mapping.extra.prefetches.add(self)
-            self._start(mapping.extra)
+                mapping.backing.prefetches.add(self)
+            self._start(mapping.backing)
         except BaseException:  # a signal: there may be nobody to read it, and there is nobody to wait for it
             self.cancel()
             raise
 
-    def _start(self, line: Any) -> None:
-        if not line.hints.background_reads:
+    def _start(self, backing: Any) -> None:
+        if not backing.hints.background_reads:
             self._read_chunks(0)
             return
-        for number in range(min(len(self._chunks), line.channel.limit)):
+        for number in range(min(len(self._chunks), backing.request_queue.limit)):
             workers.caller_pool.run(functools.partial(self._read_chunks, number))
 
     def _read_chunks(self, number: int) -> None:
-        while number == 0 or number < self._mapping.extra.channel.limit:  # the others stop where order counts
+        while number == 0 or number < self._mapping.backing.request_queue.limit:  # the others stop where order counts
             start = self._next_chunk()
             if start is None:
                 break
@@ -66,7 +66,7 @@ class Prefetch:
             try:
                 read_missing(self._mapping, start, end)
             except OSError as failed:
-                if failed.errno != errno.ESTALE or not self._mapping.extra.look_closer():
+                if failed.errno != errno.ESTALE or not self._mapping.backing.look_closer():
                     raise
                 read_missing(self._mapping, start, end)
         except OSError as failed:
@@ -74,7 +74,7 @@ class Prefetch:
             self._mapping.segment.add_count("readahead_errors", 1)
         except BaseException as failed:  # a worker has nobody to raise to
             error = OSError(errno.EIO, str(failed) or type(failed).__name__)
-            if not self._mapping.extra.hints.background_reads and not isinstance(failed, Exception):
+            if not self._mapping.backing.hints.background_reads and not isinstance(failed, Exception):
                 self._count(end - start + 1, error)
                 raise
         self._count(end - start + 1, error)
@@ -87,7 +87,7 @@ class Prefetch:
             callbacks = []
             if self.done:
                 callbacks, self._callbacks = self._callbacks, []
-                self._mapping.extra.prefetches.discard(self)
+                self._mapping.backing.prefetches.discard(self)
         self._changed.advance()
         for callback in callbacks:
             workers.run_guarded(functools.partial(callback, self))
@@ -172,7 +172,7 @@ def read_missing(mapping: AddressSpace, start: int, end: int) -> None:
 
     Context: takes invalidate_lock shared, and a place behind those that others wait for.
     """
-    is_urgent = not mapping.extra.hints.background_reads  # then it is the user's own thread
+    is_urgent = not mapping.backing.hints.background_reads  # then it is the user's own thread
     end = min(end, -(-mapping.size >> PAGE_SHIFT) - 1)
     with mapping.shared():
         for batch in submit.missing_batches(mapping, start, end, _order_for(end - start + 1)):

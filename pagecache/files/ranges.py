@@ -49,10 +49,10 @@ class _Holes:
 
     def __init__(self, mapping: AddressSpace, hole_size: int | None):
         self._always = (HOLE_SIZE if hole_size is None else hole_size) >> PAGE_SHIFT
-        line = mapping.extra
-        is_worth_more = hole_size is None and mapping.fd < 0 and line.is_far()
-        self._worth = int(line.speed.in_flight_bytes) >> PAGE_SHIFT if is_worth_more else 0
-        self._most = line.hints.max_request >> PAGE_SHIFT
+        backing = mapping.backing
+        is_worth_more = hole_size is None and mapping.fd < 0 and backing.is_far()
+        self._worth = int(backing.speed.in_flight_bytes) >> PAGE_SHIFT if is_worth_more else 0
+        self._most = backing.hints.max_request >> PAGE_SHIFT
         self._wanted = self._thrown_away = 0
 
     def begin(self, nr_pages: int) -> None:
@@ -82,8 +82,8 @@ def _gap_end(mapping: AddressSpace, first: int, last: int) -> int:
 
 def fetch(mapping: AddressSpace, runs: Sequence[tuple[int, int]]) -> None:
     """Start reading runs of pages; whoever copies the bytes waits for them, and sees the errors."""
-    step = max(1, mapping.extra.request_bytes() >> PAGE_SHIFT)
-    if runs and mapping.extra.reads_whole(mapping):
+    step = max(1, mapping.backing.request_bytes() >> PAGE_SHIFT)
+    if runs and mapping.backing.reads_whole(mapping):
         step = -(-mapping.size >> PAGE_SHIFT)
         runs = [(0, step - 1)]
     with mapping.shared():

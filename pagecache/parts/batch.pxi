@@ -352,12 +352,12 @@ cdef class FolioBatch:
         folio_put(self.seg, self.folios[self.nr])
 
     def copy_to(self, CopyTarget target, uint64_t done, uint64_t pos, uint64_t nbytes, int64_t last_pos,
-                uint32_t nr_cuts):
+                uint32_t nr_truncations):
         """Copies bytes [pos, pos + nbytes) of the object, as far as the batch holds them, to target[done:].
 
         last_pos: byte behind the last one read before (or -1): an access to the folio that holds byte last_pos - 1 is
-        not counted again. nr_cuts: of the mapping, before its size was read. Returns the bytes copied, 0 if the object
-        was cut meanwhile.
+        not counted again. nr_truncations: of the mapping, before its size was read. Returns the bytes copied, 0 if
+        the object was truncated meanwhile.
         Context: releases the GIL for long copies; the references keep the folios.
         """
         cdef uint64_t copied
@@ -368,7 +368,7 @@ cdef class FolioBatch:
                 copied = self.copy_engine(target.address + done, pos, nbytes, last_pos)
         else:
             copied = self.copy_engine(target.address + done, pos, nbytes, last_pos)
-        return copied if mapping_is_uncut(self.mapping.m, nr_cuts) else 0
+        return copied if mapping_not_truncated_since(self.mapping.m, nr_truncations) else 0
 
     cdef uint64_t copy_engine(self, char* target, uint64_t pos, uint64_t nbytes, int64_t last_pos) noexcept nogil:
         cdef uint32_t i

@@ -78,17 +78,17 @@ cdef int api_is_cached(const pagecache_object* public, uint64_t nbytes, uint64_t
 cdef int64_t api_read(pagecache_object* public, void* target, uint64_t nbytes, uint64_t offset) noexcept nogil:
     cdef CObject* handle = <CObject*>public
     cdef uint64_t size, wanted, done
-    cdef uint32_t nr_cuts
+    cdef uint32_t nr_truncations
     if handle.seg.dead:
         return PAGECACHE_DEAD
     while True:
-        nr_cuts = load_acquire_u32(&handle.m.nr_cuts)
+        nr_truncations = load_acquire_u32(&handle.m.nr_truncations)
         size = load_acquire_u64(&handle.m.size)
         if offset >= size or nbytes == 0:
             return 0
         wanted = nbytes if nbytes < size - offset else size - offset
         done = read_cached(handle.seg, handle.number, offset, wanted, <char*>target, <uint64_t>-1)
-        if mapping_is_uncut(handle.m, nr_cuts):
+        if mapping_not_truncated_since(handle.m, nr_truncations):
             break
     if done == wanted:
         count(handle.seg, HITS, 1)
@@ -102,12 +102,12 @@ cdef int api_pin(pagecache_object* public, uint64_t offset, pagecache_pin_t* pin
     cdef CFolio* folio
     cdef xa_entry entry
     cdef uint64_t size, first, end
-    cdef uint32_t nr_cuts
+    cdef uint32_t nr_truncations
     memset(pin, 0, sizeof(pagecache_pin_t))
     if seg.dead:
         return PAGECACHE_DEAD
     while True:
-        nr_cuts = load_acquire_u32(&handle.m.nr_cuts)
+        nr_truncations = load_acquire_u32(&handle.m.nr_truncations)
         size = load_acquire_u64(&handle.m.size)
         if offset >= size:
             return PAGECACHE_END
@@ -117,7 +117,7 @@ cdef int api_pin(pagecache_object* public, uint64_t offset, pagecache_pin_t* pin
         if not folio_readable(folio_state(folio), folio_order(folio)):
             folio_put(seg, folio)
             return PAGECACHE_ABSENT
-        if mapping_is_uncut(handle.m, nr_cuts):
+        if mapping_not_truncated_since(handle.m, nr_truncations):
             break
         folio_put(seg, folio)
     folio_used(seg, folio)

@@ -108,11 +108,11 @@ cdef class FileCore(FilePosition):
 
     cdef object read_bytes(self, uint64_t nbytes, uint64_t pos):
         cdef uint64_t size, done
-        cdef uint32_t nr_cuts
+        cdef uint32_t nr_truncations
         cdef bytes result
         if not self.is_open or self.seg.dead or not self.may_read:
             self.ready()
-        nr_cuts = load_acquire_u32(&self.m.nr_cuts)
+        nr_truncations = load_acquire_u32(&self.m.nr_truncations)
         size = load_acquire_u64(&self.m.size)
         if pos >= size or nbytes == 0:
             return self.read_end(nbytes, pos)
@@ -121,10 +121,10 @@ cdef class FileCore(FilePosition):
         if nbytes <= COPY_PAGE_MAX:
             prefetch_cached(self.seg, self.number, pos, nbytes)
         result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>nbytes)
-        done = self.copy_cached(PyBytes_AS_STRING(result), nbytes, pos, nr_cuts)
+        done = self.copy_cached(PyBytes_AS_STRING(result), nbytes, pos, nr_truncations)
         if done == nbytes:
             return result
-        done = self.finish_slow(result, PyBytes_AS_STRING(result), nbytes, pos, done, nr_cuts)
+        done = self.finish_slow(result, PyBytes_AS_STRING(result), nbytes, pos, done, nr_truncations)
         return result if done == nbytes else result[:done]
 
     def pread_cached(self, nbytes, offset):
@@ -132,17 +132,17 @@ cdef class FileCore(FilePosition):
         cdef uint64_t wanted = to_count(nbytes)
         cdef uint64_t pos = to_offset(offset)
         cdef uint64_t size
-        cdef uint32_t nr_cuts
+        cdef uint32_t nr_truncations
         cdef bytes result
         self.ready()
-        nr_cuts = load_acquire_u32(&self.m.nr_cuts)
+        nr_truncations = load_acquire_u32(&self.m.nr_truncations)
         size = load_acquire_u64(&self.m.size)
         if pos >= size or wanted == 0:
             return b"" if wanted == 0 else None
         if wanted > size - pos:
             wanted = size - pos
         result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>wanted)
-        return result if self.copy_cached(PyBytes_AS_STRING(result), wanted, pos, nr_cuts) == wanted else None
+        return result if self.copy_cached(PyBytes_AS_STRING(result), wanted, pos, nr_truncations) == wanted else None
 
     cdef object read_end(self, uint64_t nbytes, uint64_t pos):
         """A read at or behind the end of the file: the store may have grown."""
@@ -150,8 +150,8 @@ cdef class FileCore(FilePosition):
             return b""
         return self.read_bytes(nbytes, pos)
 
-    cdef uint64_t copy_cached(self, char* target, uint64_t nbytes, uint64_t pos, uint32_t nr_cuts) noexcept:
-        """Copies the cached beginning of a range inside the file; nothing counts if the file was cut since nr_cuts."""
+    cdef uint64_t copy_cached(self, char* target, uint64_t nbytes, uint64_t pos, uint32_t nr_truncations) noexcept:
+        """Copies the cached beginning of a range inside the file; nothing counts if it was truncated since."""
         cdef int64_t prev_pos = self.ra.prev_pos
         cdef uint64_t last_index = <uint64_t>-1 if prev_pos <= 0 else <uint64_t>(prev_pos - 1) >> PAGE_SHIFT
         cdef uint64_t done
@@ -160,7 +160,7 @@ cdef class FileCore(FilePosition):
                 done = read_cached(self.seg, self.number, pos, nbytes, target, last_index)
         else:
             done = read_cached(self.seg, self.number, pos, nbytes, target, last_index)
-        if not mapping_is_uncut(self.m, nr_cuts):
+        if not mapping_not_truncated_since(self.m, nr_truncations):
             return 0
         if done == nbytes:
             self.ra.prev_pos = <int64_t>(pos + done)
@@ -169,10 +169,10 @@ cdef class FileCore(FilePosition):
         return done
 
     cdef uint64_t finish_slow(self, object owner, char* address, uint64_t nbytes, uint64_t pos, uint64_t done,
-                              uint32_t nr_cuts) except? 0xFFFFFFFFFFFFFFFF:
+                              uint32_t nr_truncations) except? 0xFFFFFFFFFFFFFFFF:
         """Lets the layer above bring in and copy the rest. Returns the bytes there are in the end."""
         cdef CopyTarget target
-        if done == 0 and self.is_random and self.read_missing(address, nbytes, pos, nr_cuts):
+        if done == 0 and self.is_random and self.read_missing(address, nbytes, pos, nr_truncations):
             return nbytes
         target = CopyTarget.__new__(CopyTarget)
         target.address = address
@@ -180,7 +180,7 @@ cdef class FileCore(FilePosition):
         target.owner = owner
         return self._read_slow(target, done, pos)
 
-    cdef bint read_missing(self, char* target, uint64_t nbytes, uint64_t pos, uint32_t nr_cuts) except -1:
+    cdef bint read_missing(self, char* target, uint64_t nbytes, uint64_t pos, uint32_t nr_truncations) except -1:
         """A read inside one missing page of a file that the engine may read itself, if nothing is in the way. Returns
         whether it was served. invalidate_lock keeps the descriptor open."""
         cdef CFolio* folio
@@ -199,7 +199,7 @@ cdef class FileCore(FilePosition):
                 copy_shared(target, folio_address(self.seg, folio) + (pos & (PAGE_SIZE - 1)), nbytes)
                 folio_used(self.seg, folio)
                 folio_put(self.seg, folio)
-                is_whole = mapping_is_uncut(self.m, nr_cuts)
+                is_whole = mapping_not_truncated_since(self.m, nr_truncations)
         if is_whole:
             self.ra.prev_pos = <int64_t>(pos + nbytes)
             self.mapping.note_miss(nbytes)
@@ -218,7 +218,7 @@ cdef class FileCore(FilePosition):
     cdef object read_into(self, object buffer, uint64_t pos):
         cdef Py_buffer view
         cdef uint64_t nbytes, size, done
-        cdef uint32_t nr_cuts
+        cdef uint32_t nr_truncations
         self.ready()
         if PyObject_GetBuffer_raw(buffer, &view, PyBUF_WRITABLE) != 0:
             PyErr_Clear()
@@ -228,7 +228,7 @@ cdef class FileCore(FilePosition):
             size = load_acquire_u64(&self.m.size)
             if nbytes == 0 or (pos >= size and not self._grown(pos)):
                 return 0
-            nr_cuts = load_acquire_u32(&self.m.nr_cuts)
+            nr_truncations = load_acquire_u32(&self.m.nr_truncations)
             size = load_acquire_u64(&self.m.size)
             if pos >= size:
                 return 0
@@ -236,9 +236,9 @@ cdef class FileCore(FilePosition):
                 nbytes = size - pos
             if nbytes <= COPY_PAGE_MAX:
                 prefetch_cached(self.seg, self.number, pos, nbytes)
-            done = self.copy_cached(<char*>view.buf, nbytes, pos, nr_cuts)
+            done = self.copy_cached(<char*>view.buf, nbytes, pos, nr_truncations)
             if done < nbytes:
-                done = self.finish_slow(buffer, <char*>view.buf, nbytes, pos, done, nr_cuts)
+                done = self.finish_slow(buffer, <char*>view.buf, nbytes, pos, done, nr_truncations)
             return done
         finally:
             PyBuffer_Release(&view)
@@ -256,10 +256,10 @@ cdef class FileCore(FilePosition):
         cdef uint64_t wanted = to_count(nbytes)
         cdef uint64_t size, offset_in
         cdef xa_entry entry
-        cdef uint32_t order, nr_cuts
+        cdef uint32_t order, nr_truncations
         cdef CFolio* folio
         self.ready()
-        nr_cuts = load_acquire_u32(&self.m.nr_cuts)
+        nr_truncations = load_acquire_u32(&self.m.nr_truncations)
         size = load_acquire_u64(&self.m.size)
         if pos < size and wanted > 0:
             if wanted > size - pos:
@@ -271,7 +271,7 @@ cdef class FileCore(FilePosition):
                 folio = &self.seg.folios[entry_frame(entry)]
                 if offset_in + wanted <= <uint64_t>PAGE_SIZE << order and folio_try_get(folio):
                     if (folio_readable(folio_state(folio), order) and folio_is(folio, self.number, pos >> PAGE_SHIFT)
-                            and mapping_is_uncut(self.m, nr_cuts)):
+                            and mapping_not_truncated_since(self.m, nr_truncations)):
                         self.ra.prev_pos = <int64_t>(pos + wanted)
                         folio_used(self.seg, folio)
                         count(self.seg, HITS, 1)
@@ -284,14 +284,14 @@ cdef class FileCore(FilePosition):
         """A view of bytes [pos, pos + nbytes), which lie inside the file, copied into a new folio that is in no mapping;
         None if not all of them are cached."""
         cdef CFolio* raw = folio.alive()
-        cdef uint32_t nr_cuts
+        cdef uint32_t nr_truncations
         cdef uint64_t size
         if folio_mapping(raw) != 0 or nbytes > <uint64_t>folio_nr_pages(raw) << PAGE_SHIFT:
             raise ValueError("the folio is in a mapping, or too small")
         self.ready()
-        nr_cuts = load_acquire_u32(&self.m.nr_cuts)
+        nr_truncations = load_acquire_u32(&self.m.nr_truncations)
         size = load_acquire_u64(&self.m.size)
-        if pos + nbytes > size or self.copy_cached(folio_address(self.seg, raw), nbytes, pos, nr_cuts) < nbytes:
+        if pos + nbytes > size or self.copy_cached(folio_address(self.seg, raw), nbytes, pos, nr_truncations) < nbytes:
             return None
         folio_ref_add(raw, 1)
         return folio_view(folio.segment, raw, 0, nbytes)

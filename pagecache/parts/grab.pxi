@@ -22,7 +22,7 @@ cdef void grab_entries(AddressSpace mapping, uint64_t start, uint64_t end, bint 
     out.next_index = <uint64_t>-1
     if start >= end:
         return
-    spin_lock(&m.pages.lock)
+    futex_lock(&m.pages.lock)
     xas_init(&xas, &m.pages, &seg.pool, start, 0)
     xas.update = workingset_update_node
     entry = xas_find(&xas, end - 1)
@@ -47,7 +47,7 @@ cdef void grab_entries(AddressSpace mapping, uint64_t start, uint64_t end, bint 
                 out.folios[out.nr] = folio
                 out.nr += 1
         entry = xas_find(&xas, end - 1)
-    spin_unlock(&m.pages.lock)
+    futex_unlock(&m.pages.lock)
 
 
 cdef void grab_put(AddressSpace mapping, Grab* grab) noexcept nogil:

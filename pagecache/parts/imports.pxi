@@ -38,17 +38,17 @@ from pagecache.core.io cimport (bytes_on_disk, file_has_bytes, iovec, punch_hole
 from libc.stdlib cimport calloc, free
 from pagecache.core.io_queue cimport (IO_RING, IoQueue, IoRequest, io_prepare, io_queue_end, io_queue_init,
                                       io_request_new, io_submit)
-from pagecache.core.lock cimport (RwSem, SpinLock, WAIT_SLICE_NS, WAKE_ALL, rwsem_read_begin, rwsem_read_end,
+from pagecache.core.lock cimport (RwSem, FutexLock, WAIT_SLICE_NS, WAKE_ALL, rwsem_read_begin, rwsem_read_end,
                                   rwsem_read_slice, rwsem_try_read, rwsem_try_write, rwsem_unlock_read,
                                   rwsem_unlock_write, rwsem_write_begin, rwsem_write_end, rwsem_write_slice,
-                                  spin_is_locked, spin_lock, spin_lock_slice, spin_trylock, spin_unlock)
+                                  futex_is_locked, futex_lock, futex_lock_slice, futex_trylock, futex_unlock)
 from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_hint, folio_is, folio_readable, folio_used,
                                     hint_holds, hint_source, prefetch_cached, read_cached)
 from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)
 from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_frame, entry_order, filemap_remove_clean,
                                      filemap_remove_folio, filemap_replace_folio, filemap_zero_unshared,
-                                     mapping_add_folio, mapping_alloc, mapping_free, mapping_is_uncut, mapping_remove,
-                                     mapping_set_size, mapping_set_tenant)
+                                     mapping_add_folio, mapping_alloc, mapping_free, mapping_not_truncated_since,
+                                     mapping_remove, mapping_set_size, mapping_set_tenant)
 from pagecache.core.memory cimport memory_advise_huge, memory_file, memory_unmap, memory_unpoison
 from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
                                      reclaim_round)

@@ -91,12 +91,12 @@ cdef class FileLines(FileCore):
         """The line at byte `pos` if the folio that the last one ended in holds all of it, else None."""
         cdef uint64_t hint = load_relaxed_u64(&self.hint)
         cdef uint64_t size, nbytes, length
-        cdef uint32_t nr_cuts
+        cdef uint32_t nr_truncations
         cdef const char* source
         cdef bytes line
         if hint == 0 or not self.is_open or self.seg.dead:
             return None
-        nr_cuts = load_acquire_u32(&self.m.nr_cuts)
+        nr_truncations = load_acquire_u32(&self.m.nr_truncations)
         size = load_acquire_u64(&self.m.size)
         if pos >= size:
             return None
@@ -113,7 +113,7 @@ cdef class FileLines(FileCore):
             length = nbytes
         line = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
         copy_page(PyBytes_AS_STRING(line), source, length)
-        if not hint_holds(self.seg, hint) or not mapping_is_uncut(self.m, nr_cuts):
+        if not hint_holds(self.seg, hint) or not mapping_not_truncated_since(self.m, nr_truncations):
             return None
         self.ra.prev_pos = <int64_t>(pos + length)
         count(self.seg, HITS, 1)
@@ -153,13 +153,13 @@ cdef class FileLines(FileCore):
         """What one folio holds of the line at `pos`, at most `limit` bytes; b"" at the end of the file."""
         cdef uint64_t size, nbytes, last_index, length
         cdef int64_t prev_pos = self.ra.prev_pos
-        cdef uint32_t nr_cuts, tries
+        cdef uint32_t nr_truncations, tries
         cdef PinResult result
         cdef LinePiece piece
         cdef bytes line
         last_index = <uint64_t>-1 if prev_pos <= 0 else <uint64_t>(prev_pos - 1) >> PAGE_SHIFT
         for tries in range(LINE_TRIES):
-            nr_cuts = load_acquire_u32(&self.m.nr_cuts)
+            nr_truncations = load_acquire_u32(&self.m.nr_truncations)
             size = load_acquire_u64(&self.m.size)
             if pos >= size:
                 if not self._grown(pos):
@@ -173,7 +173,7 @@ cdef class FileLines(FileCore):
             if result != LINE_PINNED:
                 break
             line = self.line_copied(&piece)
-            if line_unpin(&piece, self.seg, last_index) and mapping_is_uncut(self.m, nr_cuts):
+            if line_unpin(&piece, self.seg, last_index) and mapping_not_truncated_since(self.m, nr_truncations):
                 self.ra.prev_pos = <int64_t>(pos + piece.nbytes)
                 count(self.seg, HITS, 1)
                 count(self.seg, BYTES_ASKED, <int64_t>piece.nbytes)

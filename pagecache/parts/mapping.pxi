@@ -26,7 +26,7 @@ cdef class AddressSpace:
     cdef public bint direct                 # the descriptor wants aligned whole pages (O_DIRECT)
     cdef readonly object store_lock         # Mutex: one at a time changes the file that fd names
     cdef public object maps                 # what unmap_mapping_range has to visit
-    cdef public object extra                # owned by the layer above
+    cdef public object backing                # owned by the layer above
     cdef dict failures
     cdef object __weakref__
 
@@ -70,7 +70,7 @@ cdef class AddressSpace:
                     break
                 futex_wait(&self.m.nr_inflight, nr_inflight, WAIT_SLICE_NS)
             while True:
-                spin_lock(&self.m.pages.lock)
+                futex_lock(&self.m.pages.lock)
                 xas_init(&xas, &self.m.pages, &seg.pool, at, 0)
                 entry = xas_find(&xas, <uint64_t>-1)
                 while entry != 0 and not xa_is_pointer(entry):
@@ -79,7 +79,7 @@ cdef class AddressSpace:
                 if entry != 0:
                     folio = &seg.folios[entry_frame(entry)]
                     folio_try_get(folio)
-                spin_unlock(&self.m.pages.lock)
+                futex_unlock(&self.m.pages.lock)
                 if folio == NULL and at == 0:
                     break
                 at = xas.index if folio != NULL else 0
@@ -103,9 +103,9 @@ cdef class AddressSpace:
         mapping_set_size(self.m, value)
 
     @property
-    def nr_cuts(self):
+    def nr_truncations(self):
         """Changes when `size` becomes smaller. A reader loads it before `size`, and copies again if it has changed."""
-        return load_acquire_u32(&self.m.nr_cuts)
+        return load_acquire_u32(&self.m.nr_truncations)
 
     @property
     def disk_size(self):
@@ -242,12 +242,12 @@ cdef class AddressSpace:
         """First cached page in index..last, last + 1 if none is."""
         cdef CXaState xas
         cdef xa_entry entry
-        spin_lock(&self.m.pages.lock)
+        futex_lock(&self.m.pages.lock)
         xas_init(&xas, &self.m.pages, &self.seg.pool, index, 0)
         entry = xas_find(&xas, last)
         while entry != 0 and not xa_is_pointer(entry):
             entry = xas_find(&xas, last)
-        spin_unlock(&self.m.pages.lock)
+        futex_unlock(&self.m.pages.lock)
         return xas.index if entry != 0 else last + 1
 
     def prev_gap(self, uint64_t index, uint64_t max_scan):
@@ -358,7 +358,7 @@ cdef class AddressSpace:
 
     def recount_reads(self):
         """Lets reads that are under way copy again what they have copied: it may be of another version."""
-        add_acq_rel_u32(&self.m.nr_cuts, 1)
+        add_acq_rel_u32(&self.m.nr_truncations, 1)
 
     def file_agrees(self, Folio folio not None):
         """Whether the file has the bytes of a locked, uptodate folio, as far as the store has any of it.
@@ -387,12 +387,12 @@ cdef class AddressSpace:
         """Removes a locked folio of this mapping unless it is dirty (tested under xa_lock). Returns whether it did."""
         cdef CFolio* raw = folio.alive()
         cdef uint32_t nr = folio_nr_pages(raw)
-        spin_lock(&self.m.pages.lock)
+        futex_lock(&self.m.pages.lock)
         if folio_test(raw, FOLIO_DIRTY | FOLIO_WRITEBACK):
-            spin_unlock(&self.m.pages.lock)
+            futex_unlock(&self.m.pages.lock)
             return False
         mapping_remove(self.seg, raw, 0)
-        spin_unlock(&self.m.pages.lock)
+        futex_unlock(&self.m.pages.lock)
         folio_put_many(self.seg, raw, nr)
         return True
 
@@ -437,7 +437,7 @@ cdef class AddressSpace:
         cdef uint64_t begin, end, nr
         cdef uint64_t cached = 0, dirty = 0, writeback = 0, evicted = 0, recent = 0
         with nogil:
-            spin_lock(&self.m.pages.lock)
+            futex_lock(&self.m.pages.lock)
             xas_init(&xas, &self.m.pages, &self.seg.pool, first, 0)
             entry = xas_find(&xas, last)
             while entry != 0:
@@ -453,7 +453,7 @@ cdef class AddressSpace:
                     evicted += nr
                     recent += nr if shadow_is_recent(self.seg, entry) else 0
                 entry = xas_find(&xas, last)
-            spin_unlock(&self.m.pages.lock)
+            futex_unlock(&self.m.pages.lock)
         return cached, dirty, writeback, evicted, recent
 
     def count_miss(self, uint64_t nbytes):
@@ -487,14 +487,14 @@ cdef class AddressSpace:
         cdef xa_entry entry
         cdef uint64_t nr = 0
         with nogil:
-            spin_lock(&self.m.pages.lock)
+            futex_lock(&self.m.pages.lock)
             xas_init(&xas, &self.m.pages, &self.seg.pool, 0, 0)
             entry = xas_find(&xas, <uint64_t>-1)
             while entry != 0:
                 if xa_is_pointer(entry) and folio_test(&self.seg.folios[entry_frame(entry)], FOLIO_UNUSED):
                     nr += <uint64_t>1 << entry_order(entry)
                 entry = xas_find(&xas, <uint64_t>-1)
-            spin_unlock(&self.m.pages.lock)
+            futex_unlock(&self.m.pages.lock)
         return nr
 
     def mincore(self, uint64_t first, uint64_t nr_pages):
@@ -532,7 +532,7 @@ cdef class AddressSpace:
         cdef CXaState xas
         cdef xa_entry entry
         cdef uint32_t nr = 0
-        spin_lock(&self.m.pages.lock)
+        futex_lock(&self.m.pages.lock)
         xas_init(&xas, &self.m.pages, &self.seg.pool, start, 0)
         entry = xas_find(&xas, <uint64_t>-1)
         while entry != 0 and nr < 256:
@@ -541,7 +541,7 @@ cdef class AddressSpace:
                 states[nr] = folio_state(&self.seg.folios[entry_frame(entry)])
                 nr += 1
             entry = xas_find(&xas, <uint64_t>-1)
-        spin_unlock(&self.m.pages.lock)
+        futex_unlock(&self.m.pages.lock)
         return nr
 
 

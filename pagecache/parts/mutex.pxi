@@ -7,10 +7,10 @@ cdef class Mutex:
     a lock and the `with` block that gives it back. So the hold belongs to an object: when that dies, wherever the
     exception came from, the lock is free.
 
-    Word: 0 free, 1 held, 2 held and somebody may be asleep (as `SpinLock` in core/lock.pxd, but a sleep ends after a slice
+    Word: 0 free, 1 held, 2 held and somebody may be asleep (as `FutexLock` in core/lock.pxd, but a sleep ends after a slice
     for signals to be looked for).
     """
-    cdef SpinLock lock
+    cdef FutexLock lock
     cdef pc_u64 owner               # identifies the thread; 0 for none
     cdef uint32_t depth             # how often the owner holds it
 
@@ -26,12 +26,12 @@ cdef class Mutex:
     @property
     def is_held(self):
         """Whether a thread holds it now."""
-        return spin_is_locked(&self.lock)
+        return futex_is_locked(&self.lock)
 
     cdef int take(self) except -1:
         cdef uint64_t me = <uint64_t>PyThread_get_thread_ident()
         if load_relaxed_u64(&self.owner) != me:
-            if not spin_trylock(&self.lock):
+            if not futex_trylock(&self.lock):
                 self.wait()
             store_relaxed_u64(&self.owner, me)
         self.depth += 1
@@ -41,7 +41,7 @@ cdef class Mutex:
         cdef int r
         while True:
             with nogil:
-                r = spin_lock_slice(&self.lock)
+                r = futex_lock_slice(&self.lock)
             if r == 0:
                 return 0
             PyErr_CheckSignals()
@@ -50,7 +50,7 @@ cdef class Mutex:
         self.depth -= 1
         if self.depth == 0:
             store_relaxed_u64(&self.owner, 0)
-            spin_unlock(&self.lock)
+            futex_unlock(&self.lock)
 
 
 @cython.final

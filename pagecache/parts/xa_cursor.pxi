@@ -177,26 +177,26 @@ cdef class XaCursor:
         cdef uint32_t m = check_mark(mark)
         with cython.critical_section(self._array):
             self._catch_up()
-            spin_lock(&self._array._xa.lock)
+            futex_lock(&self._array._xa.lock)
             xas_set_mark(&self._xas, m)
-            spin_unlock(&self._array._xa.lock)
+            futex_unlock(&self._array._xa.lock)
 
     def clear_mark(self, mark):
         """Unmark the entry it is at (walk first)."""
         cdef uint32_t m = check_mark(mark)
         with cython.critical_section(self._array):
             self._catch_up()
-            spin_lock(&self._array._xa.lock)
+            futex_lock(&self._array._xa.lock)
             xas_clear_mark(&self._xas, m)
-            spin_unlock(&self._array._xa.lock)
+            futex_unlock(&self._array._xa.lock)
 
     def init_marks(self):
         """Clear all marks of the entry it is at (walk first)."""
         with cython.critical_section(self._array):
             self._catch_up()
-            spin_lock(&self._array._xa.lock)
+            futex_lock(&self._array._xa.lock)
             xas_init_marks(&self._xas)
-            spin_unlock(&self._array._xa.lock)
+            futex_unlock(&self._array._xa.lock)
 
     # -- moving ------------------------------------------------------------------------------------------------------
 
@@ -267,10 +267,10 @@ cdef void hammer(CXArray* xa, XaPool* pool, uint64_t* indices, uint32_t* newest,
         if entry != 0 and not belongs(entry, indices[k], version_bits):
             counts.nr_retries += entry == XA_RETRY_ENTRY
             counts.nr_strangers += entry != XA_RETRY_ENTRY
-            spin_lock(&xa.lock)
+            futex_lock(&xa.lock)
             xas_init(&xas, xa, pool, indices[k], 0)
             entry = xas_load(&xas)
-            spin_unlock(&xa.lock)
+            futex_unlock(&xa.lock)
             counts.nr_wrong += entry != 0 and not belongs(entry, indices[k], version_bits)
         if entry == 0:
             counts.nr_absent += 1

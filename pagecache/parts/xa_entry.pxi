@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 from pagecache.core.atomic cimport load_relaxed_u64
 from pagecache.core.config cimport NIL
-from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.memory cimport memory_map, memory_unmap
 from pagecache.core.workingset cimport shadow_node_index, workingset_update_node
 from pagecache.core.xa_check cimport (XA_BAD_COUNT, XA_BAD_ENTRY, XA_BAD_HEAD, XA_BAD_LIST, XA_BAD_MARK, XA_BAD_NODE,

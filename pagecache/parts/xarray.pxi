@@ -65,10 +65,10 @@ cdef class XArray:
         cdef CXaState xas
         cdef xa_entry entry = xa_load(&self._xa, &self._pool, index)
         if entry == XA_RETRY_ENTRY:
-            spin_lock(&self._xa.lock)
+            futex_lock(&self._xa.lock)
             xas_init(&xas, &self._xa, &self._pool, index, 0)
             entry = xas_load(&xas)
-            spin_unlock(&self._xa.lock)
+            futex_unlock(&self._xa.lock)
         return entry
 
     cdef void _init_cursor(self, CXaState* xas, uint64_t index, uint32_t order) noexcept:
@@ -83,9 +83,9 @@ cdef class XArray:
         cdef list gone = None
         if xas.order != 0:
             gone = self._entries_in(index & ~size, index | size)
-        spin_lock(&self._xa.lock)
+        futex_lock(&self._xa.lock)
         old = xas_store(xas, entry)
-        spin_unlock(&self._xa.lock)
+        futex_unlock(&self._xa.lock)
         self._finish(xas, index, entry)
         self._table.hold(entry, 1)
         value = self._table.raw_value_of(old) if raw else self._table.value_of(old)
@@ -171,9 +171,9 @@ cdef class XArray:
         cdef CXaState xas
         with cython.critical_section(self):
             self._init_cursor(&xas, index, 0)
-            spin_lock(&self._xa.lock)
+            futex_lock(&self._xa.lock)
             xas_cmpxchg(&xas, old, new)
-            spin_unlock(&self._xa.lock)
+            futex_unlock(&self._xa.lock)
             return self._finish(&xas, index, new)
 
     def reserve(self, index):
@@ -201,9 +201,9 @@ cdef class XArray:
         cdef uint64_t at = as_index(index)
         cdef uint32_t order
         with cython.critical_section(self):
-            spin_lock(&self._xa.lock)
+            futex_lock(&self._xa.lock)
             order = xa_get_order(&self._xa, &self._pool, at)
-            spin_unlock(&self._xa.lock)
+            futex_unlock(&self._xa.lock)
         return order
 
     # -- marks -------------------------------------------------------------------------------------------------------
@@ -212,13 +212,13 @@ cdef class XArray:
         """Sets (1) or clears (-1) a mark, or only looks (0). Returns whether it is set."""
         cdef bint marked
         with cython.critical_section(self):
-            spin_lock(&self._xa.lock)
+            futex_lock(&self._xa.lock)
             if change > 0:
                 xa_set_mark(&self._xa, &self._pool, index, mark)
             elif change < 0:
                 xa_clear_mark(&self._xa, &self._pool, index, mark)
             marked = xa_get_mark(&self._xa, &self._pool, index, mark)
-            spin_unlock(&self._xa.lock)
+            futex_unlock(&self._xa.lock)
         return marked
 
     def set_mark(self, index, mark):
@@ -256,12 +256,12 @@ cdef class XArray:
         cdef xa_entry entry
         cdef uint32_t m = <uint32_t>ANY_MARK if mark is None else check_mark(mark)
         with cython.critical_section(self):
-            spin_lock(&self._xa.lock)
+            futex_lock(&self._xa.lock)
             if after:
                 entry = xa_find_after(&self._xa, &self._pool, &at, last, m)
             else:
                 entry = xa_find(&self._xa, &self._pool, &at, last, m)
-            spin_unlock(&self._xa.lock)
+            futex_unlock(&self._xa.lock)
             return (at, self._table.value_of(entry)) if entry != 0 else None
 
     def find(self, index=0, max=INDEX_MAX, mark=None):
@@ -343,9 +343,9 @@ cdef class XArray:
             entry = self._table.entry_of(value)
             gone = self._entries_in(at, end)
             self._init_cursor(&xas, at, 0)
-            spin_lock(&self._xa.lock)
+            futex_lock(&self._xa.lock)
             xas_store_range(&xas, at, end, entry)
-            spin_unlock(&self._xa.lock)
+            futex_unlock(&self._xa.lock)
             self._finish(&xas, at, entry)
             self._table.hold(entry, len(self._entries_in(at, end)))
             self._table.drop_all(gone)
@@ -379,9 +379,9 @@ cdef class XArray:
         """Splits the entry at a cursor to the cursor's order, and counts the pieces."""
         cdef int error
         cdef xa_entry entry = self._load(xas.index)
-        spin_lock(&self._xa.lock)
+        futex_lock(&self._xa.lock)
         error = xas_try_split(xas, entry, old_order) if one_node else xas_split(xas, entry, old_order)
-        spin_unlock(&self._xa.lock)
+        futex_unlock(&self._xa.lock)
         if error != 0:
             raise index_error(error, xas.index)
         self._version += 1
@@ -415,9 +415,9 @@ cdef class XArray:
         """
         with cython.critical_section(self):
             gone = self._entries_in(0, INDEX_MAX)
-            spin_lock(&self._xa.lock)
+            futex_lock(&self._xa.lock)
             xa_destroy(&self._xa, &self._pool, workingset_update_node)
-            spin_unlock(&self._xa.lock)
+            futex_unlock(&self._xa.lock)
             self._version += 1
             self._table.drop_all(gone)
 
@@ -428,9 +428,9 @@ cdef class XArray:
         cdef CXaState xas
         cdef uint64_t index = first
         cdef bint found
-        spin_lock(&self._xa.lock)
+        futex_lock(&self._xa.lock)
         found = first <= last and xa_find_free(&self._xa, &self._pool, &index, last)
-        spin_unlock(&self._xa.lock)
+        futex_unlock(&self._xa.lock)
         if not found:
             return None
         self._init_cursor(&xas, index, 0)
@@ -483,9 +483,9 @@ cdef class XArray:
         cdef int64_t broken
         cdef dict named = {}
         with cython.critical_section(self):
-            spin_lock(&self._xa.lock)
+            futex_lock(&self._xa.lock)
             broken = xa_check(&self._xa, &self._pool, &nr_nodes)
-            spin_unlock(&self._xa.lock)
+            futex_unlock(&self._xa.lock)
             if broken != 0:
                 raise AssertionError(BROKEN_INVARIANTS[broken])
             if nr_nodes != self._header.nr_used:

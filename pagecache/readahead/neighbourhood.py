@@ -37,10 +37,10 @@ def block_pages(mapping: AddressSpace, index: int, req: int, window: int) -> int
 
     window: the largest window of the open file, which is its share of the budget.
     """
-    line = mapping.extra
-    if req > SMALL_REQUEST or not line.is_far():
+    backing = mapping.backing
+    if req > SMALL_REQUEST or not backing.is_far():
         return 1
-    limit = min(line.request_bytes() >> PAGE_SHIFT, mapping.segment.nr_frames // BUDGET_SHARE, window)
+    limit = min(backing.request_bytes() >> PAGE_SHIFT, mapping.segment.nr_frames // BUDGET_SHARE, window)
     if limit < BLOCK_PAGES:
         return 1
     size = BLOCK_PAGES
@@ -52,7 +52,7 @@ def block_pages(mapping: AddressSpace, index: int, req: int, window: int) -> int
 def reads_around(mapping: AddressSpace, index: int) -> bool:
     """Note a miss of page `index`; whether others are likely to follow around it."""
     outer = index // (GROWTH * BLOCK_PAGES) * GROWTH * BLOCK_PAGES
-    is_near = mapping.extra.locality.note(index)
+    is_near = mapping.backing.locality.note(index)
     return is_near or mapping.cachestat(outer, outer + GROWTH * BLOCK_PAGES - 1)[0] * DENSE_PART >= GROWTH * BLOCK_PAGES
 
 
@@ -70,25 +70,25 @@ def _has_neighbours(mapping: AddressSpace, index: int, size: int) -> bool:
 
 def is_small(mapping: AddressSpace, window: int) -> bool:
     """Whether the object is one that misses may bring whole, as its store is far. window: as for `block_pages`."""
-    if mapping.extra.hints.latency != "remote":
+    if mapping.backing.hints.latency != "remote":
         return False
     limit = min(SMALL_OBJECT, mapping.segment.nr_frames // SMALL_SHARE)
-    return mapping.size <= (min(limit, window) if mapping.extra.is_crowded else limit) << PAGE_SHIFT
+    return mapping.size <= (min(limit, window) if mapping.backing.is_crowded else limit) << PAGE_SHIFT
 
 
 def part_to_read(mapping: AddressSpace, index: int, req: int, window: int) -> tuple[int, int] | None:
     """Note a miss of page `index`, where `req` pages are wanted. Returns (first, end) of the pages to read if the object
     is read whole or is small and its store far; None if just those that are wanted, or by windows. window: as for
     `block_pages`."""
-    if mapping.extra.reads_whole(mapping):
+    if mapping.backing.reads_whole(mapping):
         return 0, -(-mapping.size >> PAGE_SHIFT)
     return _part_of_small_object(mapping, index, req) if is_small(mapping, window) else None
 
 
 def _part_of_small_object(mapping: AddressSpace, index: int, req: int) -> tuple[int, int] | None:
-    line = mapping.extra
-    line.locality.nr_misses += 1
-    worth = _worth_pages(line)
+    backing = mapping.backing
+    backing.locality.nr_misses += 1
+    worth = _worth_pages(backing)
     if worth == 0:
         return None
     nr_pages = -(-mapping.size >> PAGE_SHIFT)
@@ -101,16 +101,16 @@ def _part_of_small_object(mapping: AddressSpace, index: int, req: int) -> tuple[
         missing = end - first - mapping.cachestat(first, end - 1)[0]
     if missing <= req:
         return None
-    line.locality.nr_read_around += missing
+    backing.locality.nr_read_around += missing
     return first, end
 
 
-def _worth_pages(line: Any) -> int:
+def _worth_pages(backing: Any) -> int:
     """Return how much the misses of an object are worth reading at once, beyond what was read; 0: nothing yet."""
-    if line.locality.nr_misses < 2 or not line.is_far():
+    if backing.locality.nr_misses < 2 or not backing.is_far():
         return 0
-    known = line.speed.largest_bytes >> PAGE_SHIFT
+    known = backing.speed.largest_bytes >> PAGE_SHIFT
     if known < PROBE_PAGES // 2:
         return PROBE_PAGES
-    earned = line.locality.nr_misses * int(line.speed.free_bytes) >> PAGE_SHIFT
-    return max(0, min(earned - line.locality.nr_read_around, TRUSTED_GROWTH * known))
+    earned = backing.locality.nr_misses * int(backing.speed.free_bytes) >> PAGE_SHIFT
+    return max(0, min(earned - backing.locality.nr_read_around, TRUSTED_GROWTH * known))

@@ -76,7 +76,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
     if index == 0 or req > max_pages or sequential:
         size = max(init_ra_size(req, max_pages), min(block_pages(mapping, index, req, ra.ra_pages), max_pages))
         async_size = size - req if size > req else size // 2
-        if req > ra.ra_pages and mapping.extra.is_crowded:
+        if req > ra.ra_pages and mapping.backing.is_crowded:
             async_size = 0  # what is asked for is more than this file's share already: nothing beyond it
         ra.start, ra.size, ra.async_size = index, size, async_size
     else:
@@ -145,7 +145,7 @@ def read_around(mapping: AddressSpace, ra: FileRaState, index: int, req: int) ->
 
 def wanted_order(mapping: AddressSpace) -> int:
     """Return the order that the store wants folios to have, -1 if it does not mind."""
-    return mapping.extra.hints.folio_order if mapping.extra is not None else -1
+    return mapping.backing.hints.folio_order if mapping.backing is not None else -1
 
 
 # -- issuing -----------------------------------------------------------------------------------------------------------
@@ -166,8 +166,8 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
     wanted = wanted_order(mapping)
     if wanted >= 0:
         order = wanted
-    line = mapping.extra
-    ra.order = order = line.order_of_request(order)
+    backing = mapping.backing
+    ra.order = order = backing.order_of_request(order)
     async_size = ra.async_size
     mark = start + size - async_size
     index, result = start, 0
@@ -175,7 +175,7 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
         limit = min(-(-mapping.size >> PAGE_SHIFT), start + size) - 1
         while index <= limit and result in (0, ENOSPC):
             batch = mapping.new_batch(index)
-            result = batch.extend(line.last_of_request(index, limit), order, mark, demand_end, ra.dropbehind)
+            result = batch.extend(backing.last_of_request(index, limit), order, mark, demand_end, ra.dropbehind)
             index = batch.next_index
             read_pages(mapping, batch, demand_end, background)
     if index <= limit:

@@ -1,4 +1,4 @@
-"""What reading and writing one object needs to know: its store's hints, its speed, its channel, what is not durable yet."""
+"""What reading and writing one object needs to know: its store's hints and speed, a queue, what is not durable."""
 
 import weakref
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 from pagecache._core import AddressSpace, Mutex, own_write_word
 from pagecache.requests.locality import Locality
 from pagecache.requests.speed import PROBE_PAGES, is_far, request_bytes, speed_of
-from pagecache.requests.workers import Channel
+from pagecache.requests.workers import RequestQueue
 from pagecache.stores.base import StoreHints
 from pagecache.units import PAGE_SHIFT
 from pagecache.weak_members import WeakMembers
@@ -33,8 +33,8 @@ def _never() -> bool:
     return False
 
 
-class Line:
-    """The line between one object's pages and its store.
+class Backing:
+    """What stands between one object's pages and its store.
 
     flusher: the cache's, or None once that is gone. keeps_failed: whether a folio that could not be written stays dirty.
     origin: where the object comes from, if the store says so: objects of one origin share what is measured.
@@ -43,13 +43,13 @@ class Line:
     def __init__(
         self,
         hints: StoreHints,
-        channel: Channel,
+        request_queue: RequestQueue,
         flusher: Any = None,
         keeps_failed: bool = True,
         origin: str | None = None,
     ):
         self.hints = hints
-        self.channel = channel
+        self.request_queue = request_queue
         self.speed = speed_of(origin)
         self.prefetches: WeakMembers[Any] = WeakMembers()  # those that are not done
         self.is_crowded = False  # whether the budget, not the store, limits windows now
@@ -117,7 +117,7 @@ class Line:
         """Ask the store for one range after the other from now on, and for none in parts, as it has to read the object
         from its beginning."""
         self.reads_in_order = True
-        self.channel.narrow(1)
+        self.request_queue.narrow(1)
 
     def reads_whole(self, mapping: AddressSpace) -> bool:
         """Whether the object is one that its first miss brings whole."""
@@ -213,8 +213,8 @@ class Line:
             self._nr_failures += 1
             end()
 
-    def take_over(self, old: "Line") -> None:
-        """Remember what another line to the object's store left undurable."""
+    def take_over(self, old: "Backing") -> None:
+        """Remember what an earlier backing of the object left undurable."""
         self.has_lost_version = old.has_lost_version
         self._unsynced, self.sync_failed, self._nr_failures = old.take_unsynced(), old.sync_failed, old.nr_failures
 

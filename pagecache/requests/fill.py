@@ -162,8 +162,8 @@ def _read(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
         if mapping.fd >= 0:
             batch.end_read_filled()
             continue
-        if mapping.extra.replicate != "all":
-            replicas.mark_copies(mapping, batch)
+        if mapping.backing.replicate != "all":
+            replicas.mark_replicas(mapping, batch)
         batch.end_read(size)
 
 
@@ -191,7 +191,7 @@ def _has_changed(mapping: AddressSpace, ended_early: bool) -> bool:
     """Whether the object is no longer the one whose bytes are cached, as far as the store can tell."""
     if mapping.fd >= 0:
         return not mapping.stamp_unchanged()
-    if not mapping.extra.is_current(mapping):
+    if not mapping.backing.is_current(mapping):
         return True
     return ended_early and not holds_beside_own_writes(mapping, lambda: mapping.host.size() == mapping.disk_size)
 
@@ -221,7 +221,7 @@ def _read_store(mapping: AddressSpace, batches: Sequence[FolioBatch], offset: in
     if expected == 0:
         return 0
     buffers = _memory_of(batches)
-    limit = max(4096, mapping.extra.max_request(mapping))
+    limit = max(4096, mapping.backing.max_request(mapping))
     done = 0
     try:
         while done < expected:
@@ -255,7 +255,7 @@ def _ask_store(mapping: AddressSpace, offset: int, pieces: list[memoryview], ask
     try:
         got = getattr(host, "readv_in_ranges", host.readv)(offset, pieces)
     except NoRangesError:
-        mapping.extra.read_in_order()
+        mapping.backing.read_in_order()
         raise
     finally:
         release(pieces)
@@ -315,8 +315,8 @@ def wait_for_folio(mapping: AddressSpace, folio: Folio) -> None:
 
     Raises the error that ended its read, if one did. Context: no lock may be held.
     """
-    if mapping.extra is not None:
-        mapping.extra.channel.kick()
+    if mapping.backing is not None:
+        mapping.backing.request_queue.wake()
     frame, seq = folio.frame, folio.seq
     if folio.mapping_number == 0:
         folio.wait_unlocked()  # until its removal is over: the failure stands under the seq it had before

@@ -18,7 +18,7 @@ def replicate_of(store: Any) -> str:
     return str(getattr(store, "replicate", "all"))
 
 
-def mark_copies(mapping: AddressSpace, batch: FolioBatch) -> None:
+def mark_replicas(mapping: AddressSpace, batch: FolioBatch) -> None:
     """Mark those folios of a batch that is being read which are copies. Context: folios locked."""
     for position in range(len(batch)):
         folio = batch.folio(position)
@@ -26,10 +26,10 @@ def mark_copies(mapping: AddressSpace, batch: FolioBatch) -> None:
         folio.put()
 
 
-def leave_copies(mapping: AddressSpace, batch: FolioBatch, end: int) -> None:
+def leave_replicas(mapping: AddressSpace, batch: FolioBatch, end: int) -> None:
     """Let go of those folios of a batch that are copies and that have been read up to byte `end`."""
     keep_unread(mapping, batch, end)
-    if mapping.extra.replicate == "none":
+    if mapping.backing.replicate == "none":
         batch.drop_behind()
         return
     for position in range(len(batch)):

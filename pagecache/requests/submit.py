@@ -33,11 +33,11 @@ def missing_batches(
     Each batch has to be read, or it is taken out again. Context: invalidate_lock held shared.
     """
     last = min(last, -(-mapping.size >> PAGE_SHIFT) - 1)
-    line = mapping.extra
-    order = wanted_order = line.order_of_request(order)
+    backing = mapping.backing
+    order = wanted_order = backing.order_of_request(order)
     while start <= last:
         batch = mapping.new_batch(start)
-        result = batch.extend(line.last_of_request(start, last), order, mark, demand_end, dropbehind)
+        result = batch.extend(backing.last_of_request(start, last), order, mark, demand_end, dropbehind)
         start = batch.next_index
         if len(batch):
             yield batch
@@ -64,9 +64,9 @@ def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int, backgr
     if background:
         read_in_background(mapping, batch)
         return
-    per_request = mapping.extra.request_pages(batch.nr_pages)
+    per_request = mapping.backing.request_pages(batch.nr_pages)
     tail = batch.split_off(batch.start + per_request) if batch.nr_pages > per_request else None
-    if tail is not None and mapping.extra.hints.background_reads:
+    if tail is not None and mapping.backing.hints.background_reads:
         read_in_background(mapping, tail)
         tail = None
     try:
@@ -104,7 +104,7 @@ def read_block(mapping: AddressSpace, first: int, end: int, index: int, dropbehi
     """
     own: list[FolioBatch] = []
     with mapping.shared():
-        per_request = mapping.extra.block_request_pages(mapping, end - first)
+        per_request = mapping.backing.block_request_pages(mapping, end - first)
         try:
             for request in requests_for(mapping, [(first, end - 1)], per_request, dropbehind=dropbehind):
                 if any(batch.start <= index < batch.next_index for batch in request):
@@ -112,7 +112,7 @@ def read_block(mapping: AddressSpace, first: int, end: int, index: int, dropbehi
                 else:
                     submit_request(mapping, request)
             if own:
-                with mapping.extra.channel.place(True):
+                with mapping.backing.request_queue.place(True):
                     read_timed(mapping, own)
         except OSError:
             mapping.segment.add_count("readahead_errors", 1)
@@ -134,8 +134,8 @@ def requests_for(
     per_request: most pages of one. demanded: whether somebody asked for all of them.
     Context: as `missing_batches`; for Python stores only.
     """
-    line = mapping.extra
-    hole = line.hole_pages()
+    backing = mapping.backing
+    hole = backing.hole_pages()
     for first, last in runs:
         request: list[FolioBatch] = []
         demand_end = last + 1 if demanded else 0
@@ -144,7 +144,7 @@ def requests_for(
                 room = per_request
                 if request:
                     is_near = batch.start - request[-1].next_index <= hole
-                    is_near = is_near and line.last_of_request(request[0].start, batch.start) == batch.start
+                    is_near = is_near and backing.last_of_request(request[0].start, batch.start) == batch.start
                     room = request[0].start + per_request - batch.start if is_near else 0
                 if room < max(1, min(per_request // 2, batch.nr_pages)):
                     whole, request, room = request, [], per_request
@@ -176,13 +176,13 @@ def read_now(mapping: AddressSpace, batch: FolioBatch, urgent: bool = True) -> N
     if mapping.fd >= 0:
         fill.read_run(mapping, batch)
         return
-    with mapping.extra.channel.place(urgent):
+    with mapping.backing.request_queue.place(urgent):
         read_timed(mapping, [batch])
 
 
 def read_timed(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
     """Read batches from a Python store by one request and note how long it took."""
-    if mapping.extra.reads_in_order:
+    if mapping.backing.reads_in_order:
         _read_in_order(mapping, batches)
         return
     try:
@@ -195,7 +195,7 @@ def _read_and_observe(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> N
     nbytes = (batches[-1].start - batches[0].start << PAGE_SHIFT) + batches[-1].data_bytes()
     started = time.perf_counter()
     fill.read_runs(mapping, batches)
-    mapping.extra.speed.observe(nbytes, time.perf_counter() - started)
+    mapping.backing.speed.observe(nbytes, time.perf_counter() - started)
 
 
 def _read_in_order(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
@@ -204,7 +204,7 @@ def _read_in_order(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None
     before: list[FolioBatch] = []
     behind: list[FolioBatch] = []
     try:
-        if mapping.extra.reads_whole(mapping):
+        if mapping.backing.reads_whole(mapping):
             before += missing_batches(mapping, 0, batches[0].start - 1, BLOCK_ORDER)
             behind += missing_batches(mapping, batches[-1].next_index, -(-mapping.size >> PAGE_SHIFT) - 1, BLOCK_ORDER)
         _read_and_observe(mapping, [*before, *batches, *behind])
@@ -219,9 +219,9 @@ def read_in_background(mapping: AddressSpace, batch: FolioBatch, per_request: in
     Context: a store without `background_reads` is read here and now, which raises what a signal handler raises.
     """
     if mapping.fd >= 0:
-        batch.submit(mapping.fd, mapping.direct, per_request << PAGE_SHIFT or mapping.extra.request_bytes())
+        batch.submit(mapping.fd, mapping.direct, per_request << PAGE_SHIFT or mapping.backing.request_bytes())
         return
-    per_request = per_request or mapping.extra.request_pages(batch.nr_pages)
+    per_request = per_request or mapping.backing.request_pages(batch.nr_pages)
     while len(batch):
         rest = batch.split_off(batch.start + per_request)
         submit_request(mapping, [batch])
@@ -230,7 +230,7 @@ def read_in_background(mapping: AddressSpace, batch: FolioBatch, per_request: in
 
 def submit_request(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
     """Start reading new batches of a Python store by one request, as `read_in_background`."""
-    if not mapping.extra.hints.background_reads:
+    if not mapping.backing.hints.background_reads:
         _read_here(mapping, batches)
         return
 
@@ -242,13 +242,13 @@ def submit_request(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None
         finally:
             _release(batches)
 
-    mapping.extra.channel.submit(task)
+    mapping.backing.request_queue.submit(task)
 
 
 def _read_here(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
     """Read batches that nobody waits for in the calling thread: the store may be entered by no other one."""
     try:
-        with mapping.extra.channel.place():
+        with mapping.backing.request_queue.place():
             read_timed(mapping, batches)
     except Exception:  # as in the background: whoever needs such a page reads it again, and sees its own error
         mapping.segment.add_count("readahead_errors", 1)

@@ -1,6 +1,6 @@
 """Worker threads for stores written in Python: many stores share the threads, each has a limit of its own.
 
-A `Channel` belongs to one object: it lets `limit` requests run at once and keeps the rest in order.  Requests that a
+A `RequestQueue` belongs to one object: it lets `limit` requests run at once and keeps the rest in order.  Requests that a
 reader waits for go before readahead.  The threads are daemons that come when there is work and go when there is none,
 so that a store that hangs holds up neither other stores, nor closing, nor the end of the program.
 """
@@ -116,13 +116,13 @@ class WorkerPool:
         return False
 
 
-class Channel:
+class RequestQueue:
     """What one object lets run at once.
 
     pool: whose threads carry the requests. limit: requests at once, 1 or more.
 
     Places are counted by the engine, and tasks are taken out of the queue by the workers only: a signal that ends a
-    function of the main thread half way leaves a task in the queue at worst, and `kick` finds a worker for it.
+    function of the main thread half way leaves a task in the queue at worst, and `wake` finds a worker for it.
     Tasks must not wait for `invalidate_lock` or for a folio: whoever holds those may be waiting for a place.
     """
 
@@ -149,24 +149,24 @@ class Channel:
     def submit(self, task: Task) -> None:
         """Run a task in the background when its turn comes."""
         self._waiting.append(task)
-        self.kick()
+        self.wake()
 
-    def kick(self) -> None:
+    def wake(self) -> None:
         """See to it that somebody carries out what waits, if anything may run."""
         if self._waiting and self._places.taken < self.limit:
-            self._pool.run(self._carry)
+            self._pool.run(self._drain)
 
-    def _carry(self) -> None:
+    def _drain(self) -> None:
         """Carry out tasks while there are some and a place is free. Context: a worker thread."""
         while self._waiting and self._places.take():
             try:
-                self._carry_one()
+                self._drain_one()
             finally:
                 self._places.give()
         if not self._places.taken and not self._waiting and self.on_idle is not None:
             run_guarded(self.on_idle)
 
-    def _carry_one(self) -> None:
+    def _drain_one(self) -> None:
         try:
             task = self._waiting.popleft()
         except IndexError:
@@ -191,11 +191,11 @@ class Channel:
                 finally:
                     self._places.give()
         finally:
-            self.kick()
+            self.wake()
 
     def _wait_in_line(self) -> None:
         while self._waiting or not self._places.take():
-            self.kick()
+            self.wake()
             time.sleep(POLL_S)
 
     def wait_idle(self, timeout_s: float) -> bool:
@@ -204,7 +204,7 @@ class Channel:
         while self._waiting or self._places.taken:
             if time.monotonic() > ends:
                 return False
-            self.kick()
+            self.wake()
             time.sleep(POLL_S)
         return True
 

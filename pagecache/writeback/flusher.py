@@ -122,16 +122,16 @@ class Flusher:
             yield
         except Exception:  # a store may raise anything
             logger.exception("%s: the flusher goes on with others, and tries again later", inode.name)
-            self._retry_later(inode.mapping.extra)
+            self._retry_later(inode.mapping.backing)
 
     def _sync_undurable(self) -> None:
         """Make durable what was closed long ago, or too much else since, so that its store can be closed."""
         with self._lock.held():
             waiting = list(self._undurable.values())
         for place, inode in enumerate(waiting):
-            now, line = time.monotonic(), inode.mapping.extra
+            now, backing = time.monotonic(), inode.mapping.backing
             is_old = place < len(waiting) - self._undurable_max or now - inode.idle_since >= self.expire_s
-            if self._is_stopping or not is_old or now < line.retry_at:
+            if self._is_stopping or not is_old or now < backing.retry_at:
                 continue
             self._make_durable(inode)
 
@@ -139,16 +139,16 @@ class Flusher:
         """Write an object back, and have its store make it durable. Returns whether that went well; else it is left alone
         for a while."""
         with self._by_itself(inode):
-            line = inode.mapping.extra
+            backing = inode.mapping.backing
             if inode.sync_pages(0, LAST_PAGE, durable=True) is None:
-                line.nr_retries, line.retry_at = 0, 0.0
+                backing.nr_retries, backing.retry_at = 0, 0.0
                 return True
-            self._retry_later(line)
+            self._retry_later(backing)
         return False
 
-    def _retry_later(self, line: Any) -> None:
-        line.retry_at = time.monotonic() + min(RETRY_MIN_S * 2**line.nr_retries, RETRY_MAX_S)
-        line.nr_retries += 1
+    def _retry_later(self, backing: Any) -> None:
+        backing.retry_at = time.monotonic() + min(RETRY_MIN_S * 2**backing.nr_retries, RETRY_MAX_S)
+        backing.nr_retries += 1
 
     def limit_undurable(self) -> None:
         """Let whoever opens and closes objects faster than the flusher makes them durable do some of its work: the oldest
@@ -158,14 +158,14 @@ class Flusher:
         with self._lock.held():
             waiting = list(self._undurable.values())
         for inode in waiting[: len(waiting) - 2 * self._undurable_max]:
-            if time.monotonic() >= inode.mapping.extra.retry_at and self._make_durable(inode):
+            if time.monotonic() >= inode.mapping.backing.retry_at and self._make_durable(inode):
                 inode.close_retired()
 
     def _pages_due(self, inode: Any) -> int:
         """Return how many pages of an object to write now: a chunk while there is too much, all that is too old."""
         if self._memory_is_short():
             return CHUNK_PAGES  # whoever waits is told at once if it fails again
-        if time.monotonic() < inode.mapping.extra.retry_at:
+        if time.monotonic() < inode.mapping.backing.retry_at:
             return 0
         if self.segment.nr_dirty_charged > self.segment.dirty_limits[1]:
             return CHUNK_PAGES
@@ -183,7 +183,7 @@ class Flusher:
         do_writepages(inode.mapping, wbc)
         self._note_speed(wbc.nr_written, time.monotonic() - started)
         if wbc.error is not None:
-            self._retry_later(inode.mapping.extra)
+            self._retry_later(inode.mapping.backing)
         return wbc.nr_written
 
     def _note_speed(self, nr_pages: int, seconds: float) -> None:
@@ -209,7 +209,7 @@ class Flusher:
         for inode in self.dirty_inodes():
             if self.write_some(inode):  # tried now, however lately it failed: a store that is healed helps at once
                 return None
-            error = error or inode.mapping.extra.last_error
+            error = error or inode.mapping.backing.last_error
         if error is None or self.segment.counters()["nr_writeback"] or self.error_of_all() is None:
             self.segment.wait_for_memory(WAIT_SLICE_S)
             return None
@@ -217,7 +217,7 @@ class Flusher:
 
     def error_of_all(self) -> OSError | None:
         """Return the error that the last request of every dirty object met; None if one can be written, or may be."""
-        errors = [inode.mapping.extra.last_error for inode in self.dirty_inodes()]
+        errors = [inode.mapping.backing.last_error for inode in self.dirty_inodes()]
         return errors[0] if errors and None not in errors else None
 
     # -- life ----------------------------------------------------------------------------------------------------------

@@ -35,15 +35,15 @@ def own_write(mapping: AddressSpace, size: int | None = None) -> Iterator[None]:
     had changed the object, and after it if that has happened meanwhile, as far as can be told; what asking the store does.
     Context: nothing may be waited for in the block that waits for write-back of the object.
     """
-    line = mapping.extra
+    backing = mapping.backing
     if mapping.fd < 0:
-        if not line.is_current(mapping):
+        if not backing.is_current(mapping):
             raise foreign_change(mapping)
         with _core.OwnWrite(mapping, False):
             try:
                 yield
             finally:
-                line.take_version(mapping)
+                backing.take_version(mapping)
         return
     with mapping.store_lock.held():
         state = mapping.stamp_state()
@@ -64,15 +64,15 @@ def own_write(mapping: AddressSpace, size: int | None = None) -> Iterator[None]:
 def own_attributes(mapping: AddressSpace) -> Iterator[None]:
     """Within the block whoever has the cache changes attributes of an open object: times, mode, names. That is no news, but
     what others have changed before is. Raises what asking a store for its version does."""
-    line = mapping.extra
+    backing = mapping.backing
     if mapping.fd < 0:
-        is_same = line.is_current(mapping)
+        is_same = backing.is_current(mapping)
         with _core.OwnWrite(mapping, False):
             try:
                 yield
             finally:
                 if is_same:
-                    line.take_version(mapping)
+                    backing.take_version(mapping)
         return
     with mapping.store_lock.held():
         is_same = mapping.stamp_state() == STAMP_SAME

@@ -112,16 +112,16 @@ def write_batch(
         raise
     finally:
         _thread.nr_passes -= 1
-    mapping.extra.note_result(error)
+    mapping.backing.note_result(error)
     if error is not None:
         mapping.segment.add_count("writeback_errors", 1)
         _core.mapping_set_error(mapping, error.errno or errno.EIO)
     if done:
-        mapping.extra.note_written(batch.start, batch.next_index - 1)
+        mapping.backing.note_written(batch.start, batch.next_index - 1)
     if error is None:
         batch.end(done)
     else:
-        mapping.extra.end_failed(lambda: batch.end(done, mapping.extra.keeps_failed))
+        mapping.backing.end_failed(lambda: batch.end(done, mapping.backing.keeps_failed))
     return error
 
 
@@ -157,7 +157,7 @@ def _write_run(mapping: AddressSpace, batch: WritebackBatch) -> int:
 def _write_store(mapping: AddressSpace, batch: WritebackBatch) -> int:
     """Hand the bytes to a Python store, again what it did not take."""
     buffers, done = batch.memory(), 0
-    limit = max(4096, mapping.extra.hints.max_request)
+    limit = max(4096, mapping.backing.hints.max_request)
     try:
         while done < batch.nbytes:
             asked = min(limit, batch.nbytes - done)
@@ -213,7 +213,7 @@ def write_cache_pages(mapping: AddressSpace, wbc: WritebackControl, refusal: Exc
     """
     mark = MARK_TOWRITE if wbc.sync_mode == WB_SYNC_ALL else MARK_DIRTY
     start = _core.get_writeback_index(mapping) if wbc.range_cyclic else wbc.range_start
-    max_bytes = mapping.extra.hints.max_request
+    max_bytes = mapping.backing.hints.max_request
     next_index = 0
     with write_requests(mapping, wbc, refusal) as run:
         for batch in _batches(mapping, start, wbc.range_end, mark, wbc.sync_mode == WB_SYNC_ALL, max_bytes):
@@ -274,7 +274,7 @@ def do_writepages(mapping: AddressSpace, wbc: WritebackControl) -> None:
                 write_cache_pages(mapping, wbc, refusal)
             finally:
                 if refusal is None:
-                    mapping.extra.take_version(mapping)
+                    mapping.backing.take_version(mapping)
 
 
 def _tag(mapping: AddressSpace, wbc: WritebackControl) -> None:
@@ -294,9 +294,9 @@ def _write_to_file(mapping: AddressSpace, wbc: WritebackControl) -> None:
 
 def _refusal(mapping: AddressSpace) -> Exception | None:
     """Return why nothing may be written to the object's store: others have changed it, or that cannot be told."""
-    line = mapping.extra
+    backing = mapping.backing
     try:
-        return None if line.is_current(mapping) or line.look_closer() else OSError(errno.ESTALE, CHANGED)
+        return None if backing.is_current(mapping) or backing.look_closer() else OSError(errno.ESTALE, CHANGED)
     except Exception as cause:  # of a store, which may raise anything
         return cause
 
@@ -312,7 +312,7 @@ def write_requests(
         error = write_batch(mapping, batch, caught, refusal)
         wbc.note(batch.nr_pages if error is None else 0, error)
 
-    limit = mapping.extra.hints.parallel_requests
+    limit = mapping.backing.hints.parallel_requests
     if mapping.fd >= 0 or limit == 1:
         yield run_here
         return
@@ -330,7 +330,7 @@ def write_requests(
                 with _core.OwnWrite(mapping, False):
                     run_here(batch, BaseException)  # it is no use to this thread
                     if left_alone[0]:
-                        mapping.extra.take_version(mapping)
+                        mapping.backing.take_version(mapping)
             finally:
                 places.give()
                 ended.advance()
@@ -405,7 +405,8 @@ def unseen_error(mapping: AddressSpace, number: int) -> OSError:
     """Return the error for a write-back in the background that failed with an errno since a file looked last."""
     if number == errno.ESTALE:
         return OSError(number, f"cannot write {mapping.name}, in the background: {CHANGED}")
-    reason = "what could not be written is still cached, and is tried again" if mapping.extra.keeps_failed else "it is lost"
+    is_kept = mapping.backing.keeps_failed
+    reason = "what could not be written is still cached, and is tried again" if is_kept else "it is lost"
     return OSError(number, f"cannot write {mapping.name}, in the background: {os.strerror(number)}; {reason}")
 
 

@@ -17,7 +17,7 @@ def balance_dirty_pages(mapping: AddressSpace, nr_pages: int) -> None:
 
     Context: no lock held that write-back needs; may sleep up to MAX_PAUSE_S.
     """
-    segment, flusher = mapping.segment, mapping.extra.flusher
+    segment, flusher = mapping.segment, mapping.backing.flusher
     limit, background = segment.dirty_limits
     dirty, free_run = segment.nr_dirty_charged, (limit + background) // 2
     if dirty <= free_run or flusher is None or in_writeback():
@@ -50,10 +50,10 @@ def wait_for_dirty_room(mapping: AddressSpace) -> None:
         if wbc.nr_written == 0 and _core.has_mark(mapping, MARK_WRITEBACK):
             segment.wait_for_memory(WAIT_SLICE_S)  # all that is dirty was dirtied again while it is being written
         return
-    if _core.has_mark(mapping, MARK_WRITEBACK) or mapping.extra.flusher is None:
+    if _core.has_mark(mapping, MARK_WRITEBACK) or mapping.backing.flusher is None:
         segment.wait_for_memory(WAIT_SLICE_S)
         return
-    error = mapping.extra.flusher.make_room()
+    error = mapping.backing.flusher.make_room()
     if error is not None:
         raise OSError(error.errno, f"cannot write {mapping.name}: no page may become dirty while {error.strerror}")
 

@@ -27,7 +27,7 @@ ENOUGH = SMALL_SHARE * NR_PAGES * PAGE
 
 def make_far(file, sizes=(PAGE, 1024 * PAGE), bandwidth=BANDWIDTH):
     """Let the cache believe that requests of these sizes took so long; it measures nothing more."""
-    speed = file.mapping.extra.speed
+    speed = file.mapping.backing.speed
     for nbytes in sizes:
         speed.observe(nbytes, LATENCY_S + nbytes / bandwidth)
     speed.observe = lambda nbytes, seconds: None
@@ -121,7 +121,7 @@ class TestMisses:
     def test_of_a_near_store_bring_just_their_pages(self, make_cache):
         with make_cache(ENOUGH).open(Store(DATA)) as file:
             for _ in range(2):
-                file.mapping.extra.speed.observe(PAGE, 0.0001)
+                file.mapping.backing.speed.observe(PAGE, 0.0001)
             for index in range(100, NR_PAGES, 500):
                 read(file, index)
             assert {nr for _, nr in pages_read(file)} == {1}
@@ -162,7 +162,7 @@ class TestHoles:
     def test_that_cost_more_than_a_request_are_not(self, make_cache):
         with make_cache(ENOUGH).open(Store(DATA)) as file:
             make_far(file, sizes=(PAGE, 1024 * PAGE), bandwidth=10e6)
-            hole = file.mapping.extra.hole_pages()
+            hole = file.mapping.backing.hole_pages()
             for index in range(10, 10 + hole + 1):
                 assert add_page(file.mapping, index)
             for index in range(100, 100 + hole):
@@ -242,7 +242,7 @@ class TestOrigins:
         first.origin = second.origin = "test_small_objects one"
         other.origin = "test_small_objects another"
         with cache.open(first) as one, cache.open(second) as two, cache.open(other) as three:
-            speeds = [file.mapping.extra.speed for file in (one, two, three)]
+            speeds = [file.mapping.backing.speed for file in (one, two, three)]
             assert speeds[0] is speeds[1]
             assert speeds[0] is not speeds[2]
         assert store_speeds.speed_of("test_small_objects one") is speeds[0]
@@ -304,9 +304,9 @@ class TestRangesOfAFarStore:
         assert self.runs(far, [(0, 50), (150, 50), (260, 9)]) == [(0, 199), (260, 268)]
 
     def test_nor_into_more_than_a_request(self, far):
-        most = far.mapping.extra.hints.max_request // PAGE
+        most = far.mapping.backing.hints.max_request // PAGE
         assert most > NR_PAGES
-        object.__setattr__(far.mapping.extra.hints, "max_request", 250 * PAGE)
+        object.__setattr__(far.mapping.backing.hints, "max_request", 250 * PAGE)
         assert self.runs(far, [(0, 100), (200, 100)]) == [(0, 99), (200, 299)]
 
     def test_as_far_as_the_caller_says(self, far):

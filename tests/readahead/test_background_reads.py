@@ -168,7 +168,7 @@ class TestHanging:
     def test_ctrl_c_ends_a_wait_for_a_place(self, hanging):
         _, file, store = hanging
         crew = Crew(*[lambda page=page: file.pread(PAGE, page * PAGE) for page in (100, 200, 300, 400)])
-        wait_until(lambda: file.mapping.extra.channel.nr_running == 4, "all places to be taken")
+        wait_until(lambda: file.mapping.backing.request_queue.nr_running == 4, "all places to be taken")
         self.interrupt_soon()
         with pytest.raises(KeyboardInterrupt):
             file.pread(PAGE, 2 * PAGE)

@@ -16,7 +16,7 @@ WINDOW = 16 * BLOCK_PAGES
 
 def make_far(file, latency_s=LATENCY_S):
     """Let the cache believe that it measured this latency, at 200 MB a second."""
-    speed = file.mapping.extra.speed
+    speed = file.mapping.backing.speed
     for nbytes in (PAGE, 1024 * PAGE):
         speed.observe(nbytes, latency_s + nbytes / 200e6)
     speed.observe = lambda nbytes, seconds: None  # these stores are in memory: they would be found near

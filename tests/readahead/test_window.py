@@ -5,7 +5,7 @@ from support import PAGE, pages_of
 from support.remote_stores import CountingStore
 
 from pagecache.readahead.window import BUDGET_SHARE, MIN_WINDOW_PAGES, window_pages
-from pagecache.requests.backing import Line
+from pagecache.requests.backing import Backing
 from pagecache.requests.speed import StoreSpeed, request_bytes
 from pagecache.stores.base import StoreHints
 
@@ -83,26 +83,26 @@ class TestRequests:
         ("nr_pages", "expected"), [(1, 1), (32, 32), (256, 256), (653, 653), (654, 327), (4096, 512), (10**6, 4096)]
     )
     def test_of_a_run_are_spread_over_the_connections_that_are_worthwhile(self, nr_pages, expected):
-        line = Line(StoreHints(), None)
-        line.speed = speed_of(0.02, 64 * MIB)
-        assert line.request_pages(nr_pages) == expected
+        backing = Backing(StoreHints(), None)
+        backing.speed = speed_of(0.02, 64 * MIB)
+        assert backing.request_pages(nr_pages) == expected
 
     @pytest.mark.parametrize(
         ("nr_pages", "expected"), [(32, 32), (400, 400), (653, 653), (654, 327), (10**4, 1250), (10**6, 4096)]
     )
     def test_of_a_block_carry_no_less_than_they_cost(self, make_cache, nr_pages, expected):
         with make_cache(MIB).open(CountingStore(pages_of(1))) as file:
-            line = Line(StoreHints(), None)
-            line.speed = speed_of(0.02, 64 * MIB)  # 327 pages in flight
-            assert line.block_request_pages(file.mapping, nr_pages) == expected
+            backing = Backing(StoreHints(), None)
+            backing.speed = speed_of(0.02, 64 * MIB)  # 327 pages in flight
+            assert backing.block_request_pages(file.mapping, nr_pages) == expected
 
     @pytest.mark.parametrize(
         ("latency_s", "bandwidth", "expected"), [(0.02, 64 * MIB, 256), (0.002, 64 * MIB, 32), (0.0001, 64 * MIB, 16)]
     )
     def test_read_through_holes_that_cost_less(self, latency_s, bandwidth, expected):
-        line = Line(StoreHints(), None)
-        line.speed = speed_of(latency_s, bandwidth)
-        assert line.hole_pages() == expected
+        backing = Backing(StoreHints(), None)
+        backing.speed = speed_of(latency_s, bandwidth)
+        assert backing.hole_pages() == expected
 
     def test_that_are_too_short_to_measure_bandwidth_say_how_high_it_is_at_least(self):
         speed = speed_of(0.02, 1000 * MIB, sizes=(4 * KIB, 256 * KIB))

@@ -12,7 +12,7 @@ import pytest
 from support import PATIENCE_S, STRESS, Crew, wait_until
 
 from pagecache.requests import workers
-from pagecache.requests.workers import Channel, WorkerPool
+from pagecache.requests.workers import RequestQueue, WorkerPool
 
 
 class Interrupted(BaseException):
@@ -175,54 +175,54 @@ class TestPool:
 
 class TestChannel:
     def test_never_runs_more_than_its_limit(self, gate):
-        channel = Channel(WorkerPool(), 3)
+        request_queue = RequestQueue(WorkerPool(), 3)
         for number in range(9):
-            channel.submit(gate.task(number))
+            request_queue.submit(gate.task(number))
         wait_until(lambda: gate.nr_running == 3, "three tasks to run")
-        assert channel.nr_running == 3
+        assert request_queue.nr_running == 3
         gate.open.set()
-        assert channel.wait_idle(PATIENCE_S)
+        assert request_queue.wait_idle(PATIENCE_S)
         assert gate.most_running == 3
         assert sorted(gate.begun) == list(range(9))
 
     def test_runs_in_order(self, gate):
-        channel = Channel(WorkerPool(), 1)
+        request_queue = RequestQueue(WorkerPool(), 1)
         for number in range(9):
-            channel.submit(gate.task(number))
+            request_queue.submit(gate.task(number))
         gate.open.set()
-        assert channel.wait_idle(PATIENCE_S)
+        assert request_queue.wait_idle(PATIENCE_S)
         assert gate.begun == list(range(9))
 
     def test_a_reader_that_waits_goes_before_readahead(self, gate):
-        channel, order = Channel(WorkerPool(), 1), []
+        request_queue, order = RequestQueue(WorkerPool(), 1), []
 
         def reader():
-            with channel.place():
+            with request_queue.place():
                 order.append("reader")
 
-        channel.submit(gate.task("first"))
+        request_queue.submit(gate.task("first"))
         wait_until(lambda: gate.nr_running == 1, "the place to be taken")
-        channel.submit(lambda: order.append("readahead"))
+        request_queue.submit(lambda: order.append("readahead"))
         thread = threading.Thread(target=reader)
         thread.start()
-        wait_until(lambda: channel._places.nr_urgent_waiting == 1, "the reader to wait")
+        wait_until(lambda: request_queue._places.nr_urgent_waiting == 1, "the reader to wait")
         gate.open.set()
         thread.join(PATIENCE_S)
-        assert channel.wait_idle(PATIENCE_S)
+        assert request_queue.wait_idle(PATIENCE_S)
         assert order == ["reader", "readahead"]
 
     def test_one_that_nobody_waits_for_goes_behind_readahead(self, gate):
-        channel, order = Channel(WorkerPool(), 1), []
+        request_queue, order = RequestQueue(WorkerPool(), 1), []
         entered = threading.Event()
 
         def prefetcher():
             entered.set()
-            with channel.place(urgent=False):
+            with request_queue.place(urgent=False):
                 order.append("prefetch")
 
-        channel.submit(gate.task("first"))
+        request_queue.submit(gate.task("first"))
         wait_until(lambda: gate.nr_running == 1, "the place to be taken")
-        channel.submit(lambda: order.append("readahead"))
+        request_queue.submit(lambda: order.append("readahead"))
         thread = threading.Thread(target=prefetcher)
         thread.start()
         assert entered.wait(PATIENCE_S)
@@ -232,7 +232,7 @@ class TestChannel:
 
     @pytest.mark.parametrize("limit", [1, 2, 4])
     def test_readers_and_readahead_together_stay_inside_the_limit(self, limit, rng):
-        channel, lock = Channel(WorkerPool(), limit), threading.Lock()
+        request_queue, lock = RequestQueue(WorkerPool(), limit), threading.Lock()
         state = {"now": 0, "most": 0, "ran": 0}
 
         def request():
@@ -246,37 +246,37 @@ class TestChannel:
 
         def reader():
             for _ in range(40):
-                with channel.place(urgent=rng.random() < 0.7):
+                with request_queue.place(urgent=rng.random() < 0.7):
                     request()
 
         def submitter():
             for _ in range(40):
-                channel.submit(request)
+                request_queue.submit(request)
 
         Crew(reader, submitter, reader, submitter).join_well()
-        assert channel.wait_idle(PATIENCE_S)
+        assert request_queue.wait_idle(PATIENCE_S)
         assert state["ran"] == 160
         assert state["most"] <= limit
-        assert channel.nr_running == 0
+        assert request_queue.nr_running == 0
 
     def test_places_that_readers_gave_back_are_used_again(self, gate):
         """While a reader waits, others end: their places must not stay empty afterwards."""
-        channel, blockers = Channel(WorkerPool(), 4), Gate()
+        request_queue, blockers = RequestQueue(WorkerPool(), 4), Gate()
         inside, leave = threading.Event(), threading.Event()
 
         def reader():
-            with channel.place():
+            with request_queue.place():
                 inside.set()
                 assert leave.wait(PATIENCE_S)
 
         for number in range(4):
-            channel.submit(blockers.task(number))
+            request_queue.submit(blockers.task(number))
         wait_until(lambda: blockers.nr_running == 4, "all places to be taken")
         for number in range(8):
-            channel.submit(gate.task(number))
+            request_queue.submit(gate.task(number))
         thread = threading.Thread(target=reader)
         thread.start()
-        wait_until(lambda: channel._places.nr_urgent_waiting == 1, "the reader to wait")
+        wait_until(lambda: request_queue._places.nr_urgent_waiting == 1, "the reader to wait")
         blockers.open.set()
         assert inside.wait(PATIENCE_S)
         wait_until(lambda: gate.nr_running == 3, "the other places to be taken")
@@ -284,27 +284,27 @@ class TestChannel:
         thread.join(PATIENCE_S)
         wait_until(lambda: gate.nr_running == 4, "all places to be taken")
         gate.open.set()
-        assert channel.wait_idle(PATIENCE_S)
+        assert request_queue.wait_idle(PATIENCE_S)
 
     def test_a_task_that_raises_gives_its_place_back(self, caplog):
-        channel, ran = Channel(WorkerPool(), 1), []
-        channel.submit(lambda: 1 / 0)
-        channel.submit(lambda: ran.append(1))
-        assert channel.wait_idle(PATIENCE_S)
+        request_queue, ran = RequestQueue(WorkerPool(), 1), []
+        request_queue.submit(lambda: 1 / 0)
+        request_queue.submit(lambda: ran.append(1))
+        assert request_queue.wait_idle(PATIENCE_S)
         assert ran == [1]
         assert "ZeroDivisionError" in caplog.text
 
     def test_a_reader_that_raises_gives_its_place_back(self):
-        channel = Channel(WorkerPool(), 1)
-        with pytest.raises(KeyboardInterrupt), channel.place():
+        request_queue = RequestQueue(WorkerPool(), 1)
+        with pytest.raises(KeyboardInterrupt), request_queue.place():
             raise KeyboardInterrupt
-        with channel.place():
-            assert channel.nr_running == 1
-        assert channel.nr_running == 0
+        with request_queue.place():
+            assert request_queue.nr_running == 1
+        assert request_queue.nr_running == 0
 
     def test_waiting_for_it_to_be_idle_can_end_early(self, gate):
-        channel = Channel(WorkerPool(), 1)
-        channel.submit(gate.task(1))
-        assert not channel.wait_idle(0.01)
+        request_queue = RequestQueue(WorkerPool(), 1)
+        request_queue.submit(gate.task(1))
+        assert not request_queue.wait_idle(0.01)
         gate.open.set()
-        assert channel.wait_idle(PATIENCE_S)
+        assert request_queue.wait_idle(PATIENCE_S)

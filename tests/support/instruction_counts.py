@@ -4,7 +4,7 @@
     PYTHONPATH=build/lib-check .venv/bin/python -P tests/support/instruction_counts.py --record  writes instructions.json
 
 A run counts what an operation costs from Python, without the loop around it: what a loop of NR_CALLS takes beyond an
-empty one. The counts hold for one lane, compiler, machine, interpreter and C library, which are their key in the file;
+empty one. They hold for one build mode, compiler, machine, interpreter and C library, which are their key in the file;
 tests/engine/test_instructions.py compares them only if there are some for the same.
 """
 
@@ -36,10 +36,10 @@ def key():
 
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True, check=True).stdout.strip()
-    lane = Path(pagecache.__file__).parent.parent.name.removeprefix("lib-")
+    mode = Path(pagecache.__file__).parent.parent.name.removeprefix("lib-")
     cpu = "avx2" if " avx2 " in Path("/proc/cpuinfo").read_text() else "no avx2"
     python, libc = platform.python_version(), "-".join(platform.libc_ver())
-    return f"{lane} {Path(compiler).name}-{version} {platform.machine()} {cpu} python-{python} {libc}"
+    return f"{mode} {Path(compiler).name}-{version} {platform.machine()} {cpu} python-{python} {libc}"
 
 
 def phases(file):

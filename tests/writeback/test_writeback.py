@@ -386,7 +386,7 @@ class TestLimits:
             fault.mend()
             bystander_wrote = False
             while not bystander_wrote:
-                file.mapping.extra.retry_at = 0
+                file.mapping.backing.retry_at = 0
                 bystander_wrote = bystander.pwrite(b"x", 0) == 1
             file.pwrite(b"x", 10 * PAGE)
             with pytest.raises(OSError, match="background"):
@@ -436,7 +436,7 @@ class TestFlusher:
             assert fault.nr_raised == 1
             cache.flusher.flush()
             assert fault.nr_raised == 1
-            file.mapping.extra.retry_at = 0
+            file.mapping.backing.retry_at = 0
             cache.flusher.flush()
             assert fault.nr_raised == 2
             fault.mend()

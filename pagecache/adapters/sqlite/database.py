@@ -158,7 +158,7 @@ class Database:
             raise OSError(errno.EBADF, f"cannot use {self.name}: the cache is closed")
         if self.nr_locked == 0:
             counters = self._present_counters()
-            if counters != self._counters or not inode.mapping.extra.is_current(inode.mapping):
+            if counters != self._counters or not inode.mapping.backing.is_current(inode.mapping):
                 inode.invalidate()
                 self._counters = _counters[inode] = counters
         self.nr_locked += 1
@@ -373,7 +373,7 @@ def _new_database(
         file.close()
         raise
     if file.mapping.size <= cache.size // FITTING_PART:
-        file.mapping.extra.locality = DenseLocality()
+        file.mapping.backing.locality = DenseLocality()
     database.nr_open = 1
     table.databases[key] = database
     return database, file

@@ -10,7 +10,7 @@ from typing import Any
 
 import apsw
 
-from pagecache.adapters.sqlite import beside
+from pagecache.adapters.sqlite import journals
 from pagecache.adapters.sqlite.database import DatabaseFile, database_named, open_database
 from pagecache.adapters.sqlite.errors import io_error, is_refusal, open_error, sqlite_error
 from pagecache.adapters.sqlite.places import PREFIX, LocalFiles, Objects, Urls
@@ -102,7 +102,7 @@ class VFS(apsw.VFS):
         try:
             if name is None or not flags[0] & (JOURNALS | apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_DB):
                 flags[1] = flags[0]
-                return beside.JournalFile(self._files.open_temporary())
+                return journals.JournalFile(self._files.open_temporary())
             if flags[0] & apsw.SQLITE_OPEN_MAIN_DB:
                 return self._open_database(name, flags)
             return self._open_beside(str(name), flags)
@@ -135,8 +135,8 @@ class VFS(apsw.VFS):
         store = place.open_beside(name, owner, writable=writable, create=create, exclusive=exclusive)
         flags[1] = flags[0]
         if not flags[0] & apsw.SQLITE_OPEN_WAL:
-            return beside.make_journal(place, name, store, is_new=create)
-        return beside.make_log(self.cache, place, name, store, database_named(self.cache, owner), is_new=create)
+            return journals.make_journal(place, name, store, is_new=create)
+        return journals.make_log(self.cache, place, name, store, database_named(self.cache, owner), is_new=create)
 
 
 def _database_of(name: str) -> str:

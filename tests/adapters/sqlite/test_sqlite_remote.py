@@ -49,7 +49,7 @@ def test_the_neighbourhood_of_a_miss_is_read_where_the_database_fits_in(database
     for cache, fits in zip(caches, (False, True), strict=True):
         db = connect(url, cache)
         (file,) = cache._files
-        assert isinstance(file.mapping.extra.locality, DenseLocality) == fits
+        assert isinstance(file.mapping.backing.locality, DenseLocality) == fits
         assert db.execute("SELECT count(*), sum(length(b)) FROM t").fetchall() == [(ROWS, ROWS * 480)]
     server.forget()
     assert db.execute("SELECT count(*), sum(length(b)) FROM t").fetchall() == [(ROWS, ROWS * 480)]

@@ -36,7 +36,7 @@ include "tests/engine/engine_threads/oracle.pxi"       # what the bytes of a pag
 include "tests/engine/engine_threads/readers.pxi"      # reads, lines, pins, fills
 include "tests/engine/engine_threads/writers.pxi"      # writes, write-back, syncs
 include "tests/engine/engine_threads/removers.pxi"     # truncation, eviction, splits
-include "tests/engine/engine_threads/cuts.pxi"         # a file that is cut and written again
+include "tests/engine/engine_threads/truncations.pxi"         # a file that is cut and written again
 include "tests/engine/engine_threads/reuse.pxi"        # pages that change between two steps of a reader
 
 cdef enum:

@@ -6,7 +6,7 @@ from pagecache.core.lookup cimport folio_is
 from pagecache.core.lru cimport folio_free_last
 from pagecache.core.mapping cimport entry_frame, filemap_remove_clean, filemap_zero_unshared
 from pagecache.core.folio cimport folio_try_get
-from pagecache.core.lock cimport spin_lock, spin_unlock
+from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.split cimport folio_split
 from pagecache.core.xa_entry cimport xa_is_value
 from pagecache.core.xa_find cimport xas_find
@@ -22,7 +22,7 @@ cdef Folio* next_folio(Work* work, uint32_t m, uint64_t start) noexcept nogil:
     cdef Folio* folio = NULL
     cdef XaState xas
     cdef xa_entry entry
-    spin_lock(&mapping.pages.lock)
+    futex_lock(&mapping.pages.lock)
     xas_init(&xas, &mapping.pages, &work.seg.pool, start, 0)
     entry = xas_find(&xas, NR_PAGES - 1)
     while entry != 0 and xa_is_value(entry):
@@ -32,7 +32,7 @@ cdef Folio* next_folio(Work* work, uint32_t m, uint64_t start) noexcept nogil:
         if not folio_try_get(folio):
             work_failed(work, FOREIGN_BYTES, start, entry, 0, 0)
             folio = NULL
-    spin_unlock(&mapping.pages.lock)
+    futex_unlock(&mapping.pages.lock)
     return folio
 
 

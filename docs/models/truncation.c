@@ -4,7 +4,7 @@
 #include "model.h"
 
 enum { LONG = 2, SHORT = 1, OLD_BYTES = 50, NEW_BYTES = 60 };
-static pc_u32 size, nr_cuts, seq, bytes;        /* bytes: the part of the page that is cut off */
+static pc_u32 size, nr_truncations, seq, bytes;        /* bytes: the part of the page that is cut off */
 
 /* mirrors folio.pxd: folio_write_begin, folio_write_end */
 static void store_bytes(uint32_t value) {
@@ -20,30 +20,30 @@ static void store_bytes(uint32_t value) {
 static void *cutter(void *unused) {
     (void)unused;
 #ifdef BUG_COUNT_FIRST
-    add_acq_rel_u32(&nr_cuts, 1);
+    add_acq_rel_u32(&nr_truncations, 1);
 #endif
     store_release_u32(&size, SHORT);
 #if !defined(BUG_COUNT_FIRST) && !defined(BUG_COUNT_LATE)
-    add_acq_rel_u32(&nr_cuts, 1);
+    add_acq_rel_u32(&nr_truncations, 1);
 #endif
     store_bytes(0);
     store_bytes(NEW_BYTES);
     store_release_u32(&size, LONG);
 #ifdef BUG_COUNT_LATE
-    add_acq_rel_u32(&nr_cuts, 1);
+    add_acq_rel_u32(&nr_truncations, 1);
 #endif
     return NULL;
 }
 
-/* mirrors lookup.pxd: read_chunk_pinned; mapping.pxd: mapping_is_uncut. A reference, so seq is not looked at. */
+/* mirrors lookup.pxd: read_chunk_pinned; mapping.pxd: mapping_not_truncated_since. A reference, so seq is not looked at. */
 static void *reader(void *unused) {
     uint32_t cuts, had, copy;
     (void)unused;
 #ifdef BUG_LOAD_AFTER_SIZE
     had = load_acquire_u32(&size);
-    cuts = load_acquire_u32(&nr_cuts);
+    cuts = load_acquire_u32(&nr_truncations);
 #else
-    cuts = load_acquire_u32(&nr_cuts);
+    cuts = load_acquire_u32(&nr_truncations);
     had = load_acquire_u32(&size);
 #endif
     if (had < LONG) return NULL;
@@ -55,7 +55,7 @@ static void *reader(void *unused) {
 #ifndef BUG_NO_ACQUIRE_FENCE
     fence_acquire();
 #endif
-    if (load_relaxed_u32(&nr_cuts) != cuts) return NULL;
+    if (load_relaxed_u32(&nr_truncations) != cuts) return NULL;
 #endif
     assert(copy != 0);
     return NULL;

@@ -1,4 +1,4 @@
-from pagecache.core.mapping cimport mapping_is_uncut, mapping_set_size
+from pagecache.core.mapping cimport mapping_not_truncated_since, mapping_set_size
 
 cdef enum:
     CUT_PAGES = 3                   # of the file that is cut; it never has a zero
@@ -73,7 +73,7 @@ cdef void read_ones(Worker* worker) noexcept nogil:
     """Reads anything, in some way. There is no zero in what counts."""
     cdef Work* work = worker.work
     cdef Mapping* mapping = &work.seg.mappings[work.files[0].number]
-    cdef uint32_t nr_cuts = load_acquire_u32(&mapping.nr_cuts)
+    cdef uint32_t nr_truncations = load_acquire_u32(&mapping.nr_truncations)
     cdef uint64_t size = load_acquire_u64(&mapping.size)
     cdef uint64_t pos = random_below(worker, CUT_PAGES * PAGE_SIZE), done, i
     cdef uint32_t way = random_below(worker, 3)
@@ -91,7 +91,7 @@ cdef void read_ones(Worker* worker) noexcept nogil:
         copy_shared(<char*>worker.buffer, piece.source, done)
         if not line_unpin(&piece, &work.seg, <uint64_t>-1):
             return
-    if not mapping_is_uncut(mapping, nr_cuts):
+    if not mapping_not_truncated_since(mapping, nr_truncations):
         return
     worker.counts[way] += 1
     for i in range(done):
