@@ -1,4 +1,6 @@
-"""Truncation and invalidation: taking pages out of the cache (K4).
+"""Truncation and invalidation: taking pages out of the cache.
+
+The rules: docs/kernel.md, truncation and invalidation.
 
 `invalidate_lock` exclusive is held by whoever frees what is below the pages too, over both, so that nobody reads the
 old bytes back in between.  Reads of cached pages do not take it: they return old bytes, or stop at the new size.
@@ -19,7 +21,7 @@ TO_THE_END = -1
 
 
 def truncate_inode_pages_range(mapping: AddressSpace, lstart: int, lend: int = TO_THE_END) -> None:
-    """Remove bytes lstart..lend (inclusive; -1: to the end) from the cache, dirty or not (K4.2).
+    """Remove bytes lstart..lend (inclusive; -1: to the end) from the cache, dirty or not.
 
     Whole pages are removed; in pages that are cut the bytes are zeroed. On return no page of the range is cached, and
     none was missed: whatever was added meanwhile was swept again.
@@ -198,7 +200,7 @@ def referenced(folios: list[Folio]) -> Iterator[None]:
 
 
 def truncate_setsize(mapping: AddressSpace, size: int) -> None:
-    """Set i_size, then remove what is behind it (K4.1): readers see the new size before a page goes.
+    """Set i_size, then remove what is behind it: readers see the new size before a page goes.
 
     Context: invalidate_lock exclusive, taken by the caller before and held until the store was cut too.
     """
@@ -245,7 +247,7 @@ def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
 
 
 def truncate_pagecache_range(mapping: AddressSpace, lstart: int, lend: int) -> None:
-    """Remove bytes lstart..lend (inclusive) for a hole punch (K4.3): private copies survive.
+    """Remove bytes lstart..lend (inclusive) for a hole punch: private copies survive.
 
     Context: invalidate_lock exclusive, held over this and the freeing of what is below.
     """
@@ -260,7 +262,7 @@ def truncate_pagecache_range(mapping: AddressSpace, lstart: int, lend: int) -> N
 
 
 def invalidate_mapping_pages(mapping: AddressSpace, start: int, end: int) -> int:
-    """Remove clean, unused pages start..end (inclusive) without waiting (K4.4); what is left leaves next.
+    """Remove clean, unused pages start..end (inclusive) without waiting; what is left leaves next.
 
     Returns the pages removed.
     """
@@ -273,7 +275,7 @@ def invalidate_mapping_pages(mapping: AddressSpace, start: int, end: int) -> int
 
 
 def invalidate_inode_pages2_range(mapping: AddressSpace, start: int, end: int, launder=None) -> None:
-    """Remove pages start..end (inclusive), waiting for locks and write-back (K4.5); large folios go whole.
+    """Remove pages start..end (inclusive), waiting for locks and write-back; large folios go whole.
 
     launder: called with each dirty, locked folio, may write it and make it clean. Dirty pages stay: after the others
     were removed, OSError with EBUSY is raised. Shadows go too.

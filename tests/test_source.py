@@ -26,6 +26,7 @@ SOURCES = sorted(
     for path in (ROOT / directory).rglob("*")
     if path.suffix in SOURCE_SUFFIXES and "__pycache__" not in path.parts
 )
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "findings").glob("*")])
 ENGINE = sorted((PACKAGE / "core").glob("*.pxd"))
 BOUNDARY = [PACKAGE / "_core.pyx", *sorted((PACKAGE / "parts").glob("*.pxi"))]
 PYTHON = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py" and path != PACKAGE / "__init__.py")
@@ -182,6 +183,29 @@ class TestEngine:
     def test_every_header_has_its_declarations(self):
         for header in (PACKAGE / "core").glob("*.h"):
             assert header.with_suffix(".pxd").exists(), name_of(header)
+
+
+class TestWords:
+    """The words of code, comments and docs: what they point to is in the repository."""
+
+    def test_no_tag_points_outside_the_repository(self):
+        tag = re.compile(r"\bK\d+\.\d+\b|\(K\d+\b")
+        found = [
+            f"{name_of(path)}: {', '.join(tags)}" for path in [*SOURCES, *PAGES] if (tags := tag.findall(path.read_text()))
+        ]
+        assert not found, "\n".join(found)
+
+    def test_sections_that_are_named_exist(self):
+        """Code names a section as "docs/kernel.md, races of truncation"."""
+        titles = re.findall(r"^##+ (?:[\d.]+ )?(.*)$", (ROOT / "docs/kernel.md").read_text(), re.MULTILINE)
+        known = {title.lower() for title in titles}
+        named = [
+            (name_of(path), title)
+            for path in SOURCES
+            for title in re.findall(r"^The rules: docs/kernel\.md, (.*)\.$", path.read_text(), re.MULTILINE)
+        ]
+        assert len(named) > 20
+        assert [place for place in named if place[1] not in known] == []
 
 
 class TestPublicNames:

@@ -1,4 +1,6 @@
-"""Errors of write-back, each reported once to each open file (errseq, K8.4).
+"""Errors of write-back, each reported once to each open file (errseq).
+
+The rules: docs/kernel.md, errors of write-back.
 
 One 32-bit word a mapping: bits 0..11 errno, bit 12 SEEN, bits 13.. a counter that grows when an error follows one that
 somebody has seen.  0: there never was one.  Every open file keeps the word it saw last.

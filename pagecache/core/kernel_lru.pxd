@@ -1,4 +1,6 @@
-"""The kernel's policy: active and inactive list, refault distance (K6).
+"""The kernel's policy: active and inactive list, refault distance.
+
+The rules: docs/kernel.md, recency and reclaim.
 
 Scans take folios from the tail of the inactive list in chunks of 32.  A folio that was accessed twice moves to the
 active list (the move that its readers left to reclaim); one that is dirty or under write-back moves there too and is

@@ -336,7 +336,7 @@ cdef inline uint64_t header_layout_sum(const Header* header) noexcept nogil:
 
 
 cdef inline void header_set_dirty_limits(Header* header, uint32_t limit, uint32_t background) noexcept nogil:
-    """Pages; at least one page may be dirty, and write-back begins below the limit (K8.6)."""
+    """Pages; at least one page may be dirty, and write-back begins below the limit."""
     header.dirty_limit = limit if limit > 0 else 1
     header.dirty_background = background if background < header.dirty_limit else header.dirty_limit // 2
 

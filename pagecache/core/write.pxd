@@ -1,4 +1,6 @@
-"""Writing into cached folios: the hit path of writes (K2.6).
+"""Writing into cached folios: the hit path of writes.
+
+The rules: docs/kernel.md, buffered writes.
 
 Folio by folio: look up with a reference, lock if nobody else has, dirty (which may be refused: too much is dirty), open
 the sequence counter, copy, close it, extend i_size while the folio is still locked, unlock.  Lock-free readers copy

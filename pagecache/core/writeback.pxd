@@ -1,4 +1,6 @@
-"""Dirty folios and their way to the store (K8.1 to K8.3).
+"""Dirty folios and their way to the store.
+
+The rules: docs/kernel.md, write-back.
 
     state of a folio            index marks                   charged (dirty.pxd)
     clean                       none                          no
@@ -161,7 +163,7 @@ cdef inline void disk_size_reached(Mapping* mapping, uint64_t end) noexcept nogi
 
 cdef inline uint64_t tag_for_writeback(Segment* seg, Mapping* mapping, uint64_t start, uint64_t last) noexcept nogil:
     """Marks TOWRITE what is dirty in pages start..last now: a sync writes these, and is not kept going for ever by
-    what is dirtied while it writes (K8.2). Returns the folios marked."""
+    what is dirtied while it writes. Returns the folios marked."""
     cdef XaState xas
     cdef xa_entry entry
     cdef uint64_t nr = 0

@@ -1,4 +1,6 @@
-"""Faults of mapped files: `filemap_fault` step by step, and mapping what is cached around one (K1).
+"""Faults of mapped files: `filemap_fault` step by step, and mapping what is cached around one.
+
+The rules: docs/kernel.md, faults.
 
 A file brings these operations to its areas as `generic_file_vm_ops`, so what serves a fault is known to the file alone.
 """
@@ -24,7 +26,7 @@ from pagecache.units import PAGE_SHIFT
 
 
 def filemap_fault(vmf: VmFault) -> int:
-    """Bring in the page of a fault (K1.2).
+    """Bring in the page of a fault.
 
     Returns VM_FAULT_* bits: LOCKED with vmf.folio locked and referenced, NOPAGE, RETRY (the mmap lock was dropped,
     unless RETRY_NOWAIT forbids it), or an error, with vmf.error; and MAJOR if the page was not cached.
@@ -210,7 +212,7 @@ def lock_folio_maybe_drop_mmap(vmf: VmFault, folio: Folio, fpin: Any) -> tuple[b
 
 
 def filemap_map_pages(vmf: VmFault, start_pgoff: int, end_pgoff: int) -> int:
-    """Map pages start_pgoff..end_pgoff (inclusive) that are cached and ready, around a fault (K1.5).
+    """Map pages start_pgoff..end_pgoff (inclusive) that are cached and ready, around a fault.
 
     Returns NOPAGE if the page of the fault was mapped, else 0.
     Context: mmap lock held; waits for nobody.

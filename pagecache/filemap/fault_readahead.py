@@ -1,4 +1,6 @@
-"""Readahead of mapped files: around a page that a fault misses, behind a marked one that it finds (K1.3, K1.4).
+"""Readahead of mapped files: around a page that a fault misses, behind a marked one that it finds.
+
+The rules: docs/kernel.md, readahead of a fault.
 
 The state is the open file's, as for reads; what is particular here is that a fault, before it waits for a store, drops
 the mmap lock if it may, and that many misses in a row turn reading around them off.
@@ -42,7 +44,7 @@ def maybe_unlock_mmap_for_io(vmf: VmFault, fpin: Any) -> Any:
 
 
 def do_sync_mmap_readahead(vmf: VmFault) -> Any:
-    """Read ahead on a miss of a map (K1.3). Returns the kept file if the mmap lock was dropped, or None.
+    """Read ahead on a miss of a map. Returns the kept file if the mmap lock was dropped, or None.
 
     What cannot be read is not an error here: the fault reads its own page again.
     """
@@ -92,7 +94,7 @@ def _set_window(vmf: VmFault, ra: FileRaState) -> None:
 
 
 def do_async_mmap_readahead(vmf: VmFault, folio: Folio) -> Any:
-    """Note a hit of a map, and start the next window if the folio is marked (K1.4).
+    """Note a hit of a map, and start the next window if the folio is marked.
 
     Returns the kept file if the mmap lock was dropped, or None.
     """

@@ -1,4 +1,6 @@
-"""The page cache of one file: looking folios up, and reading through them (K2).
+"""The page cache of one file: looking folios up, and reading through them.
+
+The rules: docs/kernel.md, lookups, reads and writes.
 
 These are the kernel's algorithms step by step; each step is one operation of the engine.  Reads of cached bytes never
 come here: the file's own methods serve them.
@@ -34,7 +36,7 @@ def nr_file_pages(mapping: AddressSpace) -> int:
     return -(-mapping.size >> PAGE_SHIFT)
 
 def filemap_get_folio(mapping: AddressSpace, index: int, fgp_flags: int = 0) -> Folio | None:
-    """Look up the folio that caches page `index`, and act on the FGP flags (K2.2).
+    """Look up the folio that caches page `index`, and act on the FGP flags.
 
     Returns the folio, referenced (and locked with FGP_LOCK, or when created without FGP_FOR_MMAP), or None when there
     is none and FGP_CREAT is not given. Raises BlockingIOError (EAGAIN) where FGP_NOWAIT would have to wait, and
@@ -125,7 +127,7 @@ def _alloc_for(mapping: AddressSpace, order: int, fgp_flags: int) -> Folio | Non
 
 
 def filemap_add_folio(mapping: AddressSpace, folio: Folio, index: int) -> None:
-    """Add a new folio to the cache; it comes back locked (K2.3).
+    """Add a new folio to the cache; it comes back locked.
 
     Raises FileExistsError (EEXIST) when a page of its range is cached, CacheFullError when index nodes ran out.
     """
@@ -140,7 +142,7 @@ def filemap_add_folio(mapping: AddressSpace, folio: Folio, index: int) -> None:
 
 
 def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
-    """Read the rest of a range that the hit path could not serve: target[done:] from byte pos + done on (K2.5).
+    """Read the rest of a range that the hit path could not serve: target[done:] from byte pos + done on.
 
     Returns the bytes that target holds in the end, fewer than its length only at the end of the file. Raises OSError
     if any of the bytes cannot be read: a short result would look like the end of the file.
@@ -175,7 +177,7 @@ def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
 
 
 def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
-    """Bring in pages from byte `pos` on: a batch whose first folio is uptodate and holds that byte (K2.5).
+    """Bring in pages from byte `pos` on: a batch whose first folio is uptodate and holds that byte.
 
     The batch may be empty, or not uptodate, only when pos is behind the end of the file now.
     Raises OSError. Context: no lock held; takes invalidate_lock shared; may wait for the store.

@@ -1,4 +1,6 @@
-"""Buffered writes, as far as they need more than cached pages that nobody else holds (K2.6).
+"""Buffered writes, as far as they need more than cached pages that nobody else holds.
+
+The rules: docs/kernel.md, buffered writes.
 
 The pages of a write are brought into a state in which they can be written one after the other: created, if nothing of
 them is in the store or all of it is overwritten; read first, if they are written in part.  Then bytes go in, and i_size
@@ -158,7 +160,7 @@ def _create_and_read(mapping: AddressSpace, index: int) -> None:
 
 
 def filemap_page_mkwrite(vmf: VmFault) -> int:
-    """Let a page of a shared map be written (K1.6): it becomes dirty, and waits until the store lets it change.
+    """Let a page of a shared map be written: it becomes dirty, and waits until the store lets it change.
 
     Returns LOCKED with vmf.folio locked, NOPAGE if the page was truncated meanwhile, or an error, with vmf.error.
     Context: mmap lock held shared; may wait for write-back.

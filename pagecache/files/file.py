@@ -436,7 +436,7 @@ class File(FileWrites):
     # -- advice and introspection ------------------------------------------------------------------------------------
 
     def fadvise(self, advice: int, offset: int = 0, length: int = 0) -> None:
-        """Advise how the file will be read (K3.6).
+        """Advise how the file will be read.
 
         NOREUSE: what is read is not needed again: it leaves before anything else, as long as all files open on the object
         say so and no other priority is set.

@@ -63,7 +63,7 @@ class FileWrites(FileLines):
         self._sync_pages(first, last, durable=durable, datasync=self.durability == "dsync")
 
     def _sync_pages(self, first: int, last: int, *, durable: bool, datasync: bool = False) -> None:
-        """Write pages back and wait; then report what went wrong, once (K8.4). Raises OSError."""
+        """Write pages back and wait; then report what went wrong, once. Raises OSError."""
         while True:
             error = self.inode.sync_pages(first, last, durable=durable, datasync=datasync)
             number = self._check_and_advance_wb_err()
@@ -115,7 +115,7 @@ class FileWrites(FileLines):
         self._sync_pages(0, writeback.LAST_PAGE, durable=True, datasync=True)
 
     def sync_range(self, offset: int, nbytes: int = 0, flags: int | None = None) -> None:
-        """Write a byte range (nbytes 0: to the end) back, and wait (sync_file_range, K8.5); nothing is made durable.
+        """Write a byte range (nbytes 0: to the end) back, and wait (sync_file_range); nothing is made durable.
 
         flags: SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER of `pagecache.writeback`; all of them if not given.
         Raises ValueError, OSError as `fsync`.

@@ -1,4 +1,6 @@
-"""A software address space: files mapped at addresses, read and written through page tables (K1).
+"""A software address space: files mapped at addresses, read and written through page tables.
+
+The rules: docs/kernel.md, faults.
 
 An access copies through the page table of its area while translations hold, and faults where one does not; an evicted
 page only costs another fault.

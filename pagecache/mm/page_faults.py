@@ -1,4 +1,7 @@
-"""The way of a page fault (K1.1): from an area and an address to a translation, or a private copy."""
+"""The way of a page fault: from an area and an address to a translation, or a private copy.
+
+The rules: docs/kernel.md, page faults.
+"""
 
 import errno
 from typing import Any
@@ -25,7 +28,7 @@ PTRS_PER_PTE = 512  # pages one page table spans: areas begin at a multiple, win
 
 
 def handle_mm_fault(vma: VirtualMemoryArea, address: int, flags: int = FAULT_FLAG_DEFAULT) -> int:
-    """Serve a fault at an address of an area (K1.1).
+    """Serve a fault at an address of an area.
 
     flags: FAULT_FLAG_*. Returns VM_FAULT_* bits. The mmap lock was dropped if they hold RETRY (without RETRY_NOWAIT)
     or COMPLETED, and whenever an exception is raised: what a signal handler raised during a wait.

@@ -1,5 +1,5 @@
 cdef class FileRaState:
-    """Readahead state of one open file (file_ra_state, K3.1); pages unless said otherwise.
+    """Readahead state of one open file (file_ra_state); pages unless said otherwise.
 
     Racy by design: it steers readahead and never decides what is read.
     """
@@ -535,7 +535,7 @@ cdef class FileCore(FilePosition):
         return done + wrote
 
     def _check_and_advance_wb_err(self):
-        """The errno of a write-back that failed since this file looked last, or 0; it has looked now (K8.4)."""
+        """The errno of a write-back that failed since this file looked last, or 0; it has looked now."""
         cdef uint32_t since, seen
         cdef int number
         while True:

@@ -222,7 +222,7 @@ cdef class Folio:
             folio_clear(self.alive(), FOLIO_DROPBEHIND)
 
     def mark_accessed(self):
-        """Notes an access (K6.2)."""
+        """Notes an access."""
         folio_used(&self.segment.seg, self.alive())
 
     def deactivate(self):
@@ -259,7 +259,7 @@ cdef class Folio:
         return filemap_zero_unshared(&self.segment.seg, folio, offset, nbytes) == 0
 
     def mark_dirty(self):
-        """Makes the locked, uptodate folio dirty (K8.1). Returns False when so much is dirty that the caller has to
+        """Makes the locked, uptodate folio dirty. Returns False when so much is dirty that the caller has to
         wait; then nothing has changed."""
         cdef CFolio* folio = self.alive()
         if not folio_test(folio, FOLIO_LOCKED) or folio_mapping(folio) == 0:

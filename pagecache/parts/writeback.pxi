@@ -163,7 +163,7 @@ def set_stable_writes(AddressSpace mapping not None, bint value):
 
 
 def mapping_set_error(AddressSpace mapping not None, int number):
-    """Notes that a write-back failed with an errno: each open file will be told once (K8.4)."""
+    """Notes that a write-back failed with an errno: each open file will be told once."""
     errseq_set(&mapping.m.wb_err, number)
 
 

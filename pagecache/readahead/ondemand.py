@@ -1,4 +1,6 @@
-"""Readahead: reading what will be asked for next (K3).
+"""Readahead: reading what will be asked for next.
+
+The rules: docs/kernel.md, readahead.
 
 A window of pages is read when a page is missed, and the first page of its tail carries a *marker*.  Whoever reads the
 marked page starts the next window while the tail is still unread, so a sequential reader never waits.  The state of one
@@ -54,7 +56,7 @@ def next_ra_size(current: int, max_pages: int) -> int:
 
 
 def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: int, *, random: bool = False) -> None:
-    """Read ahead on a miss of page `index`, where `req` pages from there are wanted (K3.3).
+    """Read ahead on a miss of page `index`, where `req` pages from there are wanted.
 
     random: the file is advised to be read at random: exactly the request is read.
     Raises OSError only if pages that were asked for could not be read.
@@ -95,7 +97,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
 
 
 def page_cache_async_ra(mapping: AddressSpace, ra: FileRaState, index: int, folio: Folio, req: int) -> None:
-    """Start the next window when a marked folio is touched (K3.4); errors concern nobody yet and are only counted.
+    """Start the next window when a marked folio is touched; errors concern nobody yet and are only counted.
 
     Context: no lock held; takes invalidate_lock shared.
     """
@@ -152,7 +154,7 @@ def wanted_order(mapping: AddressSpace) -> int:
 
 
 def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: int, background: bool = False) -> None:
-    """Read the window of the state with folios of its order, as large as alignment and the file's end allow (K3.5).
+    """Read the window of the state with folios of its order, as large as alignment and the file's end allow.
 
     demand_end: pages below it were asked for: if they cannot be read, the error is raised. background: nobody waits,
     all of it is read by others.

@@ -1,4 +1,6 @@
-"""Write-back: what is dirty goes to the store, in order of offset, neighbours in one request (K8).
+"""Write-back: what is dirty goes to the store, in order of offset, neighbours in one request.
+
+The rules: docs/kernel.md, write-back.
 
 Who writes   the flusher (`flusher`), when much is dirty or something has been for long; whoever asks for durability
              (`fsync`, `sync_range`, a synchronous write, close), for its own range; and a writer that would exceed the
@@ -204,7 +206,7 @@ def _checked_count(wrote: Any, asked: int) -> int:
 
 
 def write_cache_pages(mapping: AddressSpace, wbc: WritebackControl, refusal: Exception | None = None) -> None:
-    """Write the marked folios of a range, in order of offset (K8.2); wbc says what, and what came of it.
+    """Write the marked folios of a range, in order of offset; wbc says what, and what came of it.
 
     refusal: why all of it fails.
 
@@ -379,7 +381,7 @@ def filemap_write_and_wait_range(mapping: AddressSpace, first: int, last: int) -
 
 
 def sync_file_range(mapping: AddressSpace, first: int, last: int, flags: int | None = None) -> OSError | None:
-    """Wait for, write, and wait for pages first..last, as the SYNC_FILE_RANGE_* flags say (K8.5); all three if None.
+    """Wait for, write, and wait for pages first..last, as the SYNC_FILE_RANGE_* flags say; all three if None.
 
     With all three the write is an integrity pass. Returns the first error of this thread's requests; raises OSError
     (EINVAL) for other flags.

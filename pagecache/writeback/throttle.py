@@ -1,4 +1,7 @@
-"""Writers at the limit of dirty pages: slowed down before it, and made to write back at it (K8.6)."""
+"""Writers at the limit of dirty pages: slowed down before it, and made to write back at it.
+
+The rules: docs/kernel.md, writers at the limit.
+"""
 
 import errno
 
@@ -13,7 +16,7 @@ WAIT_SLICE_S = 0.02
 
 
 def balance_dirty_pages(mapping: AddressSpace, nr_pages: int) -> None:
-    """Slow a writer of nr_pages down while much is dirty (K8.6), so that the limit is approached and not hit.
+    """Slow a writer of nr_pages down while much is dirty, so that the limit is approached and not hit.
 
     Context: no lock held that write-back needs; may sleep up to MAX_PAUSE_S.
     """

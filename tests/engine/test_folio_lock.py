@@ -1,4 +1,6 @@
-"""The folio lock: one owner, no lost wake-up, hand-off to who lost too often, and waits that a signal can end (K7).
+"""The folio lock: one owner, no lost wake-up, hand-off to who lost too often, and waits that a signal can end.
+
+The rules: docs/kernel.md, the folio lock.
 
 All of it holds with the futex and without it: the last test runs the others with PAGECACHE_FUTEX=0.
 """

@@ -1,4 +1,6 @@
-"""What leaves when frames are short: accesses, second chance, the two lists, refaults, shadows, the budget (K6).
+"""What leaves when frames are short: accesses, second chance, the two lists, refaults, shadows, the budget.
+
+The rules: docs/kernel.md, recency and reclaim.
 
 Activation is lazy here: a second access is only noted, and reclaim moves the folio when it meets it.
 """

@@ -1,4 +1,6 @@
-"""Races that have one required outcome: reads, readahead, reclaim, invalidation and truncation at once (K4.7).
+"""Races that have one required outcome: reads, readahead, reclaim, invalidation and truncation at once.
+
+The rules: docs/kernel.md, races of truncation.
 
 Where the order matters it is forced; where it does not, threads run freely from a seed.
 """

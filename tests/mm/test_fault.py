@@ -1,4 +1,7 @@
-"""filemap_fault step by step (K1.2): each by itself, driven to where it matters by locks, stores and truncation."""
+"""filemap_fault step by step: each by itself, driven to where it matters by locks, stores and truncation.
+
+The rules: docs/kernel.md, filemap_fault.
+"""
 
 import errno
 import signal

@@ -1,4 +1,7 @@
-"""Faults against each other, against truncation, and against a store that fails (K4.7)."""
+"""Faults against each other, against truncation, and against a store that fails.
+
+The rules: docs/kernel.md, races of truncation.
+"""
 
 import errno
 import sys

@@ -1,4 +1,7 @@
-"""What faults read ahead, and what they map around themselves: the numbers of K1.3, K1.4 and K1.5."""
+"""What faults read ahead, and what they map around themselves: the numbers.
+
+The rules: docs/kernel.md, readahead of a fault.
+"""
 
 import pytest
 from support import PAGE, checked_cache
@@ -24,7 +27,7 @@ def window_of(ra):
     return ra.start, ra.size, ra.async_size
 
 
-# -- a miss (K1.3) -----------------------------------------------------------------------------------------------------
+# -- a miss ------------------------------------------------------------------------------------------------------------
 
 
 def test_reads_around_the_miss(cache):
@@ -117,7 +120,7 @@ def test_code_is_read_in_aligned_folios_inside_the_area(cache, vm_flags, page, s
     assert area.cached() == set(range(start, end)) and area.marked() == []
 
 
-# -- a hit (K1.4) ------------------------------------------------------------------------------------------------------
+# -- a hit -------------------------------------------------------------------------------------------------------------
 
 
 def test_marked_page_starts_the_next_window(cache):
@@ -158,7 +161,7 @@ def test_hit_takes_one_miss_back_unless_the_folio_is_locked(cache, before, locke
         folio.unlock()
 
 
-# -- around the fault (K1.5) -------------------------------------------------------------------------------------------
+# -- around the fault --------------------------------------------------------------------------------------------------
 
 
 def map_around(area, page):

@@ -1,4 +1,7 @@
-"""Looking folios up, creating and adding them, and reading through them: filemap step by step (K2)."""
+"""Looking folios up, creating and adding them, and reading through them: filemap step by step.
+
+The rules: docs/kernel.md, lookups, reads and writes.
+"""
 
 import errno
 

@@ -1,4 +1,7 @@
-"""The readahead formulas and the windows of known access patterns, number by number (K3.2, K3.3)."""
+"""The readahead formulas and the windows of known access patterns, number by number.
+
+The rules: docs/kernel.md, readahead formulas.
+"""
 
 import pytest
 from hypothesis import given
@@ -177,7 +180,7 @@ class TestTraces:
 
 
 class TestMissKinds:
-    """Which window a miss opens, by what was read before and what is cached (K3.3)."""
+    """Which window a miss opens, by what was read before and what is cached."""
 
     def cached(self, file, first, nr):
         file.ra.prev_pos = -1

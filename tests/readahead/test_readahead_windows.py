@@ -1,4 +1,7 @@
-"""Starting the next window, issuing one, and advice: markers, folio sizes, cached pages, errors (K3.4 to K3.6)."""
+"""Starting the next window, issuing one, and advice: markers, folio sizes, cached pages, errors.
+
+The rules: docs/kernel.md, issuing a window.
+"""
 
 import errno
 

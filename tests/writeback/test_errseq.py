@@ -1,4 +1,7 @@
-"""Errors of write-back: each open file is told of each exactly once, and what failed is tried again (K8.4)."""
+"""Errors of write-back: each open file is told of each exactly once, and what failed is tried again.
+
+The rules: docs/kernel.md, errors of write-back.
+"""
 
 import errno
 import gc

@@ -1,4 +1,6 @@
-"""Taking pages out of the cache: truncation, hole punches, invalidation, unmapping (K4.1 to K4.6).
+"""Taking pages out of the cache: truncation, hole punches, invalidation, unmapping.
+
+The rules: docs/kernel.md, truncation and invalidation.
 
 `truncate.py` is called as a file system would call it, and must keep each promise at every size of folio.
 """

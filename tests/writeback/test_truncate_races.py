@@ -1,4 +1,7 @@
-"""The races of truncation with everything else (K4.7), each made to happen: a store that waits, and steps."""
+"""The races of truncation with everything else, each made to happen: a store that waits, and steps.
+
+The rules: docs/kernel.md, races of truncation.
+"""
 
 import errno
 import threading

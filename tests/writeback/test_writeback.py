@@ -1,4 +1,7 @@
-"""Write-back: states and marks of a folio, requests, passes that end, limits that hold, the flusher, odd stores (K8)."""
+"""Write-back: states and marks of a folio, requests, passes that end, limits that hold, the flusher, odd stores.
+
+The rules: docs/kernel.md, write-back.
+"""
 
 import errno
 import threading
