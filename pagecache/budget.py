@@ -13,7 +13,7 @@ logger = logging.getLogger("pagecache")
 _segments: WeakMembers[Segment] = WeakMembers()  # those of closed caches too: something may still hold them
 
 
-def make_segment(size: int | str, nr_objects: int, policy: str) -> Segment:
+def make_segment(size: int | str, policy: str) -> Segment:
     """Return a segment for a budget. size: as for `PageCache`.
 
     Raises ValueError for a budget that is too small or too large, and OSError (ENOMEM) where the process may not have as
@@ -31,7 +31,7 @@ def make_segment(size: int | str, nr_objects: int, policy: str) -> Segment:
             format_size(nbytes), format_size(memory_limit()),
         )  # fmt: skip
     try:
-        segment = Segment(nbytes // PAGE_SIZE, nr_mappings=nr_objects + 1, policy=policy)
+        segment = Segment(nbytes // PAGE_SIZE, policy=policy)
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise

@@ -1,19 +1,18 @@
 """The cache: one memory budget, the objects that share it, and the files open on them."""
 
 import errno
-import logging
 import os
-from collections import OrderedDict
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, overload
-
-import mmh3
 
 from pagecache import budget, truncate
 from pagecache._core import Mutex, Segment
 from pagecache.files.aio import in_worker
 from pagecache.files.file import File
 from pagecache.files.inode import Inode, Streams, is_writable
+from pagecache.files.inode_table import InodeTable
 from pagecache.files.modes import Durability, Mode, Name, OnChange, Policy, Priority, Recheck, check_choices, checked_mode
 from pagecache.files.recorded import RecordedFile, Recorder
 from pagecache.files.versioned import VersionedFile, copy_of_store
@@ -23,7 +22,6 @@ from pagecache.stats import server as live
 from pagecache.stats.numbers import Stats, read_stats
 from pagecache.stats.sources import SourceTotals
 from pagecache.stores import BackingStore, FileStore
-from pagecache.stores.base import is_within
 from pagecache.stores.validators import checked_recheck, max_age_of
 from pagecache.units import LAST_PAGE, PAGE_SIZE, budget_pages, format_size
 from pagecache.weak_members import WeakMembers
@@ -33,9 +31,6 @@ DIRTY_LIMIT = "20%"  # of the budget
 DIRTY_BACKGROUND = "10%"
 DIRTY_EXPIRE_S = 30.0  # age at which dirty pages are written back, however few they are
 DIRTY_INTERVAL_S = 5.0  # how often that is looked at
-NR_MAPPINGS = 8192
-FORGET_TRIES = 64
-logger = logging.getLogger("pagecache")
 CHECK_PATIENCE_S = 10.0  # how long `check` waits for background reads of one object
 
 
@@ -43,7 +38,7 @@ class PageCache:
     """A page cache with a strict budget.
 
     size: bytes as an int, "512MiB", or "25%" of what this process may use. The budget is the memory of the cached
-    pages; descriptors and index add 1.8 % at most. nr_objects: most objects (files) with cached pages at once.
+    pages; descriptors and index add 1.8 % at most. nr_objects: ignored; the budget alone limits objects.
     dirty_limit, dirty_background: how much may be dirty or under write-back (bytes, or a part of the budget), and from
     how much on it is written back in the background; dirty_expire_s: and from what age on. on_write_error: "retry"
     keeps pages that could not be written, and tries again; "drop" reports the error and loses them.
@@ -60,7 +55,7 @@ class PageCache:
         self,
         size: int | str,
         *,
-        nr_objects: int = NR_MAPPINGS,
+        nr_objects: int | None = None,
         dirty_limit: int | str = DIRTY_LIMIT,
         dirty_background: int | str = DIRTY_BACKGROUND,
         dirty_expire_s: float = DIRTY_EXPIRE_S,
@@ -71,23 +66,24 @@ class PageCache:
         shares: dict[str, int | str] | None = None,
         segment: Segment | None = None,
     ):
-        self.segment = segment or budget.make_segment(size, nr_objects, policy)
+        if nr_objects is not None:
+            warnings.warn("nr_objects is ignored: the budget alone limits objects", DeprecationWarning, stacklevel=2)
+        self.segment = segment or budget.make_segment(size, policy)
         if io not in ("auto", "io_uring", "threads"):
             raise ValueError(f"io must be 'auto', 'io_uring' or 'threads', not {io!r}")
         if on_write_error not in ("retry", "drop"):
             raise ValueError(f"on_write_error must be 'retry' or 'drop', not {on_write_error!r}")
-        self._keeps_failed = on_write_error == "retry"
         nr_frames = self.segment.nr_frames
         self.segment.set_dirty_limits(*(budget_pages(part, nr_frames) for part in (dirty_limit, dirty_background)))
         self.flusher = Flusher(self.segment, dirty_expire_s, min(DIRTY_INTERVAL_S, max(dirty_expire_s / 2, 0.01)))
         self.io_backend = self.segment.start_io(ring=io != "threads", register_frames=register_frames)
         self.segment.start_kswapd()
         self._lock = Mutex()
-        self._inodes: OrderedDict[bytes, Inode] = OrderedDict()
         self._files: WeakMembers[File] = WeakMembers()
-        self._all_inodes: WeakMembers[Inode] = WeakMembers()
-        self._streams = Streams()
         self._totals = SourceTotals()
+        self._inodes = InodeTable(
+            partial(Inode, self.segment, Streams(), self.flusher, on_write_error == "retry", self._totals)
+        )
         self._wrap_store: Callable[[Any], Any] | None = None
         self._maps: WeakMembers[Any] = WeakMembers()
         self.shares = Shares(self.segment)
@@ -248,7 +244,7 @@ class PageCache:
             self.flusher.limit_undurable()
             if getattr(store, "is_immutable", False) and self.find(store.key) is None:
                 store.validator()  # asks the store, which is better done without the cache's lock
-            inode = self._inode_of(store, writes=mode != "rb")
+            inode = self._inodes.acquire(store, writes=mode != "rb")
         except BaseException:
             store.close()
             raise
@@ -259,8 +255,7 @@ class PageCache:
 
         store: another one of the object, or None.
         """
-        with self._lock.held():
-            inode.acquire(store, writes=mode != "rb")
+        self._inodes.acquire_again(inode, store, writes=mode != "rb")
         return self._file_on(inode, mode, "write-back", file_type)
 
     def _file_on(
@@ -304,8 +299,11 @@ class PageCache:
 
     def find(self, key: str) -> Inode | None:
         """Return the object that a store's key names, if it is open or cached; for adapters."""
-        inode = self._inodes.get(mmh3.hash_bytes(str(key)))
-        return inode if inode is not None and inode.mapping.key == key else None
+        return self._inodes.find(key)
+
+    def note_closed(self, inode: Inode) -> None:
+        """Note that a file of an object was closed. Context: wherever a file is collected: takes no lock."""
+        self._inodes.note_closed(inode)
 
     def _store_of(self, source: Any, mode: str, direct: bool, recheck: Any, storage_options: dict[str, Any]) -> Any:
         if isinstance(source, str) and "://" in source:
@@ -323,60 +321,6 @@ class PageCache:
             reason = "it is open for reading only" if hasattr(source, "writev") else "it has no writev"
             raise OSError(errno.EROFS, f"store {source.key!r} cannot be written: {reason}", str(source.key))
         return source
-
-    def _inode_of(self, store: Any, *, writes: bool = False) -> Inode:
-        """Return the shared inode of a store's key and version, counted as open once more."""
-        key = mmh3.hash_bytes(str(store.key))
-        while True:
-            with self._lock.held():
-                inode = self._inodes.get(key)
-                if inode is None or inode.mapping.key != store.key or inode.serves(store):
-                    return self._shared_inode(key, store, writes)
-                is_doubtful = inode.is_doubtful(store)
-            if is_doubtful and inode.look_closer():  # without the lock, as this waits for reads under way
-                continue
-            with self._lock.held():
-                dropped = [self._inodes.pop(key)] if self._inodes.get(key) is inode else []
-                inode = None
-            self._give_up(dropped)
-
-    def _shared_inode(self, key: bytes, store: Any, writes: bool) -> Inode:
-        """Return the inode of a key, made if there is none for this store, counted as open. Context: self._lock held."""
-        inode = self._inodes.get(key)
-        if inode is None or inode.mapping.key != store.key:
-            inode = self._inodes[key] = self._new_inode(store)
-            self._all_inodes.add(inode)
-        self._inodes.move_to_end(key)
-        inode.acquire(store, writes=writes)
-        return inode
-
-    def _new_inode(self, store: Any) -> Inode:
-        """Return an inode for a store. One that was forgotten may be held for a moment by whoever looks at all: then others
-        are forgotten too, if any is idle. Raises OSError (ENFILE). Context: self._lock held."""
-        self._make_room()
-        for _ in range(FORGET_TRIES):
-            try:
-                return Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
-            except OSError as error:
-                idle = next((key for key, inode in self._inodes.items() if inode.is_idle), None)
-                if error.errno != errno.ENFILE or idle is None:
-                    raise
-                del self._inodes[idle]
-        return Inode(self.segment, store, self._streams, self.flusher, self._keeps_failed, self._totals)
-
-    def _make_room(self) -> None:
-        """Forget the objects that were used least recently and are not open, when mappings run out."""
-        limit = self.segment.sizes()["mappings"][1] - 1
-        waiting = self.flusher.inodes()
-        if len(self._inodes) + len(waiting) < limit:
-            return
-        known = {id(inode) for inode in self._inodes.values()}
-        limit -= sum(1 for inode in waiting if id(inode) not in known)
-        while len(self._inodes) >= limit:
-            idle = next((key for key, inode in self._inodes.items() if inode.is_idle), None)
-            if idle is None:
-                return
-            del self._inodes[idle]
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
 
@@ -402,7 +346,7 @@ class PageCache:
         per_file: `files` of the answer tells them for each object that is open or cached, which walks their pages.
         """
         with self._totals.lock.held():
-            stores = [store for inode in list(self._all_inodes) for store in list(inode.counted)]
+            stores = [store for inode in list(self._inodes) for store in list(inode.counted)]
             counts = self._totals.total(stores)
         stats = read_stats(self.segment, counts)
         if per_file:
@@ -414,8 +358,7 @@ class PageCache:
     def inodes(self) -> list[Inode]:
         """Return the objects that are open or cached."""
         self._check_usable()
-        with self._lock.held():
-            return list(self._all_inodes)
+        return list(self._inodes)
 
     def forget(self, *keys: str, whole: bool = True) -> None:
         """Let objects be opened as new the next time, with nothing cached; files that are open keep what they have.
@@ -423,27 +366,7 @@ class PageCache:
         keys: of stores, or what the keys of stores begin with. whole: only if they end there, or before a "/" or "#".
         """
         self._check_usable()
-        roots, dropped = frozenset(keys), []
-        with self._lock.held():
-            for hashed, inode in list(self._inodes.items()):
-                known = str(inode.mapping.key)
-                if is_within(known, roots) if whole else known.startswith(keys):
-                    dropped.append(self._inodes.pop(hashed))
-        self._give_up(dropped)
-
-    @staticmethod
-    def _give_up(dropped: list[Inode]) -> None:
-        """Let go of the pages of inodes that are forgotten; where files are open, they go with the last of them.
-
-        Context: without the cache's lock, as this waits for reads under way, which may need others to open files here.
-        """
-        while dropped:
-            inode = dropped.pop()
-            if inode.nr_open == 0:
-                if is_dirty(inode):
-                    logger.critical("%s was changed by others: what could not be written to it is lost", inode.name)
-                inode.mapping.size = 0
-                truncate.truncate_inode_pages(inode.mapping, 0)
+        self._inodes.forget(keys, whole)
 
     def discard(self, key: str) -> None:
         """Forget the object that a store's key names because it exists no more: what is dirty of it is not written.
@@ -451,10 +374,7 @@ class PageCache:
         An object that is open is only forgotten, as by `forget`.
         """
         self._check_usable()
-        with self._lock.held():
-            inode = self._inodes.pop(mmh3.hash_bytes(key), None)
-        if inode is not None and inode.nr_open == 0:
-            inode.discard()
+        self._inodes.discard(key)
 
     def record(self, path: str | os.PathLike[str]) -> Recorder:
         """Record which pages are used from now on, until the returned Recorder is stopped, which writes a trace for
@@ -488,9 +408,7 @@ class PageCache:
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""
         self._check_usable()
-        with self._lock.held():
-            inodes = list(self._inodes.values())
-        return sum(truncate.invalidate_mapping_pages(inode.mapping, 0, LAST_PAGE) for inode in inodes)
+        return sum(truncate.invalidate_mapping_pages(inode.mapping, 0, LAST_PAGE) for inode in self._inodes.known())
 
     def sync(self) -> None:
         """Write back, and make durable, all that was written through the cache.
@@ -509,7 +427,7 @@ class PageCache:
         Context: waits for background reads.
         """
         self._check_usable()
-        for inode in list(self._all_inodes):
+        for inode in list(self._inodes):
             inode.wait_idle(CHECK_PATIENCE_S)
         with self.flusher.at_rest():
             self.segment.check()
@@ -539,8 +457,7 @@ class PageCache:
             inode.discard()
         for inode in self.flusher.inodes():
             inode.close_retired()  # a store whose sync failed
-        with self._lock.held():
-            self._inodes.clear()
+        self._inodes.clear()
         if error is not None:
             names = ", ".join(str(inode.name) for inode in lost)
             error.add_note(f"the cache was closed nevertheless; lost: what was not written of {names or 'nothing'}")

@@ -29,7 +29,6 @@ from pagecache.units import PAGE_SHIFT
 
 MAX_KEYS = 1_000_000  # known keys; an entry takes about 300 bytes
 MAX_FILES = 2048  # open files
-MAPPINGS_SHARE = 4  # no more of them than this part of the objects that a cache may have
 MAX_TABLES = 1024  # identities that are known
 MAX_OPENINGS = 65536  # openings of stores that are remembered
 _names = itertools.count(1)
@@ -184,7 +183,7 @@ class Values:
                     surplus = [value.file]
                     value.file, self._files[key] = file, value
                     self._files.move_to_end(key)
-                while len(self._files) > self._max_files():
+                while len(self._files) > MAX_FILES:
                     surplus.append(_taken_from(self._files.popitem(last=False)[1]))
                 file = value.file
             else:
@@ -193,10 +192,6 @@ class Values:
             if old is not None:
                 old.close()
         return file
-
-    def _max_files(self) -> int:
-        """Return how many files may be open at once."""
-        return min(MAX_FILES, max(1, int(self.cache.segment.sizes()["mappings"][1]) // MAPPINGS_SHARE))
 
     def keep(self, key: str, value: Value, answer: Answer, source: StoreSource) -> None:
         """Put the whole pages of what an answer brought into the cache, as far as there is room.

@@ -335,6 +335,8 @@ class File(FileWrites):
             if self.no_reuse:
                 self.inode.advise_reuse(-1)
             self.inode.release(writes=self.may_write)
+            if self.cache is not None:
+                self.cache.note_closed(self.inode)
         return was_open
 
     def __del__(self, _warn: Any = warnings.warn, _is_finalizing: Any = sys.is_finalizing) -> None:

@@ -65,11 +65,11 @@ class Inode(ObjectVersion):
     def __init__(
         self,
         segment: Segment,
-        store: Any,
         streams: Streams,
-        flusher: Any = None,
-        keeps_failed: bool = True,
-        totals: SourceTotals | None = None,
+        flusher: Any,
+        keeps_failed: bool,
+        totals: SourceTotals | None,
+        store: Any,
     ):
         super().__init__()
         self.streams = streams

@@ -30,6 +30,9 @@ _COUNTER_NAMES = (
     "readahead_pages", "readahead_hits", "readahead_wasted", "readahead_errors", "store_reads", "store_read_bytes",
     "store_writes", "store_write_bytes", "bytes_asked", "drop_pagecache", "optimistic_retries",
 )
+cdef enum:
+    MAPPINGS_MIN = 65536
+
 _POLICIES = ("kernel", "s3fifo", "sieve", "lirs", "adaptive")
 _COUNTERS = {name: number for number, name in enumerate(_COUNTER_NAMES)}
 if len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or sizeof(CFolio) != 64 or sizeof(CMapping) > 256:
@@ -40,7 +43,8 @@ if len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or sizeof(CFolio) != 6
 cdef class Segment:
     """One mapped region of page frames and everything the engine knows about them.
 
-    nr_frames: page frames (4096 bytes each). nr_mappings: most store objects cached at once. data: False for
+    nr_frames: page frames (4096 bytes each). nr_mappings: records of store objects there is room for; None: one for each
+    frame, 65,536 at least, which take memory as they are used. data: False for
     descriptors without frames (running access traces). shared: back the region by a memory file, so that `attach`
     can map it again at another address. policy: who leaves when frames are short: "kernel", "s3fifo", "sieve", "lirs" or
     "adaptive".
@@ -64,7 +68,7 @@ cdef class Segment:
         self.owner = False
         self.kswapd.started = False
 
-    def __init__(self, nr_frames, *, nr_mappings=8192, data=True, shared=False, str policy="kernel"):
+    def __init__(self, nr_frames, *, nr_mappings=None, data=True, shared=False, str policy="kernel"):
         cdef Header layout
         cdef int r
         cdef uint64_t total
@@ -74,8 +78,10 @@ cdef class Segment:
             self.begun = True
         if not 1 <= nr_frames <= MAX_FRAMES:
             raise ValueError(f"nr_frames must be in 1..{MAX_FRAMES}, not {nr_frames}")
-        if not 2 <= nr_mappings <= 1 << 24:
-            raise ValueError(f"nr_mappings must be in 2..{1 << 24}, not {nr_mappings}")
+        if nr_mappings is None:
+            nr_mappings = min(max(nr_frames, MAPPINGS_MIN), MAX_FRAMES - 1) + 1
+        if not 2 <= nr_mappings <= MAX_FRAMES:
+            raise ValueError(f"nr_mappings must be in 2..{MAX_FRAMES}, not {nr_mappings}")
         if policy not in _POLICIES:
             raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(_POLICIES)}")
         total = segment_layout(&layout, nr_frames, nr_mappings, data)

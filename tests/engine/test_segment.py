@@ -284,7 +284,7 @@ class TestSizes:
         with pytest.raises(ValueError, match="nr_frames"):
             Segment(nr_frames)
 
-    @pytest.mark.parametrize("nr_mappings", [0, 1, 2**24 + 1])
+    @pytest.mark.parametrize("nr_mappings", [0, 1, 2**28 + 1])
     def test_numbers_of_mappings_that_cannot_be_are_refused(self, nr_mappings):
         with pytest.raises(ValueError, match="nr_mappings"):
             Segment(4, nr_mappings=nr_mappings)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support import PAGE, Store, assert_nothing_is_held, checked_cache, few, nr_descriptors, pages_of
 
 import pagecache
+from pagecache._core import Segment
 
 DATA = pages_of(20 * PAGE + 100)
 NO_INTEGERS = [None, 1.0, "1", b"1", 1j, [1], object(), numpy.float64(1)]
@@ -250,7 +251,7 @@ class TestSources:
         def fail():
             raise ConnectionError("the network is down")
 
-        cache = make_cache("1MiB", nr_objects=2)
+        cache = make_cache(0, segment=Segment(256, nr_mappings=3))
         for number in range(10):
             store = Store(b"x", key=str(number))
             setattr(store, method, fail)

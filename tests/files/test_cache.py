@@ -7,9 +7,12 @@ import random
 import numpy
 import pytest
 from support import PAGE, Crew, Store, assert_nothing_is_held, checked_cache, nr_descriptors, pages_of
+from support.write_steps import WritableStore
 
 import pagecache
 from pagecache import units
+from pagecache._core import Segment
+from pagecache.files import inode_table
 
 MIB = 1024 * 1024
 
@@ -30,10 +33,11 @@ class TestBudget:
         with pytest.raises((ValueError, OverflowError, OSError)):
             pagecache.PageCache(size)
 
-    @pytest.mark.parametrize("nr_objects", [0, -1, 2**40])
-    def test_senseless_number_of_objects_is_refused(self, nr_objects):
-        with pytest.raises((ValueError, OverflowError)):
-            pagecache.PageCache("1MiB", nr_objects=nr_objects)
+    def test_a_number_of_objects_is_ignored_with_a_warning(self, make_cache):
+        with pytest.warns(DeprecationWarning, match="the budget alone limits objects"):
+            cache = make_cache("1MiB", nr_objects=1)
+        files = [cache.open(Store(b"x" * 100, key=str(number))) for number in range(3)]
+        assert [file.readall() for file in files] == [b"x" * 100] * 3
 
     @pytest.mark.parametrize("nr_pages, in_order", [(16384, True), (16384, False), (100, True)])
     def test_descriptors_and_index_take_at_most_1_8_percent(self, make_cache, nr_pages, in_order, rng):
@@ -203,21 +207,29 @@ class TestReopening:
 
 
 class TestNumberOfObjects:
-    def test_idle_objects_make_room_least_recently_used_first(self, make_cache):
-        cache = make_cache("1MiB", nr_objects=3)
-        stores = [Store(bytes([number]) * PAGE, key=f"object {number}") for number in range(4)]
-        for number in (0, 1, 2, 0, 3):
-            with cache.open(stores[number]) as file:
-                assert file.readall() == stores[number].data
-        assert cache.stats().nr_file_pages == 3
-        nr_requests = [len(store.requests) for store in stores]
-        for number in (0, 2, 3):
-            with cache.open(stores[number]) as file:
-                assert file.readall() == stores[number].data
-        assert [len(store.requests) for store in stores] == nr_requests
+    @pytest.fixture(autouse=True)
+    def _few(self, monkeypatch):
+        monkeypatch.setattr(inode_table, "IDLE_MIN", 4)
+
+    def test_closed_objects_without_pages_are_forgotten_in_the_order_in_which_they_were_closed(self, make_cache):
+        cache = make_cache("1MiB")
+        with cache.open(Store(bytes(PAGE), key="with pages")) as file:
+            file.readall()
+        for number in (0, 1, 2, 0, 3, 4):
+            cache.open(Store(bytes(PAGE), key=str(number))).close()
+        assert [key for key in ("with pages", *map(str, range(5))) if cache.find(key)] == ["with pages", "0", "3", "4"]
+
+    def test_cached_objects_stay_however_many_they_are(self, make_cache):
+        cache = make_cache("1MiB")
+        stores = [Store(bytes([number]) * PAGE, key=f"object {number}") for number in range(200)]
+        for _ in range(3):
+            for store in stores:
+                with cache.open(store) as file:
+                    assert file.readall() == store.data
+        assert [len(store.requests) for store in stores] == [1] * 200
 
     def test_an_object_that_somebody_still_looks_at_keeps_no_other_from_being_opened(self, make_cache):
-        cache = make_cache("1MiB", nr_objects=3)
+        cache = make_cache("1MiB")
         held = []
         for number in range(3):
             with cache.open(Store(bytes(PAGE), key=str(number))) as file:
@@ -226,14 +238,32 @@ class TestNumberOfObjects:
             assert file.pread(1, 0) == b"\0"
 
     def test_any_number_can_come_and_go(self, make_cache):
-        cache = make_cache("1MiB", nr_objects=2)
-        for number in range(50):
-            with cache.open(Store(b"%d" % number * 1000, key=str(number))) as file:
-                assert file.readall() == b"%d" % number * 1000
+        cache = make_cache(2 * PAGE)
+        for number in range(500):
+            with cache.open(Store(b"%d" % number * 100, key=str(number))) as file:
+                assert file.readall() == b"%d" % number * 100
         assert cache.stats().nr_file_pages <= 2
+        assert len(cache.inodes()) <= 2 + 4
+
+    def test_a_dirty_object_is_not_forgotten(self, make_cache):
+        cache, stores = make_cache("1MiB", dirty_expire_s=3600), [WritableStore(b"old", key=str(n)) for n in range(20)]
+        for store in stores:
+            file = cache.open(store, "r+b")
+            file.pwrite(b"new", 0)
+            file._give_up()  # as by the collector: nothing is written
+        for store in stores:
+            with cache.open(store) as file:
+                assert file.readall() == b"new"
+
+    def test_when_there_are_no_more_records_the_oldest_goes_with_its_pages(self, make_cache):
+        cache = make_cache(0, segment=Segment(256, nr_mappings=4))
+        for number in range(10):
+            with cache.open(Store(bytes([number]) * PAGE, key=str(number))) as file:
+                assert file.readall() == bytes([number]) * PAGE
+        assert [number for number in range(10) if cache.find(str(number))] == [7, 8, 9]
 
     def test_too_many_open_at_once_is_a_clear_error(self, make_cache):
-        cache = make_cache("1MiB", nr_objects=2)
+        cache = make_cache(0, segment=Segment(256, nr_mappings=3))
         files = [cache.open(Store(b"x", key=str(number))) for number in range(2)]
         late = Store(b"x", key="one too many")
         with pytest.raises(OSError, match="all 2 mappings"):

@@ -6,6 +6,7 @@ import pytest
 from support import PAGE, BlockingStore, Crew, Store, pages_of, wait_until
 
 import pagecache
+from pagecache._core import Segment
 
 SUMMED = ("misses", "store_reads", "store_read_bytes", "readahead_pages", "readahead_wasted")
 
@@ -162,7 +163,7 @@ class TestSums:
         assert [file.name for file in cache.stats(per_file=True).files] == ["large", "small", "none"]
 
     def test_an_object_that_takes_the_place_of_another_begins_at_zero(self, make_cache):
-        cache = make_cache("1MiB", nr_objects=1)
+        cache = make_cache(0, segment=Segment(256, nr_mappings=2))
 
         def read_new(name):
             with cache.open(Store(pages_of(PAGE), key=name)) as file:

@@ -6,6 +6,7 @@ import pytest
 from support import PAGE, Store, pages_of
 
 import pagecache
+from pagecache._core import Segment
 from pagecache.adapters.metrics import METRICS
 from pagecache.cli import main, stat
 from pagecache.stats.sources import SOURCES, counts_of, shown_counts
@@ -72,7 +73,7 @@ def test_open_and_closed_stores_and_others(make_cache):
 
 
 def test_counts_of_objects_that_the_cache_forgot_stay(make_cache):
-    cache = make_cache("1MiB", nr_objects=4)
+    cache = make_cache(0, segment=Segment(256, nr_mappings=5))
     for number in range(12):
         with cache.open(Tiered(DATA, f"object-{number}")) as file:
             file.fadvise(pagecache.FADV_RANDOM)

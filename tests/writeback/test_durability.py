@@ -11,6 +11,7 @@ from support.write_steps import WritableStore, dirty_pages
 
 import pagecache
 from pagecache.stores import FileStore
+from pagecache.writeback import flusher
 
 DATA = pages_of(8 * PAGE + 123)
 
@@ -175,8 +176,9 @@ class TestSyncOfWhatIsClosed:
         assert file.inode.store is not None
         assert cache.segment.flusher_word == word, "looking after a closed file wakes the flusher, which looks after it"
 
-    def test_only_so_many_stores_stay_open(self, make_cache):
-        cache, stores = make_cache(64 * PAGE, nr_objects=39), [WritableStore(DATA, key=str(n)) for n in range(100)]
+    def test_only_so_many_stores_stay_open(self, make_cache, monkeypatch):
+        monkeypatch.setattr(flusher, "UNDURABLE_MAX", 10)
+        cache, stores = make_cache(64 * PAGE), [WritableStore(DATA, key=str(n)) for n in range(100)]
         for store in stores:
             with cache.open(store, "r+b") as file:
                 file.pwrite(b"new", 0)

@@ -297,7 +297,7 @@ class TestOneFailureIsNoOthers:
 
 def test_stores_that_cannot_be_synced_keep_no_others_open(make_cache, monkeypatch):
     """Whoever closes files faster than the flusher syncs them does that itself, the oldest first, past those that fail."""
-    cache = make_cache(64 * PAGE, nr_objects=64, dirty_expire_s=3600)
+    cache = make_cache(64 * PAGE, dirty_expire_s=3600)
     cache.flusher.stop()  # nobody else does it
     cache.flusher._is_stopping = False
     most = 2 * cache.flusher._undurable_max

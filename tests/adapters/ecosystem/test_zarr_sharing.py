@@ -362,12 +362,13 @@ class TestWhatIsKept:
         assert sum(value.file is not None for value in store._values._values.values()) == 4
         assert sum(inode.nr_open for inode in cache.inodes()) == 4
 
-    def test_more_keys_than_a_cache_knows_objects(self, make_cache):
-        cache = make_cache("8MiB", nr_objects=64)
-        inner = MemoryStore({f"k{number}": buffer(bytes([number % 251]) * 5000) for number in range(500)})
+    def test_an_array_of_more_chunks_than_any_table_used_to_have(self, make_cache):
+        """12,000 chunks, of which the cache holds some: once this was an error after 8,192."""
+        cache, nr = make_cache("8MiB"), 12000
+        inner = MemoryStore({f"c/{number}": buffer(b"%5d" % number * 20) for number in range(nr)})
         store = PageCacheStore(inner, cache)
         for _ in range(2):
-            assert all(get(store, f"k{number}") == bytes([number % 251]) * 5000 for number in range(500))
+            assert all(get(store, f"c/{number}") == b"%5d" % number * 20 for number in range(nr))
 
     def test_tables_have_an_end(self, cache, tmp_path, monkeypatch):
         monkeypatch.setattr(zarr_values, "MAX_TABLES", 8)
