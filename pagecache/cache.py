@@ -43,9 +43,9 @@ class PageCache:
     how much on it is written back in the background; dirty_expire_s: and from what age on. on_write_error: "retry"
     keeps pages that could not be written, and tries again; "drop" reports the error and loses them.
     io: "auto" and "io_uring" read O_DIRECT files through io_uring where the system allows it, else by threads, as
-    "threads" always does; `io_backend` tells which it is. register_frames: register the frames with io_uring (they are
+    "threads" always does; `io_backend` says which it is. register_frames: register the frames with io_uring (they are
     then pinned in memory).
-    policy: who leaves when the budget is spent: "adaptive" follows whatever suits the workload; "kernel", "s3fifo",
+    policy: what leaves when the budget is spent: "adaptive" follows whatever suits the workload; "kernel", "s3fifo",
     "sieve", "lirs" are fixed (docs/eviction.md).
     shares: parts of the budget that are kept for tenants, by name: {"search": "25%"} (see `shares.set`, `open`).
     Raises ValueError when the budget is smaller than one page, or io or policy is none of these.
@@ -203,7 +203,7 @@ class PageCache:
         the object was replaced: "error" raises OSError (ESTALE), "reload" reads all of it from the new version,
         which is opened on a `copy.copy` of the store that serves the object then, while that is open.
 
-        priority: who leaves when frames are short, see `File.priority`. tenant: whose share of the budget the object
+        priority: what leaves when frames are short, see `File.priority`. tenant: whose share of the budget the object
         counts for, see `shares`. Both are the object's; None leaves them as they are.
         Returns a File, or a VersionedFile, which has the same methods. Raises OSError, ValueError, TypeError,
         ImportError.
@@ -343,7 +343,7 @@ class PageCache:
     def stats(self, *, per_file: bool = False) -> Stats:
         """Return the cache's counters and gauges.
 
-        per_file: `files` of the answer tells them for each object that is open or cached, which walks their pages.
+        per_file: `files` of the answer has them for each object that is open or cached, which walks their pages.
         """
         with self._totals.lock.held():
             stores = [store for inode in list(self._inodes) for store in list(inode.counted)]
@@ -413,7 +413,7 @@ class PageCache:
     def sync(self) -> None:
         """Write back, and make durable, all that was written through the cache.
 
-        Raises OSError, the first error met, after everything was tried; open files are told of theirs as well.
+        Raises OSError, the first error met, after everything was tried; it is reported to its open files as well.
         Context: waits for the stores.
         """
         self._check_usable()

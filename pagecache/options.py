@@ -1,4 +1,4 @@
-"""Options that nobody knows are refused, with the name that was probably meant: an option is never swallowed."""
+"""Unknown options are refused, with the name that was probably meant: an option is never swallowed."""
 
 import difflib
 import inspect

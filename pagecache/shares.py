@@ -1,4 +1,4 @@
-"""Shares of a cache's budget: each tenant keeps its own, and may borrow what nobody else wants."""
+"""Shares of a cache's budget: each tenant keeps its own, and may borrow what no other needs."""
 
 from pagecache import _core
 from pagecache._core import AddressSpace, Mutex, Segment
@@ -43,10 +43,10 @@ class Shares:
             _core.set_share(self._segment, number, nr_pages)
 
     def assign(self, mapping: AddressSpace, tenant: str | None) -> None:
-        """Make an object a tenant's, with what it has cached; None: nobody's. Raises ValueError for a tenant without a
+        """Make an object a tenant's, with what it has cached; None: no tenant's. Raises ValueError for a tenant without a
         share."""
         if tenant is not None and tenant not in self._numbers:
-            known = ", ".join(sorted(self._numbers)) or "nobody has one"
+            known = ", ".join(sorted(self._numbers)) or "there is none"
             raise ValueError(f"no share is set for tenant {tenant!r} ({known}): use cache.shares.set")
         _core.set_tenant(mapping, self._numbers[tenant] if tenant is not None else 0)
 

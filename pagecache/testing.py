@@ -1,4 +1,4 @@
-"""The conformance suite of backing stores: whoever writes one finds out whether a cache can rely on it.
+"""The conformance suite of backing stores: the author of one finds out whether a cache can rely on it.
 
     from pagecache.testing import StoreTests
 
@@ -77,7 +77,7 @@ class StoreTests:
         return None
 
     def change(self, store: Any, data: bytes) -> bool:
-        """Put other bytes in place of the object's, as somebody else would. Returns False if that cannot be done."""
+        """Put other bytes in place of the object's, as another writer would. Returns False if that cannot be done."""
         if not self.writable or self.alignment > 1:
             return False
         store.truncate(0)
@@ -204,7 +204,7 @@ class StoreTests:
         seen = {store.validator()}
         for number in range(1, 4):
             if not self.change(store, bytes([number]) * (PAGE + number)):
-                pytest.skip("nobody else can change this object")
+                pytest.skip("nothing else can change this object")
             assert store.validator() not in seen, "a change went unnoticed"
             seen.add(store.validator())
 
@@ -255,7 +255,7 @@ class StoreTests:
         assert store.size() == size
         assert self.contents(store) == data[:size] + bytes(max(0, size - 3 * PAGE))
         store.truncate(8 * PAGE)
-        assert self.contents(store) == data[:size] + bytes(8 * PAGE - min(size, 3 * PAGE)), "what was cut came back"
+        assert self.contents(store) == data[:size] + bytes(8 * PAGE - min(size, 3 * PAGE)), "what was truncated came back"
 
     @pytest.mark.parametrize(("offset", "length"), [(0, PAGE), (10, 20), (PAGE, 3 * PAGE), (3 * PAGE, 50 * PAGE), (5, 0)])
     def test_a_hole_is_zeros_and_the_size_stays(self, new: Any, offset: int, length: int) -> None:

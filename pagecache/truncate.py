@@ -2,7 +2,7 @@
 
 The rules: docs/kernel.md, truncation and invalidation.
 
-`invalidate_lock` exclusive is held by whoever frees what is below the pages too, over both, so that nobody reads the
+`invalidate_lock` exclusive is held until what is below the pages has been freed too, so that no thread reads the
 old bytes back in between.  Reads of cached pages do not take it: they return old bytes, or stop at the new size.
 """
 
@@ -23,9 +23,9 @@ TO_THE_END = -1
 def truncate_inode_pages_range(mapping: AddressSpace, lstart: int, lend: int = TO_THE_END) -> None:
     """Remove bytes lstart..lend (inclusive; -1: to the end) from the cache, dirty or not.
 
-    Whole pages are removed; in pages that are cut the bytes are zeroed. On return no page of the range is cached, and
+    Whole pages are removed; in pages that stay the bytes are zeroed. On return no page of the range is cached, and
     none was missed: whatever was added meanwhile was swept again.
-    Context: invalidate_lock exclusive, or nobody else may add pages; may sleep on folio locks and on write-back.
+    Context: invalidate_lock exclusive, or no other thread may add pages; may sleep on folio locks and on write-back.
     """
     if mapping.empty:
         return
@@ -49,7 +49,7 @@ def _truncate_unlocked(mapping: AddressSpace, start: int, end: int) -> None:
 
 
 def _truncate_edges(mapping: AddressSpace, lstart: int, lend: int, start: int, end: int) -> tuple[int, int]:
-    """Cut the folios that lie over the edges. Returns the pages that are left to remove."""
+    """Truncate the folios that lie over the edges. Returns the pages that are left to remove."""
     last_byte = lend if lend != TO_THE_END else (LAST_PAGE << PAGE_SHIFT) - 1
     first_edge, last_edge = lstart >> PAGE_SHIFT, last_byte >> PAGE_SHIFT
     same = False
@@ -99,9 +99,9 @@ def lock_cached(mapping: AddressSpace, index: int) -> Folio | None:
 
 
 def truncate_inode_partial_folio(mapping: AddressSpace, folio: Folio, lstart: int, lend: int) -> bool:
-    """Cut bytes lstart..lend (inclusive) out of a locked folio: zeroes them, or removes the folio if it is covered.
+    """Remove bytes lstart..lend (inclusive) of a locked folio: zeroes them, or removes the folio if it is covered.
 
-    A large folio is split at the cut. Returns False if it was dirty and could not be split: then it is kept, zeroed.
+    A large folio is split at the edge. Returns False if it was dirty and could not be split: then it is kept, zeroed.
     """
     folio.wait_writeback()
     first, length = folio.index << PAGE_SHIFT, folio.nr_pages << PAGE_SHIFT
@@ -145,8 +145,8 @@ def trylock_cached(mapping: AddressSpace, index: int) -> Folio | None:
 
 
 def _cut_shared_folio(mapping: AddressSpace, folio: Folio, begin: int, end: int) -> bool:
-    """Cut a folio that views or readers hold, for whom it may not change: it leaves the cache as it is; a dirty one is
-    replaced by a cut copy."""
+    """Truncate a folio that views or readers hold, and that may not change: it leaves the cache as it is; a dirty one is
+    replaced by a truncated copy."""
     if folio.dirty:
         copy = _core.copy_folio(mapping, folio)
         if copy is None:
@@ -202,7 +202,7 @@ def referenced(folios: list[Folio]) -> Iterator[None]:
 def truncate_setsize(mapping: AddressSpace, size: int) -> None:
     """Set i_size, then remove what is behind it: readers see the new size before a page goes.
 
-    Context: invalidate_lock exclusive, taken by the caller before and held until the store was cut too.
+    Context: invalidate_lock exclusive, taken by the caller before and held until the store was truncated too.
     """
     old_size = mapping.size
     if size > old_size:

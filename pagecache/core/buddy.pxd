@@ -47,7 +47,7 @@ cdef inline bint buddy_is_free_head(Segment* seg, uint32_t frame, uint32_t order
 
 
 cdef inline void memory_event(Segment* seg) noexcept nogil:
-    """Tells threads that wait for memory to look again. Costs one load when nobody waits."""
+    """Wakes threads that wait for memory. Costs one load when none waits."""
     if load_relaxed_u32(&seg.header.nr_waiting_for_memory) != 0:
         add_acq_rel_u32(&seg.header.memory_event, 1)
         futex_wake(&seg.header.memory_event, WAKE_ALL)

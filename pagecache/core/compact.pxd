@@ -2,8 +2,8 @@
 
 Reclaim frees single folios from the tails of lists, and those lie anywhere: a full cache of small folios would have to be
 emptied before a large block came together by chance.  Here a block is looked for whose folios may all leave (clean,
-unlocked, referenced by nobody but the page cache), without a lock and so as a guess; then each of them is locked and
-removed as by eviction.  Whoever takes one of the freed frames meanwhile spoils the block, and the next one is tried.
+unlocked, referenced only by the page cache), without a lock and so as a guess; then each of them is locked and
+removed as by eviction.  A frame of it that is taken meanwhile spoils the block, and the next one is tried.
 
 Benefits: what has no smaller order to fall back to gets its frames as long as one block is free of what must stay.
 Costs: pages leave that the policy would have kept.  So those that it knows to be in use are spared in a first pass.

@@ -143,7 +143,7 @@ static inline void copy_pages(char *target, const char *const *sources, unsigned
     for (unsigned k = 0; k < nr; k++) copy_page(target + (size_t)k * COPY_PAGE_BYTES, sources[k], COPY_PAGE_BYTES);
 }
 
-/* Copies between a frame and private memory while, by design, somebody may be changing the frame's bytes or reading them:
+/* Copies between a frame and private memory while, by design, another thread may change the frame's bytes or read them:
  * a reader with a reference sees old bytes, new ones, or some of each, as with read(2). Where ThreadSanitizer looks, the
  * frame is accessed by relaxed atomic operations, which is what this means in C; elsewhere it is memmove. Everything else
  * that touches a frame does so by plain accesses, so a use of a frame that is filled or reused is still reported. */

@@ -1,6 +1,6 @@
 """How many pages may be dirty: a strict limit, kept in one word.
 
-A page is charged while it is dirty or under write-back, whichever comes first and goes last.  Who dirties a folio
+A page is charged while it is dirty or under write-back, whichever comes first and goes last.  What dirties a folio
 charges it before, and does not dirty it when that would exceed the limit: so the number of charged pages never does.
 The one exception keeps a small cache going: a folio larger than the limit may be dirty alone.
 

@@ -3,11 +3,11 @@
 The rules: docs/kernel.md, errors of write-back.
 
 One 32-bit word a mapping: bits 0..11 errno, bit 12 SEEN, bits 13.. a counter that grows when an error follows one that
-somebody has seen.  0: there never was one.  Every open file keeps the word it saw last.
+a file has seen.  0: there never was one.  Every open file keeps the word it saw last.
 
-    set       new = (counter, SEEN cleared, errno), counter + 1 only if SEEN was set, by compare-and-swap; whoever
-              finds the very word it wants to write is done.
-    sample    the word if it was seen, else 0: an error nobody has seen is left to whoever opens the file next.
+    set       new = (counter, SEEN cleared, errno), counter + 1 only if SEEN was set, by compare-and-swap; a thread that
+              finds the very word that it would write is done.
+    sample    the word if it was seen, else 0: an error that no file has seen is left to the next that is opened.
     advance   a word that differs from the one seen last is an error: SEEN is set in it (losing that race to a newer
               error leaves the newer one unseen), and it becomes the one seen last.
 The latest errno wins; two errors between two looks are reported as one.

@@ -23,7 +23,7 @@ cdef inline void lru_putback(Segment* seg, Folio** folios, uint32_t nr) noexcept
 
 cdef inline uint32_t folio_remove_free(Segment* seg, Folio* folio) noexcept nogil:
     """Removes a locked, isolated folio from the cache, leaving a shadow, and frees it. Returns its pages, or 0 when it is
-    dirty or somebody holds it: then lock and reference are kept."""
+    dirty or held by others: then lock and reference are kept."""
     cdef uint32_t nr
     if filemap_remove_clean(seg, folio, 1, True) != 0:
         return 0

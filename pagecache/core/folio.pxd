@@ -11,20 +11,20 @@ both bits set, writes nothing.
 
 Lock
     trylock    LOCKED by fetch-or (acquire).
-    unlock     one xor clears LOCKED and tells whether WAITERS was set (release); only then the slow path wakes all.
-    end_read   one xor clears LOCKED and sets UPTODATE (release): nobody sees an unlocked folio that was read well and
-               is not uptodate; the data written before is visible to whoever loads the flag with acquire.
-    waiting    sets WAITERS, looks again, sleeps on the state word while it is unchanged. Whoever wakes competes.
+    unlock     one xor clears LOCKED and says whether WAITERS was set (release); only then the slow path wakes all.
+    end_read   one xor clears LOCKED and sets UPTODATE (release): no thread sees an unlocked folio that was read well and
+               is not uptodate; the data written before is visible to a thread that loads the flag with acquire.
+    waiting    sets WAITERS, looks again, sleeps on the state word while it is unchanged. Woken threads compete.
     hand-off   a waiter that lost UNFAIRNESS_LIMIT races becomes the one designated waiter (HANDOFF, by
                compare-and-swap). The unlocker then keeps LOCKED, turns HANDOFF into GRANTED and wakes; only the
                designated waiter clears GRANTED, and so owns the lock. One that gives up (a signal) takes HANDOFF
                back in the same word, or, if it was granted meanwhile, unlocks: a granted lock is never lost.
     A sleeper holds no reference: descriptors are type-stable, a reused one only wakes it for nothing, and `seq`
-    tells it that the folio is another.
+    shows that the folio is another.
 
 References
     try_get    increment unless zero; then the caller validates mapping and index again.
-    freeze     exactly n -> 0 by compare-and-swap: whoever removes a folio proves that nobody else holds it.
+    freeze     exactly n -> 0 by compare-and-swap, which proves to the remover that there is no other reference.
     The page cache holds one reference a page (so 2**order), a lookup or a view one.
 
 Sequence counter
@@ -66,7 +66,7 @@ cdef enum FolioFlag:
     FOLIO_ALLOCATED = 1 << 15
     FOLIO_UNUSED = 1 << 16          # brought in by readahead and not yet asked for
     FOLIO_MAPPED = 1 << 17          # a page table may translate to it
-    FOLIO_AHEAD = 1 << 18           # on the list of what nobody has used yet (lru_lock)
+    FOLIO_AHEAD = 1 << 18           # on the list of what has not been used yet (lru_lock)
     FOLIO_EVICT_FIRST = 1 << 19           # leaves before anything else; fixed when it enters
     FOLIO_EVICT_LAST = 1 << 21            # leaves when nothing else can; fixed when it enters
 
@@ -147,7 +147,7 @@ cdef inline Folio* folio_alloc_nowait(Segment* seg, uint32_t order) noexcept nog
     folio = &seg.folios[frame]
     pc_assert(load_relaxed_u32(&folio.refcount) == 0)
     pc_assert(load_relaxed_u32(&folio.mapping) == 0)
-    fence_release()                 # who copies bytes that are stored from now on also sees the seq of the last removal
+    fence_release()                 # a reader of bytes that are stored from now on also sees the seq of the last removal
     memory_unpoison(folio_address(seg, folio), <size_t>1 << (order + PAGE_SHIFT))
     folio.lru_prev = NIL
     folio.lru_next = NIL
@@ -161,7 +161,7 @@ cdef inline Folio* folio_alloc_nowait(Segment* seg, uint32_t order) noexcept nog
 
 cdef inline bint folio_try_get(Folio* folio) noexcept nogil:
     """Takes a reference unless there is none left. The caller validates afterwards what it got."""
-    cdef uint32_t refcount = 1          # what most have; if not, the comparison tells
+    cdef uint32_t refcount = 1          # what most have; if not, the comparison shows it
     while refcount != 0:
         if cas_acq_rel_u32(&folio.refcount, &refcount, refcount + 1):
             return True
@@ -255,8 +255,8 @@ cdef inline int folio_wait_slice(Folio* folio, uint32_t flag, const uint32_t* se
     """Sleeps for one slice at most while `flag` (LOCKED or WRITEBACK) is set in a folio. Returns 0 when it is not, -EINTR
     after a signal, -EAGAIN otherwise.
 
-    seq: for who holds no reference, the folio's, whose change ends the wait too: it may be another one. A folio with such a
-    flag is not free, so the bit set here never lands in a free descriptor. NULL for who holds a reference: seq changes
+    seq: for a caller without a reference, the folio's, whose change ends the wait too: it may be another. One with such a
+    flag is not free, so the bit set here never lands in a free descriptor. NULL for a caller with a reference: seq changes
     with each write as well, which ends neither a lock nor a write-back."""
     cdef uint32_t state = load_acquire_u32(&folio.state)
     cdef int r

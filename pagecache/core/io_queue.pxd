@@ -2,7 +2,7 @@
 
 A request is a run of locked, new folios and what to read into them.  It owns the folios' locks and one reference each.
 Completion makes them uptodate and unlocks them, or, after an error or when the file is not the one that is cached any
-more, takes them out of the mapping: nobody asked for them yet, so the error is counted and a reader that needs such a
+more, takes them out of the mapping: no reader asked for them yet, so the error is counted and a reader that needs such a
 page reads it itself and sees it.
 
 Two backends, chosen per request

@@ -3,19 +3,19 @@
 Both are plain words of a segment: no pointer, no owner, zero means free, so they work at any address and between
 processes that map the same segment.
 
-FutexLock (words 0 free, 1 held, 2 held and somebody sleeps)
+FutexLock (words 0 free, 1 held, 2 held and a thread sleeps)
   lock     0 -> 1 by compare-and-swap (acquire); after a short spin exchange to 2 and sleep while it is 2.
-  unlock   exchange to 0 (release); if it was 2 wake one sleeper, who takes the lock as 2, so that no later sleeper is
+  unlock   exchange to 0 (release); if it was 2 wake one sleeper, which takes the lock as 2, so that no later sleeper is
            forgotten.
   Held for bounded sections without system calls; never held while the GIL is wanted.
 
 RwSem (word: bit 31 a writer holds it, bit 30 it is the waiting readers' turn, bits 0..29 count of readers; and the
-numbers of writers and of readers who wait)
+numbers of writers and of readers that wait)
   read     word + 1 by compare-and-swap while no writer holds or waits: a stream of readers cannot starve a writer.
   write    0 -> bit 31.
-  release  the last one out wakes all sleepers; they compete again. A writer that goes leaves the turn to the readers who
+  release  the last one out wakes all sleepers; they compete again. A writer that goes leaves the turn to the readers that
            wait at that moment: a stream of writers cannot starve them. The last of these, in or given up, ends the turn.
-  Both waits sleep for at most one slice, so that the caller can look for signals; a writer who gives up takes itself
+  Both waits sleep for at most one slice, so that the caller can look for signals; a writer that gives up takes itself
   out of the count and wakes the readers it held back.
 """
 from libc.errno cimport EAGAIN, EINTR
@@ -66,7 +66,7 @@ cdef inline void futex_lock(FutexLock* lock) noexcept nogil:
 
 cdef inline int futex_lock_slice(FutexLock* lock) noexcept nogil:
     """Tries to lock, sleeping for one slice at most. Returns 0, -EINTR after a signal, -EAGAIN. The word is looked at and
-    left as 2 after the sleep: whoever gives up then has not had a wake-up that another sleeper needs."""
+    left as 2 after the sleep: a thread that gives up then has not had a wake-up that another sleeper needs."""
     cdef int r
     if exchange_acq_rel_u32(&lock.word, 2) == 0:
         return 0
@@ -97,7 +97,7 @@ cdef inline bint rwsem_try_read(RwSem* sem) noexcept nogil:
 
 
 cdef inline void rwsem_end_turn(RwSem* sem) noexcept nogil:
-    """Nobody is left whose turn it was."""
+    """No reader is left whose turn it was."""
     cdef uint32_t before = and_acq_rel_u32(&sem.word, ~<uint32_t>RWSEM_TURN)
     if before == <uint32_t>RWSEM_TURN:
         futex_wake(&sem.word, WAKE_ALL)
@@ -113,7 +113,7 @@ cdef inline void rwsem_read_end(RwSem* sem) noexcept nogil:
     """Takes the announcement back, whether or not the lock was taken."""
     cdef uint32_t before = sub_acq_rel_u32(&sem.nr_readers_waiting, 1)
     pc_assert(before != 0)
-    fence_seq_cst()                 # either this sees the turn that a writer gives, or the writer sees nobody wait
+    fence_seq_cst()                 # either this sees the turn that a writer gives, or the writer sees no waiter
     if before == 1 and load_acquire_u32(&sem.word) & <uint32_t>RWSEM_TURN:
         rwsem_end_turn(sem)
 

@@ -207,7 +207,7 @@ cdef inline void page_run_find(PageRun* run, Segment* seg, uint32_t number, uint
 
 
 cdef inline uint32_t page_run_validate(PageRun* run, uint32_t number) noexcept nogil:
-    """Cuts the run at the first folio that is not to be read, and notes each one's seq. Returns its pages."""
+    """Ends the run at the first folio that is not to be read, and notes each one's seq. Returns its pages."""
     cdef uint32_t i
     for i in range(run.nr_folios):
         run.seqs[i] = load_acquire_u32(&run.folios[i].seq)

@@ -1,13 +1,13 @@
 """The lists of the eviction policy, and the last reference of a folio.
 
-Active and inactive list, one for readahead nobody has asked for, one for what must not be evicted, and those of what
+Active and inactive list, one for readahead that was not asked for, one for what must not be evicted, and those of what
 leaves first and last (priority.pxd), linked through the descriptors by number, guarded by lru_lock.  New folios enter at
 the heads; scans take from the tails.
 
-The flag LRU says "on a list".  Whoever drops the last reference looks at it without the lock, since nobody else can put
+The flag LRU says "on a list".  The thread that drops the last reference looks at it without the lock, since none can put
 the folio on a list then; so what is on a list must say so at every moment:
 
-    lru_link, lru_unlink    set and clear LRU: only for who holds a reference, or froze or dropped the last one
+    lru_link, lru_unlink    set and clear LRU: only by a thread that holds a reference, or froze or dropped the last one
     lru_transfer            moves a folio from place to place with LRU set all the time: lru_lock is enough, so a policy
                             may move a folio that is being freed, and its freer then takes it off where it stands
 """

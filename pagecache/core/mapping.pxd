@@ -61,7 +61,7 @@ cdef inline uint32_t entry_frame(xa_entry entry) noexcept nogil:
 # -- life of a mapping -----------------------------------------------------------------------------------------------
 
 cdef inline void mapping_forget_counts(Mapping* mapping) noexcept nogil:
-    """Counts from zero again. Nobody else knows the mapping yet."""
+    """Counts from zero again. No other thread has the mapping yet."""
     store_relaxed_u64(&mapping.nr_misses, 0)
     store_relaxed_u64(&mapping.missed_bytes, 0)
     store_relaxed_u64(&mapping.store_reads, 0)
@@ -276,7 +276,7 @@ cdef inline void filemap_remove_folio(Segment* seg, Folio* folio) noexcept nogil
 cdef inline int filemap_remove_clean(Segment* seg, Folio* folio, uint32_t references, bint shadow) noexcept nogil:
     """Removes a locked folio if exactly `references` are held beside the page cache's and it is clean; all of them are
     gone then, and the caller frees the (still locked) folio. With `shadow` the eviction is remembered.
-    Freezes first, tests dirty afterwards: somebody may have dirtied the folio and then dropped his reference.
+    Freezes first, tests dirty afterwards: another thread may have dirtied the folio and then dropped its reference.
     Returns 0 or -EBUSY."""
     cdef Mapping* mapping = &seg.mappings[folio_mapping(folio)]
     cdef uint32_t expected = folio_nr_pages(folio) + references
@@ -293,7 +293,7 @@ cdef inline int filemap_remove_clean(Segment* seg, Folio* folio, uint32_t refere
     return 0
 
 
-# -- cutting ---------------------------------------------------------------------------------------------------------
+# -- truncating ------------------------------------------------------------------------------------------------------
 
 cdef inline void mapping_set_size(Mapping* mapping, uint64_t size) noexcept nogil:
     """Sets i_size. A smaller one is announced to readers before any byte behind it changes."""
@@ -310,8 +310,8 @@ cdef inline bint mapping_not_truncated_since(Mapping* mapping, uint32_t nr_trunc
 
 
 cdef inline int filemap_zero_unshared(Segment* seg, Folio* folio, uint64_t offset, uint64_t nbytes) noexcept nogil:
-    """Zeroes bytes of a locked folio of a mapping if only the caller and the page cache hold it: what somebody got hold
-    of never changes under him. Returns 0 or -EBUSY."""
+    """Zeroes bytes of a locked folio of a mapping if only the caller and the page cache hold it: what others hold
+    of never changes. Returns 0 or -EBUSY."""
     cdef Mapping* mapping = &seg.mappings[folio_mapping(folio)]
     cdef uint32_t expected = folio_nr_pages(folio) + 1
     futex_lock(&mapping.pages.lock)
@@ -331,7 +331,7 @@ cdef inline int filemap_zero_unshared(Segment* seg, Folio* folio, uint64_t offse
 
 cdef inline void filemap_replace_folio(Segment* seg, Folio* old, Folio* new) noexcept nogil:
     """Puts a locked, unpublished folio in the place of a locked one of the same order, with one store: marks and the
-    dirty state go over, lookups find one or the other. The old one keeps its contents for who holds references."""
+    dirty state go over, lookups find one or the other. The old one keeps its contents for holders of references."""
     cdef Mapping* mapping = &seg.mappings[folio_mapping(old)]
     cdef uint32_t order = folio_order(old)
     cdef uint32_t nr = <uint32_t>1 << order

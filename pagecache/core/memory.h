@@ -37,7 +37,7 @@ static inline void *memory_map(size_t bytes, size_t alignment, int fd) {
     return base;
 }
 
-/* Free frames, so that AddressSanitizer sees whoever uses one. Optimistic readers may: what they copy they throw away. */
+/* Free frames, so that AddressSanitizer sees each use of one. Optimistic readers may: what they copy they throw away. */
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #define memory_poison(address, bytes) __asan_poison_memory_region((address), (bytes))

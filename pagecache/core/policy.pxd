@@ -1,6 +1,6 @@
 """The contract of eviction policies, and what all but the kernel's share.
 
-A segment has one policy for life (`Header.policy`).  Policies decide where folios stand on the lists and who leaves;
+A segment has one policy for life (`Header.policy`).  Policies decide where folios stand on the lists and what leaves;
 removing, freeing, locks, shadows and counters are not theirs.
 
     hook    called                                             locks held             may do
@@ -13,10 +13,10 @@ removing, freeing, locks, shadows and counters are not theirs.
 A policy owns in a descriptor: `policy_data` and `ghosts` (lru_lock), the flags ACTIVE and AHEAD (lru_lock; they name
 the list, so `lru_transfer` changes them with the place), and it may clear REFERENCED and ACCESSED.  Everything else it
 only reads.
-It holds no reference to what it looks at: the last one may be gone, and whoever dropped it about to wait for lru_lock. So
+It holds no reference to what it looks at: the last one may be gone, and its last holder about to wait for lru_lock. So
 it moves folios with `lru_transfer`, and takes off a list only what `folio_try_get` gave it (victim_take).
 It must not take a lock, wait, or look at more folios in one `pick` than the budget it is given.
-It must not offer a folio that `folio_is_kept`: locked, dirty, under write-back, held by somebody, gone from the cache, or
+It must not offer a folio that `folio_is_kept`: locked, dirty, under write-back, held by others, gone from the cache, or
 protected by its priority or its tenant's share.  Folios with FIRST or LAST are not the policy's: it never sees them.
 Sizes are pages: a folio of 2**order pages counts as so many and moves as one.
 

@@ -1,4 +1,4 @@
-"""Priorities of objects and shares of tenants: who leaves before the policy is asked, and whom it passes by.
+"""Priorities of objects and shares of tenants: what leaves before the policy chooses, and what it passes by.
 
     low      (FADV_NOREUSE) pages stand on the list FIRST and leave before anything else, in the order they came; of
              what was read ahead first what was used already.
@@ -8,7 +8,7 @@
              that reading an object once an epoch in random order hits for the part of it that fits. No order of
              eviction does better there, and any that follows recency does worse.
 
-A tenant is a group of mappings with a share of the budget.  It may have more while nobody else wants it.  As long as it
+A tenant is a group of mappings with a share of the budget.  It may have more while no other needs it.  As long as it
 has no more than its share, the policy passes its pages by while others have some: what is borrowed goes back first
 (memory.low of Linux's control groups).
 
@@ -26,7 +26,7 @@ cdef enum:
 
 
 cdef inline uint32_t reclaim_batch(Segment* seg, uint32_t nr) noexcept nogil:
-    """Pages to reclaim for who needs nr: more, so that not everybody has to; of a small cache only a small part."""
+    """Pages to reclaim for a caller that needs nr: more, so that not every one has to; of a small cache a small part."""
     cdef uint32_t batch = SWAP_CLUSTER_MAX
     if seg.header.policy != POLICY_KERNEL and seg.nr_frames // BATCH_PART < SWAP_CLUSTER_MAX:
         batch = seg.nr_frames // BATCH_PART

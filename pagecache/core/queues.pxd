@@ -4,13 +4,13 @@ New folios enter the *small* queue (the inactive list) and leave at its tail unl
 them into the *main* queue (the active list).  A folio that comes back while its ghost is remembered enters the main
 queue at once.  The main queue is a clock: what was used since it last passed the tail goes round once more.
 
-    by_recency = 0   whoever was used again enters the main queue; who falls out of it leaves the cache (S3-FIFO).
-    by_recency = 1   the main queue has a fixed share.  It is filled by whoever comes first; after that a folio enters only
+    by_recency = 0   a folio that was used again enters the main queue; one that falls out of it leaves the cache (S3-FIFO).
+    by_recency = 1   the main queue has a fixed share.  The first folios fill it; after that a folio enters only
                      if it was used after the tail's last use, whose place it takes: of two folios the one with the
-                     shorter time between two uses stays, as in LIRS.  Who falls out goes to the small queue.
+                     shorter time between two uses stays, as in LIRS.  What falls out goes to the small queue.
                      In a loop longer than the cache the main queue keeps what it has.
 
-What is brought in before it is used, by readahead or by a read of many pages, waits on a list of its own until somebody
+What is brought in before it is used, by readahead or by a read of many pages, waits on a list of its own until a read
 uses it; then it enters as if it was new.  What waited for a
 cacheful of admissions, or what is more than nine sixteenths of the cache, leaves before anything else.
 
@@ -100,7 +100,7 @@ cdef inline uint32_t folio_age(Segment* seg, const Folio* folio) noexcept nogil:
 
 
 cdef inline bint folio_is_waiting(Segment* seg, const Folio* folio) noexcept nogil:
-    """Whether a folio was brought in and nobody has used it yet. A large one gets a quarter of a capacity of admissions
+    """Whether a folio was brought in and has not been used yet. A large one gets a quarter of a capacity of admissions
     for its other pages to be used."""
     if not folio.policy_data & POLICY_FRESH:
         return False

@@ -1,8 +1,8 @@
 """Reclaim: what leaves when frames are short.
 
-What leaves before anything else leaves first (priority.pxd); then the segment's policy says who (policy.pxd), passing by
+What leaves before anything else leaves first (priority.pxd); then the segment's policy chooses (policy.pxd), passing by
 what is protected; then, if the caller may, it does so again without that, and what leaves last goes.  Here they are
-evicted, in batches, and memory is given to those who ask.  Reclaim never waits and never writes.  Readers rarely run it
+evicted, in batches, and memory is given to the callers.  Reclaim never waits and never writes.  Readers rarely run it
 themselves: a background thread, which needs no GIL, starts when fewer than `watermark_low` frames are free and stops at
 `watermark_high`.
 """
@@ -65,7 +65,7 @@ cdef inline uint64_t policy_begin(Segment* seg) noexcept nogil:
 
 
 cdef inline Folio* list_pick(Segment* seg, Scan* scan, int which, bint unused_too) noexcept nogil:
-    """A victim from the tail of FIRST or LAST, or NULL. What nobody has used yet stays if it may. lru_lock is held."""
+    """A victim from the tail of FIRST or LAST, or NULL. What has not been used yet stays if it may. lru_lock is held."""
     cdef Folio* folio = list_tail(seg, which)
     while folio != NULL and scan.budget > 0 and scan.nr_stuck_small < seg.header.lru[which].nr_pages:
         scan_look(scan, folio)

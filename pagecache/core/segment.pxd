@@ -106,7 +106,7 @@ cdef enum Counter:                  # per shard, summed on reading; gauges go up
     NR_WRITTEN
     READAHEAD_PAGES
     READAHEAD_HITS
-    READAHEAD_WASTED                # readahead pages evicted or dropped before anybody used them
+    READAHEAD_WASTED                # readahead pages evicted or dropped before they were used
     READAHEAD_ERRORS
     STORE_READS
     STORE_READ_BYTES
@@ -145,7 +145,7 @@ ctypedef struct Folio:
 
 ctypedef struct QueueRules:         # how the two queues work (queues.pxd)
     uint32_t small_permille         # of the pages: what the small queue is entitled to
-    uint32_t by_recency             # 1: who enters the main queue must beat its tail (LIRS); 0: whoever was used again
+    uint32_t by_recency             # 1: what enters the main queue must beat its tail (LIRS); 0: what was used again
     uint32_t memory_percent         # of the pages: how many admissions ago an eviction may be to count
 
 ctypedef struct ProbeEntry:
@@ -192,7 +192,7 @@ ctypedef struct Mapping:
     RwSem invalidate_lock
     pc_u64 size                     # i_size, bytes
     pc_u64 nrpages                  # cached pages, shadows not counted; written under xa_lock
-    pc_u32 nr_truncations                  # changes when i_size has become smaller, before anything is cut
+    pc_u32 nr_truncations                  # changes when i_size has become smaller, before anything is truncated
     pc_u32 flags
     pc_u32 wb_err                   # errseq
     pc_u32 in_use
@@ -213,7 +213,7 @@ ctypedef struct Mapping:
     pc_u64 store_reads              # requests
     pc_u64 store_read_bytes
     pc_u64 readahead_pages          # brought in before they were asked for
-    pc_u64 readahead_wasted         # of those: left the cache before anybody used them
+    pc_u64 readahead_wasted         # of those: left the cache before they were used
     pc_u32 priority                 # PriorityNumber
     pc_u32 tenant                   # written under xa_lock
 
@@ -273,7 +273,7 @@ ctypedef struct Segment:
     char* frames
     uint32_t nr_frames
     bint dead                       # set in the child of a fork: nothing here may be used
-    bint poisons                    # free frames are poisoned (AddressSanitizer): nobody uses them at another address
+    bint poisons                    # free frames are poisoned (AddressSanitizer): they are not used at another address
     uint64_t total_bytes
 
 

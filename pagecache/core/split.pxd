@@ -1,7 +1,7 @@
 """Splitting a large folio, so that a truncation or a partial invalidation touches only what it must.
 
 The folio is halved again and again around one page until that page is a folio of its own: 2 MiB fall into at most ten
-pieces.  All of it happens with the folio locked, its references frozen (so nobody else holds any part), under xa_lock
+pieces.  All of it happens with the folio locked, its references frozen (so no other thread holds any part), under xa_lock
 and lru_lock.  Lock-free readers meanwhile find an entry whose order does not agree with the descriptor, or a changed
 `seq`, and look again under xa_lock.  Marks and dirty flags go to every piece.
 """
@@ -68,7 +68,7 @@ cdef inline int split_half(Segment* seg, Mapping* mapping, Folio* folio, Folio**
 
 cdef inline int folio_split(Segment* seg, Folio* folio, uint64_t index) noexcept nogil:
     """Splits a locked folio of a mapping until page `index` is a folio of its own. The caller holds one reference,
-    which stays with the first piece, as does the lock. Returns 0, -EBUSY when somebody else holds a reference,
+    which stays with the first piece, as does the lock. Returns 0, -EBUSY when there is another reference,
     -ENOMEM (the folio is then split as far as nodes allowed)."""
     cdef Mapping* mapping = &seg.mappings[folio_mapping(folio)]
     cdef uint32_t nr = folio_nr_pages(folio)

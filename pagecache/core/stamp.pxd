@@ -1,13 +1,13 @@
 """Whether a file is still the one whose bytes are cached: the times of its last changes and its size, compared with a
 stamp.
 
-mtime can be set by anybody (`cp -p`, `rsync -t`, `touch -r`), ctime by nobody; but ctime changes with mode, owner and names
+any program can set mtime (`cp -p`, `rsync -t`, `touch -r`), none ctime; but ctime changes with mode, owner and names
 as well.  So there are three answers: the same, another, and, if it is ctime alone that differs, doubtful: then the layer
 above looks at the bytes.  Device and inode number are no part of the stamp: they are the same as long as the file is open,
 and part of the key that another open of it has to have.
 
 The cache's own writes change the stamp.  While one is under way it says nothing; the last of them to end takes it anew.
-So a change by somebody else is seen whenever the cache itself is not writing; one that happens during a write of ours, to
+So a foreign change is seen whenever the cache itself is not writing; one that happens during a write of ours, to
 the same file, is taken for ours, unless it has changed the size.  Writes to a descriptor come one at a time
 (`AddressSpace.store_lock`), each with its own look before it and its own stamp after it.
 
@@ -65,7 +65,7 @@ cdef inline int stamp_compare(Mapping* mapping, int64_t mtime_ns, int64_t ctime_
 
 
 cdef inline int stamp_look(Mapping* mapping, int fd, int64_t* size) noexcept nogil:
-    """Whether the file is as it was when its stamp was taken, as far as can be told, and its size, if no write of the
+    """Whether the file is as it was when its stamp was taken, as far as is known, and its size, if no write of the
     cache itself is under way. A file that cannot be looked at is another one."""
     cdef uint32_t seq, own
     cdef int64_t mtime_ns = 0, ctime_ns = 0
@@ -96,7 +96,7 @@ cdef inline void own_write_begin(Mapping* mapping) noexcept nogil:
 
 cdef inline bint own_write_end(Mapping* mapping, int fd, int64_t expected_size) noexcept nogil:
     """Ends a write. fd: the file that was written, or -1. expected_size: what it makes of the file's size (bytes), -1 if
-    that is not known. Returns whether the size is that; if not, somebody else has changed the file meanwhile, and the
+    that is not known. Returns whether the size is that; if not, another program has changed the file meanwhile, and the
     stamp stays as it was."""
     cdef uint32_t own = load_acquire_u32(&mapping.own_writes)
     cdef int64_t mtime_ns = 0, ctime_ns = 0, size = 0

@@ -1,4 +1,4 @@
-/* The calling thread's number, for counters that no two threads should share; who started it; threads that need no GIL. */
+/* The calling thread's number, for counters that no two threads should share; what started it; threads without the GIL. */
 #ifndef PC_THREAD_H
 #define PC_THREAD_H
 #include <pthread.h>
@@ -21,7 +21,7 @@ static inline uint32_t thread_slot(void) {
     return slot;
 }
 
-/* Who started the thread, as far as it has been looked up. */
+/* What started the thread, as far as it has been looked up. */
 enum { THREAD_KIND_UNKNOWN, THREAD_KIND_PYTHON, THREAD_KIND_NATIVE };
 static __thread uint8_t pc_thread_kind PC_TLS_MODEL;
 static inline int thread_kind(void) { return pc_thread_kind; }

@@ -1,4 +1,4 @@
-"""Thread numbers for counters, who started a thread, threads that need no GIL, the monotonic clock."""
+"""Thread numbers for counters, what started a thread, threads that need no GIL, the monotonic clock."""
 from libc.stdint cimport int64_t, uint32_t
 
 ctypedef void* (*thread_main)(void* argument) noexcept nogil

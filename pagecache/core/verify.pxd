@@ -2,7 +2,7 @@
 
     * each frame is in exactly one place: a free block, a folio, or inside one of them;
     * free lists, lists of the eviction policy, indexes and counters agree;
-    * marks and flags agree; no lock is held, nobody waits; references are the page cache's and the pins.
+    * marks and flags agree; no lock is held, no thread waits; references are the page cache's and the pins.
 
 A finding names the broken invariant by number (the boundary has the words), the place, and the two values.
 """

@@ -2,12 +2,12 @@
 
 The rules: docs/kernel.md, buffered writes.
 
-Folio by folio: look up with a reference, lock if nobody else has, dirty (which may be refused: too much is dirty), open
+Folio by folio: look up with a reference, lock if no other thread has, dirty (which may be refused: too much is dirty), open
 the sequence counter, copy, close it, extend i_size while the folio is still locked, unlock.  Lock-free readers copy
 again when the counter has moved; the folio is dirty before its bytes change, so write-back, which needs the lock to
 begin, sees all of a write or none of it of each folio.
 
-The caller holds the inode lock, so only one thread extends the object, and nobody truncates it.  What lies between
+The caller holds the inode lock, so only one thread extends the object, and none truncates it.  What lies between
 i_size and the end of its page is always zero: truncation zeroes it, and stores through maps stop at i_size.
 """
 from libc.stdint cimport uint32_t, uint64_t

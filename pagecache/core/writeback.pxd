@@ -9,13 +9,13 @@ The rules: docs/kernel.md, write-back.
     DIRTY and WRITEBACK         both                          yes, once
 
     mark dirty    folio lock held (so it is not removed meanwhile): charge, DIRTY by fetch-or, then the mark under
-                  xa_lock: whoever finds the mark finds the flag, or waits on the folio lock for it
+                  xa_lock: what finds the mark finds the flag, or waits on the folio lock for it
     begin         folio lock held, DIRTY set, WRITEBACK not: under xa_lock, one compare-and-swap turns DIRTY into
                   WRITEBACK, and the marks follow; a sync that looks for either mark under xa_lock never misses it
-    end           by whoever wrote, without the folio lock: under xa_lock WRITEBACK goes, flag and mark. A folio that
+    end           by the writing thread, without the folio lock: under xa_lock WRITEBACK goes, flag and mark. A folio that
                   could not be written is made DIRTY first, so that it is never clean by mistake
 A folio under write-back is not removed, split or freed: removal waits, and write-back holds a reference.  It may be
-dirtied again: a store that must not see bytes change asks for stable writes, and then whoever would change them waits.
+dirtied again: a store that must not see bytes change asks for stable writes, and then writers wait.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport (and_acq_rel_u32, cas_acq_rel_u32, load_acquire_u64, load_relaxed_u32,
@@ -115,7 +115,7 @@ cdef inline void folio_redirty(Segment* seg, Folio* folio) noexcept nogil:
 
 
 cdef inline void folio_end_writeback(Segment* seg, Folio* folio, bint written) noexcept nogil:
-    """Ends the write-back of a referenced folio; whoever waits goes on. A folio that reclaim waited for leaves next,
+    """Ends the write-back of a referenced folio; waiters go on. A folio that reclaim waited for leaves next,
     one that was to be cached only for the write leaves now."""
     cdef Mapping* mapping = &seg.mappings[folio_mapping(folio)]
     cdef uint32_t nr = folio_nr_pages(folio)
@@ -141,7 +141,7 @@ cdef inline void folio_end_writeback(Segment* seg, Folio* folio, bint written) n
 
 
 cdef inline void folio_drop_behind(Segment* seg, Folio* folio) noexcept nogil:
-    """Drops the caller's reference, and the folio with it if it is clean, used by nobody else, and only passing by."""
+    """Drops the caller's reference, and the folio with it if it is clean, not used otherwise, and only passing by."""
     if folio_test(folio, FOLIO_DROPBEHIND) and folio_trylock(folio):
         if folio_mapping(folio) != 0 and filemap_remove_clean(seg, folio, 1, False) == 0:
             folio_clear(folio, FOLIO_LOCKED)

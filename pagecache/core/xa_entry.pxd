@@ -7,7 +7,7 @@ Entry (32 bits, a class is a range)
                        257 zero (reserved), 1024 + 5 * i the node i of the pool, 5 cache lines each
     2**31 ..           value: 31-bit unsigned integer
 A walk subtracts the first node's entry: the difference is the node's place in cache lines, and one comparison of it
-tells that it is a node's.
+says that it is a node's.
 """
 from libc.stdint cimport uint32_t
 

@@ -2,7 +2,7 @@
 
 Each search descends from the head to the first slot at or after an index that holds something (or carries the mark):
 within a node the mark bitmaps answer without looking at the slots.  The array's lock is held, and between two steps
-nobody but the cursor itself has changed the array: after anything else pause, or set the cursor anew.
+the array was changed only through the cursor: after anything else pause, or set the cursor anew.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport ctz64, load_relaxed_u32, load_relaxed_u64

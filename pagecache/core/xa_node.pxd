@@ -117,7 +117,7 @@ cdef inline uint32_t xa_node_alloc(XaPool* pool, uint32_t shift, uint32_t owner)
     if number == NIL:
         return NIL
     node = &pool.nodes[number]
-    fence_release()                 # who reads one of these zeros also sees the generation of the node's former array
+    fence_release()                 # a reader of one of these zeros also sees the generation of the node's former array
     for i in range(XA_CHUNK_SIZE):
         store_relaxed_u32(&node.slots[i], 0)
     for i in range(XA_MAX_MARKS):

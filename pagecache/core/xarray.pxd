@@ -1,4 +1,4 @@
-"""The XArray's normal interface: one-call operations for those who hold the array's lock. Loads without it: xa_walk.pxd.
+"""The XArray's normal interface: one-call operations under the array's lock. Loads without it: xa_walk.pxd.
 
 Operations that store take a cursor, which names the place and carries the update callback; the others take an index.
 Reserved slots count as occupied for them and are skipped by searches.

@@ -125,8 +125,8 @@ def _fault_retry_find(vmf: VmFault, walk: FaultWalk) -> int:
 
 
 def _fault_wait_and_create(vmf: VmFault, walk: FaultWalk) -> None:
-    """Wait for memory without invalidate_lock, for whoever holds the memory may be waiting for the lock. No folio is
-    found if the file was cut meanwhile."""
+    """Wait for memory without invalidate_lock, since what holds the memory may be waiting for the lock. No folio is
+    found if the file was truncated meanwhile."""
     mapping = walk.mapping
     while walk.folio is None:
         walk.unlock_mapping()
@@ -215,7 +215,7 @@ def filemap_map_pages(vmf: VmFault, start_pgoff: int, end_pgoff: int) -> int:
     """Map pages start_pgoff..end_pgoff (inclusive) that are cached and ready, around a fault.
 
     Returns NOPAGE if the page of the fault was mapped, else 0.
-    Context: mmap lock held; waits for nobody.
+    Context: mmap lock held; waits for nothing.
     """
     mapping, ra = vmf.vma.file.mapping, vmf.vma.file.ra
     end_pgoff = min(end_pgoff, nr_file_pages(mapping) - 1)

@@ -87,7 +87,7 @@ def _act_on_found(mapping: AddressSpace, index: int, folio: Folio, fgp_flags: in
 
 
 def _create_folio(mapping: AddressSpace, index: int, fgp_flags: int) -> Folio | None:
-    """Create the folio of a missing page: the order asked for, then smaller ones; None if somebody else was faster."""
+    """Create the folio of a missing page: the order asked for, then smaller ones; None if another thread was faster."""
     order = min(fgp_flags >> _FGP_ORDER_SHIFT, MAX_FOLIO_ORDER)
     if index & ((1 << order) - 1):
         order = (index & -index).bit_length() - 1
@@ -241,8 +241,8 @@ def _start_next_window(mapping: AddressSpace, ra: FileRaState, batch: FolioBatch
 
 
 def filemap_create_folio(mapping: AddressSpace, index: int) -> FolioBatch | None:
-    """Read one missing page into a folio of its own; None if it is to be looked up again: somebody else added it, or
-    the file was cut.
+    """Read one missing page into a folio of its own; None if it is to be looked up again: another thread added it, or
+    the file was truncated.
 
     Raises OSError and CacheFullError.
     """

@@ -1,4 +1,4 @@
-"""Buffered writes, as far as they need more than cached pages that nobody else holds.
+"""Buffered writes, as far as they need more than cached pages that are not held otherwise.
 
 The rules: docs/kernel.md, buffered writes.
 

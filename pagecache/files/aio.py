@@ -31,7 +31,7 @@ async def in_worker(function: Callable[..., Any], *args: Any) -> Any:
             result = call.run(function, *args)
         except BaseException as failed:
             error = failed
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody is left to tell
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: there is nothing left to report to
             loop.call_soon_threadsafe(settle, result, error)
 
     workers.caller_pool.run(task)

@@ -1,6 +1,6 @@
 """Appending to a local file that others append to at the same time, where what is written has to be in the file at once.
 
-The kernel finds the end and writes in one step (RWF_APPEND), as it does for O_APPEND: nobody's bytes are written over,
+The kernel finds the end and writes in one step (RWF_APPEND), as it does for O_APPEND: no bytes of others are written over,
 without any lock between the programs.  The bytes are not cached then; the cached object only learns of its new end.
 Descriptors are not opened with O_APPEND for that, as it would ignore the offsets of pages that are written back.
 """

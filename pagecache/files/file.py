@@ -101,7 +101,7 @@ class File(FileWrites):
     def fit_window(self) -> None:
         """Fit the largest readahead window to the store's measured speed and this file's share of the budget.
 
-        A window that an error or somebody else has changed is left alone until advice is given again.
+        A window that an error or another caller has changed is left alone until advice is given again.
         """
         if self.ra.ra_pages != self._fitted_pages:
             return
@@ -527,7 +527,7 @@ class File(FileWrites):
                 raise ValueError("discard gives up the whole object: give no range")
         self.inode.invalidate(offset, length, discard=discard)
         if discard:
-            self._check_and_advance_wb_err()  # whoever gives up what could not be written knows that it could not
+            self._check_and_advance_wb_err()  # giving up what could not be written reports that it could not
 
 
 io.RawIOBase.register(File)

@@ -59,7 +59,7 @@ class Inode(ObjectVersion):
     """The cached object that files of one key share.
 
     segment: where its pages live. store: serves it; closed with the last file, while the pages stay.
-    Context: whoever is the first to open an object, or opens it once more, holds the cache's lock.
+    Context: opening an object, for the first time or once more, holds the cache's lock.
     """
 
     def __init__(
@@ -160,12 +160,12 @@ class Inode(ObjectVersion):
     # -- size ----------------------------------------------------------------------------------------------------------
 
     def set_size(self, size: int) -> None:
-        """Cut or extend the object, cache and store. Raises OSError: it has the old size, or what the store has of it."""
+        """Truncate or extend the object, cache and store. Raises OSError: it has the old size, or what the store has."""
         with self.mapping.inode_locked(), self.mapping.exclusive():
             self.own_change(lambda: self._set_size_locked(size))
 
     def empty(self) -> None:
-        """Cut everything off, whoever has written it: an object is opened to be written anew. Raises OSError."""
+        """Truncate the object to nothing, foreign changes too: an object is opened to be written anew. Raises OSError."""
         with self.mapping.inode_locked(), self.mapping.exclusive():
             try:
                 self.own_change(lambda: self._set_size_locked(0))
@@ -202,7 +202,7 @@ class Inode(ObjectVersion):
             self.store.truncate(size)
 
     def _follow_store(self, size: int) -> None:
-        """Do in the cache what the store has done; an interrupt has to wait for that, which waits for nobody."""
+        """Do in the cache what the store has done; an interrupt has to wait for that, which waits for nothing."""
         interrupt: BaseException | None = None
         for _ in range(TRIES):
             try:
@@ -214,10 +214,10 @@ class Inode(ObjectVersion):
             raise interrupt
 
     def _cut_store(self, size: int) -> None:
-        """Cut the store, while the pages behind the cut stay as they are: if it fails, nothing of them is lost.
+        """Truncate the store, while the pages behind the new end stay as they are: if it fails, nothing of them is lost.
 
-        Write-back begins nothing behind i_size; the folio over the cut, of which it would write a part, is kept locked, and
-        what it was writing of it has ended: it would bring back what is cut off. If the cut fails, the folio is as large as
+        Write-back begins nothing behind i_size; the folio over the end, of which it would write a part, is kept locked, and
+        what it was writing of it has ended: it would bring back the rest. If the store fails, the folio is as large as
         it was again before it is unlocked: write-back of the part would count for all of it.
         """
         mapping, behind, old_size = self.mapping, -(-size >> PAGE_SHIFT), self.mapping.size
@@ -305,7 +305,7 @@ class Inode(ObjectVersion):
         return self.nr_open == 0 and not is_dirty(self) and not self.needs_sync
 
     def start_writeback(self, first: int, last: int) -> None:
-        """Have pages first..last written back by somebody, without waiting."""
+        """Have pages first..last written back by the flusher, without waiting."""
         if _core.has_mark(self.mapping, writeback.MARK_DIRTY):
             wbc = WritebackControl(range_start=first, range_end=last)
             workers.shared_pool.run(lambda: writeback.do_writepages(self.mapping, wbc))
@@ -323,7 +323,7 @@ class Inode(ObjectVersion):
                     nr_doubts = self._redirty_unsynced()
                 error = writeback.filemap_write_and_wait_range(self.mapping, first, last)
                 if error is None and backing.nr_failures != nr_failures and backing.keeps_failed:
-                    continue  # somebody else failed to write what this waited for: it is dirty again
+                    continue  # another thread failed to write what this waited for: it is dirty again
                 if error is not None or not durable or self._sync_store(datasync, nr_doubts):
                     return error
             except OSError as failed:
@@ -443,7 +443,7 @@ class Inode(ObjectVersion):
             self.flusher.segment.wake_flusher()
 
     def _retire_idle(self) -> None:
-        """Give up the store when nobody has the object open, it is clean, and the store has made it durable, which the
+        """Give up the store when the object is not open, it is clean, and the store has made it durable, which the
         flusher sees to. Context: self._lock held."""
         if self.nr_open or self.store is None:
             return
@@ -454,7 +454,7 @@ class Inode(ObjectVersion):
         self.store = None
 
     def discard(self) -> None:
-        """Give up what is dirty: nobody will write it any more."""
+        """Give up what is dirty: it will not be written any more."""
         with self.mapping.inode_locked(), self.mapping.exclusive():
             truncate.truncate_inode_pages(self.mapping, 0)
         self._is_clean()
@@ -466,7 +466,7 @@ class Inode(ObjectVersion):
         self.close_retired()
 
     def give_up_changed(self) -> None:
-        """Give up what is dirty of an object that nobody has open and that others have changed: it can never be written.
+        """Give up what is dirty of an object that is not open and that others have changed: it can never be written.
 
         Context: waits for reads and write-back under way.
         """

@@ -1,6 +1,6 @@
 """Which version of an object is cached, and what happens when the store has another.
 
-Local files are told apart by mtime, ctime and size (core/stamp.pxd); every change of bytes moves ctime, which nobody can
+Local files are distinguished by mtime, ctime and size (core/stamp.pxd); a change of bytes moves ctime, which no program can
 set.  But so does every change of mode, owner, names and attributes.  So when ctime alone has moved, the bytes that are
 cached are compared with the file's: if they agree, it is the version that is cached, and if not, it is another.  If there
 is too much to compare, clean pages are dropped instead, and read anew: readers that are under way start over.
@@ -50,15 +50,15 @@ class ObjectVersion:
         return self.mapping.validator is not None and self.mapping.backing.is_current(self.mapping, store)
 
     def serves(self, store: Any) -> bool:
-        """Whether a file opened on another store of the same key shares the pages: they are one version, or that cannot be
-        told, and the object is in use."""
+        """Whether a file opened on another store of the same key shares the pages: they are one version, or that is not
+        known, and the object is in use."""
         if self.mapping.validator is None:
             return self.nr_open > 0 or is_dirty(self)
         return self.is_version(store)
 
     def is_doubtful(self, store: Any) -> bool:
-        """Whether only `look_closer` can tell if another store of the same key has the bytes that are cached here. For an
-        object that nobody uses it is not worth it."""
+        """Whether only `look_closer` can see if another store of the same key has the bytes that are cached here. For an
+        object that is not used it is not worth it."""
         fd = getattr(store, "fd", -1)
         if self.mapping.fd < 0 or not isinstance(fd, int) or fd < 0 or not (self.nr_open or is_dirty(self)):
             return False
@@ -158,8 +158,8 @@ class ObjectVersion:
             truncate.invalidate_inode_pages2_range(mapping, offset >> PAGE_SHIFT, last)
 
     def before_change(self, at_end: bool) -> None:
-        """Before something becomes dirty and nothing was: see that others have not changed the object. If they have, who
-        appends goes on with it as it is. Raises ForeignChange. Context: inode lock held."""
+        """Before something becomes dirty and nothing was: see that others have not changed the object. If they have, an
+        append goes on with it as it is. Raises ForeignChange. Context: inode lock held."""
         with self.mapping.exclusive():
             self.before_change_locked(at_end)
 

@@ -37,7 +37,7 @@ class Prefetch:
             if self._chunks:
                 mapping.backing.prefetches.add(self)
             self._start(mapping.backing)
-        except BaseException:  # a signal: there may be nobody to read it, and there is nobody to wait for it
+        except BaseException:  # a signal: there may be no reader of it, and nothing waits for it
             self.cancel()
             raise
 
@@ -54,7 +54,7 @@ class Prefetch:
             if start is None:
                 break
             self._read_chunk(start, min(start + self._step, self._end) - 1)
-        self._count(0)  # `cancel` may have been interrupted before it told anybody
+        self._count(0)  # `cancel` may have been interrupted before it was noted
 
     def _next_chunk(self) -> int | None:
         with self._lock.held():
@@ -72,7 +72,7 @@ class Prefetch:
         except OSError as failed:
             error = failed
             self._mapping.segment.add_count("readahead_errors", 1)
-        except BaseException as failed:  # a worker has nobody to raise to
+        except BaseException as failed:  # a worker has no caller to raise to
             error = OSError(errno.EIO, str(failed) or type(failed).__name__)
             if not self._mapping.backing.hints.background_reads and not isinstance(failed, Exception):
                 self._count(end - start + 1, error)
@@ -111,7 +111,7 @@ class Prefetch:
     def cancel(self) -> None:
         """Skip what has not begun. The prefetch is done when what has begun is."""
         with self._lock.held():
-            self._is_cancelled = True  # from now on nobody takes a chunk
+            self._is_cancelled = True  # from now on no chunk is taken
         self._count(0)
 
     def add_done_callback(self, callback: "Callable[[Prefetch], None]") -> None:

@@ -81,7 +81,7 @@ def _gap_end(mapping: AddressSpace, first: int, last: int) -> int:
 
 
 def fetch(mapping: AddressSpace, runs: Sequence[tuple[int, int]]) -> None:
-    """Start reading runs of pages; whoever copies the bytes waits for them, and sees the errors."""
+    """Start reading runs of pages; the copy of the bytes waits for them, and reports the errors."""
     step = max(1, mapping.backing.request_bytes() >> PAGE_SHIFT)
     if runs and mapping.backing.reads_whole(mapping):
         step = -(-mapping.size >> PAGE_SHIFT)

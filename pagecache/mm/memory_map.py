@@ -125,7 +125,7 @@ class MemoryMap:
         return start
 
     def munmap(self, start: int, length: int) -> None:
-        """Unmap the pages of a range of addresses, cutting areas that reach over its ends; holes are no error.
+        """Unmap the pages of a range of addresses, dividing areas that reach over its ends; holes are no error.
 
         start, length: bytes; start is a multiple of the page size. Raises OSError (EINVAL).
         Context: takes the mmap lock exclusively.

@@ -13,7 +13,7 @@ class MmapLock:
 
     A waiting writer keeps new readers out, so it waits only for the faults that are under way. The lock knows its
     threads: to share it again, or to give back what one does not hold, does nothing. So take it inside `try` and give
-    it back in `finally`; an exception from outside, wherever it strikes, then blocks nobody.
+    it back in `finally`; an exception from outside, wherever it strikes, then blocks no other thread.
     Context: waits may be interrupted by a signal handler that raises.
     """
 
@@ -55,7 +55,7 @@ class MmapLock:
                 self._changed.advance()
 
     def lock_exclusive(self) -> None:
-        """Exclude everybody else; a share that this thread has is given back first."""
+        """Exclude all other threads; a share that this thread has is given back first."""
         me = threading.get_ident()
         self.unlock_shared()
         try:

@@ -63,9 +63,9 @@ class Mmap:
     """Part of a file as a sequence of bytes, with the interface of mmap.mmap.
 
     Made by `File.mmap`. Reading raises BusError where a processor would deliver SIGBUS: the page lies beyond the end of
-    a file that was cut, or cannot be read from the store. Any number of threads may use one object; they share its
+    a file that was truncated, or cannot be read from the store. Any number of threads may use one object; they share its
     position.  It has no buffer of its own, as pages may leave while it lives: slices are copies. What is stored with
-    ACCESS_WRITE is in the file at once, for everybody who reads it through the cache; `flush` makes it durable.
+    ACCESS_WRITE is in the file at once, for all that read it through the cache; `flush` makes it durable.
     """
 
     __slots__ = ("__weakref__", "_access", "_area", "_length", "_lock", "_mm", "_offset", "_position", "_segment")

@@ -166,7 +166,7 @@ class VirtualMemoryArea:
         return stored
 
     def split(self, address: int) -> "VirtualMemoryArea":
-        """Cut the area in two; returns the upper one, which keeps the translations."""
+        """Divide the area; returns the upper one, which keeps the translations."""
         upper = VirtualMemoryArea.__new__(VirtualMemoryArea)
         for name in ("_mm", "mmap_lock", "end", "flags", "file", "ops", "page_table", "private_pages"):
             setattr(upper, name, getattr(self, name))

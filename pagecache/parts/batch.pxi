@@ -70,7 +70,7 @@ cdef class FolioBatch:
         self.nr = 0
 
     cdef void abandon(self) noexcept:
-        """Takes new folios, which nobody could read yet, out of the mapping."""
+        """Takes new folios, which could not be read yet, out of the mapping."""
         cdef uint32_t i
         for i in range(self.nr):
             if folio_mapping(self.folios[i]) != 0:
@@ -84,7 +84,7 @@ cdef class FolioBatch:
             self.hold()
 
     cdef void hold(self) noexcept:
-        """Pins the folios, so that their frames are not reused while somebody may write to them. The last export may
+        """Pins the folios, so that their frames are not reused while they may be written to. The last export may
         end at any moment, in another thread: either it finds the hold, or this finds that there is no export."""
         cdef uint32_t i
         for i in range(self.nr):
@@ -96,7 +96,7 @@ cdef class FolioBatch:
             self.end_hold()
 
     cdef void end_hold(self) noexcept:
-        """Ends the hold if there is one, once, whoever comes."""
+        """Ends the hold if there is one, once, by any thread."""
         cdef uint32_t i
         if exchange_acq_rel_u32(&self.is_held, 0) == 0:
             return
@@ -107,7 +107,7 @@ cdef class FolioBatch:
 
     @property
     def exported(self):
-        """Whether somebody still holds memory of the batch."""
+        """Whether memory of the batch is still held."""
         return load_acquire_u32(&self.nr_exports) > 0
 
     def release(self):
@@ -119,7 +119,7 @@ cdef class FolioBatch:
         allow (page_cache_ra_order).
 
         mark: page whose folio gets the readahead marker, or -1. demand_end: folios from this page on were not asked
-        for by anybody. Returns 0, -EEXIST (a page is there already), -ENOMEM, or -ENOSPC when the batch is full; the
+        for. Returns 0, -EEXIST (a page is there already), -ENOMEM, or -ENOSPC when the batch is full; the
         run then ends before that page.
         Context: releases the GIL; may reclaim.
         """
@@ -130,8 +130,8 @@ cdef class FolioBatch:
         return r
 
     cdef void note_object(self) noexcept nogil:
-        """Takes note of what the store has, which does not change for these folios while they are locked: nobody can write
-        to them, and what cuts the store waits for them. i_size may: a cut begins with it, and takes it back if it
+        """Notes what the store has, which does not change for these folios while they are locked: no thread can write
+        to them, and truncation of the store waits for them. i_size may: a truncation begins with it, and undoes it if it
         fails."""
         self.object_bytes = bytes_on_disk(self.mapping.m)
 
@@ -201,7 +201,7 @@ cdef class FolioBatch:
 
     def fill_fd(self, int fd, bint direct=False):
         """Reads the data of a new batch from a descriptor and ends the read, if nothing is wrong: then its folios are
-        uptodate and unlocked. Returns whether that is so; if not, the batch is as before, and `read_fd` tells why.
+        uptodate and unlocked. Returns whether that is so; if not, the batch is as before, and `read_fd` says why.
 
         Context: releases the GIL; data goes straight into frames.
         """
@@ -216,11 +216,11 @@ cdef class FolioBatch:
         return good
 
     def split_off(self, uint64_t index):
-        """Cuts a new batch in two: the folios that begin at page `index` or behind become another batch, returned."""
+        """Divides a new batch: the folios that begin at page `index` or behind become another batch, returned."""
         cdef FolioBatch tail
         cdef uint32_t i = 0, j
         if not self.is_new:
-            raise RuntimeError("only a new batch can be cut")
+            raise RuntimeError("only a new batch can be divided")
         while i < self.nr and folio_index(self.folios[i]) < index:
             i += 1
         tail = batch_object(self.mapping, folio_index(self.folios[i]) if i < self.nr else self.next_index, True)
@@ -314,7 +314,7 @@ cdef class FolioBatch:
         self.is_new = False
 
     def fail(self, error):
-        """Ends a read that failed: the folios leave the mapping, and everybody who waits for one of them gets
+        """Ends a read that failed: the folios leave the mapping, and each thread that waits for one of them gets
         `error`."""
         cdef uint32_t i
         for i in range(self.nr):
@@ -391,7 +391,7 @@ cdef class FolioBatch:
         return copied
 
     def drop_behind(self):
-        """Removes the folios of the batch that are marked for it, if they are clean and nobody else uses them."""
+        """Removes the folios of the batch that are marked for it, if they are clean and not used otherwise."""
         cdef uint32_t i
         for i in range(self.nr):
             if folio_test(self.folios[i], FOLIO_DROPBEHIND) and folio_trylock(self.folios[i]):
@@ -416,7 +416,7 @@ cdef class FolioBatch:
 @cython.final
 @cython.no_gc_clear
 cdef class FillBuffer:
-    """A writable buffer over frames that wait for data. As long as somebody holds it the frames are not reused."""
+    """A writable buffer over frames that wait for data. As long as it is held the frames are not reused."""
     cdef FolioBatch batch
     cdef char* address
     cdef Py_ssize_t nbytes

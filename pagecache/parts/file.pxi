@@ -355,7 +355,7 @@ cdef class FileCore(FilePosition):
 
     cdef object read_hinted(self, uint64_t nbytes):
         """A short read out of the folio that the last one ended in, or None. With the GIL held throughout no other thread
-        can come between, so the position needs no lock, and the size no second look: who cuts holds the GIL."""
+        can come between, so the position needs no lock, and the size no second look: a truncation holds the GIL."""
         cdef uint64_t pos = <uint64_t>self.position
         cdef uint64_t hint = load_relaxed_u64(&self.hint)
         cdef const char* source
@@ -517,7 +517,7 @@ cdef class FileCore(FilePosition):
         return pos
 
     cdef bint may_be_another(self, bint at_end) noexcept:
-        """Whether others may have changed the object, which is looked at when something becomes dirty and nothing was: who
+        """Whether others may have changed the object, which is looked at when something becomes dirty and nothing was: what
         appends then goes to the end that the store has. Asking a store in Python is for that alone. The inode lock is
         held."""
         if xa_marked(&self.m.pages, MARK_DIRTY) or xa_marked(&self.m.pages, MARK_WRITEBACK):

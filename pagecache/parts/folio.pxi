@@ -88,7 +88,7 @@ cdef class Folio:
 
     @property
     def waiters(self):
-        """Whether somebody may be waiting for the lock, or for write-back."""
+        """Whether a thread may be waiting for the lock, or for write-back."""
         return folio_test(self.alive(), FOLIO_WAITERS)
 
     @property
@@ -135,7 +135,7 @@ cdef class Folio:
         return folio_test(self.alive(), FOLIO_UNEVICTABLE)
 
     def trylock(self):
-        """Locks if nobody holds the lock. Returns whether it did."""
+        """Locks if the lock is free. Returns whether it did."""
         cdef bint taken = folio_trylock(self.alive())
         if taken:
             self.is_lock_holder = True
@@ -175,7 +175,7 @@ cdef class Folio:
 
     def wait_unlocked(self, bint drop=False):
         """Waits until the folio is not locked, or is another one. drop: the reference is given up first, so that the
-        wait hinders nobody. Context: releases the GIL."""
+        wait hinders no other. Context: releases the GIL."""
         self.wait_flag(FOLIO_LOCKED, drop)
 
     def wait_writeback(self):
@@ -207,7 +207,7 @@ cdef class Folio:
         folio_set(self.alive(), FOLIO_UPTODATE)
 
     def clear_uptodate(self):
-        """Makes a locked folio readable by nobody until it is read again."""
+        """Makes a locked folio unreadable until it is read again."""
         folio_clear(self.alive(), FOLIO_UPTODATE)
         folio_seq_bump(self.folio)
 
@@ -248,7 +248,7 @@ cdef class Folio:
         folio_write_end(folio)
 
     def zero_unshared(self, uint64_t offset, uint64_t nbytes):
-        """As `zero`, but only if nobody except the caller and the page cache holds the folio: a view never changes.
+        """As `zero`, but only if only the caller and the page cache hold the folio: a view never changes.
         Returns whether it was done."""
         cdef CFolio* folio = self.alive()
         cdef uint64_t length = <uint64_t>folio_nr_pages(folio) << PAGE_SHIFT

@@ -60,7 +60,7 @@ def truncate_unlocked(AddressSpace mapping not None, uint64_t start, uint64_t en
     """One step of truncation's first pass: removes the folios that lie wholly in pages [start, end), are not locked
     and not under write-back, dirty or not, and the shadows.
 
-    Returns the page to go on from, or None at the end of the range. Context: releases the GIL, waits for nobody.
+    Returns the page to go on from, or None at the end of the range. Context: releases the GIL, waits for nothing.
     """
     cdef Grab grab
     cdef uint32_t i
@@ -79,9 +79,9 @@ def truncate_unlocked(AddressSpace mapping not None, uint64_t start, uint64_t en
 
 def invalidate_unlocked(AddressSpace mapping not None, uint64_t start, uint64_t end):
     """One step of invalidation: removes what lies wholly in pages [start, end), is clean, not locked and held by
-    nobody; what is left is deactivated.
+    nothing; what is left is deactivated.
 
-    Returns (page to go on from or None, pages removed, pages left). Context: releases the GIL, waits for nobody.
+    Returns (page to go on from or None, pages removed, pages left). Context: releases the GIL, waits for nothing.
     """
     cdef Grab grab
     cdef uint32_t i
@@ -110,7 +110,7 @@ def invalidate_unlocked(AddressSpace mapping not None, uint64_t start, uint64_t 
 
 def find_folios(AddressSpace mapping not None, uint64_t start, uint64_t end):
     """The next folios that overlap pages [start, end), referenced, and None or the page to go on from; shadows met on
-    the way are erased. Context: waits for nobody."""
+    the way are erased. Context: waits for nothing."""
     cdef Grab grab
     cdef uint32_t i
     with nogil:

@@ -14,7 +14,7 @@ cdef class FileLines(FileCore):
     unless it begins where its own native thread has sought. When a call raises, the position is where it was.
     """
     cdef bint is_noting             # a recorder wants to know what is read
-    cdef uint64_t noted_index       # page it was told last
+    cdef uint64_t noted_index       # page it noted last
 
     def readline(self, size=-1, /):
         """Reads one line, at most `size` bytes of it, from the position and moves it.
@@ -70,7 +70,7 @@ cdef class FileLines(FileCore):
         cdef bytes line = None
         cdef bint is_own
         cdef uint64_t pos = <uint64_t>self.position
-        if PC_HAS_GIL and load_relaxed_u32(&self.position_word) == 0 and self.seeks is None:    # nobody can come between
+        if PC_HAS_GIL and load_relaxed_u32(&self.position_word) == 0 and self.seeks is None:    # no thread can come between
             line = self.line_in_folio(pos, limit)
             if line is not None:
                 self.position = <int64_t>pos + len(line)
@@ -142,7 +142,7 @@ cdef class FileLines(FileCore):
             parts.append(piece)
             piece = b"".join(parts)
             size = load_acquire_u64(&self.m.size)
-            if pos + done > size:       # cut between two pieces
+            if pos + done > size:       # truncated between two pieces
                 done = size - pos if size > pos else 0
                 piece = piece[:done]
         if done > 0:
@@ -195,7 +195,7 @@ cdef class FileLines(FileCore):
         return line
 
     cdef int note(self, uint64_t start, uint64_t nbytes) except -1:
-        """Has the recorder told what was read; lines of one page, one after the other, count once."""
+        """Reports to the recorder what was read; lines of one page, one after the other, count once."""
         cdef uint64_t last_index = (start + nbytes - 1) >> PAGE_SHIFT
         if last_index != self.noted_index or start >> PAGE_SHIFT != last_index:
             self.noted_index = last_index

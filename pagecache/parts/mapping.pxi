@@ -11,7 +11,7 @@ cdef class AddressSpace:
     """The cached pages of one store object.
 
     segment: where they live. name: what error messages call the object. host: the store. number: adopts a mapping that
-    another AddressSpace made, perhaps through another view of the segment; it stays the maker's, with whom it ends.
+    another AddressSpace made, perhaps through another view of the segment; it belongs to its maker, and ends with it.
     """
     cdef readonly Segment segment
     cdef CSegment* seg
@@ -56,7 +56,7 @@ cdef class AddressSpace:
             mapping_free(self.seg, self.number)
 
     cdef void drop_all(self) noexcept:
-        """Removes every folio, dirty or not: nobody can reach them any more."""
+        """Removes every folio, dirty or not: they cannot be reached any more."""
         cdef CXaState xas
         cdef xa_entry entry
         cdef CFolio* folio
@@ -184,7 +184,7 @@ cdef class AddressSpace:
         return lock_guard(self, &self.m.invalidate_lock, True, wait)
 
     def inode_locked(self):
-        """The same for the inode lock (i_rwsem), which whoever writes or truncates holds alone, outside invalidate_lock."""
+        """The same for the inode lock (i_rwsem), held alone to write or truncate, outside invalidate_lock."""
         return lock_guard(self, &self.m.inode_lock, True, True)
 
     @property
@@ -329,7 +329,7 @@ cdef class AddressSpace:
         """Remembers how the file looks now (times of the last changes of bytes and of anything, ns; size): its bytes are
         what is cached from now on."""
         cdef int r
-        own_write_begin(self.m)             # who compares meanwhile sees no half of it
+        own_write_begin(self.m)             # a comparison meanwhile sees no half of it
         r = stamp_take(self.m, self.fd)
         own_write_end(self.m, -1, -1)
         if r < 0:
@@ -482,7 +482,7 @@ cdef class AddressSpace:
         }
 
     def nr_unused(self):
-        """Cached pages that were read ahead and that nobody has asked for yet. Context: walks the index."""
+        """Cached pages that were read ahead and that have not been asked for yet. Context: walks the index."""
         cdef CXaState xas
         cdef xa_entry entry
         cdef uint64_t nr = 0

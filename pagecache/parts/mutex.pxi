@@ -7,7 +7,7 @@ cdef class Mutex:
     a lock and the `with` block that gives it back. So the hold belongs to an object: when that dies, wherever the
     exception came from, the lock is free.
 
-    Word: 0 free, 1 held, 2 held and somebody may be asleep (as `FutexLock` in core/lock.pxd, but a sleep ends after a slice
+    Word: 0 free, 1 held, 2 held and a thread may be asleep (as `FutexLock` in core/lock.pxd, but a sleep ends after a slice
     for signals to be looked for).
     """
     cdef FutexLock lock
@@ -91,7 +91,7 @@ cdef class EventCount:
         return load_acquire_u32(&self.word)
 
     def advance(self):
-        """Wake everybody who waits. Context: waits for nobody."""
+        """Wake all waiters. Context: waits for nothing."""
         add_acq_rel_u32(&self.word, 1)
         futex_wake(&self.word, WAKE_ALL)
 

@@ -114,7 +114,7 @@ cdef class PageTable:
         return copied
 
     def write_from(self, CopySource source not None, uint64_t done, uint64_t pos, uint64_t nbytes):
-        """Stores source[done:], nbytes of it, at byte pos of the object, as far as the pages are mapped, nobody holds
+        """Stores source[done:], nbytes of it, at byte pos of the object, as far as the pages are mapped, no other holds
         their locks, and they may become dirty. What lies behind the end of the object is taken, and lost.
 
         Returns the bytes taken. Context: releases the GIL for long copies.
@@ -164,7 +164,7 @@ cdef class PageTable:
 
 
 def new_target(uint64_t nbytes):
-    """A new bytes object of nbytes and a CopyTarget over it: nobody else may see the object before it is filled."""
+    """A new bytes object of nbytes and a CopyTarget over it: no other thread may see the object before it is filled."""
     cdef bytes result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>nbytes)
     cdef CopyTarget target = CopyTarget.__new__(CopyTarget)
     target.address = PyBytes_AS_STRING(result)
@@ -176,7 +176,7 @@ def new_target(uint64_t nbytes):
 @cython.final
 @cython.no_gc_clear
 cdef class PrivatePage:
-    """A page of a private map that was written to: a frame of its own, which nobody else sees."""
+    """A page of a private map that was written to: a frame of its own, which no other map sees."""
     cdef Segment segment
     cdef CFolio* folio
 

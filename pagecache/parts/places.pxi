@@ -52,7 +52,7 @@ cdef class Places:
         futex_wake(&self.nr_taken, WAKE_ALL)
 
     def take(self):
-        """Takes a place for work in the background: none that somebody urgent waits for. Returns whether it did."""
+        """Takes a place for work in the background: none that urgent work waits for. Returns whether it did."""
         return self.take_below(load_acquire_u32(&self.nr_urgent))
 
     def give(self):

@@ -11,7 +11,7 @@ Native code that brings threads of its own may share one handle among them, and 
 * The position itself is where the last operation of any thread has left it. It is where all other reads begin: what one
   thread has sought another may read, and a stream is read on by whichever thread comes next (DuckDB 1.5 reads CSV so).
 * A read of a thread that has sought nothing shows that the threads take turns: what others have sought is forgotten.
-* A seek from the end asks for the size. It moves the position, and is kept for nobody.
+* A seek from the end asks for the size. It moves the position, and is not kept for later.
 
 Benefits: (seek, read) is one step without a lock across the two, with the GIL and without it; threads that have sought
 wait for the store at the same time, not one after the other. Costs: a word for each file; a table, once a native thread has
@@ -43,7 +43,7 @@ cdef class FilePosition:
     cdef pc_u32 position_word               # file position lock
     cdef int64_t position                   # as the last operation has left it
     cdef int64_t sought                     # what Python's threads have sought and not read; -1: nothing
-    cdef dict seeks                         # what native threads have sought and not read, by thread; None: nobody ever has
+    cdef dict seeks                         # what native threads have sought and not read, by thread; None: none ever has
     cdef public bint seeks_by_thread        # Python's threads count as native ones
 
     def __cinit__(self, *args, **kwargs):

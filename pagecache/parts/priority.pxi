@@ -2,7 +2,7 @@ _PRIORITIES = ("normal", "low", "high", "keep")     # in the order of PriorityNu
 
 
 def set_priority(AddressSpace mapping not None, str priority):
-    """Sets the priority of an object: "low", "normal", "high" or "keep". It holds for who is passed by from now on, and
+    """Sets the priority of an object: "low", "normal", "high" or "keep". It holds for what is passed by from now on, and
     for the list on which pages stand that enter from now on. Raises ValueError for another."""
     if priority not in _PRIORITIES:
         raise ValueError(f"unknown priority {priority!r}: use one of {', '.join(_PRIORITIES)}")
@@ -15,7 +15,7 @@ def priority_of(AddressSpace mapping not None):
 
 
 def set_tenant(AddressSpace mapping not None, uint32_t tenant):
-    """Makes an object, with what it has cached, one of a tenant's (1..63), or nobody's (0)."""
+    """Makes an object, with what it has cached, one of a tenant's (1..63), or no tenant's (0)."""
     if tenant >= NR_TENANTS:
         raise ValueError(f"tenant must be below {NR_TENANTS}, not {tenant}")
     mapping_set_tenant(mapping.seg, mapping.m, tenant)

@@ -46,7 +46,7 @@ cdef class Segment:
     nr_frames: page frames (4096 bytes each). nr_mappings: records of store objects there is room for; None: one for each
     frame, 65,536 at least, which take memory as they are used. data: False for
     descriptors without frames (running access traces). shared: back the region by a memory file, so that `attach`
-    can map it again at another address. policy: who leaves when frames are short: "kernel", "s3fifo", "sieve", "lirs" or
+    can map it again at another address. policy: what leaves when frames are short: "kernel", "s3fifo", "sieve", "lirs" or
     "adaptive".
 
     Context: allocated memory is returned when the last object that uses the segment is gone.
@@ -256,7 +256,7 @@ cdef class Segment:
 
         hard: try everything; False for an allocation that has something to fall back to.
         Returns a Folio (in no mapping, unlocked), or None when nothing could be freed.
-        Context: releases the GIL; never waits for anybody.
+        Context: releases the GIL; never waits.
         """
         cdef CFolio* folio
         if order > MAX_ORDER:

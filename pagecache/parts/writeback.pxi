@@ -35,7 +35,7 @@ cdef class WritebackBatch:
         """Writes the run to a descriptor, at its own offset, if the file is the one whose bytes are cached.
 
         Returns (bytes written; the errno of what stopped it if they are fewer than nbytes; STAMP_SAME). If it is not,
-        (0, 0, STAMP_OTHER), or (0, 0, STAMP_DOUBTFUL); the former too if somebody else has changed the file's size while it
+        (0, 0, STAMP_OTHER), or (0, 0, STAMP_DOUBTFUL); the former too if others have changed the file's size while it
         was written.
         Context: the mapping's store_lock held; releases the GIL.
         """
@@ -70,7 +70,7 @@ cdef class WritebackBatch:
         """Ends the write-back: the first `written` bytes are in the store.
 
         keep: what is not written stays dirty; False: it is taken for clean, and lost.
-        Context: releases the GIL; wakes who waits.
+        Context: releases the GIL; wakes the waiters.
         """
         with nogil:
             self.finish(written, keep)
@@ -163,7 +163,7 @@ def set_stable_writes(AddressSpace mapping not None, bint value):
 
 
 def mapping_set_error(AddressSpace mapping not None, int number):
-    """Notes that a write-back failed with an errno: each open file will be told once."""
+    """Notes that a write-back failed with an errno: it is reported once to each open file."""
     errseq_set(&mapping.m.wb_err, number)
 
 
@@ -177,14 +177,14 @@ def mapping_sample_error(AddressSpace mapping not None):
 cdef class OwnWrite:
     """A write of the cache itself to an object's store: until it ends, the object changing is no news.
 
-    takes_stamp: False when somebody else had changed the object before: then it stays changed. size: what the file has
-    afterwards (bytes), if that is known: with another one somebody else has changed it meanwhile, and it counts as changed.
+    takes_stamp: False when another program had changed the object before: then it stays changed. size: what the file has
+    afterwards (bytes), if that is known: with another one it was changed by others meanwhile, and it counts as changed.
     """
     cdef AddressSpace mapping
     cdef bint is_active
     cdef bint takes_stamp
     cdef public int64_t size
-    cdef readonly bint is_alone             # whether nobody else has changed the file's size meanwhile, once it has ended
+    cdef readonly bint is_alone             # whether the file's size was not changed by others meanwhile, once it has ended
 
     def __cinit__(self, AddressSpace mapping not None, bint takes_stamp=True, int64_t size=-1):
         self.mapping = mapping

@@ -2,7 +2,7 @@
 
 A far store takes hardly longer for 256 KiB than for one page, so a miss of a few pages reads the aligned block around it,
 if the object's latest misses lay close together, or an eighth of the pages around is cached: reads at random over a large
-object fetch just what is asked for.  Where other pages near by are cached, somebody walks over the object in small steps:
+object fetch just what is asked for.  Where other pages near by are cached, a reader walks over the object in small steps:
 as long as the block four times as large holds cached pages besides this one, that larger block is read instead, up to the
 largest request. So a dense walk soon reads in large pieces, and scattered reads stay small.
 
@@ -23,7 +23,7 @@ from pagecache.requests.speed import PROBE_PAGES, TRUSTED_GROWTH
 from pagecache.units import PAGE_SHIFT
 
 BLOCK_PAGES = 64
-SMALL_REQUEST = 8  # whoever asks for more than this knows what there is, and gets just that
+SMALL_REQUEST = 8  # a reader that asks for more than this knows what there is, and gets just that
 GROWTH = 4
 DENSE_PART = 8  # where an eighth of the pages around is cached, misses will follow
 BUDGET_SHARE = 64  # a block is at most so small a part of the cache

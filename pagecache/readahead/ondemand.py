@@ -2,7 +2,7 @@
 
 The rules: docs/kernel.md, readahead.
 
-A window of pages is read when a page is missed, and the first page of its tail carries a *marker*.  Whoever reads the
+A window of pages is read when a page is missed, and the first page of its tail carries a *marker*.  A read of the
 marked page starts the next window while the tail is still unread, so a sequential reader never waits.  The state of one
 open file (`FileRaState`) is updated without locks: each step computes from what it has read once, so that the state may be
 wrong, and then only speed is lost, but is never impossible.
@@ -97,7 +97,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
 
 
 def page_cache_async_ra(mapping: AddressSpace, ra: FileRaState, index: int, folio: Folio, req: int) -> None:
-    """Start the next window when a marked folio is touched; errors concern nobody yet and are only counted.
+    """Start the next window when a marked folio is touched; errors concern no reader yet and are only counted.
 
     Context: no lock held; takes invalidate_lock shared.
     """
@@ -156,7 +156,7 @@ def wanted_order(mapping: AddressSpace) -> int:
 def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: int, background: bool = False) -> None:
     """Read the window of the state with folios of its order, as large as alignment and the file's end allow.
 
-    demand_end: pages below it were asked for: if they cannot be read, the error is raised. background: nobody waits,
+    demand_end: pages below it were asked for: if they cannot be read, the error is raised. background: no reader waits,
     all of it is read by others.
     """
     start, size = ra.start, ra.size

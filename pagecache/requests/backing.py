@@ -147,7 +147,7 @@ class Backing:
     # -- versions ------------------------------------------------------------------------------------------------------
 
     def is_current(self, mapping: AddressSpace, store: Any = None) -> bool:
-        """Whether the store's object is the one that is cached, as far as can be told; while the cache itself writes to
+        """Whether the store's object is the one that is cached, as far as is known; while the cache itself writes to
         it, it is. store: another store of the same key."""
         store = store if store is not None else mapping.host
         fd = getattr(store, "fd", -1) if store is not mapping.host else mapping.fd
@@ -179,7 +179,7 @@ class Backing:
     # -- durability ----------------------------------------------------------------------------------------------------
 
     def note_result(self, error: OSError | None) -> None:
-        """Note how a request that wrote ended, whoever made it: a store that takes bytes again is healed."""
+        """Note how a request that wrote ended, from any thread: a store that takes bytes again is healed."""
         self.last_error = error
         if error is None:
             self.nr_retries, self.retry_at = 0, 0.0
@@ -192,7 +192,7 @@ class Backing:
                 self._unsynced = [(min(run[0] for run in self._unsynced), max(run[1] for run in self._unsynced))]
 
     def note_resized(self, size: int) -> None:
-        """Note that the store was cut, extended or punched there, which may not be durable yet. Context: any thread."""
+        """Note that the store was truncated, extended or punched there, perhaps not durably yet. Context: any thread."""
         self.note_written(size >> PAGE_SHIFT, (size >> PAGE_SHIFT) - 1)
 
     @property
@@ -202,12 +202,12 @@ class Backing:
 
     @property
     def nr_failures(self) -> int:
-        """How many requests to write failed, of those for whose pages nobody waits any more. Context: any thread."""
+        """How many requests to write failed, of those for whose pages no thread waits any more. Context: any thread."""
         with self._lock.held():
             return self._nr_failures
 
     def end_failed(self, end: Callable[[], None]) -> None:
-        """Count a request to write that failed, and have `end` let those go on who wait for its pages: whoever counts
+        """Count a request to write that failed, and have `end` let those go on that wait for its pages: one that counts
         sees neither or both. Context: any thread."""
         with self._lock.held():
             self._nr_failures += 1

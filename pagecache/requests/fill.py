@@ -20,7 +20,7 @@ ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that othe
 SEQ_STEP = 2  # what a removal adds to a folio's sequence counter
 PINNED_TIMEOUT_S = 0.2  # the same when views and maps hold all there is
 
-_SINK = bytearray(65536)  # where what nobody wants goes, of all requests
+_SINK = bytearray(65536)  # where what is not wanted goes, of all requests
 
 write_errors: weakref.WeakKeyDictionary[Segment, Callable[[], OSError | None]] = weakref.WeakKeyDictionary()
 """For segments with a flusher: returns the error that keeps all that is dirty from being written, if there is one."""
@@ -168,7 +168,7 @@ def _read(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
 
 
 def fill_known(batch: FolioBatch, data: memoryview) -> None:
-    """Fill a new batch with bytes that somebody has fetched already; then its folios are uptodate and unlocked.
+    """Fill a new batch with bytes that are there already; then its folios are uptodate and unlocked.
 
     data: what the object has from the batch's first page on, of the version that is cached, as much as the batch takes or
     more. Raises ValueError if it is less; then the batch is as before. Context: as `read_run`, but asks no store.
@@ -205,7 +205,7 @@ def _early_end(mapping: AddressSpace, offset: int) -> OSError:
 
 
 def _memory_of(batches: Sequence[FolioBatch]) -> list[memoryview]:
-    """Return buffers for the data of batches, with buffers that nobody reads for what lies between them."""
+    """Return buffers for the data of batches, with buffers that are not read for what lies between them."""
     buffers: list[memoryview] = []
     end = batches[0].start
     for batch in batches:
@@ -285,7 +285,7 @@ def pieces(buffers: list[memoryview], start: int, nbytes: int) -> list[memoryvie
 
 
 def release(buffers: list[memoryview]) -> None:
-    """Take the buffers away from the store, as far as that can be done: `FolioBatch.exported` tells whether it kept one."""
+    """Take the buffers away from the store, as far as that can be done: `FolioBatch.exported` says whether it kept one."""
     for buffer in buffers:
         try:
             buffer.release()
@@ -297,7 +297,7 @@ def read_locked_folio(mapping: AddressSpace, folio: Folio) -> None:
     """Read the data of one locked folio that is in the cache and not uptodate; it is unlocked in any case.
 
     Raises OSError, and so does every thread that waits for the folio; the folio has then left the cache. After any
-    other exception, which says nothing about the data, those who wait read it themselves.
+    other exception, which says nothing about the data, the threads that wait read it themselves.
     """
     batch = mapping.adopt(folio)
     try:

@@ -1,6 +1,6 @@
 """Issuing reads: what a reader waits for is read by the reader itself, the rest of a window in the background.
 
-A window larger than one request is cut into requests that run in parallel.  Stores with a descriptor are served by the
+A window larger than one request is divided into requests that run in parallel.  Stores with a descriptor are served by the
 engine's own threads or io_uring, without the GIL; stores written in Python by the shared workers, at most
 `parallel_requests` at once for each object.  A store without `background_reads` is read by the reader alone: first what it
 waits for, then the rest.
@@ -53,9 +53,9 @@ def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int, backgr
     """Read a new batch: its first request in the calling thread, what is larger than one in the background, or behind
     it where the store knows no background.
 
-    demand_end: pages below it were asked for. background: nobody waits for any of it.
+    demand_end: pages below it were asked for. background: no reader waits for any of it.
 
-    If a request fails, pages that were asked for are asked for once more by themselves, so that a bad page nobody asked
+    If a request fails, pages that were asked for are asked for once more by themselves, so that a bad page no reader asked
     for spoils nothing; those that were not leave the cache, and the error is only counted.
     Raises OSError for pages that were asked for. Context: invalidate_lock held shared.
     """
@@ -131,7 +131,7 @@ def requests_for(
     """Iterate over requests for the missing pages of runs (first, last) of pages, each a list of new batches: what is
     cached already between two batches is read through, where that costs less than another request.
 
-    per_request: most pages of one. demanded: whether somebody asked for all of them.
+    per_request: most pages of one. demanded: whether all of them were asked for.
     Context: as `missing_batches`; for Python stores only.
     """
     backing = mapping.backing
@@ -171,7 +171,7 @@ def _read_demanded(mapping: AddressSpace, start: int, demand_end: int) -> None:
 def read_now(mapping: AddressSpace, batch: FolioBatch, urgent: bool = True) -> None:
     """Read a batch in the calling thread. Raises OSError; then the batch is as before.
 
-    urgent: somebody waits for it, so it goes before readahead.
+    urgent: a reader waits for it, so it goes before readahead.
     """
     if mapping.fd >= 0:
         fill.read_run(mapping, batch)
@@ -213,7 +213,7 @@ def _read_in_order(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None
 
 
 def read_in_background(mapping: AddressSpace, batch: FolioBatch, per_request: int = 0) -> None:
-    """Start reading a batch nobody waits for. Errors are only counted; whoever needs such a page reads it again.
+    """Start reading a batch no reader waits for. Errors are only counted; a reader that needs such a page reads it again.
 
     per_request: pages; 0: as many as fit the store.
     Context: a store without `background_reads` is read here and now, which raises what a signal handler raises.
@@ -237,7 +237,7 @@ def submit_request(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None
     def task() -> None:
         try:
             read_timed(mapping, batches)
-        except BaseException:  # a worker has nobody to raise to: waiters read for themselves and see their own error
+        except BaseException:  # a worker has no caller to raise to: waiters read for themselves and see their own error
             mapping.segment.add_count("readahead_errors", 1)
         finally:
             _release(batches)
@@ -246,11 +246,11 @@ def submit_request(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None
 
 
 def _read_here(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
-    """Read batches that nobody waits for in the calling thread: the store may be entered by no other one."""
+    """Read batches that no reader waits for in the calling thread: the store may be entered by no other one."""
     try:
         with mapping.backing.request_queue.place():
             read_timed(mapping, batches)
-    except Exception:  # as in the background: whoever needs such a page reads it again, and sees its own error
+    except Exception:  # as in the background: a reader that needs such a page reads it again, with its own error
         mapping.segment.add_count("readahead_errors", 1)
     finally:
         _release(batches)

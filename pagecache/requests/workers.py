@@ -20,14 +20,14 @@ from pagecache._core import Mutex, Places
 
 MAX_WORKERS = 256
 IDLE_TIMEOUT_S = 10.0
-POLL_S = 0.001  # how often a worker looks where nobody wakes it
+POLL_S = 0.001  # how often a worker looks where nothing wakes it
 
 Task = Callable[[], None]
 logger = logging.getLogger("pagecache")
 
 
 def run_guarded(task: Task) -> None:
-    """Run what nobody waits for: an exception is logged, and harms neither the thread nor the tasks behind."""
+    """Run what no thread waits for: an exception is logged, and harms neither the thread nor the tasks behind."""
     try:
         task()
     except BaseException:
@@ -123,7 +123,7 @@ class RequestQueue:
 
     Places are counted by the engine, and tasks are taken out of the queue by the workers only: a signal that ends a
     function of the main thread half way leaves a task in the queue at worst, and `wake` finds a worker for it.
-    Tasks must not wait for `invalidate_lock` or for a folio: whoever holds those may be waiting for a place.
+    Tasks must not wait for `invalidate_lock` or for a folio: their holders may be waiting for a place.
     """
 
     def __init__(self, pool: WorkerPool, limit: int):
@@ -152,7 +152,7 @@ class RequestQueue:
         self.wake()
 
     def wake(self) -> None:
-        """See to it that somebody carries out what waits, if anything may run."""
+        """See to it that a worker carries out what waits, if anything may run."""
         if self._waiting and self._places.taken < self.limit:
             self._pool.run(self._drain)
 

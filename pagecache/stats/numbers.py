@@ -36,7 +36,7 @@ class FileStats:
     missed_bytes: int  # what those returned after they had missed
     store_reads: int  # requests
     store_read_bytes: int
-    readahead_pages: int  # brought in before anybody asked for them; of those:
+    readahead_pages: int  # brought in before they were asked for; of those:
     readahead_hits: int  # used since
     readahead_wasted: int  # left the cache unused
     readahead_waiting: int  # cached, and not used yet

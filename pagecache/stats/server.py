@@ -1,7 +1,7 @@
 """What the caches of a running process do and hold, for another process to ask: `pagecache top` does.
 
-A server is a Unix socket in a directory that only its user can enter.  Who connects sends one line, a JSON object with
-the most `files` to tell of and the most `cells` of each file's map, and gets one JSON object: the process, and of each
+A server is a Unix socket in a directory that only its user can enter.  A client sends one line, a JSON object with
+the most `files` to describe and the most `cells` of each file's map, and gets one JSON object: the process, and of each
 cache its counters and its files, those with most pages first.  Nothing is counted for it that is not counted anyway, and
 without a question nothing runs.
 
@@ -45,13 +45,13 @@ def directory() -> str:
 
 
 def _own_directory() -> str:
-    """Make the directory of this user's sockets. Raises PermissionError if it is somebody else's, or open to others."""
+    """Make the directory of this user's sockets. Raises PermissionError if it is another user's, or open to others."""
     path = directory()
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(f"{path} must be a directory of this user's that nobody else can enter")
+        raise PermissionError(f"{path} must be a directory of this user's that no other user can enter")
     return path
 
 
@@ -59,7 +59,7 @@ def _own_directory() -> str:
 
 
 def picture_of_process(caches: Iterable[Any], nr_files: int, nr_cells: int) -> dict[str, Any]:
-    """Return what is to be known of a process: JSON can hold it. Context: walks the pages of the files that are told of."""
+    """Return what is to be known of a process, fit for JSON. Context: walks the pages of the files that it describes."""
     pictures = []
     for cache in caches:
         with contextlib.suppress(ValueError, RuntimeError):  # closed meanwhile
@@ -176,7 +176,7 @@ class StatsServer:
             return
         _servers.discard(self)
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # ends the wait for who connects
+            self._socket.shutdown(socket.SHUT_RDWR)  # ends the wait for clients
         self._socket.close()
         with contextlib.suppress(OSError):
             os.unlink(self.path)
@@ -213,7 +213,7 @@ def serve_stats_once() -> None:
 
 
 def _may_ask(connection: socket.socket) -> bool:
-    """Whether the other end is this process's user, or root; where that cannot be told the socket's permissions decide."""
+    """Whether the other end is this process's user, or root; where that is not known the socket's permissions decide."""
     if not hasattr(socket, "SO_PEERCRED"):
         return True
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -238,7 +238,7 @@ def ask(path: str, *, nr_files: int = 10, nr_cells: int = 64) -> dict[str, Any]:
 
 
 def _is_deserted(path: str) -> bool:
-    """Whether nobody listens at a socket."""
+    """Whether no process listens at a socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE_S)
         try:

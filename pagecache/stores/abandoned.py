@@ -1,9 +1,9 @@
-"""Calls that nobody waits for any more: what they wait for themselves is given up, so that a page is not kept locked by a
+"""Calls that no thread waits for any more: what they wait for themselves is given up, so that no page stays locked by a
 request whose reader is gone.
 
 A caller that can be cancelled (asyncio) runs the blocking call in a worker under a `Call` of its own.  `abandon` ends the
 wait that the worker is in, if it can be ended; the worker then leaves by `Abandoned`, as the main thread does by
-KeyboardInterrupt: the folios that it was filling leave the cache, and whoever else wants them reads them itself.
+KeyboardInterrupt: the folios that it was filling leave the cache, and other readers of them read them again.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pagecache._core import Mutex
 
 
 class Abandoned(BaseException):
-    """Nobody waits for this call any more. It says nothing about the bytes, so it is no error of theirs."""
+    """No thread waits for this call any more. It says nothing about the bytes, so it is no error of theirs."""
 
 
 class Call:
@@ -36,7 +36,7 @@ class Call:
 
     @contextlib.contextmanager
     def waiting(self, end_wait: Callable[[], Any]) -> Iterator[None]:
-        """A wait that `end_wait` ends. Raises Abandoned if nobody waits for the call already."""
+        """A wait that `end_wait` ends. Raises Abandoned if no thread waits for the call any more."""
         with self._lock.held():
             if self.is_abandoned:
                 raise Abandoned

@@ -1,7 +1,7 @@
 """Options of one call of a file system: `fs.open(path, version_id=...)`, `fs.cat_file(url, headers=...)` and so on.
 
 They choose the bytes, or are the right to them.  So they go to every request for the object, those for size and version
-included, and what they brought is cached under a key of its own: it is served to those who give the same options.  Which of
+included, and what they brought is cached under a key of its own: it is served only with the same options.  Which of
 them choose bytes, and which are rights, only the library knows; a key too many costs a request, one too few the truth.
 What only says how the library would fetch is left out, as the cache decides that: block sizes, caches, concurrency.
 """
@@ -32,14 +32,14 @@ def request_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def key_part(options: Mapping[str, Any]) -> str:
-    """Return what a key ends with for these request options: nothing for none of them. It tells no secret."""
+    """Return what a key ends with for these request options: nothing for none of them. It holds no secret."""
     if not options:
         return ""
     return f"#options={hashlib.sha256(_text_of(options).encode()).hexdigest()[:32]}"
 
 
 def are_of_this_process(options: Mapping[str, Any]) -> bool:
-    """Whether some option is an object that cannot be told from others by its contents."""
+    """Whether some option is an object that cannot be distinguished from others by its contents."""
     return _NUMBERED in _text_of(options)
 
 

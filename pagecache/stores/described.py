@@ -1,4 +1,4 @@
-"""What a store is told about an object when it asks for size and version, and answers that bring all of an object."""
+"""What a store learns about an object when it asks for size and version, and answers that bring all of an object."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ class TooLongError(OSError):
 class Destination:
     """The buffers of one request, filled in order.
 
-    Once `detach` has returned, nothing is written any more, whoever still holds this.
+    Once `detach` has returned, nothing is written any more, by no holder of this.
     Context: the copy of one piece and `detach` exclude each other.
     """
 

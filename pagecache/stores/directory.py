@@ -16,7 +16,7 @@ CANNOT_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOTSUP)  # of a descriptor that
 
 
 class Directory:
-    """An open directory. fd: for the calls that take one; closed when nobody holds this object any more."""
+    """An open directory. fd: for the calls that take one; closed when this object is not held any more."""
 
     def __init__(self, fd: int):
         self.fd = fd

@@ -24,14 +24,14 @@ def _open_again(path: str, mode: str, direct: bool) -> "FileStore":
 
 
 CREATE_TRIES = 40  # at a name that others make and remove, or that leads through symbolic links
-DIRECT_REQUEST = 2 * 1024 * 1024  # bytes; nobody below reads ahead, so windows are several of these
+DIRECT_REQUEST = 2 * 1024 * 1024  # bytes; nothing below reads ahead, so windows are several of these
 
 
 class FileStore:
     """A regular file or block device.
 
     path: its name. mode: as for `PageCache.open`. direct: bypass the kernel's page cache (O_DIRECT), so that bytes are
-    cached once. empties: whether mode "w+b" empties the file; a cache does that itself, for all who have it open.
+    cached once. empties: whether mode "w+b" empties the file; a cache does that itself, for all that have it open.
     Raises OSError, which names the path, when the file is missing, unreadable or no regular file.
     """
 
@@ -138,7 +138,7 @@ class FileStore:
         return os.pwritev(self.fd, buffers, offset)
 
     def truncate(self, size: int) -> None:
-        """Cut the file to `size` bytes, or extend it with a hole."""
+        """Truncate the file to `size` bytes, or extend it with a hole."""
         os.ftruncate(self.fd, size)
 
     def punch_hole(self, offset: int, length: int) -> None:

@@ -59,7 +59,7 @@ class FsspecStore(VersionedStore):
     options: of one call, as the file system's `open` or `cat_file` takes them (version_id, headers and so on): they go to
     every request, and are part of the key. thread_safe: whether the file system may be called by several threads at once,
     while its user calls it too; None: what is known of its class. If not, it is read in its user's threads, or one like it
-    that is made from the same arguments. exclusive: nobody else calls this file system, so that it may be read in the
+    that is made from the same arguments. exclusive: only the cache calls this file system, so that it may be read in the
     background, one call at a time. key_without: "signature" for URLs that are signed anew now and then: what is cached is
     found again by the next one, and read on by it; or names of the parameters of the URL that do not choose the bytes.
     Raises FileNotFoundError, IsADirectoryError, OSError; ENOTSUP if the object has no size; TypeError for an option that
@@ -91,7 +91,7 @@ class FsspecStore(VersionedStore):
             self._instance = fs
         else:
             self._instance = instance_of(fs, thread_safe=thread_safe, exclusive=exclusive)
-        self.template = self._instance.template  # what tells about the file system without a call
+        self.template = self._instance.template  # what describes the file system without a call
         self.key_without = checked_names(key_without)
         self._own_path: str = self.template._strip_protocol(path)
         self._was_asked = False  # so that its signature is known to hold
@@ -105,7 +105,7 @@ class FsspecStore(VersionedStore):
         signed = "#signed" if self.key_without else ""
         self.key = f"fsspec:{self._instance.identity}:{lasting_path}{signed}{key_part(self.options)}"
         if self.is_immutable and not self._ranges.conditional:
-            self.key += "#unverified"  # what was read without looking is not served to those who want it verified
+            self.key += "#unverified"  # what was read without looking is not served to those that have it verified
         self.origin = f"fsspec:{self._instance.identity}:{_place_of(lasting_path)}"
         self.parallel_requests = PARALLEL_REQUESTS if self._instance.is_parallel else 1
         self.background_reads = self._instance.background_reads
@@ -144,7 +144,7 @@ class FsspecStore(VersionedStore):
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def describe(self) -> Described:
-        """Ask the file system what the object is now, past its cache of listings; whoever asks closes a body that comes
+        """Ask the file system what the object is now, past its cache of listings; the caller closes a body that comes
         along. Raises OSError; TypeError for an option that the file system does not have."""
         try:
             with self._instance.turn():
@@ -177,7 +177,7 @@ class FsspecStore(VersionedStore):
         """Run a coroutine on the file system's loop and return its result.
 
         destination: what it fills; taken away when the wait ends early. Raises RuntimeError on the loop's own thread;
-        Abandoned when nobody waits for the call any more.
+        Abandoned when no thread waits for the call any more.
         """
         loop = self.fs.loop
         if asyncio._get_running_loop() is loop:

@@ -1,9 +1,9 @@
 """How an object is read through fsspec's HTTPFileSystem: conditions, headers of the answer, no joined copy.
 
 Size and version are asked for by HEAD, as that moves nothing.  But what counts is what GET does: where HEAD says nothing,
-an error, or that there is nothing, a GET for the first byte tells (URLs may be signed for GET only, and servers know no
+an error, or that there is nothing, a GET for the first byte decides (URLs may be signed for GET only, and servers know no
 HEAD).  Its answer is a part, with the size of the whole, or all of the object: then there are no ranges, and what has come
-is used.  An object whose length nobody states is read once to find it.
+is used.  An object whose length is not stated is read once to find it.
 """
 
 import errno
@@ -27,10 +27,10 @@ from pagecache.stores.validators import ChangedError, Version, encoding_of, is_p
 UNSTATED_MAX = 256 * 1024 * 1024  # bytes that are read to find out how large an object is, unless whole_up_to is larger
 KEPT_MAX = 16 * 1024 * 1024  # bytes of them that are kept for the first read: one request's
 IDLE_TIMEOUT_S = 300.0  # how long an answer that is read in order may bring nothing
-_NOT_NOW = (408, 429)  # what does not tell that HEAD is always refused
+_NOT_NOW = (408, 429)  # what does not mean that HEAD is always refused
 _heads_refused = Memory()  # origins where a GET answered what HEAD did not
 _heads_untrue = Memory()  # keys of objects of which HEAD says something else than GET
-_measured = Memory()  # sizes of objects that nobody states, by key and what else is said
+_measured = Memory()  # sizes of objects that are not stated, by key and what else is said
 
 
 def _body_of(store: Any, answer: Any, is_proved: bool) -> AsyncBody:
@@ -104,7 +104,7 @@ class HttpRanges(AsyncRanges):
 
     async def _head(self, store: Any) -> tuple[dict[str, Any] | None, bool]:
         """Ask by HEAD. Returns (what it says, if that says all; whether it was refused). Raises what a GET would meet as
-        well: there is nobody, or no answer in time."""
+        well: there is no server, or no answer in time."""
         import aiohttp
 
         options = self.request_options(store)

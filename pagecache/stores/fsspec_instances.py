@@ -4,9 +4,9 @@ What is shared is the *instance*: one tar file object, one FTP connection, one t
 guard the calls that its user makes beside the cache, so there are three ways:
 
 * `Shared`: known to be safe, as asynchronous ones are, whose requests run on one event loop.  Any thread, any number.
-* `Own`: an instance that nobody but the cache has: made from a URL, or made anew from the same arguments.  Any thread, one
+* `Own`: an instance that only the cache has: made from a URL, or made anew from the same arguments.  Any thread, one
   call at a time; so readahead goes on in the background.  Costs a connection, or an archive's list of names.
-* `Callers`: all others.  Threads that are reading through the cache, one at a time, and no others: whoever calls the file
+* `Callers`: all others.  Threads that are reading through the cache, one at a time, and no others: another call of the file
   system itself meanwhile is a thread too many without the cache as well.  Readahead costs the reader the time that it
   takes.  Pages are the instance's: files that are opened on another one are read by their own threads.
 
@@ -55,7 +55,7 @@ from pagecache.stores.validators import ChangedError
 _NUMBER, _TURNS, _OWN = "_pagecache_number", "_pagecache_turns", "_pagecache_own"  # what is kept with an instance
 _ANSWERS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ChangedError,
             NoRangesError)  # fmt: skip
-CONNECTIONS_MAX = 16  # that are kept although nobody uses them now
+CONNECTIONS_MAX = 16  # that are kept although they are not used now
 _numbers = itertools.count(1)
 _lock = Mutex()
 _connections: "OrderedDict[str, Own]" = OrderedDict()  # by identity, the one used last at the end
@@ -88,7 +88,7 @@ class _NumberedTurns(Turns):
 
 
 class Own(Turns):
-    """An instance that nobody but the cache calls, one thread at a time.
+    """An instance that only the cache calls, one thread at a time.
 
     fs: the instance. It lives as long as the stores that use it, and as what it was made from.
     After a call that failed or was interrupted, a connection may hold half an answer: the next call is made on a new one.
@@ -121,7 +121,7 @@ class Own(Turns):
                 again = remade(self.template)
                 if again is None:
                     kind = type(self.template).__name__
-                    raise RuntimeError(f"{kind} is the parent process's, and its arguments do not tell how to make another")
+                    raise RuntimeError(f"{kind} is the parent process's, and its arguments do not say how to make another")
                 self._fs = self._kept[-1] = again
             return self._fs
 
@@ -183,14 +183,14 @@ def own_instance(fs: Any) -> Any:
 
 def identity_of(fs: Any) -> str:
     """Return what is the same for file systems that reach the same objects with the same rights, in any process; a number
-    of this process's for one whose arguments do not tell."""
+    of this process's for one whose arguments do not say enough."""
     return identity_by_arguments(fs) or _numbered(fs)
 
 
 def instance_of(fs: Any, *, thread_safe: bool | None = None, exclusive: bool = False) -> Instance:
     """Return the way to call a file system.
 
-    thread_safe: whether it may be called from several threads at once; None: what is known. exclusive: whether nobody else
+    thread_safe: whether it may be called from several threads at once; None: what is known. exclusive: whether nothing else
     calls this very instance.
     """
     known: Instance | None = getattr(fs, "instance", None) if fs.protocol == "pagecache" else None
@@ -269,7 +269,7 @@ def _turns_of(fs: Any) -> list[_NumberedTurns]:
 
 
 def _own_of(fs: Any) -> Own | None:
-    """Return an instance of our own that is like one of a user's, the same for all who ask; None if there can be none."""
+    """Return an instance of our own that is like one of a user's, the same for all callers; None if there can be none."""
     fields = fields_of(fs)
     if _OWN not in fields:
         own = (_connection(identity_by_arguments(fs)) if is_connection(fs) else None) or _made_like(fs)
@@ -298,7 +298,7 @@ def _connection(identity: str | None) -> Own | None:
 
 
 def _kept(own: Own) -> Own:
-    """Keep a connection for others who want the same, unless another thread was faster; returns the one that is kept. An
+    """Keep a connection for others that need the same, unless another thread was faster; returns the one that is kept. An
     archive is not kept: another one may take its place."""
     if not is_connection(own.template) or own.is_numbered:
         return own

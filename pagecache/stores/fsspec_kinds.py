@@ -1,6 +1,6 @@
 """What is known of the file systems of fsspec and threads, from reading their code.
 
-A synchronous file system that stands in neither table, or a subclass of one that does, may share anything with anybody:
+A synchronous file system that stands in neither table, or a subclass of one that does, may share anything with others:
 it is called in the threads of its user only.  docs/libraries/fsspec-threads.md says the same of all that fsspec knows.
 """
 
@@ -135,7 +135,7 @@ def is_connected(fs: Any) -> bool:
 
 
 def archive_version(fs: Any) -> str | None:
-    """Return what tells the file that an archive was opened on from others of its name; None for what is no archive, and
+    """Return what distinguishes the file under an archive from others of its name; None for what is no archive, and
     where nothing does."""
     if name_of(type(fs)) not in ARCHIVES:
         return None

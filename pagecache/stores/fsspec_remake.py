@@ -1,7 +1,7 @@
 """File systems of fsspec made anew, so that the cache has an instance which shares nothing with one of its user's.
 
 Made anew is only what is known to share nothing (`REMADE`), from arguments that are values, and with all that it stands on;
-what comes of it is looked at once more: nobody must find the same instance in fsspec's own tables.
+what comes of it is looked at once more: no other caller may find the same instance in fsspec's own tables.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ _VALUES = (str, bytes, bool, int, float, type(None), os.PathLike)
 
 
 def is_private(fs: Any) -> bool:
-    """Whether an instance that was just made, and is held by nobody else, shares nothing with others."""
+    """Whether an instance that was just made, and is held only here, shares nothing with others."""
     name = name_of(type(fs))
     if (name not in REMADE and name != DIRECTORY) or any(other is fs for other in type(fs)._cache.copy().values()):
         return False
@@ -51,7 +51,7 @@ def remade(fs: Any) -> Any:
 
 def identity_by_arguments(fs: Any) -> str | None:
     """Return what is the same for file systems that reach the same objects with the same rights, in any process; None if
-    only the instance itself tells."""
+    only the instance itself shows."""
     if not getattr(fs, "global_store", True):  # files in memory that are the instance's own
         return None
     return identity_of_arguments(type(fs), fs.storage_args, fs.storage_options)
@@ -87,7 +87,7 @@ def _is_closed(fs: Any) -> bool:
 
 
 def apart(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a target with which fsspec makes an instance that it gives to nobody else."""
+    """Return the options of a target with which fsspec makes an instance that it gives to no other caller."""
     options = {**options, "skip_instance_cache": True}
     if options.get("target_protocol"):
         options["target_options"] = apart(options.get("target_options") or {})

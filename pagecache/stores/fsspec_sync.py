@@ -71,11 +71,11 @@ class SyncRanges:
         return BytesBody(self.cat_whole(store), False)
 
     def _is_served_as_stored(self, store: Any, size: int, encoding: str) -> bool:
-        """Whether a range of an object is that of what is stored: whoever decodes brings something else."""
+        """Whether a range of an object is that of what is stored: decoding brings something else."""
         nbytes = min(size, _PROBE)
         try:
             data = self.cat(store, 0, nbytes)
-        except Exception:  # of a part that cannot be decoded by itself; the whole will tell
+        except Exception:  # of a part that cannot be decoded by itself; the whole will show
             return False
         return len(data) == nbytes and data[:4].startswith(_MAGIC.get(encoding.lower(), b"")[:nbytes])
 
@@ -145,13 +145,13 @@ def fresh_options(fs: Any, function: Any, path: str) -> dict[str, Any]:
 
 
 def _with_version(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """Return an `info` with what tells versions apart under a name that is known for it."""
+    """Return an `info` with what distinguishes versions under a name that is known for it."""
     archive = archive_version(fs)
     if archive is not None:  # a member may have the same time and size as in another archive of that name
         member = [info.get(name) for name in ("mtime", "chksum", "date_time", "CRC")]
         return {**info, "version": f"{member} of {archive}"}
     modified = info.get("modify")
-    if isinstance(modified, str) and modified.isdigit():  # of MLSD, to the second; `ls -l` tells minutes or days
+    if isinstance(modified, str) and modified.isdigit():  # of MLSD, to the second; `ls -l` gives minutes or days
         return {**info, "mtime": modified}
     return info
 

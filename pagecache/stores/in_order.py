@@ -1,10 +1,10 @@
-"""Objects that can only be read from the beginning: one response, read once, serves everybody who waits.
+"""Objects that can only be read from the beginning: one response, read once, serves all that wait.
 
 A server without ranges answers every request with the whole object.  So one response is kept open, and read on as far as
-somebody needs it: the thread whose range comes next drives, and what passes is given to all whose ranges it lies in.  The
+a thread needs it: the thread whose range comes next drives, and what passes is given to all whose ranges it lies in.  The
 response is begun anew only for a range that has passed.
 
-    waiting --(the range comes next, nobody drives)--> driving --(its last byte was given)--> filled
+    waiting --(the range comes next, no thread drives)--> driving --(its last byte was given)--> filled
     waiting --(another thread drives past its last byte)--> filled
 
 Both steps are made under one lock, which is held to look and to copy, never while waiting for the server.  Ranges and
@@ -106,7 +106,7 @@ class InOrder:
         self._version: Version | None = None  # of the body
         self._next = 0  # the byte of the object that the body gives next
         self._last = b""  # the piece before it, which may have been the last one of all
-        self._last_left_bytes = 0  # of that, which nobody wanted yet
+        self._last_left_bytes = 0  # of that, which was not wanted yet
         self._is_proved = False  # of that
         self._surplus_bytes = 0
 
@@ -150,7 +150,7 @@ class InOrder:
         return known is not None and (known.validator, known.size) == (version.validator, version.size)
 
     def _begins_to_drive(self, mine: _Range) -> bool:
-        """Whether the response is to be read by this thread now: nobody does, and its range comes first of those that are
+        """Whether the response is to be read by this thread now: no other does, and its range comes first of those that are
         waited for, the ones that have passed last."""
         with self._lock.held():
             waiting = [one for one in self._ranges if not one.is_filled]

@@ -31,7 +31,7 @@ class MemoryStore:
         return str(self._version)
 
     def replace(self, data: bytes | bytearray | memoryview) -> None:
-        """Put other contents in place of the present ones, as somebody else would: the cache finds the object changed."""
+        """Put other contents in place of the present ones, as another writer would: the cache finds the object changed."""
         with self._lock.held():
             self._data = bytearray(data)
             self._version += 1
@@ -64,7 +64,7 @@ class MemoryStore:
         return done
 
     def truncate(self, size: int) -> None:
-        """Cut the object to `size` bytes, or extend it with zeros."""
+        """Truncate the object to `size` bytes, or extend it with zeros."""
         with self._lock.held():
             self._version += 1
             if size < len(self._data):

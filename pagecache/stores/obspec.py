@@ -3,7 +3,7 @@
 `get` takes conditions, so every read carries `If-Match`, and what comes back names its version: no request more. Where
 there is only `get_range`, `head` is asked for after each read, except with `recheck=False`.
 
-Where `head` fails, or says that there is nothing, a `get` of the first byte tells: HTTP servers may know no HEAD. Servers
+Where `head` fails, or says that there is nothing, a `get` of the first byte decides: HTTP servers may know no HEAD. Servers
 without ranges refuse it, which obstore calls NotSupportedError: their objects are read from the beginning.
 
 obstore's own stores are for any number of threads.  Of others that is not known: they are called by the threads that read
@@ -39,7 +39,7 @@ _NO_RIGHT = ("PermissionDeniedError", "UnauthenticatedError")
 
 
 def _number_of(thing: Any) -> int:
-    """Return a number that is this object's as long as it lives, and nobody's afterwards; an address would come back."""
+    """Return a number that is this object's as long as it lives, and no other's afterwards; an address would come back."""
     with _numbers_lock.held():
         if id(thing) not in _numbered:
             try:
@@ -67,7 +67,7 @@ def _is_for_threads(store: Any) -> bool:
 
 
 def _is_told(store: Any) -> bool:
-    """Whether a store tells what it reads."""
+    """Whether a store describes what it reads."""
     names = ("config", "prefix", "url") if type(store).__module__.startswith("obstore") else ("config", "prefix")
     return any(getattr(store, name, None) for name in names)
 
@@ -162,7 +162,7 @@ class ObspecStore(VersionedStore):
             self.key += f"#{_number_of(store)}"  # another store, also one that is the same, has other callers
         self.origin = f"obspec:{identity_of(store)}"
         if self.is_immutable and not self._conditional:
-            self.key += "#unverified"  # what was read without looking is not served to those who want it verified
+            self.key += "#unverified"  # what was read without looking is not served to those that have it verified
         self.key_scope = "process" if not is_for_threads else "everywhere" if key else scope_of(store)
         self.latency = "local" if type(store).__name__ in ("MemoryStore", "LocalStore") else "remote"
         self._head_may_fail = self._conditional and type(store).__name__ == "HTTPStore"

@@ -14,7 +14,7 @@ class Turns:
         _all.add(self)
 
     def renew_after_fork(self) -> None:
-        """Give a child a lock of its own: who held the parent's is not there."""
+        """Give a child a lock of its own: the thread that held the parent's is not there."""
         self.lock = Mutex()
 
 

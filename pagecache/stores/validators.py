@@ -1,4 +1,4 @@
-"""What tells one version of an object from another, and how often that is looked at."""
+"""What distinguishes one version of an object from another, and how often that is looked at."""
 
 import errno
 import time
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-# Names under which file systems and object stores tell them, in order of trust.
+# Names under which file systems and object stores give them, in order of trust.
 _STRONG = ("ETag", "etag", "e_tag", "VersionId", "version_id", "version", "generation", "md5Hash", "md5", "Content-MD5",
            "content_md5", "crc32c", "Digest", "checksum")  # fmt: skip
 _TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "modifiedTime", "created")
@@ -31,7 +31,7 @@ class ChangedError(Exception):
 class Version:
     """What a store said about an object at one time.
 
-    size: bytes. validator: None if nothing tells versions apart. etag, last_modified: as given, for conditional requests.
+    size: bytes. validator: None if nothing distinguishes versions. etag, last_modified: as given, for conditional requests.
     checked_at: when, on the monotonic clock (seconds). encoding: in which the store sends the object, whose size is that of
     what was encoded; None: as it is.
     """
@@ -107,7 +107,7 @@ def version_of(info: Mapping[str, Any], name: str, checked_at: float) -> Version
 def is_proved(etag: str | None, modified: str | None, version: Version) -> bool:
     """Whether an answer says that it is of this version. Raises ChangedError if it says the contrary.
 
-    A weak tag does not tell all bytes apart: where one of the two is weak, times that are known have to agree as well.
+    A weak tag does not distinguish all bytes: where one of the two is weak, times that are known have to agree as well.
     """
     has_tags, has_times = bool(etag and version.etag), bool(modified and version.last_modified)
     if etag and version.etag:

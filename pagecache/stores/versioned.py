@@ -60,7 +60,7 @@ class VersionedStore:
     # -- for subclasses ------------------------------------------------------------------------------------------------
 
     def describe(self) -> Described:
-        """Ask what the object is now; whoever asks closes a body that comes along. Raises OSError."""
+        """Ask what the object is now; the caller closes a body that comes along. Raises OSError."""
         raise NotImplementedError
 
     def read_range(self, version: Version, start: int, destination: Destination) -> bool:
@@ -122,7 +122,7 @@ class VersionedStore:
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """Fill the buffers from `offset`; return the bytes filled.
 
-        Raises OSError (ESTALE) when the object is no longer of the known version; then `validator` tells the new one.
+        Raises OSError (ESTALE) when the object is no longer of the known version; then `validator` returns the new one.
         """
         return self._read(offset, buffers, tells=False)
 

@@ -3,7 +3,7 @@
 It sleeps until more than the background amount is dirty, memory is short, or some time has passed; then it writes the
 objects that need it, a chunk of each in turn.  An object whose write-back fails is left alone for a while that doubles
 with every failure.  It keeps every object that can be written, or is dirty, alive, and itself while there is one, even
-if nobody holds the cache any more; and it closes the store of one that nobody has open any more when it is clean and
+if the cache is not held any more; and it closes the store of one that is not open any more when it is clean and
 durable: what was written through a file that is closed is synced with the rest by `sync_all`, and by the flusher when
 it has been closed for as long as pages may stay dirty, or when too many others have been closed since.
 """
@@ -27,7 +27,7 @@ from pagecache.writeback.throttle import WAIT_SLICE_S
 
 CHUNK_PAGES = 1024  # written of one object before the next has its turn
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 30.0
-UNDURABLE_MAX = 64  # stores of objects that nobody has open which stay open because they were not synced
+UNDURABLE_MAX = 64  # stores of objects that are not open which stay open because they were not synced
 FIRST_PAGES_PER_S = 65536.0  # before anything was measured
 SPEED_WEIGHT = 0.3
 
@@ -38,7 +38,7 @@ class Flusher:
     """Writes back the objects of one cache.
 
     expire_s: age at which dirty pages are written however few they are. interval_s: how often that is looked at.
-    The thread starts with the first object, and ends with `stop`, or when nobody holds the flusher any more and nothing
+    The thread starts with the first object, and ends with `stop`, or when the flusher is not held any more and nothing
     is left to write.
     """
 
@@ -69,7 +69,7 @@ class Flusher:
                 self._thread = workers.start_thread("pagecache-flush", _run, weakref.ref(self), self.segment)
 
     def drop_if_done(self, inode: Any) -> bool:
-        """Let go of an object that nobody can write to any more, that is clean, and that the store has made durable.
+        """Let go of an object that cannot be written to any more, that is clean, and that the store has made durable.
         Returns whether that is so."""
         with self._lock.held():
             if inode.nr_writers or is_dirty(inode) or is_being_written(inode):
@@ -151,8 +151,8 @@ class Flusher:
         backing.nr_retries += 1
 
     def limit_undurable(self) -> None:
-        """Let whoever opens and closes objects faster than the flusher makes them durable do some of its work: the oldest
-        first, without those that failed a moment ago, which keep nobody from opening others."""
+        """Let a thread that closes objects faster than the flusher makes them durable do some of its work: the oldest
+        first, without those that failed a moment ago, which keep no thread from opening others."""
         if len(self._undurable) <= 2 * self._undurable_max:
             return
         with self._lock.held():
@@ -164,7 +164,7 @@ class Flusher:
     def _pages_due(self, inode: Any) -> int:
         """Return how many pages of an object to write now: a chunk while there is too much, all that is too old."""
         if self._memory_is_short():
-            return CHUNK_PAGES  # whoever waits is told at once if it fails again
+            return CHUNK_PAGES  # if it fails again that is reported at once
         if time.monotonic() < inode.mapping.backing.retry_at:
             return 0
         if self.segment.nr_dirty_charged > self.segment.dirty_limits[1]:
@@ -245,7 +245,7 @@ class Flusher:
     def __del__(self) -> None:
         if self.segment.dead:
             return
-        self.segment.wake_flusher()  # the thread sees that nobody is left
+        self.segment.wake_flusher()  # the thread sees that nothing is left
 
     def stop(self) -> None:
         """End the thread; it is not waited for, as it may be in a store that hangs."""
@@ -291,7 +291,7 @@ def is_dirty(inode: Any) -> bool:
 
 
 def is_being_written(inode: Any) -> bool:
-    """Whether somebody may be using an object's store to write to it now."""
+    """Whether a writer may be using an object's store to write to it now."""
     return bool(_core.own_write_word(inode.mapping) & OWN_WRITES_MASK)
 
 

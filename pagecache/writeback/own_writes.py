@@ -31,8 +31,8 @@ def own_write(mapping: AddressSpace, size: int | None = None) -> Iterator[None]:
     """Within the block the cache changes the object's store: its version, which follows, is taken for that of the cached
     bytes.
 
-    size: what the object has afterwards (bytes); None: what it has. Raises ForeignChange, before the block if somebody else
-    had changed the object, and after it if that has happened meanwhile, as far as can be told; what asking the store does.
+    size: what the object has afterwards (bytes); None: what it has. Raises ForeignChange, before the block if others
+    had changed the object, and after it if that has happened meanwhile, as far as is known; what asking the store does.
     Context: nothing may be waited for in the block that waits for write-back of the object.
     """
     backing = mapping.backing
@@ -62,7 +62,7 @@ def own_write(mapping: AddressSpace, size: int | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_attributes(mapping: AddressSpace) -> Iterator[None]:
-    """Within the block whoever has the cache changes attributes of an open object: times, mode, names. That is no news, but
+    """Within the block the owner of the cache changes attributes of an open object: time, mode, names. That is no news, but
     what others have changed before is. Raises what asking a store for its version does."""
     backing = mapping.backing
     if mapping.fd < 0:

@@ -2,11 +2,11 @@
 
 The rules: docs/kernel.md, write-back.
 
-Who writes   the flusher (`flusher`), when much is dirty or something has been for long; whoever asks for durability
+Writers      the flusher (`flusher`), when much is dirty or something has been for long; a caller that needs durability
              (`fsync`, `sync_range`, a synchronous write, close), for its own range; and a writer that would exceed the
              limit of dirty pages, for its own object, before it goes on.
 What         a background pass takes what carries the DIRTY mark. An integrity pass first marks TOWRITE what is dirty
-             now, and then writes that alone, so that writers cannot keep it going; it waits for what somebody else is
+             now, and then writes that alone, so that writers cannot keep it going; it waits for what another thread is
              writing.
 Versions     Nothing is written over what others have changed. Before each request to a descriptor the file is looked at,
              and after it, with no other request of this cache in between (`store_lock`); a store written in Python is asked
@@ -14,7 +14,7 @@ Versions     Nothing is written over what others have changed. Before each reque
              and stays dirty like all that fails.
 Failures     A folio that could not be written stays dirty and is tried again (or is given up, if the cache was made
              with `on_write_error="drop"`). The error is noted for every open file, which learns of it once, before
-             anybody who waited for the folio goes on.
+             those that waited for the folio go on.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ def write_batch(
         error = write_error(mapping, offset + done, cause)
         clear_frames(cause)
     except BaseException:
-        batch.end(0)  # now: whoever keeps the exception keeps the run, and others wait for it
+        batch.end(0)  # now: a caller that keeps the exception keeps the run, and others wait for it
         raise
     finally:
         _thread.nr_passes -= 1
@@ -295,7 +295,7 @@ def _write_to_file(mapping: AddressSpace, wbc: WritebackControl) -> None:
 
 
 def _refusal(mapping: AddressSpace) -> Exception | None:
-    """Return why nothing may be written to the object's store: others have changed it, or that cannot be told."""
+    """Return why nothing may be written to the object's store: others have changed it, or that is not known."""
     backing = mapping.backing
     try:
         return None if backing.is_current(mapping) or backing.look_closer() else OSError(errno.ESTALE, CHANGED)

@@ -38,7 +38,7 @@ def wait_for_dirty_room(mapping: AddressSpace) -> None:
     """Make room for one more dirty folio, when the limit is reached: write pages of this object back, or wait for
     others. Returns when something may have changed; try again then.
 
-    Raises OSError: what keeps this object's pages, or everybody's, from being written.
+    Raises OSError: what keeps this object's pages, or all objects', from being written.
     Context: may hold the inode lock; no folio lock.
     """
     segment = mapping.segment
