@@ -21,7 +21,7 @@ protected by its priority or its tenant's share.  Folios with FIRST or LAST are 
 Sizes are pages: a folio of 2**order pages counts as so many and moves as one.
 
     policy_data = stamp (29 bits, admissions: when it entered or was last moved as used)
-                | FRESH: the use that created the folio is still to come or not told apart | collected uses (2 bits)
+                | FRESH: the use that created the folio is still to come or not distinguished | collected uses (2 bits)
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport load_acquire_u32, load_relaxed_u32

@@ -3,7 +3,7 @@
 Every eviction leaves a shadow in the page's slot: the value of `nonresident_age`, a clock that ticks once for each
 page that is evicted or activated.  When the page comes back, the ticks since then are its *refault distance*: how many
 pages the inactive list was too short by.  If the active list is at least that long, the page deserves to compete with
-the pages on it and is activated at once; pages that were in the working set when they left are told apart by one bit.
+the pages on it and is activated at once; pages that were in the working set when they left are marked by one bit.
 
     shadow = value entry (age mod 2**30) << 1 | workingset
 

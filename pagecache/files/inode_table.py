@@ -1,6 +1,6 @@
 """The objects that a cache knows: found by the key of their store, shared by the files that are open on one, and forgotten.
 
-Of the objects that nobody has open, those that were closed longest ago are looked at first, a few for each one that is
+Of the objects that are not open, those that were closed longest ago are looked at first, a few for each one that is
 opened: what has no pages is forgotten, what has some waits for its next turn. So opening one costs the same however many
 are known. Nothing is forgotten that is dirty, or not durable yet.
 """
@@ -20,7 +20,7 @@ from pagecache.stores.base import is_within
 from pagecache.weak_members import WeakMembers
 from pagecache.writeback.flusher import is_dirty
 
-IDLE_MIN = 8192  # objects that nobody has open which are known even if nothing of them is cached
+IDLE_MIN = 8192  # objects that are not open and known even if nothing of them is cached
 LOOKS = 4  # at objects that may be forgotten, for each one that is opened
 FORGET_TRIES = 64
 logger = logging.getLogger("pagecache")
@@ -92,7 +92,7 @@ class InodeTable:
             inode.acquire(store, writes=writes)
 
     def _new(self, store: Any) -> Inode:
-        """Return an inode for a store. One that was forgotten may be held for a moment by whoever looks at all: then others
+        """Return an inode for a store. One that was forgotten may be held for a moment by a look at all: then others
         are forgotten too, if any is idle. Raises OSError (ENFILE). Context: self.lock held."""
         for _ in range(LOOKS):
             if len(self._idle) < IDLE_MIN:

@@ -77,7 +77,7 @@ cdef class FileCore(FilePosition):
     def _detach(self):
         """Marks the file closed. Returns whether it was open."""
         cdef bint was
-        with cython.critical_section(self):     # one of those who close it at once gives it up
+        with cython.critical_section(self):     # one of the threads that close it at once gives it up
             was = self.is_open
             self.is_open = False
         return was

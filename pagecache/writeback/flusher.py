@@ -48,7 +48,7 @@ class Flusher:
         self.interval_s = interval_s
         self.pages_per_s = FIRST_PAGES_PER_S
         self._inodes: dict[int, Any] = {}
-        self._undurable: dict[int, Any] = {}  # those that nobody has open, and whose store was not synced; oldest first
+        self._undurable: dict[int, Any] = {}  # those that are not open, and whose store was not synced; oldest first
         self._undurable_max = UNDURABLE_MAX
         self._lock = Mutex()  # a collected file may drop its object anywhere
         self._thread: threading.Thread | None = None

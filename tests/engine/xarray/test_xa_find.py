@@ -20,7 +20,7 @@ def walk(cursor, pause=False):
     return found
 
 
-def test_k5_3_reader_whose_node_goes_away(xa):
+def test_reader_whose_node_goes_away(xa):
     xa[0], xa[1] = "a", "b"
     cursor = xa.cursor(0)
     assert cursor.load() == "a" and cursor.state == "node"
@@ -30,7 +30,7 @@ def test_k5_3_reader_whose_node_goes_away(xa):
     assert cursor.load() == "a" and cursor.state == "head"
 
 
-def test_k5_4_retry_of_what_is_real(xa):
+def test_retry_of_what_is_real(xa):
     cursor = xa.cursor(0)
     for value in (None, 0, 5, "a"):
         assert not cursor.retry(value)
@@ -40,7 +40,7 @@ def test_k5_4_retry_of_what_is_real(xa):
     assert cursor.retry(xa.RETRY) and cursor.state == "restart"
 
 
-def test_k5_5_iteration_walks_over_stored_retry_entries(xa):
+def test_iteration_walks_over_stored_retry_entries(xa):
     cursor = xa.cursor()
     for i in (0, 1):
         cursor.set(i)
@@ -55,7 +55,7 @@ def test_k5_5_iteration_walks_over_stored_retry_entries(xa):
     assert list(xa.items()) == [(0, 0), (1, 1)]
 
 
-def test_k5_16_erasing_through_a_cursor_shrinks_the_tree(xa):
+def test_erasing_through_a_cursor_shrinks_the_tree(xa):
     xa[0], xa[1] = "a", "b"
     reader = xa.cursor(0)
     assert reader.load() == "a"
@@ -67,7 +67,7 @@ def test_k5_16_erasing_through_a_cursor_shrinks_the_tree(xa):
     assert xa[0] == "a" and xa._head[1] == 0
 
 
-def test_k5_32_erasing_while_iterating_visits_each_once(xa):
+def test_erasing_while_iterating_visits_each_once(xa):
     for stored, erased in ((range(10), (0, 10)), (range(200), (50, 100)), (range(0, 5000, 3), (0, 5000)),
                            (range(64, 4096, 64), (100, 4000)), ((0, 1, 64, 4096, 1 << 30), (0, INDEX_MAX))):
         for store_at_max in (False, True):
@@ -88,7 +88,7 @@ def test_k5_32_erasing_while_iterating_visits_each_once(xa):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_k5_39_iteration_gives_a_large_entry_once(xa, order):
+def test_iteration_gives_a_large_entry_once(xa, order):
     for base in (0, 1 << order, 9 << order):
         size = 1 << order
         xa.store(base, "large", order)
@@ -102,7 +102,7 @@ def test_k5_39_iteration_gives_a_large_entry_once(xa, order):
 
 
 @pytest.mark.parametrize("count", [100 if STRESS else 40])
-def test_k5_50_find_gives_the_lowest_at_or_after(xa, count):
+def test_find_gives_the_lowest_at_or_after(xa, count):
     for i in range(count):
         xa[i] = i
         xa.set_mark(i, 0)
@@ -117,7 +117,7 @@ def test_k5_50_find_gives_the_lowest_at_or_after(xa, count):
         del xa[i]
 
 
-def test_k5_51_an_erased_entry_loses_its_mark_and_others_keep_theirs(xa):
+def test_an_erased_entry_loses_its_mark_and_others_keep_theirs(xa):
     for i in range(70):
         for j in range(i + 1, 70):
             for k in (i, j):
@@ -131,7 +131,7 @@ def test_k5_51_an_erased_entry_loses_its_mark_and_others_keep_theirs(xa):
 
 
 @pytest.mark.parametrize("order", range(1, 20))
-def test_k5_52_find_from_the_middle_of_an_entry(xa, order):
+def test_find_from_the_middle_of_an_entry(xa, order):
     size = 1 << order
     xa.store(size, "a", order)
     xa.store(2 * size, "b", order)
@@ -144,7 +144,7 @@ def test_k5_52_find_from_the_middle_of_an_entry(xa, order):
     assert xa.find(3 * size) is None
 
 
-def test_k5_53_erasing_inside_an_iteration_from_any_tied_index(xa):
+def test_erasing_inside_an_iteration_from_any_tied_index(xa):
     for i in range(8):
         xa.store(64 + 8 * i, i, 3)
     for index, value in xa.items(66):
@@ -152,7 +152,7 @@ def test_k5_53_erasing_inside_an_iteration_from_any_tied_index(xa):
     assert xa.empty
 
 
-def test_k5_54_find_after_from_inside_an_entry_at_0(xa):
+def test_find_after_from_inside_an_entry_at_0(xa):
     for order in range(1, 13):
         xa.store(0, "a", order)
         for i in {0, 1, (1 << order) - 1, 1 << order}:
@@ -162,7 +162,7 @@ def test_k5_54_find_after_from_inside_an_entry_at_0(xa):
     assert xa.find_after(0) is None
 
 
-def test_k5_55_iteration_over_nothing(xa):
+def test_iteration_over_nothing(xa):
     assert list(xa) == list(xa.items()) == list(xa.items(mark=0)) == xa.extract() == walk(xa.cursor()) == []
     xa[5] = "a"
     assert list(xa.items(6)) == list(xa.items(0, 5)) == list(xa.items(7, 3)) == list(xa.items(mark=1)) == []
@@ -170,7 +170,7 @@ def test_k5_55_iteration_over_nothing(xa):
     assert xa.cursor(3).find(2) is None and xa.find(9, 3) is None
 
 
-def test_k5_56_find_marked_backwards_restarts(xa):
+def test_find_marked_backwards_restarts(xa):
     cursor = xa.cursor(5)
     assert cursor.find_marked(0, 0) is None and cursor.state == "restart"
     for i in (0, 3, 100):
@@ -201,7 +201,7 @@ def test_a_store_where_a_search_ended_goes_to_its_index(xa):
     assert list(xa.items()) == [(0, "a"), (1, "b"), (70, "c")]
 
 
-def test_k5_57_find_after_reaches_the_last_index(xa):
+def test_find_after_reaches_the_last_index(xa):
     xa[INDEX_MAX] = "a"
     for i in (0, 1, INDEX_MAX - 1):
         assert xa.find_after(i) == (INDEX_MAX, "a")
@@ -210,7 +210,7 @@ def test_k5_57_find_after_reaches_the_last_index(xa):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_k5_58_search_with_a_pause_every_four_visits(xa, order):
+def test_search_with_a_pause_every_four_visits(xa, order):
     def search(wanted):
         cursor = xa.cursor()
         visits = 0
@@ -229,7 +229,7 @@ def test_k5_58_search_with_a_pause_every_four_visits(xa, order):
     assert search("absent") == -1
 
 
-def test_k5_59_pause_after_every_entry_visits_each_once(xa):
+def test_pause_after_every_entry_visits_each_once(xa):
     limit = 20
     index = 0
     stored = []
@@ -251,7 +251,7 @@ def test_k5_59_pause_after_every_entry_visits_each_once(xa):
     assert walk(xa.cursor(1), pause=True) == [1, *stored[1:]]
 
 
-def test_k5_60_find_at_the_last_index(xa):
+def test_find_at_the_last_index(xa):
     xa[INDEX_MAX] = "a"
     cursor = xa.cursor(0)
     assert cursor.find() == "a"
@@ -264,7 +264,7 @@ def test_k5_60_find_at_the_last_index(xa):
     assert cursor.find() is None
 
 
-def test_k5_61_next_and_prev(xa):
+def test_next_and_prev(xa):
     n = 1 << 16
     for i in range(n):
         xa[i] = i
@@ -283,7 +283,7 @@ def test_k5_61_next_and_prev(xa):
         assert cursor.next() == 0 and cursor.index == 0
 
 
-def test_k5_62_next_and_prev_in_tiny_arrays(xa):
+def test_next_and_prev_in_tiny_arrays(xa):
     cursor = xa.cursor(0)
     assert cursor.next() is cursor.next() is None
     xa[0] = "a"
@@ -294,7 +294,7 @@ def test_k5_62_next_and_prev_in_tiny_arrays(xa):
     assert cursor.index == INDEX_MAX
 
 
-def test_k5_63_next_from_the_last_index(xa):
+def test_next_from_the_last_index(xa):
     xa[0], xa[1] = "a", "b"
     cursor = xa.cursor(INDEX_MAX)
     assert cursor.next() is None and cursor.index == INDEX_MAX

@@ -12,7 +12,7 @@ def marks(xa, index):
     return {mark for mark in range(3) if xa.get_mark(index, mark)}
 
 
-def test_k5_7_absent_entries_have_no_marks(xa):
+def test_absent_entries_have_no_marks(xa):
     for i in INDICES:
         for mark in range(3):
             xa.set_mark(i, mark)
@@ -24,14 +24,14 @@ def test_k5_7_absent_entries_have_no_marks(xa):
         assert not xa.get_mark(i, 0) and not xa.marked(0)
 
 
-def test_k5_8_a_store_sets_no_mark(xa):
+def test_a_store_sets_no_mark(xa):
     for i in INDICES:
         xa[i] = 5
         assert marks(xa, i) == set()
     assert not any(map(xa.marked, range(3)))
 
 
-def test_k5_9_marks_are_independent_of_each_other_and_of_neighbours(xa):
+def test_marks_are_independent_of_each_other_and_of_neighbours(xa):
     for i in INDICES:
         xa[i] = xa[i + 1] = 5
         xa.set_mark(i, 0)
@@ -44,7 +44,7 @@ def test_k5_9_marks_are_independent_of_each_other_and_of_neighbours(xa):
         assert not xa.marked(2)
 
 
-def test_k5_10_erasing_clears_the_marks(xa):
+def test_erasing_clears_the_marks(xa):
     for i in INDICES:
         xa[i] = 5
         for mark in range(3):
@@ -71,7 +71,7 @@ def test_marks_survive_replacement(xa):
         xa.clear()
 
 
-def test_k5_11_a_large_entry_gets_the_marks_of_all_it_covers(xa):
+def test_a_large_entry_gets_the_marks_of_all_it_covers(xa):
     for index in INDICES[:-1]:
         for order in range(2, 8):
             base = index >> order << order
@@ -90,7 +90,7 @@ def test_k5_11_a_large_entry_gets_the_marks_of_all_it_covers(xa):
     xa.check()
 
 
-def test_k5_12_neighbours_stay_unmarked_and_iteration_sees_each_once(xa):
+def test_neighbours_stay_unmarked_and_iteration_sees_each_once(xa):
     for order in range(2, 12):
         size = 1 << order
         xa[size] = xa[size + 1] = xa[2 * size] = 5
@@ -103,7 +103,7 @@ def test_k5_12_neighbours_stay_unmarked_and_iteration_sees_each_once(xa):
         xa.clear()
 
 
-def test_k5_13_init_marks(xa):
+def test_init_marks(xa):
     for index, order in ((0, 0), (7, 0), (64, 6), (256, 7)):
         xa.store(index, "a", order)
         for mark in range(3):
@@ -117,7 +117,7 @@ def test_k5_13_init_marks(xa):
         xa.check()
 
 
-def test_k5_14_marked_iteration(xa):
+def test_marked_iteration(xa):
     for i in range(3500, 4500):
         xa[i] = i
         xa.set_mark(i, 0)
@@ -131,7 +131,7 @@ def test_k5_14_marked_iteration(xa):
     assert found == list(range(3500, 4500))
 
 
-def test_k5_15_marked_iteration_from_the_middle_of_an_entry(xa):
+def test_marked_iteration_from_the_middle_of_an_entry(xa):
     xa.store(0x40, "large", 2)
     xa.set_mark(0x41, 0)
     cursor = xa.cursor(0x41)

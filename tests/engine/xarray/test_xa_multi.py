@@ -26,7 +26,7 @@ def covered(xa, first, last):
     return seen
 
 
-def test_k5_21_order_3_entry(xa):
+def test_order_3_entry(xa):
     xa.store(0, "a", 3)
     for i in range(8):
         assert xa[i] == "a" and xa.get_order(i) == 3
@@ -50,7 +50,7 @@ def test_a_store_covers_exactly_its_aligned_range(xa, order):
         assert xa.empty
 
 
-def test_k5_23_storing_nothing_with_order_63_empties_everything(xa):
+def test_storing_nothing_with_order_63_empties_everything(xa):
     for i in (0, 1, 64, 4096, 1 << 40, (1 << 63) - 1):
         xa[i] = "a"
     xa.store(128, "large", 6)
@@ -62,7 +62,7 @@ def test_k5_23_storing_nothing_with_order_63_empties_everything(xa):
     assert list(xa.items()) == [(1 << 63, "upper half")]
 
 
-def test_k5_33_counts_of_an_order_1_value(xa):
+def test_counts_of_an_order_1_value(xa):
     xa.store(0, 5, 1)
     cursor = xa.cursor(0)
     assert cursor.load() == 5
@@ -74,7 +74,7 @@ def test_k5_33_counts_of_an_order_1_value(xa):
     assert xa.empty
 
 
-def test_k5_34_order_2_over_smaller_ones(xa):
+def test_order_2_over_smaller_ones(xa):
     xa[0], xa[1] = 1, 2
     xa.store(0, 7, 2)
     cursor = xa.cursor(0)
@@ -83,7 +83,7 @@ def test_k5_34_order_2_over_smaller_ones(xa):
     assert xa.load(4) is None
 
 
-def test_k5_35_storing_nothing_though_the_first_slot_is_empty(xa):
+def test_storing_nothing_though_the_first_slot_is_empty(xa):
     xa[1] = xa[2] = "a"
     xa.store(0, None, 2)
     assert xa.empty
@@ -93,7 +93,7 @@ def test_k5_35_storing_nothing_though_the_first_slot_is_empty(xa):
     assert xa.empty
 
 
-def test_k5_36_overwriting_one_order_by_another(xa):
+def test_overwriting_one_order_by_another(xa):
     for i in range(60):
         for j in range(60):
             xa.store(0, i, i)
@@ -107,7 +107,7 @@ def test_k5_36_overwriting_one_order_by_another(xa):
 
 
 @pytest.mark.parametrize("order", range(20))
-def test_k5_37_order_0_store_into_a_large_entry(xa, order):
+def test_order_0_store_into_a_large_entry(xa, order):
     for index in (0, 200, *((1 << i) + 1 for i in range(20))):
         base = index >> order << order
         xa.store(index, "a", order)
@@ -120,7 +120,7 @@ def test_k5_37_order_0_store_into_a_large_entry(xa, order):
         assert xa.empty
 
 
-def test_k5_38_a_store_keeps_the_cursor_s_index(xa):
+def test_a_store_keeps_the_cursor_s_index(xa):
     xa.store(4095, 0, 9)
     cursor = xa.cursor(4095)
     assert cursor.store(1) == 0
@@ -130,7 +130,7 @@ def test_k5_38_a_store_keeps_the_cursor_s_index(xa):
 
 
 @pytest.mark.parametrize("order", range(20))
-def test_k5_41_and_42_order_at_any_tied_index(xa, order):
+def test_order_at_any_tied_index(xa, order):
     assert xa.get_order(0) == xa.get_order(INDEX_MAX) == 0
     for base in (0, 1 << order, 77 << order):
         xa.store(base, "a", order)
@@ -144,7 +144,7 @@ def test_k5_41_and_42_order_at_any_tied_index(xa, order):
 
 
 @pytest.mark.parametrize("order", range(20))
-def test_k5_43_conflicts_of_a_part_and_of_more(xa, order):
+def test_conflicts_of_a_part_and_of_more(xa, order):
     size = 1 << order
     for base in (0, size, 6 * size):
         xa.store(base, "a", order)
@@ -158,7 +158,7 @@ def test_k5_43_conflicts_of_a_part_and_of_more(xa, order):
         xa.clear()
 
 
-def test_k5_49_conflicts_are_the_entries_in_the_range(xa):
+def test_conflicts_are_the_entries_in_the_range(xa):
     def conflicts(index, order):
         cursor = xa.cursor(index, order)
         values = []
@@ -191,7 +191,7 @@ def test_a_store_of_an_order_at_a_moved_cursor_is_aligned(xa):
     xa.check()
 
 
-def test_k5_64_slots_of_a_range_exist_before_they_are_used(xa):
+def test_slots_of_a_range_exist_before_they_are_used(xa):
     """There is no create_range, which leaves empty nodes behind that no invariant could tell from lost ones; reserving
     each index does the same. It is idempotent, and keeps what is stored."""
     xa.store(96, "large", 4)
@@ -213,7 +213,7 @@ def test_k5_64_slots_of_a_range_exist_before_they_are_used(xa):
 
 
 @pytest.mark.parametrize("base", [0, 128, 4095, 4096, 123456, 1 << 24])
-def test_k5_65_store_range(xa, base):
+def test_store_range(xa, base):
     for i in range(base, base + RANGE_SIZE):
         for j in range(i, base + RANGE_SIZE, 1 if STRESS else 3):
             xa.store_range(i, j, "a")
@@ -292,7 +292,7 @@ def pieces_after_split(xa, base, order, new_order, split):
 
 
 @pytest.mark.parametrize("order", range(1, 12))
-def test_k5_66_split(xa, order):
+def test_split(xa, order):
     for new_order in range(order):
         for base in (0, 1 << order, 3 << order):
             pieces = pieces_after_split(xa, base, order, new_order, lambda at, to=new_order: xa.split(at, to))
@@ -306,7 +306,7 @@ def test_k5_66_split(xa, order):
 
 
 @pytest.mark.parametrize("order", range(1, 12))
-def test_k5_67_try_split(xa, order):
+def test_try_split(xa, order):
     for new_order in range(order):
         crosses = new_order // 6 < order // 6
         for base in (0, 1 << order, 3 << order):
@@ -371,7 +371,7 @@ def test_split_without_memory_changes_nothing(xa, order, new_order):
 
 
 @pytest.mark.parametrize("base", [0, 64, 4096])
-def test_k5_69_list_of_shadow_nodes(xa, base):
+def test_list_of_shadow_nodes(xa, base):
     xa[base], xa[base + 1] = 1, 2
     assert xa.nr_shadow_nodes == 1
     assert xa.oldest_shadow_node() == (base, 6)
@@ -409,7 +409,7 @@ def test_shadow_nodes_through_growth_shrinking_and_splits(xa):
 
 
 @pytest.mark.parametrize("order", range(1, 12))
-def test_k5_70_counts(xa, order):
+def test_counts(xa, order):
     cursor = xa.cursor(1 << order)
     xa.store(0, "pointer", order)
     cursor.load()

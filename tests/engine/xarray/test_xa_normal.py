@@ -16,7 +16,7 @@ def busy(function, *arguments):
     return str(failure.value)
 
 
-def test_k5_19_insert_on_an_entry_is_busy(xa):
+def test_insert_on_an_entry_is_busy(xa):
     for i in (0, 1, 64, INDEX_MAX):
         xa.insert(i, "a")
         assert f"index {i}" in busy(xa.insert, i, "b")
@@ -26,7 +26,7 @@ def test_k5_19_insert_on_an_entry_is_busy(xa):
     busy(xa.insert, 191, "b")
 
 
-def test_k5_20_cmpxchg(xa):
+def test_cmpxchg(xa):
     for i in (0, 1, 12345678, INDEX_MAX):
         assert xa.cmpxchg(i, None, 5) is None
         assert xa[i] == 5
@@ -57,7 +57,7 @@ def test_cmpxchg_without_memory_changes_nothing(xa):
     assert xa.empty
 
 
-def test_k5_22_cmpxchg_to_nothing_erases_the_whole_entry(xa):
+def test_cmpxchg_to_nothing_erases_the_whole_entry(xa):
     xa.store(0, "a", 3)
     xa.store(8, "b", 3)
     assert xa.cmpxchg(0, "a", None) == "a"
@@ -67,7 +67,7 @@ def test_k5_22_cmpxchg_to_nothing_erases_the_whole_entry(xa):
         assert xa[i] == "b" and xa.get_order(i) == 3
 
 
-def test_k5_24_reserve_and_release(xa):
+def test_reserve_and_release(xa):
     for i in (0, 1, 64, 12345678, INDEX_MAX):
         xa.reserve(i)
         assert not xa.empty
@@ -77,7 +77,7 @@ def test_k5_24_reserve_and_release(xa):
         assert xa.empty and xa.nr_nodes == 0
 
 
-def test_k5_25_release_after_a_store_does_nothing(xa):
+def test_release_after_a_store_does_nothing(xa):
     for i in (0, 1, 12345678, INDEX_MAX):
         xa.reserve(i)
         xa[i] = "a"
@@ -89,7 +89,7 @@ def test_k5_25_release_after_a_store_does_nothing(xa):
         xa.clear()
 
 
-def test_k5_26_store_into_a_reserved_slot_needs_no_memory(xa):
+def test_store_into_a_reserved_slot_needs_no_memory(xa):
     """There is no other kind of allocation here, so every allocation is made to fail."""
     for i in (0, 1, 12345678, INDEX_MAX):
         xa.reserve(i)
@@ -110,7 +110,7 @@ def test_reserve_without_memory(xa):
     assert xa.empty
 
 
-def test_k5_27_cmpxchg_on_a_reserved_slot(xa):
+def test_cmpxchg_on_a_reserved_slot(xa):
     for i in (0, 5, 12345678):
         xa.reserve(i)
         assert xa.cmpxchg(i, None, "a") is None
@@ -120,7 +120,7 @@ def test_k5_27_cmpxchg_on_a_reserved_slot(xa):
         xa.check()
 
 
-def test_k5_28_insert_on_a_reserved_slot_is_busy(xa):
+def test_insert_on_a_reserved_slot_is_busy(xa):
     for i in (0, 5, 12345678):
         xa.insert(i, None)
         busy(xa.insert, i, "a")
@@ -129,14 +129,14 @@ def test_k5_28_insert_on_a_reserved_slot_is_busy(xa):
         xa.insert(i, "a")
 
 
-def test_k5_29_erasing_a_reserved_slot(xa):
+def test_erasing_a_reserved_slot(xa):
     for i in (0, 1, 12345678, INDEX_MAX):
         xa.reserve(i)
         assert xa.erase(i) is None
         assert xa.empty and xa.nr_nodes == 0
 
 
-def test_k5_30_iteration_skips_reserved_slots(xa):
+def test_iteration_skips_reserved_slots(xa):
     for i in range(0, 200, 3):
         xa.reserve(i)
     for i in range(1, 200, 3):
@@ -149,7 +149,7 @@ def test_k5_30_iteration_skips_reserved_slots(xa):
     assert xa.extract() == list(range(1, 200, 3))
 
 
-def test_k5_31_alloc_skips_reserved_slots(xa):
+def test_alloc_skips_reserved_slots(xa):
     xa.reserve(0)
     xa.reserve(2)
     assert [xa.alloc("a") for _ in range(3)] == [1, 3, 4]
@@ -159,7 +159,7 @@ def test_k5_31_alloc_skips_reserved_slots(xa):
 
 
 @pytest.mark.parametrize("base", [0, 1])
-def test_k5_44_alloc_gives_the_lowest(xa, base):
+def test_alloc_gives_the_lowest(xa, base):
     for forget in (xa.erase, lambda index: xa.clear()):
         assert xa.alloc("a", base) == base
         forget(base)
@@ -182,7 +182,7 @@ def test_alloc_passes_full_nodes_and_large_entries(xa):
     assert [xa.alloc("c", 4000) for _ in range(3)] == [4097, 4098, 4099]
 
 
-def test_k5_45_alloc_at_the_end_of_the_range(xa):
+def test_alloc_at_the_end_of_the_range(xa):
     assert xa.alloc("a", UINT_MAX - 1, UINT_MAX) == UINT_MAX - 1
     assert xa.alloc("b", UINT_MAX - 1, UINT_MAX) == UINT_MAX
     busy(xa.alloc, "c", UINT_MAX - 1, UINT_MAX)
@@ -191,14 +191,14 @@ def test_k5_45_alloc_at_the_end_of_the_range(xa):
     busy(xa.alloc, "e", INDEX_MAX, INDEX_MAX)
 
 
-def test_k5_46_alloc_of_an_empty_range_is_busy(xa):
+def test_alloc_of_an_empty_range_is_busy(xa):
     busy(xa.alloc, "a", 10, 5)
     xa[7] = "b"
     busy(xa.alloc, "a", 10, 5)
     assert list(xa) == [7]
 
 
-def test_k5_47_alloc_of_none_occupies(xa):
+def test_alloc_of_none_occupies(xa):
     assert xa.alloc(None) == 0
     assert not xa.empty
     assert xa.alloc(None) == 1
@@ -217,7 +217,7 @@ def test_alloc_without_memory(xa):
     assert list(xa) == [0]
 
 
-def test_k5_48_alloc_cyclic(xa):
+def test_alloc_cyclic(xa):
     assert xa.alloc_cyclic("a", 1, 1, 100) == (1, 2, False)
     assert xa.alloc_cyclic("b", 2, 1, 100) == (2, 3, False)
     del xa[1]
@@ -231,7 +231,7 @@ def test_k5_48_alloc_cyclic(xa):
     busy(xa.alloc_cyclic, "h", 5, 1, 10)
 
 
-def test_k5_68_values_of_any_low_bits(xa):
+def test_values_of_any_low_bits(xa):
     """Pointers to anything cannot be stored here, and entries of the engine's own kinds are refused; objects and
     integers of which the entries differ in every low bit can be, at every index."""
     values = [object() for _ in range(8)] + list(range(8))

@@ -11,7 +11,7 @@ INDEX_MAX = 2**64 - 1
 EDGES = sorted({*(2**k for k in range(10, 64)), *(2**k - 1 for k in range(10, 65))})
 
 
-def test_k5_1_store_at_0_needs_no_memory(make_xa):
+def test_store_at_0_needs_no_memory(make_xa):
     """There is no blocking allocation here, so the array simply has no node."""
     xa = make_xa(nr_nodes=0)
     assert xa.store(0, "a") is None
@@ -20,7 +20,7 @@ def test_k5_1_store_at_0_needs_no_memory(make_xa):
     assert xa.empty
 
 
-def test_k5_2_store_at_1_fails_without_memory_and_then_succeeds(xa):
+def test_store_at_1_fails_without_memory_and_then_succeeds(xa):
     """Blocking allocation is replaced by a fault that happens once."""
     xa.fail_allocation(1)
     with pytest.raises(OSError, match="index 1") as failure:
@@ -31,7 +31,7 @@ def test_k5_2_store_at_1_fails_without_memory_and_then_succeeds(xa):
     assert xa.erase(1) == "a"
 
 
-def test_k5_6_ascending_inserts_and_erases_show_at_once(xa):
+def test_ascending_inserts_and_erases_show_at_once(xa):
     n = 1024
     for i in range(n):
         assert [xa.load(j) for j in range(i)] == list(range(i))
@@ -57,7 +57,7 @@ def test_array_is_empty_when_all_are_erased_in_any_order(xa, order_of):
 
 
 @pytest.mark.parametrize("order", range(15))
-def test_k5_17_head_is_restored_after_store_at_max(xa, order):
+def test_head_is_restored_after_store_at_max(xa, order):
     last = (1 << order) - 1
     xa.store(0, 7, order)
     assert xa[last] == 7 and xa.load(last + 1) is None
@@ -70,7 +70,7 @@ def test_k5_17_head_is_restored_after_store_at_max(xa, order):
     assert xa[last] == 7
 
 
-def test_k5_18_insert_leaves_the_neighbours_alone(xa):
+def test_insert_leaves_the_neighbours_alone(xa):
     for i in [*range(1024), *EDGES]:
         xa.insert(i, i % 1000)
         for j in (i - 1, i + 1):
@@ -115,7 +115,7 @@ def test_tree_shrinks_as_it_empties(xa):
 
 
 @pytest.mark.parametrize("order", range(20))
-def test_k5_40_adds_and_deletes_with_holes_beside(xa, order):
+def test_adds_and_deletes_with_holes_beside(xa, order):
     size = 1 << order
     for base in (0, size, 5 * size, 64 * size):
         for hole in (0, 1):
@@ -130,7 +130,7 @@ def test_k5_40_adds_and_deletes_with_holes_beside(xa, order):
             assert xa.empty
 
 
-def test_k5_71_destroy(xa):
+def test_destroy(xa):
     xa.clear()
     assert xa.empty
     for i in [*range(1000), INDEX_MAX]:
