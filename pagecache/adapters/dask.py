@@ -3,10 +3,10 @@
 Each worker gets a cache, which is its process's default one, and a page server; all that tasks open of remote objects
 (`pagecache.open(url)`, `fsspec.open("pagecache::s3://...")`, Zarr, pyarrow and so on) then goes through the group.  Members
 come and go with the workers: a plugin of the scheduler, which the first worker brings there, keeps the list, counts its
-changes, and sends it to all. Who joins waits until the others know, so that all do once the plugin is registered.
+changes, and sends it to all. A worker that joins waits until the others know, so that all do once the plugin is registered.
 
 Addresses are those of the workers; where their connections use TLS, the page servers do, with the same certificates on
-both sides.  A secret of the plugin, which travels with it, keeps everybody else out.
+both sides.  A secret of the plugin, which travels with it, keeps all others out.
 """
 
 # mypy: disable-error-code="import-not-found,import-untyped,misc"
@@ -39,7 +39,7 @@ NAME = "pagecache"
 JOIN = "pagecache_join"
 MEMBERS = "pagecache_members"
 ASK_AGAIN_S = 10.0  # how often a worker asks for the list, in case that a message was lost
-TELL_S = 1.0  # how long who joins waits for the others to know; one that is silent gets to know later
+TELL_S = 1.0  # how long a worker that joins waits for the others to know; one that is silent gets to know later
 SHOWN = ("hits", "misses", "resident_bytes", "peer_hits", "peer_bytes", "peer_failures", "second_level_hits",
          "second_level_bytes", "origin_requests", "origin_bytes")  # fmt: skip
 
@@ -212,7 +212,7 @@ def _leave_node(node: Node) -> None:
 
 
 def _import_file_systems(protocols: set[str]) -> None:
-    """Import what opens URLs before anybody asks for one: that takes a second, and the asker would wait."""
+    """Import what opens URLs before one is asked for: that takes a second, and the asker would wait."""
     for protocol in sorted(protocols):
         with contextlib.suppress(ImportError, ValueError):
             import fsspec

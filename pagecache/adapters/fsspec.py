@@ -177,7 +177,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
 
     def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
         """Return the paths that match a pattern. If that has this file system's own protocol before it, so have they: by it
-        DuckDB knows whom to ask for them. So it asks whether there is an object, too: raises OSError then if that cannot
+        DuckDB finds the file system again. So it asks whether there is an object, too: raises OSError then if that cannot
         be found out, which targets take for an absence."""
         if path.startswith(self._own_names) and not kwargs and not any(sign in path for sign in "*?["):
             with contextlib.suppress(IsADirectoryError):

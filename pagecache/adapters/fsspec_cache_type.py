@@ -28,7 +28,7 @@ class FetcherStore:
 
     latency = "remote"
     parallel_requests = 1
-    background_reads = False  # nobody says what else is done with what it reads from
+    background_reads = False  # it is not known what else is done with what it reads from
 
     def __init__(self, fetcher: Callable[[int, int], Any], size: int):
         self._fetcher = fetcher

@@ -239,7 +239,7 @@ class Delegation:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
 
     async def _walk(self, path: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """Walk the target's tree, step by step: whoever goes on may change the lists of a step."""
+        """Walk the target's tree, step by step: the caller may change the lists of a step."""
         if not inspect.isasyncgenfunction(getattr(self.target.template, "_walk", None)):
             steps, ended = self.walk(path, *args, **kwargs), object()
             while (found := await self._blocking(next, steps, ended)) is not ended:
@@ -254,7 +254,7 @@ class Delegation:
             yield found
 
     def walk(self, path: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Walk the target's tree, as fsspec's `walk` does: whoever goes on may change the lists of a step."""
+        """Walk the target's tree, as fsspec's `walk` does: the caller may change the lists of a step."""
         steps, ended = iter(self._in_turn("walk", self.without_protocol(path), *args, **kwargs)), object()
         while True:
             with self.target.turn():

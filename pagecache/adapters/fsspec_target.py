@@ -16,7 +16,7 @@ class Target:
 
     given: an instance; or None, and protocol and options say how to make one. thread_safe: as for FsspecStore.
 
-    Objects are read from `instance`, which may be the cache's own. Then nobody else may have it: `fs`, for whatever users
+    Objects are read from `instance`, which may be the cache's own. Then no other may have it: `fs`, for whatever users
     do with the target, is another one, made when it is asked for first. What is asked beside reading is asked of that too,
     as it may write, and then has to know of it in its listings; an archive, which only reads, is asked where it is read.
     """

@@ -1,4 +1,4 @@
-"""What metrics libraries are told of caches: names, meanings, and how each number is read.
+"""What metrics libraries learn of caches: names, meanings, and how each number is read.
 
 Everything is read from `PageCache.stats` when the library asks: nothing is added to reads and writes.
 """
@@ -49,7 +49,7 @@ METRICS = (
     Metric("readahead_pages", "Pages brought in before they were asked for.", "{page}", True, _of("readahead_pages")),
     Metric("readahead_hits", "Of those, pages that were used.", "{page}", True, _of("readahead_hits")),
     Metric("readahead_wasted", "Of those, pages that left the cache unused.", "{page}", True, _of("readahead_wasted")),
-    Metric("readahead_errors", "Requests that failed before anybody needed them.", "{request}", True,
+    Metric("readahead_errors", "Requests that failed before they were needed.", "{request}", True,
            _of("readahead_errors")),
     Metric("major_faults", "Faults of maps that had to wait for a store.", "{fault}", True, _of("pgmajfault")),
     Metric("evicted_pages", "Pages evicted to make room.", "{page}", True, _of("evictions")),

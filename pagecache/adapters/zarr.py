@@ -4,7 +4,7 @@ Every key is an object of the page cache: partial reads of shards share pages, a
 one cold key make one request; a hit takes no trip through an event loop, neither from the asynchronous methods nor from
 the synchronous ones.
 
-    zarr_source, zarr_local, zarr_obstore, zarr_fsspec    who is asked, and what follows from the answer; by kind of store
+    zarr_source, zarr_local, zarr_obstore, zarr_fsspec    what is asked, and what follows from the answer; by kind of store
     zarr_values                                           what is known of keys, beyond the life of a store
     zarr_reading                                          how a value is read, with or without an event loop (zarr_steps)
 """
@@ -294,7 +294,7 @@ class PageCacheStore(WrapperStore[Store]):
     # -- the cache -----------------------------------------------------------------------------------------------------
 
     def invalidate(self, key: str | None = None) -> None:
-        """Read a key (None: all keys) anew when it is used next: somebody else may have written it."""
+        """Read a key (None: all keys) anew when it is used next: others may have written it."""
         if key is None:
             self._values.forget_prefix("")
         else:

@@ -188,7 +188,7 @@ class ZipSource(VersionedSource):
 
 
 def _place_of(archive: Any, is_fixed: bool) -> str:
-    """Return what tells an open archive from others; is_fixed: nobody adds to it."""
+    """Return what distinguishes an open archive from others; is_fixed: nothing adds to it."""
     try:
         status = os.fstat(archive.fp.fileno())
     except (AttributeError, OSError):  # it is no file

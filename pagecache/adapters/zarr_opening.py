@@ -1,4 +1,4 @@
-"""Opening the wrapped store: once, by whoever uses it first, from whatever thread or event loop.
+"""Opening the wrapped store: once, by its first user, from whatever thread or event loop.
 
 Zarr's stores open themselves when they are read first, but not when they are listed or asked for existence, and two threads
 that do so at once collide ("store is already open").
@@ -13,7 +13,7 @@ from pagecache.adapters.zarr_steps import Step, Steps
 
 
 class OpenCancelled(Exception):
-    """Whoever was opening the store gave up: somebody else has to."""
+    """The thread that was opening the store gave up: another one has to."""
 
 
 class Opening:
@@ -30,7 +30,7 @@ class Opening:
         return bool(self._source.store._is_open)
 
     def steps(self) -> Steps[None]:
-        """Open the store, or wait for somebody who does. Raises what opening raises."""
+        """Open the store, or wait for a thread that does. Raises what opening raises."""
         while not self.is_done:
             mine: Future[None] = Future()
             try:

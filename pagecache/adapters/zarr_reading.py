@@ -1,8 +1,8 @@
-"""How a value is read: from the cache, else by whoever asks first, while all others who want it wait for that one.
+"""How a value is read: from the cache, else by the first reader, while all others of it wait for that one.
 
     read       what is known of the key, and asked for recently enough (`recheck`)  ->  its pages, or "no such key"
                else learn, and again
-    learn      the first who wants it asks the store; the others wait, and look again
+    learn      the first reader asks the store; the others wait, and look again
       known and of a version   ->  ask for the version: the same one, then the value is known anew; if that question fails,
                                    it says nothing, and the value is asked for
       else                     ->  ask for the range that is wanted; what comes goes to the reader and into the cache
@@ -110,7 +110,7 @@ class Reader:
                 if part is not None:
                     return part
                 if value is None:
-                    continue  # others have asked, and what they were told is known now, or was written meanwhile
+                    continue  # others have asked, and the answer is known now, or was written meanwhile
             if not value.is_sure and value.size is not None and needs_end(byte_range, value.size):
                 if not (yield from self._is_size(key, value)):
                     wanted = None  # its bytes will tell
@@ -162,7 +162,7 @@ class Reader:
     # -- asking the store ----------------------------------------------------------------------------------------------
 
     def _learn(self, key: str, wanted: Any, old: Value | None, not_before: float) -> Steps[tuple[Value | None, Any]]:
-        """Ask for a range of a value, or wait for somebody who asks. Returns what is known then, and the answer; None and
+        """Ask for a range of a value, or wait for a thread that asks. Returns what is known then, and the answer; None and
         MISS when that has to be looked at anew."""
         mine = Loading()
         try:
@@ -188,14 +188,14 @@ class Reader:
         return value, answer
 
     def _join(self, key: str, wanted: Any, loading: Loading, not_before: float) -> Steps[tuple[Value | None, Any]]:
-        """Wait for an answer that somebody else has asked for. Returns as `_learn`."""
+        """Wait for an answer that another thread has asked for. Returns as `_learn`."""
         try:
             answer = yield Step(partial(_result_of, loading), loading.result)
         except LoadCancelled:
             return None, MISS
         if loading.is_stale:
             return None, MISS
-        if answer is not None and answer.size is None:  # it is of use for nobody else
+        if answer is not None and answer.size is None:  # it is of no use to others
             data = yield Step(partial(self.source.get, key, wanted), partial(self.source.get_blocking, key, wanted))
             return None, None if data is None else Answer(data, 0, None)
         value = self.values.get(key)

@@ -27,7 +27,7 @@ from pagecache.adapters.zarr_steps import Step, Steps
 from pagecache.stores.validators import Version
 from pagecache.units import PAGE_SIZE
 
-POLL_S = 0.25  # how often somebody who waits for an event loop looks whether it still runs
+POLL_S = 0.25  # how often a thread that waits for an event loop looks whether it still runs
 PREFERRED_REQUEST = 1024 * 1024
 MAX_REQUEST = 16 * 1024 * 1024
 PARALLEL_REQUESTS = 8
@@ -77,7 +77,7 @@ class FewerBytesError(OSError):
 
 
 class MoreBytesError(OSError):
-    """A store brought more bytes than it was asked for: nobody knows which they are (EIO)."""
+    """A store brought more bytes than it was asked for: it is not known which they are (EIO)."""
 
     def __init__(self, key: str, nbytes: int, wanted: int):
         reason = f"the store brought {nbytes} bytes where {wanted} were asked for: it may not know ranges"
@@ -268,7 +268,7 @@ class StoreSource:
             return None if data is None else Answer(data, 0, len(data))
         try:
             size = yield Step(partial(self.getsize, key), partial(self.getsize_blocking, key))
-        except Exception:  # the bytes are there; what cannot be told is where they end
+        except Exception:  # the bytes are there; what is not known is where they end
             return unsized_answer(data, byte_range, asked)
         return self._placed(key, data, asked, size) or (yield from self.first(key, None))
 
@@ -341,4 +341,4 @@ class ValueStore:
         return done
 
     def close(self) -> None:
-        """Do nothing: the Zarr store is closed by whoever opened it."""
+        """Do nothing: the Zarr store is closed by its opener."""

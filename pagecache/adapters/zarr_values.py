@@ -63,7 +63,7 @@ class Value:
 
 
 class LoadCancelled(Exception):
-    """Whoever made a request gave up: somebody else has to."""
+    """The thread that made a request gave up: another one has to."""
 
 
 class Loading(Future[Answer | None]):
@@ -122,7 +122,7 @@ class Values:
             return self.loading.setdefault(key, mine)
 
     def end_load(self, key: str, loading: Loading, answer: Answer | None, asked_s: float) -> Value | None:
-        """Note what a request brought, and tell those who wait for it.
+        """Note what a request brought, and wake those that wait for it.
 
         asked_s: taken before the store was asked. Returns what is known now; None if the answer tells no size.
         """
@@ -147,7 +147,7 @@ class Values:
         return value
 
     def note_same(self, key: str, loading: Loading, value: Value, asked_s: float) -> None:
-        """Note that a value is still the one that is known, and tell those who wait."""
+        """Note that a value is still the one that is known, and wake those that wait."""
         with self._lock.held():
             value.checked_s = max(value.checked_s, asked_s)
             if self.loading.get(key) is loading:
@@ -155,7 +155,7 @@ class Values:
         loading.set_exception(LoadCancelled())  # they look at what is known
 
     def fail_load(self, key: str, loading: Loading, error: BaseException) -> None:
-        """Tell those who wait that there is no answer; after what is no error of the store they ask for themselves."""
+        """Wake those that wait: there is no answer; after what is no error of the store they ask for themselves."""
         with self._lock.held():
             if self.loading.get(key) is loading:
                 del self.loading[key]
@@ -260,7 +260,7 @@ def _taken_from(value: Value) -> File | None:
 
 
 def _drop(file: File | None) -> None:
-    """Close a file whose pages nobody will read again."""
+    """Close a file whose pages will not be read again."""
     if file is not None:
         with contextlib.suppress(ValueError, RuntimeError, OSError):  # the cache was closed, or is the parent process's
             file.fadvise(4)  # FADV_DONTNEED

@@ -76,7 +76,7 @@ def follow(path: str, arguments: argparse.Namespace, show: Any, nr_cells: int = 
         before = now
 
 
-# -- whom to ask -------------------------------------------------------------------------------------------------------
+# -- which to ask ------------------------------------------------------------------------------------------------------
 
 
 def socket_of(target: str | None) -> str:

@@ -14,7 +14,7 @@ static inline void pc_fail(const char *condition, const char *file, int line) {
     abort();
 }
 
-/* ThreadSanitizer cannot know that a copy raced by a writer is thrown away, so its builds read with references only. */
+/* ThreadSanitizer does not see that a copy raced by a writer is thrown away, so its builds read with references only. */
 #if defined(__SANITIZE_THREAD__)
 #define PC_OPTIMISTIC 0
 #else

@@ -6,7 +6,7 @@ unlocked, referenced only by the page cache), without a lock and so as a guess; 
 removed as by eviction.  A frame of it that is taken meanwhile spoils the block, and the next one is tried.
 
 Benefits: what has no smaller order to fall back to gets its frames as long as one block is free of what must stay.
-Costs: pages leave that the policy would have kept.  So those that it knows to be in use are spared in a first pass.
+Costs: pages leave that the policy would have kept.  So those that are in use are spared in a first pass.
 """
 from libc.stdint cimport uint32_t
 from pagecache.core.atomic cimport hint_u32, load_acquire_u32, load_relaxed_u32

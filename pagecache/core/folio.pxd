@@ -3,7 +3,7 @@
 State word (32 bits)
     0 LOCKED   1 WAITERS  2 HANDOFF  3 GRANTED          the lock
     4 UPTODATE 5 DIRTY    6 WRITEBACK                   what the data is
-    7 REFERENCED 8 ACCESSED 9 ACTIVE 10 WORKINGSET 11 LRU  what reclaim knows
+    7 REFERENCED 8 ACCESSED 9 ACTIVE 10 WORKINGSET 11 LRU  what reclaim uses
     12 READAHEAD (= RECLAIM while under writeback)  13 DROPBEHIND  14 UNEVICTABLE  15 ALLOCATED  16 UNUSED_READAHEAD
     17 MAPPED  18 AHEAD  19 FIRST  20 FREE (buddy.pxd)  21 LAST   28..31 order
 `ACCESSED` is the second access of a referenced folio: activation is left to reclaim, so that a hot hit, which finds

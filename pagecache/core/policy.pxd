@@ -5,7 +5,7 @@ removing, freeing, locks, shadows and counters are not theirs.
 
     hook    called                                             locks held             may do
     admit   a folio enters the page cache (admit.pxd)          folio lock, lru_lock   set ACTIVE or AHEAD; link it
-    pick    reclaim wants one victim (reclaim.pxd)             lru_lock               move folios between the lists,
+    pick    reclaim needs one victim (reclaim.pxd)             lru_lock               move folios between the lists,
                                                                                       unlink the victim, referenced
     evicted the victim is gone from the cache (reclaim.pxd)    lru_lock               leave a ghost
     hit     there is none: readers set REFERENCED, then ACCESSED, and write nothing once both are set

@@ -37,7 +37,7 @@ cdef enum:
     BACKGROUND_PART = 10
 
 cdef enum:
-    MAPPING_STABLE_WRITES = 1       # Mapping.flags: the store wants bytes that stay as they are while it writes them
+    MAPPING_STABLE_WRITES = 1       # Mapping.flags: the store needs bytes that stay as they are while it writes them
 
 cdef extern from *:
     """

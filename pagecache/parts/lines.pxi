@@ -13,7 +13,7 @@ cdef class FileLines(FileCore):
     Context: each call holds the file position lock, so that threads that share a file get different lines, each whole,
     unless it begins where its own native thread has sought. When a call raises, the position is where it was.
     """
-    cdef bint is_noting             # a recorder wants to know what is read
+    cdef bint is_noting             # a recorder notes what is read
     cdef uint64_t noted_index       # page it noted last
 
     def readline(self, size=-1, /):

@@ -23,7 +23,7 @@ cdef class AddressSpace:
     cdef public object key
     cdef public object validator            # of the bytes that are cached
     cdef public int fd                      # descriptor the engine may read from, or -1
-    cdef public bint direct                 # the descriptor wants aligned whole pages (O_DIRECT)
+    cdef public bint direct                 # the descriptor needs aligned whole pages (O_DIRECT)
     cdef readonly object store_lock         # Mutex: one at a time changes the file that fd names
     cdef public object maps                 # what unmap_mapping_range has to visit
     cdef public object backing                # owned by the layer above

@@ -8,7 +8,7 @@ cdef class PageTable:
 
     A translation holds no reference. It is the folio's frame and its sequence counter, and is worth something only
     while the descriptor still says the same: every removal, split and replacement ends it by itself, so reclaim and
-    truncation need not find the tables that know a folio.
+    truncation need not find the tables that hold a folio.
     """
     cdef AddressSpace mapping
     cdef CSegment* seg

@@ -41,7 +41,7 @@ if len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or sizeof(CFolio) != 6
 
 @cython.final
 cdef class Segment:
-    """One mapped region of page frames and everything the engine knows about them.
+    """One mapped region of page frames and the state of them all.
 
     nr_frames: page frames (4096 bytes each). nr_mappings: records of store objects there is room for; None: one for each
     frame, 65,536 at least, which take memory as they are used. data: False for

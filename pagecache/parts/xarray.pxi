@@ -24,7 +24,7 @@ cdef class XArray:
     cdef XaPoolHeader _header
     cdef XaPool _pool
     cdef EntryTable _table
-    cdef uint64_t _version          # counts changes, so that a cursor knows when its place is out of date
+    cdef uint64_t _version          # counts changes, so that a cursor sees when its place is out of date
 
     RETRY = SHOWN_RETRY
     RESERVED = SHOWN_RESERVED

@@ -152,7 +152,7 @@ def rename(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int = 0) -> 
 def set_times(fd: int, atime_ns: int | None, mtime_ns: int | None, now: tuple[bool, bool] = (False, False)) -> None:
     """Set the times of what a descriptor holds (ns since 1970; None: as it is). Raises OSError.
 
-    now: which of the two is the present, as the system knows it; who may write to a file may set both so, without owning
+    now: which of the two is the present, of the system's clock; write permission is enough to set both so, without owning
     it.
     """
     specs = (_Timespec * 2)()

@@ -113,7 +113,7 @@ class Rights:
             raise OSError(failed[0].errno, f"others cannot be served with their own rights: {failed[0].strerror}")
 
     def of(self, caller: Caller) -> contextlib.AbstractContextManager[None]:
-        """Within the block this thread has the rights of a caller, if it serves others and that is somebody else.
+        """Within the block this thread has the rights of a caller, if it serves others and that is another user.
 
         Raises OSError when it begins: nothing has been done then.
         """

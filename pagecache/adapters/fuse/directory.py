@@ -48,7 +48,7 @@ class DirectoryOperations:
         self.invalidate: Callable[[int], None] = lambda number: None  # has the kernel forget attributes of a node
 
     def finish(self) -> None:
-        """End what waits when the mount is gone; the cache is closed by whoever made it. Raises nothing."""
+        """End what waits when the mount is gone; the cache is closed by its maker. Raises nothing."""
         for opened in self.files.all():
             with contextlib.suppress(OSError):  # `PageCache.sync` reports it
                 self.files.settle(opened)
@@ -79,7 +79,7 @@ class DirectoryOperations:
         )  # fmt: skip
 
     def _entry(self, found: os.stat_result, directory: Node, name: bytes) -> tuple[int, Attributes]:
-        """Return a node's number, counted as told to the kernel, and the attributes."""
+        """Return a node's number, counted as given to the kernel, and the attributes."""
         node = self.nodes.looked_up(found, directory, name)
         opened = self.files.find(node.key)
         return node.number, self._attributes(opened.status() if opened is not None else status_of(found))
@@ -91,7 +91,7 @@ class DirectoryOperations:
             return self._entry(_stat(name, dir_fd), directory, name)
 
     def forget(self, number: int, nr_lookups: int) -> None:
-        """Take back what the kernel was told of a node so many times."""
+        """Take back a node that the kernel was given so many times."""
         self.nodes.forget(number, nr_lookups)
 
     def attributes(self, number: int, handle: int | None) -> Attributes:
@@ -132,7 +132,7 @@ class DirectoryOperations:
                 if changes.uid is not None or changes.gid is not None:
                     os.chown(path, *(-1 if one is None else one for one in (changes.uid, changes.gid)))
                 elif changes.is_empty:
-                    # For an open file it may be a write that follows, by whoever may, and not a chown to nobody else.
+                    # For an open file it may be a write that follows, by any that may, and not a chown to no other owner.
                     with contextlib.suppress(PermissionError) if opened is not None else contextlib.nullcontext():
                         os.chown(path, -1, -1)
             if changes.size is not None:

@@ -1,4 +1,4 @@
-"""The entries of open directories, with the source's own offsets: who goes on where he was misses and repeats nothing."""
+"""The entries of open directories, with the source's own offsets: a reader that goes on misses and repeats nothing."""
 
 import ctypes
 import errno
@@ -88,7 +88,7 @@ class OpenDirectories:
 
     def _shown(self, opened: OpenDirectory, ino: int, name: bytes) -> int:
         if name == b".." and opened.node is self._nodes.root:
-            return self._nodes.root.key[1]  # what is above the source is nobody's business
+            return self._nodes.root.key[1]  # what is above the source is not shown
         return self._nodes.shown_ino(opened.device, ino)
 
     def sync(self, number: int) -> None:

@@ -41,13 +41,13 @@ class Status(NamedTuple):
 
 
 def status_of(source: os.stat_result) -> Status:
-    """Return the attributes of a file that nobody has written to."""
+    """Return the attributes of a file that was not written to."""
     return Status(source, source.st_size, source.st_blocks, source.st_mtime_ns, source.st_ctime_ns)
 
 
 class OpenFile:
     """One open file of the source. fd: a descriptor of its own, which only tells and sets attributes. It is open as long as
-    this object lives: who has found the file by its name may use it while the last handle is given up."""
+    this object lives: a request that has found the file by its name may use it while the last handle is given up."""
 
     def __init__(self, key: Key, fd: int, file: Any):
         self.key = key
@@ -58,7 +58,7 @@ class OpenFile:
         self.mtime_ns = 0
         self._writes = itertools.count(1)
         self.written = self.settled = 0  # numbers of the last write, and of the last one that is in the source
-        self._shown = 0  # number of the write whose time of change somebody was told last
+        self._shown = 0  # number of the write whose time of change was shown last
         self._lock = threading.Lock()
 
     def __del__(self, _close: Callable[[int], None] = os.close) -> None:
@@ -75,7 +75,7 @@ class OpenFile:
         return os.fstat(self.fd).st_nlink == 0
 
     def status(self) -> Status:
-        """Return the attributes as everybody who uses the mount sees them."""
+        """Return the attributes as all users of the mount see them."""
         with self._lock:
             source = os.fstat(self.fd)
             if not self.is_touched:
@@ -115,7 +115,7 @@ class OpenFile:
         """Give the source our time of change, after the writes up to a number have been written back. Returns whether there
         was something to give.
 
-        If nobody has asked for it since, the time is that of the write-back, as for a file that is written without a cache:
+        If it was not asked for since, the time is that of the write-back, as for a file that is written without a cache:
         one that is set is followed by a later ctime. So it is where the file is another user's, who only lets others write
         to it.
         """
@@ -152,7 +152,7 @@ class Handle:
 class Files:
     """The open files of one mount.
 
-    cache: whose pages they use. place: of the source, for messages. direct: past the kernel's page cache. changed: told of
+    cache: whose pages they use. place: the source, for messages. direct: past the kernel's page cache. changed: called for
     a file, by device and inode number, whose attributes have changed without a request that says so. options: `recheck` and
     `on_change` of `PageCache.open`.
     """
@@ -238,7 +238,7 @@ class Files:
         opened, file = handle.opened, handle.file
         is_last = opened.nr_handles == 1 and opened.is_gone
         if is_last:
-            file.inode.discard()  # nobody can ever read it again
+            file.inode.discard()  # it can never be read again
         written = opened.written
         with contextlib.suppress(OSError):
             file.close()
@@ -348,7 +348,7 @@ class Files:
         error = opened.file.inode.sync_pages(0, writeback.LAST_PAGE, durable=False)
         if error is not None:
             raise error
-        return os.lseek(opened.fd, offset, whence)  # its position is used by nobody
+        return os.lseek(opened.fd, offset, whence)  # its position is not used
 
     # -- write-back ----------------------------------------------------------------------------------------------------
 

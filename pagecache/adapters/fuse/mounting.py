@@ -50,8 +50,8 @@ def is_within(path: str, directory: str) -> bool:
 
 
 class Mountpoint:
-    """A mount. path: of the directory. name, subtype: what `mount` shows. fd: of /dev/fuse; it belongs to whoever serves
-    it.
+    """A mount. path: of the directory. name, subtype: what `mount` shows. fd: of /dev/fuse; it belongs to the server of
+    the mount.
 
     Raises OSError: it may not be mounted; ImportError: fusermount3 is needed and missing.
     """

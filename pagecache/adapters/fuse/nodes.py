@@ -5,8 +5,8 @@ one node.  It holds no descriptor, so the source can be unmounted, and removed f
 its name, below the source, and counts only if device and inode number are still the same (`Nodes.reach`).  The exception is
 a file whose last name has been removed through the mount while the kernel knows it: it keeps an O_PATH descriptor.
 
-The kernel counts how often it was told of a node, and gives back what it forgets (`Nodes.forget`).  Numbers are never used
-again.  Names change under one lock together with the source, so that whoever finds a node elsewhere than expected asks
+The kernel counts how often it was given a node, and gives back what it forgets (`Nodes.forget`).  Numbers are never used
+again.  Names change under one lock together with the source, so that a request that finds a node elsewhere asks
 again behind whatever is moving it.
 """
 
@@ -98,7 +98,7 @@ class Nodes:
         return self._by_key.get(key)
 
     def looked_up(self, status: os.stat_result, directory: Node, name: bytes) -> Node:
-        """Return the node of what has a name, counted as told to the kernel once more."""
+        """Return the node of what has a name, counted as given to the kernel once more."""
         key, kind = (status.st_dev, status.st_ino), stat.S_IFMT(status.st_mode)
         with self._lock:
             node = self._by_key.get(key)
@@ -111,7 +111,7 @@ class Nodes:
             return node
 
     def forget(self, number: int, nr_lookups: int) -> None:
-        """Give back what the kernel was told of a node so many times; the last one takes it away."""
+        """Take back a node that the kernel was given so many times; the last one takes it away."""
         with self._lock:
             node = self._by_number.get(number)
             if node is None or node is self.root:

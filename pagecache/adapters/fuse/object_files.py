@@ -2,13 +2,12 @@
 
 Objects are read through the cache, each version as any other open of it.  Most stores can only put an object as a whole,
 so one that is changed is changed in a local file first, the *spool*, through the cache too, and put when a program closes
-it or calls fsync.  Until then the object is the old one for everybody else, and it stays the old one if the mount is
+it or calls fsync.  Until then the object is the old one for all others, and it stays the old one if the mount is
 killed; when close or fsync has returned 0 the object is the new one.  Within the mount the object is what the spool holds,
 by whatever name: it can be renamed and removed before it was ever put.
 
 A put replaces the version from which the spool was made, and no other (`object_puts`).  A put that failed is tried again at
-the next fsync or close, and when the mount ends; until then the object stays here (it is *kept*), though nobody has it
-open.
+the next fsync or close, and when the mount ends; until then the object stays here (it is *kept*), though it is not open.
 """
 
 import contextlib
@@ -232,7 +231,7 @@ class ObjectFiles:
     # -- names ---------------------------------------------------------------------------------------------------------
 
     def preserve(self, remote: str) -> OpenObject | None:
-        """Have an object that is about to lose its name keep its bytes for those who have it open. Returns it."""
+        """Have an object that is about to lose its name keep its bytes for those that have it open. Returns it."""
         opened = self.find(remote)
         if opened is not None and opened.nr_handles:
             self._make_spool(opened, is_empty=False)

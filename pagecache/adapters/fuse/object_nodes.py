@@ -1,7 +1,7 @@
 """What the kernel knows of a mounted URL by numbers: one `ObjectNode` for each object or directory that it has looked up.
 
 An object is what its path names, and an open one keeps its node when it is renamed or removed.  Inode numbers are made of
-paths, so that they are the same whenever somebody asks; a node keeps its own for as long as the kernel knows it.
+paths, so that they are the same in each answer; a node keeps its own for as long as the kernel knows it.
 """
 
 import itertools
@@ -66,7 +66,7 @@ class ObjectNodes:
         return self._by_path.get(path)
 
     def looked_up(self, path: str, kind: int) -> ObjectNode:
-        """Return the node of a path, counted as told to the kernel once more."""
+        """Return the node of a path, counted as given to the kernel once more."""
         with self._lock:
             node = self._by_path.get(path)
             if node is None or node.kind != kind:
@@ -76,7 +76,7 @@ class ObjectNodes:
             return node
 
     def forget(self, number: int, nr_lookups: int) -> None:
-        """Give back what the kernel was told of a node so many times; the last one takes it away."""
+        """Take back a node that the kernel was given so many times; the last one takes it away."""
         with self._lock:
             node = self._by_number.get(number)
             if node is None or node is self.root:

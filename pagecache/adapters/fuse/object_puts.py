@@ -1,6 +1,6 @@
 """Putting a whole object in place of the version it was made of, and of no other.
 
-Whoever changes an object took some version of it, or found none.  If there is another one by now, somebody else has put it,
+A change of an object began with some version of it, or with none.  If there is another one by now, others have put it,
 and it must not be lost: the put is refused with ESTALE.
 
 * Each put asks for the present version first, and compares.

@@ -194,7 +194,7 @@ class ObjectOperations:
             raise
 
     def forget(self, number: int, nr_lookups: int) -> None:
-        """Take back what the kernel was told of a node so many times."""
+        """Take back a node that the kernel was given so many times."""
         self.nodes.forget(number, nr_lookups)
 
     def attributes(self, number: int, handle: int | None) -> Attributes:
@@ -323,7 +323,7 @@ class ObjectOperations:
         self.nodes.removed(path)
 
     def unlink(self, caller: Caller, parent: int, name: bytes) -> None:
-        """Remove an object; those who have it open keep its bytes."""
+        """Remove an object; those that have it open keep its bytes."""
         path = self._below(parent, name)
         opened = self.files.preserve(self._remote(path))
         with opened.lock if opened is not None else contextlib.nullcontext():
@@ -336,7 +336,7 @@ class ObjectOperations:
 
     def rename(self, caller: Caller, old: tuple[int, bytes], new: tuple[int, bytes], flags: int) -> None:
         """Rename: most stores copy and remove. An object that is not put yet only gets another name here; an open object
-        that is replaced lives on for those who have it open."""
+        that is replaced lives on for those that have it open."""
         old_path, new_path = self._below(*old), self._below(*new)
         if flags:
             raise refused(errno.EINVAL, new_path)

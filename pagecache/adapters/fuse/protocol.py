@@ -153,7 +153,7 @@ REQUEST_BYTES = HEADER_ROOM + max(MAX_WRITE, XATTR_ROOM)
 
 
 class Attributes(NamedTuple):
-    """What the kernel is told of a file: a struct stat without its device. times: ns."""
+    """What the kernel learns of a file: a struct stat without its device. times: ns."""
 
     ino: int
     mode: int
@@ -231,7 +231,7 @@ class Changes(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is given: chown(2) to nobody else, which changes a time; or what comes before a write that takes
+        """Whether nothing is given: chown(2) to no other owner, which changes a time; or what precedes a write that takes
         set-user-id bits away."""
         return not self.sets_times and self[1:5] == (None, None, None, None)
 

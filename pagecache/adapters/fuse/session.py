@@ -2,9 +2,9 @@
 
 A thread reads one request into a buffer of its own, has the file system do what it asks for, and writes the answer from the
 same buffer: bytes that are read go from the cache into it and from there to the kernel, bytes that are written from it into
-the cache.  Threads are made as they are needed: whoever takes the last thread that waits makes another one.
+the cache.  Threads are made as they are needed: taking the last thread that waits makes another one.
 
-The session ends when the mount is gone: the kernel then says ENODEV to whoever reads.  To end it from here, the mount is
+The session ends when the mount is gone: the kernel then says ENODEV to all readers.  To end it from here, the mount is
 taken away and its connection cut (`mounting.Mountpoint`).
 
 Context: requests come from several threads at once; the kernel keeps changes of one directory apart, and nothing else.
@@ -22,7 +22,7 @@ from pagecache.adapters.fuse.answers import Answers, Request
 from pagecache.adapters.fuse.protocol import Init, Opcode
 
 THREADS_MAX = 16
-BACKGROUND_MAX = 64  # requests that nobody waits for at once
+BACKGROUND_MAX = 64  # requests that no program waits for at once
 LOOK_AGAIN_S = 0.05  # at threads that serve the last requests
 EARLIEST_MINOR = 28  # of the kernel's interface: Linux 4.20
 ENDED = (errno.ENODEV, errno.ECONNABORTED)
@@ -92,7 +92,7 @@ class Session:
         """Take no more requests, and wait until those that are served are answered.
 
         Context: the mount is gone, or has no name any more; then threads may wait for the kernel as long as programs have
-        something of it open, and are told that it has gone.
+        something of it open, and learn that it has gone.
         """
         with self._idle:
             self._has_ended = True

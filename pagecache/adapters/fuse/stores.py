@@ -26,7 +26,7 @@ class DescriptorStore(FileStore):
 
 
 class AppendStore(DescriptorStore):
-    """A file that may only grow (`chattr +a`): its descriptor writes at the end, whatever offset it is told.
+    """A file that may only grow (`chattr +a`): its descriptor writes at the end, whatever offset it is given.
 
     What is there already is not written again: it cannot have changed.
     """
@@ -36,7 +36,7 @@ class AppendStore(DescriptorStore):
         self._append_fd, self.fd = self.fd, -1  # the engine would write pages by themselves
 
     def stamp(self) -> tuple[int, int, int]:
-        """Return (time of the last change of bytes in ns, twice: nobody can set it while the file may only grow; size in
+        """Return (time of the last change of bytes in ns, twice: it cannot be set while the file may only grow; size in
         bytes)."""
         status = os.fstat(self._append_fd)
         return status.st_mtime_ns, status.st_mtime_ns, status.st_size

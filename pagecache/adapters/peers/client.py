@@ -1,7 +1,7 @@
 """Asking peers: connections that are kept, one attempt for each request, and members that are suspected for a while.
 
 A peer that fails is not asked again within the request: the caller goes to the origin.  It is then suspected: for some
-seconds nobody asks it; after that one request tries it, while the others wait for what comes of that.
+seconds it is not asked; after that one request tries it, while the others wait for what comes of that.
 """
 
 import itertools
@@ -44,7 +44,7 @@ class Suspects:
         self._lock = threading.Lock()
 
     def may_ask(self, name: str) -> bool:
-        """Whether to ask a member now. Of those who come when its time is over, one may."""
+        """Whether to ask a member now. Of those that come when its time is over, one may."""
         if name not in self._until:
             return True
         with self._lock:
@@ -71,7 +71,7 @@ class Suspects:
             self._until = {name: until for name, until in self._until.items() if name in names}
 
     def names(self) -> list[str]:
-        """Return who is suspected."""
+        """Return the members that are suspected."""
         return sorted(self._until)
 
 
@@ -195,7 +195,7 @@ class PeerClient:
 
 
 def _is_quiet(connection: socket.socket) -> bool:
-    """Whether a connection that nobody uses has nothing to say: its end, or bytes that nobody asked for."""
+    """Whether an idle connection is as it should be: neither ended, nor with bytes that were not asked for."""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     return not poll.poll(0)

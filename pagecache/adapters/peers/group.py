@@ -1,13 +1,13 @@
 """A group of processes that read each extent of an object from its origin once, and from each other otherwise.
 
 The reader's chain is: its own folios, the owner of the extent, the origin.  The owner is a process like the others; it
-answers out of its own cache, so that all who want an extent at once wait for one read of the origin.  Whoever answers
+answers out of its own cache, so that all that need an extent at once wait for one read of the origin.  The one that answers
 never asks a third: an owner asks the origin only, whatever it thinks of the membership by then (a deputy, through which
-the members of one machine read what a far machine owns, asks the owner and nobody else).  So a request makes two steps at
+the members of one machine read what a far machine owns, asks the owner and no other).  So a request makes two steps at
 most, and there is no cycle to wait in.
 
-Failure is ordinary: a peer that is gone, silent for `timeout_s`, slower than `patience_s`, or of another opinion about who
-owns the extent costs the reader one attempt, and the origin is asked.
+Failure is ordinary: a peer that is gone, silent for `timeout_s`, slower than `patience_s`, or of another view of the owner
+of an extent costs the reader one attempt, and the origin is asked.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ IDLE_CONNECTIONS = 512  # that are kept to all peers together
 
 
 class Source(NamedTuple):
-    """Whom to ask, and whether that one may ask the owner."""
+    """Which member to ask, and whether that one may ask the owner."""
 
     member: Member
     may_ask_owner: bool
@@ -47,8 +47,8 @@ class PeerGroup:
     """This process's place in a group, with its page server; a context manager.
 
     members: all of them, "host:port" or Member; me: the one that is this process, whose port may be 0. cache: whose pages
-    are served and filled; None: the process's default cache. secret: what the members know and nobody else; needed where
-    anybody but this machine can reach them, unless tls is given: (context of the server, context of the client), which
+    are served and filled; None: the process's default cache. secret: what only the members know; needed where
+    others than this machine can reach them, unless tls is given: (context of the server, context of the client), which
     then has to verify both sides.
     resolver: returns a store for the name of an object that this process has not open itself; None: opens URLs of remote
     file systems with storage_options {protocol: options}.
@@ -145,7 +145,7 @@ class PeerGroup:
 
     @property
     def wire_epoch(self) -> int:
-        """The epoch as it is told to peers."""
+        """The epoch as it is sent to peers."""
         return self._membership.epoch & ((1 << 64) - 1)
 
     def update(self, members: Iterable[Member | str | Sequence[str]], epoch: int | None = None) -> bool:
@@ -208,7 +208,7 @@ class PeerGroup:
         return max(len(key), len(validator), len(name)) * 4 <= protocol.STRING_BYTES_MAX
 
     def source(self, key: str, digest: bytes, offset: int, nbytes: int) -> Source | None:
-        """Return whom to ask for a range of one extent; None: the origin."""
+        """Return which member to ask for a range of one extent; None: the origin."""
         extent = offset // self.extent_bytes
         if (key, extent) in self._serving:
             return None  # a peer waits for this very extent: it is not sent on to a third
@@ -304,7 +304,7 @@ class PeerGroup:
 
     @contextlib.contextmanager
     def _serves(self, request: Request) -> Iterator[None]:
-        """While this lasts, this process reads the extent from the origin, whoever owns it by then."""
+        """While this lasts, this process reads the extent from the origin, whichever member owns it by then."""
         key = (request.key, request.offset // self.extent_bytes)
         with self._lock:
             self._serving[key] = self._serving.get(key, 0) + 1

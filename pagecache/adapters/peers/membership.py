@@ -1,8 +1,8 @@
-"""Who is in the group, and which of them owns an extent.
+"""Which members a group has, and which of them owns an extent.
 
-An object is cut into extents of some MiB.  The owner of an extent is found by rendezvous hashing: each member is given a
+An object is divided into extents of some MiB.  The owner of an extent is found by rendezvous hashing: each member gets a
 number, mmh3 of (key, validator, extent, name of the member), and the largest wins.  So every process finds the same owner
-without asking anybody, whatever PYTHONHASHSEED is; each member owns an equal share; and when a member joins or leaves,
+without a question, whatever PYTHONHASHSEED is; each member owns an equal share; and when a member joins or leaves,
 only the extents that it gains or had move, 1/n of all.
 
 The epoch is the scheduler's count of changes; of two lists the one of the later epoch counts.
@@ -21,7 +21,7 @@ _NUMBER_BYTES = 8
 class Member(NamedTuple):
     """One process of the group.
 
-    name: who it is, in every process the same. address: "host:port" of its page server. host: what members of one machine
+    name: the same in every process. address: "host:port" of its page server. host: what members of one machine
     have in common; they reach each other through Unix sockets.
     """
 
@@ -108,7 +108,7 @@ class Membership:
         return best
 
     def source(self, digest: bytes, extent: int) -> tuple[Member | None, bool]:
-        """Return who this process asks for an extent, None for the origin, and whether that one may ask the owner.
+        """Return which member this process asks for an extent, None for the origin, and whether that one may ask the owner.
 
         The owner asks the origin. Others of its machine ask the owner; on other machines a deputy asks the owner, and the
         others ask the deputy, so that an extent crosses the network once for each machine.

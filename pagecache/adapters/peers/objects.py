@@ -50,7 +50,7 @@ class ServedObjects:
     """The open files of what peers ask for.
 
     open_file: opens a store through the group's cache. resolver: returns a store for a name, or raises.
-    Context: safe from any thread; one of those who want the same object opens it, without a lock that others need.
+    Context: safe from any thread; one of those that need the same object opens it, without a lock that others need.
     """
 
     def __init__(self, open_file: Callable[[Any], Any], resolver: Resolver):

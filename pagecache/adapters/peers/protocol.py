@@ -12,7 +12,7 @@ from typing import NamedTuple
 MAGIC = b"PgC1"
 GET = 1
 DATA, PENDING, REFUSED = 2, 3, 4
-MAY_ASK_OWNER = 1  # flag of a request: whoever gets it may ask the owner; without it nobody is asked but the origin
+MAY_ASK_OWNER = 1  # flag of a request: the receiver may ask the owner; without it only the origin is asked
 
 NOT_MINE, STALE, UNKNOWN, FAILED, BUSY = 1, 2, 3, 4, 5
 REASONS = {

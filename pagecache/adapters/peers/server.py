@@ -261,7 +261,7 @@ class PageServer:
 
 
 class _Waiting:
-    """A request that is waited for in a thread of its own. Whoever asked may leave; then the pieces are let go of."""
+    """A request that is waited for in a thread of its own. The client may leave; then the pieces are let go of."""
 
     def __init__(self, wait: Callable[[Request], Views], request: Request):
         self._wait, self._request = wait, request

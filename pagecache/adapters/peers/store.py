@@ -1,7 +1,7 @@
 """A store that asks the owner of an extent among its peers, and the origin where that is this process or does not answer.
 
 It is a store like any other: what is above it (readahead, folio locks, validators) applies unchanged.  A peer is asked for
-bytes of exactly the version that this store is open on, so that it makes no difference who answers.  The origin is asked
+bytes of exactly the version that this store is open on, so that all answers are equal.  The origin is asked
 as ever, under its own conditions (`If-Match`), whenever no peer has answered.
 """
 

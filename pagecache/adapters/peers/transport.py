@@ -29,7 +29,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def socket_directory() -> Path | None:
-    """Return the directory of this user's Unix sockets, which nobody else can enter; None if there is none such."""
+    """Return the directory of this user's Unix sockets, which no other user can enter; None if there is none such."""
     if not hasattr(socket, "AF_UNIX"):
         return None
     base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()

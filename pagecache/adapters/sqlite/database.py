@@ -8,7 +8,7 @@ Freshness   SQLite may read only what is locked SHARED.  While no connection of 
 Write-back  Pages that a transaction writes are dirty in the cache, and go to the store any time from then on: their
             journal is in the store before.  They are all there before the journal goes (SYNC), and before the lock is
             lowered, as other processes read the store.  What cannot be written when the lock is lowered is discarded:
-            nobody may write it later without the lock; the journal, which is still there, brings the old pages back.
+            it must not be written later without the lock; the journal, which is still there, brings the old pages back.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ SECTOR_SIZE = 4096  # a page of the cache is written as a whole
 
 
 class CachedFile(File):
-    """A file whose failures are told as SQLite wants them. Hits cost nothing for that: only what is slow is wrapped."""
+    """A file whose failures are reported in SQLite's form. Hits cost nothing for that: only what is slow is wrapped."""
 
     def _read_slow(self, target: Any, done: int, pos: int) -> int:
         try:
@@ -64,8 +64,8 @@ class CachedFile(File):
             raise io_error(apsw.SQLITE_IOERR_WRITE, error) from error
 
     def _throttle(self, nbytes: int) -> None:
-        """Write back what is dirty: whoever holds a database's lock must not sleep meanwhile. The sync that follows tells
-        of failures."""
+        """Write back what is dirty: a thread that holds a database's lock must not sleep meanwhile. The next sync reports
+        failures."""
         writeback.do_writepages(self.mapping, WritebackControl(range_cyclic=True))
 
     @property
@@ -266,7 +266,7 @@ class DatabaseFile:
             raise io_error(apsw.SQLITE_IOERR_UNLOCK, error) from error
 
     def xCheckReservedLock(self) -> bool:
-        """Whether anybody prepares to write, or writes."""
+        """Whether any connection prepares to write, or writes."""
         try:
             with self._database.lock.mutex:
                 return self._database.lock.is_reserved(self._holder)

@@ -1,4 +1,4 @@
-"""What SQLite is told of a failure: its own code for the operation, with the cause's text."""
+"""What SQLite learns of a failure: its own code for the operation, with the cause's text."""
 
 import errno
 

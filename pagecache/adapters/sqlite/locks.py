@@ -5,14 +5,14 @@ A database is in one of SQLite's five states for each connection:
     NONE       nothing is read
     SHARED     many may read
     RESERVED   one prepares to write, while others read
-    PENDING    it waits until the readers are gone; nobody new may read
+    PENDING    it waits until the readers are gone; no new one may read
     EXCLUSIVE  it alone reads and writes
 
 Between connections of one process the state is kept here (`ObjectLock`, one for each object whichever cache and VFS it is
 opened through).  A local file is locked for other processes as SQLite's own unix VFS does it, on the same bytes, so both
 may use one file at a time:
 
-    PENDING_BYTE     held shared for a moment by whoever becomes SHARED, exclusively while PENDING
+    PENDING_BYTE     held shared for a moment by what becomes SHARED, exclusively while PENDING
     RESERVED_BYTE    held exclusively while RESERVED
     SHARED_FIRST...  510 bytes, held shared while SHARED, exclusively while EXCLUSIVE
 
@@ -202,7 +202,7 @@ class ObjectLock:
         holder.level = level
 
     def is_reserved(self, holder: "Holder") -> bool:
-        """Whether anybody is RESERVED or more, in any process. Raises OSError. Context: mutex held."""
+        """Whether any connection is RESERVED or more, in any process. Raises OSError. Context: mutex held."""
         return self.level > SHARED or bool(self.ranges.is_reserved())
 
 

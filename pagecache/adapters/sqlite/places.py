@@ -96,7 +96,7 @@ class LocalFiles:
 
     @staticmethod
     def open_temporary() -> Any:
-        """Open a file that nobody else finds, and that is gone when it is closed. Raises OSError."""
+        """Open a file that no other program finds, and that is gone when it is closed. Raises OSError."""
         fd, path = tempfile.mkstemp(prefix="pagecache-sqlite-")
         try:
             return FileStore(path, "r+b")

@@ -152,7 +152,7 @@ _default_lock = threading.Lock()
 
 
 def vfs_of(cache: PageCache) -> VFS:
-    """Return a VFS on a cache, the same as long as anybody uses it."""
+    """Return a VFS on a cache, the same as long as it is used."""
     with _default_lock:
         reference = _default_vfs.get(cache)
         vfs = reference() if reference is not None else None
@@ -175,7 +175,7 @@ def connect(source: Any, cache: PageCache | None = None, *, flags: int | None = 
     if isinstance(source, str) and "://" in source and not source.startswith(PREFIX):
         from pagecache.stores.fsspec import store_of_url
 
-        source = store_of_url(source, **options)  # so that what is wrong with it is told at once
+        source = store_of_url(source, **options)  # so that what is wrong with it is reported at once
     elif options:
         raise unknown_option(min(options), ("cache", "flags"), "connect", "options of file systems are for URLs")
     name = vfs.add(source) if hasattr(source, "readv") else str(source)

@@ -318,7 +318,7 @@ def memcached_dial(url: str, timeout_s: float) -> Dial:
 
 
 def shown_url(url: str) -> str:
-    """Return a URL without what nobody is to see."""
+    """Return a URL without what is not to be seen."""
     parts = urlsplit(url)
     place = parts.path if not parts.hostname else f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
     return f"{parts.scheme}://{place}"

@@ -1,15 +1,15 @@
 """What a server holds for an extent, under which name, and how it is known to be right.
 
-An object is cut into extents of equal size; the last one is shorter.  The value of an extent is
+An object is divided into extents of equal size; the last one is shorter.  The value of an extent is
 
     magic, version of the format, bytes of this header; length of the data, bytes of an extent, number of the extent;
     BLAKE2b-256 of the object's key, validator and size; mmh3-128 of the data; the data
 
 A reader knows all of it but the checksum and the data, so it compares the first 56 bytes as a whole with what it expects,
 then the length, then the checksum.  A value that differs in anything is a miss, and is replaced by the next fill.  Key and
-validator, which may hold what nobody else is to know, are never sent, only their hash.
+validator, which may hold secrets, are never sent, only their hash.
 
-The checksum is against accident.  Whoever may write to the server may put bytes there that pass: it is trusted as the
+The checksum is against accident.  Who may write to the server may put bytes there that pass: it is trusted as the
 origin is.
 """
 

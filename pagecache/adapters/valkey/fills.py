@@ -1,7 +1,7 @@
 """Fills are written behind: a bounded queue of extents, and one thread that sends them while there are any.
 
 A reader puts an extent in and goes on; when the queue is full, or the server is suspected, the extent is dropped: it is
-fetched and offered again by whoever needs it next.  What waits in the queue is served from there.
+fetched and offered again by the next that needs it.  What waits in the queue is served from there.
 """
 
 import threading
@@ -16,7 +16,7 @@ LINGER_S = 1.0  # how long the thread waits for more before it ends
 
 
 class Fill(NamedTuple):
-    """An extent on its way to the server. data: whole, and nobody changes it."""
+    """An extent on its way to the server. data: whole, and it does not change."""
 
     version: ObjectVersion
     extent: int
@@ -43,7 +43,7 @@ class Fills:
         self.counts = {"fills": 0, "fill_bytes": 0, "fills_dropped": 0, "fills_failed": 0}
 
     def has_room(self, nbytes: int) -> bool:
-        """Whether so many bytes can be taken now, as far as can be told."""
+        """Whether so many bytes can be taken now, as far as is known."""
         return not self._closed and self.nbytes + nbytes + HEADER_BYTES <= self.limit_bytes
 
     def put(self, fill: Fill) -> bool:

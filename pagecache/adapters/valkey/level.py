@@ -1,6 +1,6 @@
 """This process's side of a second level: its connections to the server, its fills, and what it thinks of the server.
 
-Whatever goes wrong is a miss.  After an error or a time-out the server is suspected: for some seconds nobody asks it and
+Whatever goes wrong is a miss.  After an error or a time-out the server is suspected: for some seconds it is not asked and
 nothing is fetched for it; then one request tries it, while the others go to the origin as before.  A server that is well
 but takes no more (its memory is full, it is a replica) is read from, and not written to for the same time.
 """
@@ -27,7 +27,7 @@ EXTENT_BYTES_MAX = 16 * 1024 * 1024
 DAY_S = 24 * 3600
 MEMCACHED_ITEM_BYTES = 1024 * 1024
 NAMES_MAX = 64  # of one request
-SERVER = "server"  # who may be suspected
+SERVER = "server"  # what may be suspected
 EXIT_PATIENCE_S = 2.0  # how long the end of the program waits for fills
 FLUSH_PATIENCE_S = 30.0
 
@@ -43,7 +43,7 @@ class Flight:
         self.data: Any = None
 
     def land(self, data: Any) -> None:
-        """Tell those who wait."""
+        """Wake those that wait."""
         self.data = data
         self._done.set()
 
@@ -58,7 +58,7 @@ class SecondLevel:
 
     url: valkey://, valkeys:// (TLS), redis://, rediss://, unix://, as the client library takes them, with user, password
     and number of the database; memcached://host:port or memcached:///path.
-    extent_bytes: what one value holds; processes share what they have cut alike. prefix: of all names on the server.
+    extent_bytes: what one value holds; processes share what has the same size. prefix: of all names on the server.
     ttl_s: how long a value is kept (seconds); 0: as long as the server has room. Old versions are never looked up
     again, and go only so.
     timeout_s: silence after which the server has failed; patience_s: what one request may take in all, what a new
@@ -259,7 +259,7 @@ class SecondLevel:
         return bool(self.suspects.names())
 
     def fill(self, version: ObjectVersion, extent: int, data: Any) -> bool:
-        """Have an extent written when its turn comes. data: all of it, and nobody changes it. Returns False if it is
+        """Have an extent written when its turn comes. data: all of it, and it does not change. Returns False if it is
         dropped."""
         return self._fills.put(Fill(version, extent, data))
 
@@ -297,7 +297,7 @@ class SecondLevel:
 
     def wrap(self, store: Any) -> Any:
         """Return the store to open in place of another, as `PageCache.through` wants it: one over this level if that is
-        far away, and its key means the same to all who share the server, else itself."""
+        far away, and its key means the same to all that share the server, else itself."""
         is_tiered = getattr(store, "second_level", None) is not None
         if is_tiered or self.is_closed or getattr(store, "latency", "remote") != "remote":
             return store

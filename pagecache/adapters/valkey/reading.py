@@ -179,7 +179,7 @@ class TieredRead:
             per_run = max(1, self._store.origin_max_request // self._version.extent_bytes)
             for run in runs_of(own, per_run):
                 self._fetch(run)
-        for part, flight in others:  # nothing is claimed any more: nobody waits in a circle
+        for part, flight in others:  # nothing is claimed any more: no threads wait in a circle
             data = flight.wait()
             if data is None:
                 self._exactly([part])
@@ -189,7 +189,7 @@ class TieredRead:
 
     @contextlib.contextmanager
     def _claimed(self, parts: list[Part]) -> Iterator[tuple[list[Part], list[tuple[Part, Flight]]]]:
-        """Claim the extents that nobody fetches; in the end those who wait for them are told, whatever came of it."""
+        """Claim the extents that are not being fetched; in the end those that wait for them go on, whatever came of it."""
         self._flights: dict[int, Flight] = {}
         own: list[Part] = []
         others: list[tuple[Part, Flight]] = []
@@ -230,7 +230,7 @@ class TieredRead:
         except OSError as error:
             if not whole or error.errno == errno.ESTALE:
                 raise
-            self._exactly(run)  # perhaps it was in what nobody has asked for
+            self._exactly(run)  # perhaps it was in what was not asked for
             return
         finally:
             release(targets)

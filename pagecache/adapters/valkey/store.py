@@ -1,8 +1,8 @@
 """A store over another one, with a second level between: each read takes from the server what is there, and from the
 origin the rest, which it offers to the server.
 
-The server holds whole extents, each with a checksum of all of it, so a part is never read for itself: whoever wants a page
-of an extent receives all of it, and whoever misses one fetches all of it.  Several threads that miss one extent wait for
+The server holds whole extents, each with a checksum of all of it, so a part is never read for itself: a reader of a page
+of an extent receives all of it, and one that misses fetches all of it.  Several threads that miss one extent wait for
 one request; windows of readahead, whose ends lie anywhere, so fetch nothing twice.
 """
 
@@ -34,7 +34,7 @@ class TieredStore:
     is needed where that says something in this process or on this machine only, as for a local file.
 
     What has no validator is never put on the server. Once something was written through this store, all is read from the
-    origin: the next who open the object find its new version.
+    origin: the next that open the object find its new version.
     Raises ValueError.
     """
 
