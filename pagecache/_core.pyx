@@ -20,6 +20,7 @@ include "parts/file.pxi"        # FileCore: position, readahead state, the hit p
 include "parts/arguments.pxi"   # what Python callers give, as C integers and buffers
 include "parts/lines.pxi"       # FileLines: reading line by line
 include "parts/pagetable.pxi"   # PageTable: the translations of one mapped area
+include "parts/budget.pxi"      # the size of the cache, the balloon, where the memory is
 include "parts/priority.pxi"    # priorities of objects, shares of tenants
 include "parts/trace.pxi"       # access traces through the engine
 include "parts/places.pxi"      # Places: how many requests of a store run at once

@@ -1,46 +1,127 @@
-"""The memory of a cache: a segment as large as its budget, and what becomes of segments in a child of fork()."""
+"""The memory of a cache: a segment for the largest budget that it may have, the budget now and what follows from it, and
+what becomes of segments in a child of fork()."""
 
 import errno
 import logging
 import os
 import resource
 
-from pagecache._core import Segment
-from pagecache.units import MAX_BUDGET_BYTES, PAGE_SIZE, format_size, memory_limit, parse_size
+from pagecache import _core
+from pagecache._core import Mutex, Segment
+from pagecache.requests import fill
+from pagecache.shares import Shares
+from pagecache.units import MAX_BUDGET_BYTES, PAGE_SIZE, budget_pages, format_size, memory_limit, parse_size
 from pagecache.weak_members import WeakMembers
 
 logger = logging.getLogger("pagecache")
 _segments: WeakMembers[Segment] = WeakMembers()  # those of closed caches too: something may still hold them
 
 
-def make_segment(size: int | str, policy: str) -> Segment:
-    """Return a segment for a budget. size: as for `PageCache`.
+def make_segment(size: int | str, policy: str, max_size: int | str | None = None) -> Segment:
+    """Return a segment for a budget. size, max_size: as for `PageCache`.
 
-    Raises ValueError for a budget that is too small or too large, and OSError (ENOMEM) where the process may not have as
-    many addresses. A budget of more memory than there is is warned of in the log: pages that are touched would be swapped.
+    Raises ValueError for a budget that is too small or too large, or larger than max_size, and OSError (ENOMEM) where the
+    process may not have as many addresses. A budget of more memory than there is is warned of in the log: pages that are
+    touched would be swapped.
     """
-    nbytes = parse_size(size)
-    if nbytes < PAGE_SIZE:
-        raise ValueError(f"a budget of {nbytes} bytes holds no page; give {PAGE_SIZE} bytes or more")
-    if nbytes > MAX_BUDGET_BYTES:
-        most = format_size(MAX_BUDGET_BYTES)
-        raise ValueError(f"a budget of {format_size(nbytes)} is too large: one cache has {most} at most")
+    nbytes = _checked_size(size)
+    most = nbytes if max_size is None else _checked_size(max_size)
+    if most < nbytes:
+        raise ValueError(
+            f"a budget of {format_size(nbytes)} is more than max_size, {format_size(most)}: give a larger max_size"
+        )
     if nbytes > memory_limit():
         logger.warning(
             "a cache of %s was made where this process may use %s of memory: when it fills, the system swaps or ends it",
             format_size(nbytes), format_size(memory_limit()),
         )  # fmt: skip
     try:
-        segment = Segment(nbytes // PAGE_SIZE, policy=policy)
+        segment = Segment(nbytes // PAGE_SIZE, max_frames=most // PAGE_SIZE, policy=policy)
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         remedy = "give less" if limit == resource.RLIM_INFINITY else f"give less, or raise RLIMIT_AS ({format_size(limit)})"
-        reason = f"a budget of {format_size(nbytes)} needs more addresses than there are: {remedy}"
+        reason = f"a budget of {format_size(most)} needs more addresses than there are: {remedy}"
         raise OSError(error.errno, reason) from error
     adopt(segment)
     return segment
+
+
+def _checked_size(size: int | str) -> int:
+    """Return a size in bytes that a cache may have. Raises ValueError."""
+    nbytes = parse_size(size)
+    if nbytes < PAGE_SIZE:
+        raise ValueError(f"a budget of {nbytes} bytes holds no page; give {PAGE_SIZE} bytes or more")
+    if nbytes > MAX_BUDGET_BYTES:
+        most = format_size(MAX_BUDGET_BYTES)
+        raise ValueError(f"a budget of {format_size(nbytes)} is too large: one cache has {most} at most")
+    return nbytes
+
+
+class Budget:
+    """How large a cache is, and what follows from that: how much may be dirty, and the shares of tenants.
+
+    segment: its memory. dirty_limit, dirty_background: as for `PageCache`.
+    """
+
+    def __init__(self, segment: Segment, dirty_limit: int | str, dirty_background: int | str):
+        self.shares = Shares(segment)
+        self._segment = segment
+        self._dirty = dirty_limit, dirty_background
+        self._lock = Mutex()
+        self._fit()
+
+    def _fit(self) -> None:
+        """Fit what is a part of the budget to it."""
+        nr_frames = self._segment.nr_frames
+        limits = (min(budget_pages(part, nr_frames), nr_frames) for part in self._dirty)
+        self._segment.set_dirty_limits(*limits)
+        self._segment.start_kswapd()
+        self.shares.fit()
+
+    def resize(self, size: int | str) -> None:
+        """As `PageCache.resize`."""
+        pages = _checked_size(size) // PAGE_SIZE
+        segment = self._segment
+        if pages > segment.max_frames:
+            raise ValueError(
+                f"this cache can have {format_size(segment.max_frames * PAGE_SIZE)} at most, not "
+                f"{format_size(pages * PAGE_SIZE)}: make it with a larger max_size"
+            )
+        if segment.pins_frames and pages != segment.nr_frames:
+            raise ValueError("the frames are pinned in memory, which stays: make the cache without register_frames")
+        with self._lock.held():
+            before = segment.nr_frames
+            try:
+                self._set(pages)
+            except BaseException:
+                _core.set_budget(segment, before)
+                self._fit()
+                raise
+
+    def _set(self, pages: int) -> None:
+        segment = self._segment
+        what = f"the cache cannot shrink to {format_size(pages * PAGE_SIZE)}"
+        if segment.counters()["nr_pinned"] > pages:
+            raise fill.cache_full(segment, what, "release views, or resize to more")
+        _core.set_budget(segment, pages)
+        self._fit()
+        while not self._is_filled():
+            if not self._fill(what):
+                fill.wait_for_frames(segment, lambda: self._is_filled() or self._fill(what) or None, what=what)
+
+    def _is_filled(self) -> bool:
+        """Whether no more frames are in use than may be."""
+        present, wanted = _core.balloon_frames(self._segment)
+        return present >= wanted
+
+    def _fill(self, what: str) -> bool:
+        """Take some frames out of use. Returns whether any could be had. Raises OSError."""
+        taken = _core.fill_balloon(self._segment)
+        if taken < 0:
+            raise OSError(errno.ENOMEM, f"{what}: the system does not take memory back that is locked (mlockall)")
+        return taken > 0
 
 
 def adopt(segment: Segment) -> None:

@@ -17,13 +17,12 @@ from pagecache.files.modes import Durability, Mode, Name, OnChange, Policy, Prio
 from pagecache.files.recorded import RecordedFile, Recorder
 from pagecache.files.versioned import VersionedFile, copy_of_store
 from pagecache.options import OF_OPEN, unknown_option
-from pagecache.shares import Shares
 from pagecache.stats import server as live
 from pagecache.stats.numbers import Stats, read_stats
 from pagecache.stats.sources import SourceTotals
 from pagecache.stores import BackingStore, FileStore
 from pagecache.stores.validators import checked_recheck, max_age_of
-from pagecache.units import LAST_PAGE, PAGE_SIZE, budget_pages, format_size
+from pagecache.units import LAST_PAGE, PAGE_SIZE, format_size
 from pagecache.weak_members import WeakMembers
 from pagecache.writeback.flusher import Flusher, is_dirty
 
@@ -38,7 +37,8 @@ class PageCache:
     """A page cache with a strict budget.
 
     size: bytes as an int, "512MiB", or "25%" of what this process may use. The budget is the memory of the cached
-    pages; descriptors and index add 1.8 % at most. nr_objects: ignored; the budget alone limits objects.
+    pages; descriptors and index add 1.8 % at most, and take the place of pages where they are more. max_size: what `resize`
+    may make of it; addresses, no memory. nr_objects: ignored; the budget alone limits objects.
     dirty_limit, dirty_background: how much may be dirty or under write-back (bytes, or a part of the budget), and from
     how much on it is written back in the background; dirty_expire_s: and from what age on. on_write_error: "retry"
     keeps pages that could not be written, and tries again; "drop" reports the error and loses them.
@@ -55,6 +55,7 @@ class PageCache:
         self,
         size: int | str,
         *,
+        max_size: int | str | None = None,
         nr_objects: int | None = None,
         dirty_limit: int | str = DIRTY_LIMIT,
         dirty_background: int | str = DIRTY_BACKGROUND,
@@ -68,16 +69,16 @@ class PageCache:
     ):
         if nr_objects is not None:
             warnings.warn("nr_objects is ignored: the budget alone limits objects", DeprecationWarning, stacklevel=2)
-        self.segment = segment or budget.make_segment(size, policy)
+        self.segment = segment or budget.make_segment(size, policy, max_size)
         if io not in ("auto", "io_uring", "threads"):
             raise ValueError(f"io must be 'auto', 'io_uring' or 'threads', not {io!r}")
         if on_write_error not in ("retry", "drop"):
             raise ValueError(f"on_write_error must be 'retry' or 'drop', not {on_write_error!r}")
-        nr_frames = self.segment.nr_frames
-        self.segment.set_dirty_limits(*(budget_pages(part, nr_frames) for part in (dirty_limit, dirty_background)))
+        if register_frames and self.segment.max_frames > self.segment.nr_frames:
+            raise ValueError("register_frames keeps all frames in memory, those up to max_size too: give one of the two")
+        self._budget = budget.Budget(self.segment, dirty_limit, dirty_background)
         self.flusher = Flusher(self.segment, dirty_expire_s, min(DIRTY_INTERVAL_S, max(dirty_expire_s / 2, 0.01)))
         self.io_backend = self.segment.start_io(ring=io != "threads", register_frames=register_frames)
-        self.segment.start_kswapd()
         self._lock = Mutex()
         self._files: WeakMembers[File] = WeakMembers()
         self._totals = SourceTotals()
@@ -86,7 +87,7 @@ class PageCache:
         )
         self._wrap_store: Callable[[Any], Any] | None = None
         self._maps: WeakMembers[Any] = WeakMembers()
-        self.shares = Shares(self.segment)
+        self.shares = self._budget.shares
         for name, part in (shares or {}).items():
             self.shares.set(name, part)
         self.recorder: Recorder | None = None
@@ -328,6 +329,17 @@ class PageCache:
     def size(self) -> int:
         """The budget (bytes)."""
         return self.segment.nr_frames * PAGE_SIZE
+
+    def resize(self, size: int | str) -> None:
+        """Change the budget, up to `max_size`. Returns when no more memory is used than that, and the rest is the system's.
+
+        size: as for `PageCache`. Making it smaller evicts, and writes back what is dirty. If that is not enough all stays
+        as it was, and CacheFullError says what holds the pages (views, or dirty ones that cannot be written). Limits and
+        shares that are parts ("20%") follow. Raises ValueError for a size that this cache cannot have.
+        Context: waits for stores; other threads go on reading and writing.
+        """
+        self._check_usable()
+        self._budget.resize(size)
 
     @property
     def closed(self) -> bool:

@@ -17,6 +17,7 @@ class Shares:
         self._segment = segment
         self._lock = Mutex()
         self._numbers: dict[str, int] = {}
+        self._parts: dict[str, int | str] = {}
         self._pages: dict[str, int] = {}
 
     def set(self, tenant: str, part: int | str) -> None:
@@ -39,8 +40,19 @@ class Shares:
             if tenant not in self._numbers and len(self._numbers) == NR_TENANTS_MAX:
                 raise ValueError(f"a cache has {NR_TENANTS_MAX} tenants at most: {tenant!r} is one more")
             number = self._numbers.setdefault(tenant, len(self._numbers) + 1)
-            self._pages[tenant] = nr_pages
+            self._parts[tenant], self._pages[tenant] = part, nr_pages
             _core.set_share(self._segment, number, nr_pages)
+
+    def fit(self) -> None:
+        """Fit the shares to a budget that has changed. Those that are so many bytes, and no longer fit into it together,
+        become smaller in proportion until they do."""
+        nr_frames = self._segment.nr_frames
+        with self._lock.held():
+            wanted = {tenant: budget_pages(part, nr_frames) for tenant, part in self._parts.items()}
+            total = max(sum(wanted.values()), nr_frames)
+            for tenant, nr_pages in wanted.items():
+                self._pages[tenant] = nr_pages * nr_frames // total
+                _core.set_share(self._segment, self._numbers[tenant], self._pages[tenant])
 
     def assign(self, mapping: AddressSpace, tenant: str | None) -> None:
         """Make an object a tenant's, with what it has cached; None: no tenant's. Raises ValueError for a tenant without a

@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 from pagecache.core.atomic cimport add_acq_rel_u32, cpu_relax, load_acquire_u32, pc_u32, store_relaxed_u32
-from pagecache.core.buddy cimport buddy_init
+from pagecache.core.balloon cimport balloon_init
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.folio cimport (FOLIO_LOCKED, FOLIO_UPTODATE, folio_alloc_nowait, folio_clear, folio_end_read,
                                    folio_trylock, folio_unlock)
@@ -241,7 +241,7 @@ cdef class Pages:
             raise MemoryError("no room for the indices")
         for i, index in enumerate(random.Random(1).sample(range(nr_pages), nr_pages)):
             self.bench.indices[i] = index
-        buddy_init(&self.bench.seg)
+        balloon_init(&self.bench.seg, self.bench.seg.nr_frames)
         self.bench.number = mapping_alloc(&self.bench.seg)
         if fill(&self.bench) != 0:
             raise MemoryError("no room for the pages")

@@ -18,7 +18,8 @@ from pagecache.core.folio cimport FOLIO_LRU, folio_index, folio_mapping, folio_t
 from pagecache.core.ghost cimport folio_hash
 from pagecache.core.policy cimport folio_collect
 from pagecache.core.probe cimport probe_feed, probe_init
-from pagecache.core.segment cimport (NR_PROBES, PROBE_FOLIOS, Adaptive, Folio, QueueRules, Segment, folio_number)
+from pagecache.core.segment cimport (NR_PROBES, PROBE_FOLIOS, Adaptive, Folio, QueueRules, Segment, folio_number,
+                                     segment_budget)
 
 cdef enum:
     NR_SAMPLES_MAX = 1024
@@ -70,7 +71,7 @@ cdef inline void adaptive_reset(Segment* seg, uint32_t nr_folios) noexcept nogil
 cdef inline void adaptive_init(Segment* seg) noexcept nogil:
     seg.adaptive.current = START_WITH
     rules_of_probe(START_WITH, &seg.header.rules)
-    adaptive_reset(seg, seg.nr_frames)
+    adaptive_reset(seg, segment_budget(seg))
 
 
 cdef inline void adaptive_fit(Segment* seg) noexcept nogil:

@@ -4,6 +4,7 @@ A free block of 2**k frames is aligned to 2**k and stands in the free list of or
 (state FREE | order, links lru_prev and lru_next).  Allocation takes the head of the smallest list that fits and puts
 the upper halves back; freeing merges with the buddy (number XOR 2**k) while that is a free head of the same order.
 Lists are last in, first out, so that recycled frames, whose memory is there already, are used before untouched ones.
+Frames enter the lists when they are first needed, block by block (balloon.pxd).
 All of it under buddy_lock, the innermost lock but one (the xarray node pool's is a leaf beside it).
 """
 from libc.stdint cimport uint32_t
@@ -74,33 +75,41 @@ cdef inline uint32_t buddy_alloc(Segment* seg, uint32_t order) noexcept nogil:
     return frame
 
 
-cdef inline void buddy_free(Segment* seg, uint32_t frame, uint32_t order) noexcept nogil:
-    """Gives a block back and merges it with its free buddies."""
+cdef inline void buddy_merge(Segment* seg, uint32_t frame, uint32_t order) noexcept nogil:
+    """Puts a block into the lists, merged with its free buddies. buddy_lock is held."""
     cdef uint32_t k = order
     cdef uint32_t buddy
     pc_assert((frame & ((<uint32_t>1 << order) - 1)) == 0)
-    futex_lock(&seg.header.buddy_lock)
     while k < MAX_ORDER:
         buddy = frame ^ (<uint32_t>1 << k)
-        if buddy + (<uint32_t>1 << k) > seg.nr_frames or not buddy_is_free_head(seg, buddy, k):
+        if (buddy + (<uint32_t>1 << k) > load_relaxed_u32(&seg.header.nr_opened)
+                or not buddy_is_free_head(seg, buddy, k)):
             break
         buddy_unlink(seg, buddy, k)
         frame = frame & ~(<uint32_t>1 << k)
         k += 1
     buddy_link(seg, frame, k)
+
+
+cdef inline void buddy_free(Segment* seg, uint32_t frame, uint32_t order) noexcept nogil:
+    """Gives a block back and merges it with its free buddies."""
+    futex_lock(&seg.header.buddy_lock)
+    buddy_merge(seg, frame, order)
     store_relaxed_u32(&seg.header.nr_free, load_relaxed_u32(&seg.header.nr_free) + (<uint32_t>1 << order))
     futex_unlock(&seg.header.buddy_lock)
     memory_event(seg)
 
 
-cdef inline void buddy_init(Segment* seg) noexcept nogil:
-    """Puts all frames of a new segment into the free lists, in the largest aligned blocks, lowest frames on top."""
-    cdef uint32_t end = seg.nr_frames
+cdef inline void buddy_open(Segment* seg, uint32_t first, uint32_t end) noexcept nogil:
+    """Puts frames [first, end), which were never used, into the lists, in the largest aligned blocks, lowest frames on top.
+    buddy_lock is held; that they are free was counted before."""
     cdef uint32_t order
-    while end > 0:
+    pc_assert(first == load_relaxed_u32(&seg.header.nr_opened))
+    store_relaxed_u32(&seg.header.nr_opened, end)
+    while end > first:
         order = 0
-        while order < MAX_ORDER and not (end & ((<uint32_t>2 << order) - 1)) and end >= (<uint32_t>2 << order):
+        while (order < MAX_ORDER and not (end & ((<uint32_t>2 << order) - 1))
+               and end - first >= (<uint32_t>2 << order)):
             order += 1
         end -= <uint32_t>1 << order
-        buddy_link(seg, end, order)
-    store_relaxed_u32(&seg.header.nr_free, seg.nr_frames)
+        buddy_merge(seg, end, order)

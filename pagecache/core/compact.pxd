@@ -10,6 +10,7 @@ Costs: pages leave that the policy would have kept.  So those that are in use ar
 """
 from libc.stdint cimport uint32_t
 from pagecache.core.atomic cimport hint_u32, load_acquire_u32, load_relaxed_u32
+from pagecache.core.block cimport block_is_out
 from pagecache.core.buddy cimport FOLIO_FREE
 from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_ALLOCATED, FOLIO_DIRTY, FOLIO_EVICT_LAST, FOLIO_LOCKED, FOLIO_MAPPED,
                                    FOLIO_UNEVICTABLE, FOLIO_WRITEBACK, folio_alloc_nowait, folio_clear, folio_mapping,
@@ -27,6 +28,8 @@ cdef inline bint block_may_leave(Segment* seg, uint32_t first, uint32_t order, b
     """Whether all that lies in a block seems to be free or fit to be evicted. spares: what is in use is not."""
     cdef uint32_t frame = first, end = first + (<uint32_t>1 << order), state, nr
     cdef Folio* folio
+    if block_is_out(seg, first):
+        return False
     while frame < end:
         folio = &seg.folios[frame]
         state = load_acquire_u32(&folio.state)
@@ -64,20 +67,23 @@ cdef inline void block_empty(Segment* seg, uint32_t first, uint32_t order) noexc
             folio_put(seg, folio)
 
 
-cdef inline Folio* folio_alloc_block(Segment* seg, uint32_t order) noexcept nogil:
-    """A new folio whose frames are had by emptying a block. NULL if there is no such block. No lock is held."""
-    cdef uint32_t nr_blocks = seg.nr_frames >> order, start, i, first
+cdef inline Folio* folio_alloc_emptied(Segment* seg, uint32_t order, bint spares) noexcept nogil:
+    """A new folio whose frames are had by emptying a block. spares: none that holds what is in use. NULL if there is no
+    such block. No lock is held."""
+    cdef uint32_t nr_blocks = load_relaxed_u32(&seg.header.nr_opened) >> order, start, i, first
     cdef Folio* folio
-    cdef int spares
-    if nr_blocks == 0:
-        return NULL
     start = hint_u32(&seg.header.policy_clock)      # anywhere
-    for spares in range(1, -1, -1):
-        for i in range(nr_blocks):
-            first = ((start + i) % nr_blocks) << order
-            if block_may_leave(seg, first, order, spares != 0):
-                block_empty(seg, first, order)
-                folio = folio_alloc_nowait(seg, order)
-                if folio != NULL:
-                    return folio
+    for i in range(nr_blocks):
+        first = ((start + i) % nr_blocks) << order
+        if block_may_leave(seg, first, order, spares):
+            block_empty(seg, first, order)
+            folio = folio_alloc_nowait(seg, order)
+            if folio != NULL:
+                return folio
     return NULL
+
+
+cdef inline Folio* folio_alloc_block(Segment* seg, uint32_t order) noexcept nogil:
+    """The same, sparing what is in use if it can."""
+    cdef Folio* folio = folio_alloc_emptied(seg, order, True)
+    return folio if folio != NULL else folio_alloc_emptied(seg, order, False)

@@ -6,6 +6,7 @@ cdef enum:
     MAX_ORDER = 9                   # largest folio: 2**9 pages = 2 MiB
     NR_ORDERS = 10
     FRAME_ALIGNMENT = 2097152       # bytes; frames start on a huge-page boundary
+    BLOCK_FRAMES = 512              # of a huge page
     MAX_FRAMES = 0x10000000         # 2**28 frames = 1 TiB: what an index entry can address
 
     SWAP_CLUSTER_MAX = 32           # folios a reclaim scan isolates at once

@@ -39,6 +39,7 @@ from pagecache.core.atomic cimport (add_acq_rel_u32, and_acq_rel_u32, cas_acq_re
                                     exchange_acq_rel_u32, fence_release, fence_seq_cst, load_acquire_u32,
                                     load_relaxed_u32, load_relaxed_u64, or_acq_rel_u32, store_relaxed_u32,
                                     store_relaxed_u64, store_release_u32, sub_acq_rel_u32, xor_acq_rel_u32)
+from pagecache.core.balloon cimport frames_open
 from pagecache.core.buddy cimport FOLIO_FREE, FOLIO_ORDER_SHIFT, buddy_alloc, buddy_free, memory_event
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL, PAGE_SHIFT
@@ -142,6 +143,8 @@ cdef inline Folio* folio_alloc_nowait(Segment* seg, uint32_t order) noexcept nog
     """A folio of free frames: one reference (the caller's), in no mapping, not locked. NULL when there is none."""
     cdef uint32_t frame = buddy_alloc(seg, order)
     cdef Folio* folio
+    while frame == NIL and frames_open(seg):
+        frame = buddy_alloc(seg, order)
     if frame == NIL:
         return NULL
     folio = &seg.folios[frame]

@@ -9,6 +9,9 @@ probes have words of their own.  A word that is full forgets its oldest entry.  
 is another folio's, which costs no more than one wrong guess.  An epoch is a quarter of the capacity, in admissions.
 """
 from libc.stdint cimport uint32_t, uint64_t
+from pagecache.core.atomic cimport load_relaxed_u32
+from pagecache.core.block cimport block_is_out
+from pagecache.core.segment cimport Segment, segment_budget
 
 cdef enum:
     EPOCHS = 63
@@ -25,6 +28,14 @@ cdef inline uint32_t folio_hash(uint32_t mapping, uint64_t index) noexcept nogil
 
 cdef inline uint32_t ghost_slot(uint32_t key, uint32_t nr_words) noexcept nogil:
     return <uint32_t>((<uint64_t>key * nr_words) >> 32)
+
+
+cdef inline uint64_t* ghost_word(Segment* seg, uint32_t key) noexcept nogil:
+    """Where the cache remembers a folio; NULL: in a descriptor that is not in use (block.pxd). lru_lock is held."""
+    cdef uint32_t slot = ghost_slot(key, segment_budget(seg))
+    if slot >= load_relaxed_u32(&seg.header.nr_opened) or block_is_out(seg, slot):
+        return NULL
+    return &seg.folios[slot].ghosts
 
 
 cdef inline uint32_t epoch_length(uint32_t capacity) noexcept nogil:

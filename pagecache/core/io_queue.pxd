@@ -244,7 +244,7 @@ cdef inline void io_queue_init(IoQueue* queue, Segment* seg, bint allow_ring, bi
     if not allow_ring or ring_setup(&queue.ring, RING_ENTRIES) != 0:
         return
     if register_frames:
-        ring_register(&queue.ring, seg.frames, <size_t>seg.nr_frames << PAGE_SHIFT)
+        seg.is_pinned = ring_register(&queue.ring, seg.frames, <size_t>seg.nr_frames << PAGE_SHIFT) == 0
     if thread_start(&queue.ring_thread, io_ring_main, queue) != 0:
         ring_close(&queue.ring)
         return

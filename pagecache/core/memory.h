@@ -77,6 +77,39 @@ static inline void memory_advise_huge(void *base, size_t bytes) {
 #endif
 }
 
+/* Advises small pages: a hole in a huge page stays one, and what lies behind the last page that is used is not touched. */
+static inline void memory_advise_small(void *base, size_t bytes) {
+#if defined(MADV_NOHUGEPAGE)
+    (void)madvise(base, bytes, MADV_NOHUGEPAGE);
+#else
+    (void)base; (void)bytes;
+#endif
+}
+
+/* Gives whole pages back to the system; they read as zeros afterwards. shared: they are a memory file's. Returns 0 or
+ * -errno: then they are as they were. */
+static inline int memory_give_back(void *base, size_t bytes, int shared) {
+#if defined(__linux__)
+    return madvise(base, bytes, shared ? MADV_REMOVE : MADV_DONTNEED) == 0 ? 0 : -errno;
+#else
+    if (shared) return -ENOSYS;
+    void *got = mmap(base, bytes, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return got == MAP_FAILED ? -errno : 0;
+#endif
+}
+
+/* Has whole pages in memory before they are used; what they hold stays. */
+static inline void memory_populate(void *base, size_t bytes) {
+#if defined(__linux__)
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+    if (madvise(base, bytes, MADV_POPULATE_WRITE) == 0) return;
+#endif
+    for (size_t at = 0; at < bytes; at += 4096)     /* others may be using them: nothing changes */
+        __atomic_fetch_or((char *)base + at, 0, __ATOMIC_RELAXED);
+}
+
 /* Keeps frames out of core dumps. */
 static inline void memory_advise_nodump(void *base, size_t bytes) {
 #if defined(MADV_DONTDUMP)

@@ -19,7 +19,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport load_relaxed_u32, load_relaxed_u64
 from pagecache.core.config cimport SWAP_CLUSTER_MAX
 from pagecache.core.folio cimport FOLIO_EVICT_FIRST, FOLIO_EVICT_LAST, folio_mapping
-from pagecache.core.segment cimport (POLICY_KERNEL, PRIORITY_HIGH, PRIORITY_KEEP, PRIORITY_LOW, Folio, Mapping, Segment)
+from pagecache.core.segment cimport (POLICY_KERNEL, PRIORITY_HIGH, PRIORITY_KEEP, PRIORITY_LOW, Folio, Mapping, Segment,
+                                     segment_budget)
 
 cdef enum:
     BATCH_PART = 128                # of the frames: what is reclaimed at once, 32 pages at most
@@ -28,8 +29,8 @@ cdef enum:
 cdef inline uint32_t reclaim_batch(Segment* seg, uint32_t nr) noexcept nogil:
     """Pages to reclaim for a caller that needs nr: more, so that not every one has to; of a small cache a small part."""
     cdef uint32_t batch = SWAP_CLUSTER_MAX
-    if seg.header.policy != POLICY_KERNEL and seg.nr_frames // BATCH_PART < SWAP_CLUSTER_MAX:
-        batch = seg.nr_frames // BATCH_PART
+    if seg.header.policy != POLICY_KERNEL and segment_budget(seg) // BATCH_PART < SWAP_CLUSTER_MAX:
+        batch = segment_budget(seg) // BATCH_PART
     return nr if nr > batch else batch
 
 

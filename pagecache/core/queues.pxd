@@ -21,12 +21,12 @@ from pagecache.core.adaptive cimport adaptive_admitted
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_REFERENCED, FOLIO_WORKINGSET,
                                    folio_nr_pages, folio_set, folio_test)
-from pagecache.core.ghost cimport ghost_slot, ghost_take
+from pagecache.core.ghost cimport ghost_take, ghost_word
 from pagecache.core.lru cimport lru_link, lru_transfer
 from pagecache.core.policy cimport (POLICY_FRESH, STAMP_MASK, Scan, folio_is_kept, folio_rotate, folio_set_uses,
                                     folio_stamp, folio_uses, list_tail, policy_stamp, scan_look, stamp_before, victim_take)
 from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_INACTIVE, PGACTIVATE, PGDEACTIVATE, POLICY_ADAPTIVE,
-                                     WORKINGSET_ACTIVATE, Folio, Segment, count)
+                                     WORKINGSET_ACTIVATE, Folio, Segment, count, segment_budget)
 
 cdef enum:
     TAIL_STEPS = 8                  # used folios at the main tail that one comparison sends round
@@ -112,11 +112,12 @@ cdef inline bint folio_is_waiting(Segment* seg, const Folio* folio) noexcept nog
 cdef inline void queues_admit(Segment* seg, Folio* folio, uint32_t key) noexcept nogil:
     """Links a folio that enters the page cache. lru_lock is held."""
     cdef uint32_t stamp = 0, clock = seg.header.policy_clock + folio_nr_pages(folio)
+    cdef uint64_t* word = ghost_word(seg, key)
     cdef bint known
     seg.header.policy_clock = clock
     if seg.header.policy == POLICY_ADAPTIVE:
         adaptive_admitted(seg, folio, key)
-    known = ghost_take(&seg.folios[ghost_slot(key, seg.nr_frames)].ghosts, key, clock, seg.nr_frames, &stamp)
+    known = word != NULL and ghost_take(word, key, clock, segment_budget(seg), &stamp)
     if known:
         known = <uint64_t>(clock - stamp) * 100 <= <uint64_t>seg.header.policy_pages * seg.header.rules.memory_percent
         if known:

@@ -15,7 +15,7 @@ from pagecache.core.evict cimport folio_evict, lru_putback
 from pagecache.core.folio cimport (FOLIO_UNUSED, folio_alloc_nowait, folio_index, folio_mapping, folio_nr_pages,
                                    folio_test)
 from pagecache.core.futex cimport futex_wait, futex_wake
-from pagecache.core.ghost cimport folio_hash, ghost_add, ghost_slot
+from pagecache.core.ghost cimport folio_hash, ghost_add, ghost_word
 from pagecache.core.kernel_lru cimport kernel_round
 from pagecache.core.lock cimport WAKE_ALL, futex_lock, futex_unlock
 from pagecache.core.policy cimport (Scan, folio_must_stay, folio_rotate, folio_stamp, list_tail, listed_pages, scan_look,
@@ -24,7 +24,8 @@ from pagecache.core.priority cimport reclaim_batch
 from pagecache.core.queues cimport queues_pick
 from pagecache.core.segment cimport (ALLOCSTALL, LRU_FIRST, LRU_LAST, PGSCAN_DIRECT, PGSCAN_KSWAPD,
                                      PGSTEAL_DIRECT, PGSTEAL_KSWAPD,
-                                     POLICY_ADAPTIVE, POLICY_KERNEL, POLICY_SIEVE, Folio, Segment, count)
+                                     POLICY_ADAPTIVE, POLICY_KERNEL, POLICY_SIEVE, Folio, Segment, count,
+                                     segment_budget)
 from pagecache.core.sieve cimport sieve_pick
 from pagecache.core.workingset cimport shadow_nodes_trim
 
@@ -86,7 +87,7 @@ cdef inline Folio* stage_pick(Segment* seg, Scan* scan, int stage) noexcept nogi
 
 
 cdef inline bint first_is_too_much(Segment* seg) noexcept nogil:
-    return seg.header.lru[<int>LRU_FIRST].nr_pages > (<uint64_t>seg.nr_frames * AHEAD_SIXTEENTHS) // 16
+    return seg.header.lru[<int>LRU_FIRST].nr_pages > (<uint64_t>segment_budget(seg) * AHEAD_SIXTEENTHS) // 16
 
 
 cdef inline uint32_t pick_victims(Segment* seg, uint32_t nr_wanted, Scan* scan, int stage, Victims* out) noexcept nogil:
@@ -112,6 +113,7 @@ cdef inline uint32_t evict_victims(Segment* seg, Victims* victims, bint leaves_g
     """Evicts what may leave, and puts the others back. Returns the pages freed."""
     cdef Folio* kept[32]
     cdef uint32_t i, pages, freed = 0, nr_gone = 0, nr_kept = 0
+    cdef uint64_t* word
     for i in range(victims.nr):
         pages = folio_evict(seg, victims.folios[i])
         freed += pages
@@ -125,8 +127,9 @@ cdef inline uint32_t evict_victims(Segment* seg, Victims* victims, bint leaves_g
     if nr_gone > 0 and leaves_ghosts:
         futex_lock(&seg.header.lru_lock)
         for i in range(nr_gone):
-            ghost_add(&seg.folios[ghost_slot(victims.keys[i], seg.nr_frames)].ghosts, victims.keys[i],
-                      victims.stamps[i], seg.nr_frames)
+            word = ghost_word(seg, victims.keys[i])
+            if word != NULL:
+                ghost_add(word, victims.keys[i], victims.stamps[i], segment_budget(seg))
         futex_unlock(&seg.header.lru_lock)
     lru_putback(seg, kept, nr_kept)
     return freed
@@ -169,7 +172,7 @@ cdef inline uint32_t first_round(Segment* seg, Scan* scan, uint32_t nr_wanted, i
     cdef int which = <int>LRU_LAST if stage == STAGE_LAST else <int>LRU_FIRST
     if hint_u64(&seg.header.lru[which].nr_pages) == 0:
         return 0
-    return stage_round(seg, scan, nr_wanted, stage, 2 * <uint64_t>seg.nr_frames)
+    return stage_round(seg, scan, nr_wanted, stage, 2 * <uint64_t>segment_budget(seg))
 
 
 cdef inline uint32_t reclaim_round(Segment* seg, uint32_t nr_wanted, bint background, bint hard) noexcept nogil:

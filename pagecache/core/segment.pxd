@@ -1,6 +1,8 @@
 """The segment: one mapped region that holds all engine state.
 
-    header | mappings | xarray nodes | folio descriptors (one per frame) | page frames
+    header | mappings | xarray nodes | folio descriptors (one per frame) | blocks | probes | page frames
+
+It has frames for the largest size that the cache may get; how many may be used now is the balloon's (balloon.pxd).
 
 Every link inside is a 32-bit number of a slot in one of these arrays, so that the region works at any address; a
 `Segment` is one process's view of it (absolute addresses, computed once).  Every array is type-stable: a descriptor
@@ -23,8 +25,9 @@ from libc.errno cimport EINVAL, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from pagecache.core.atomic cimport (pc_u32, pc_u64, store_release_u32, add_relaxed_u64, load_relaxed_u32,
-                                    load_relaxed_u64, store_relaxed_u64)
-from pagecache.core.config cimport (FRAME_ALIGNMENT, MAX_FRAMES, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE, STAT_SHARDS)
+                                    load_relaxed_u64, set_hint_u32, store_relaxed_u32, store_relaxed_u64)
+from pagecache.core.config cimport (BLOCK_FRAMES, FRAME_ALIGNMENT, MAX_FRAMES, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE,
+                                    STAT_SHARDS)
 from pagecache.core.lock cimport RwSem, FutexLock
 from pagecache.core.memory cimport memory_advise_huge, memory_advise_nodump, memory_map, memory_poison, memory_unmap
 from pagecache.core.thread cimport thread_slot
@@ -32,7 +35,7 @@ from pagecache.core.xa_node cimport XaNode, XaPool, XaPoolHeader, XArray, xa_poo
 
 cdef enum:
     SEGMENT_MAGIC = 0x50434853      # "PCHS"
-    SEGMENT_VERSION = 6
+    SEGMENT_VERSION = 7
     DIRTY_PART = 5                  # a fifth of the frames may be dirty, a tenth starts the flusher
     BACKGROUND_PART = 10
 
@@ -217,6 +220,10 @@ ctypedef struct Mapping:
     pc_u32 priority                 # PriorityNumber
     pc_u32 tenant                   # written under xa_lock
 
+ctypedef struct Block:              # of 512 frames (block.pxd)
+    pc_u32 seq                      # 0: its descriptors are in use, or were never
+    uint32_t next                   # buddy_lock: in the balloon's list of whole blocks
+
 ctypedef struct Header:
     uint32_t magic
     uint32_t version
@@ -225,6 +232,7 @@ ctypedef struct Header:
     uint64_t nodes_offset
     uint64_t folios_offset
     uint64_t frames_offset
+    uint64_t blocks_offset
     uint64_t adaptive_offset
     uint32_t nr_frames
     uint32_t nr_nodes
@@ -233,7 +241,16 @@ ctypedef struct Header:
     uint64_t layout_sum             # of everything above, which never changes
     FutexLock buddy_lock             # guards the free lists
     uint32_t[16] free_first         # NR_ORDERS of them
+    uint32_t[16] balloon_first      # buddy_lock: what is in the balloon, NR_ORDERS lists; whole blocks are linked in Block
     pc_u32 nr_free                  # frames; written under buddy_lock
+    pc_u32 nr_balloon               # frames of blocks in the balloon; written under buddy_lock
+    pc_u32 nr_opened                # frames that were ever used, those before it; written under buddy_lock
+    pc_u32 open_limit               # frames that may be: from nr_opened to here they are free; written under buddy_lock
+    pc_u32 budget                   # pages: the size of the cache now
+    pc_u32 nr_metadata              # pages of everything but frames that were ever touched
+    pc_u32 nr_out                   # blocks whose descriptors are the system's
+    pc_u32 nr_unreturned            # frames in the balloon whose memory the system did not take
+    pc_u32 fail_advice              # fault injection: so many times from now on the system takes no memory
     pc_u32 nr_waiting_for_memory
     pc_u32 memory_event             # changes whenever memory may have become free
     FutexLock lru_lock               # guards the lists
@@ -269,11 +286,14 @@ ctypedef struct Segment:
     Mapping* mappings
     XaPool pool
     Folio* folios
+    Block* blocks
     Adaptive* adaptive
     char* frames
     uint32_t nr_frames
     bint dead                       # set in the child of a fork: nothing here may be used
     bint poisons                    # free frames are poisoned (AddressSanitizer): they are not used at another address
+    bint is_shared                  # the region is a memory file
+    bint is_pinned                  # the frames are registered with io_uring: their memory stays
     uint64_t total_bytes
 
 
@@ -284,6 +304,10 @@ cdef inline uint64_t round_up(uint64_t value, uint64_t alignment) noexcept nogil
 cdef inline uint32_t segment_nr_nodes(uint32_t nr_frames) noexcept nogil:
     """Nodes for the worst case, every cached page alone in its branch, plus the paths above."""
     return <uint32_t>(<uint64_t>nr_frames * 5 + 4096)
+
+
+cdef inline uint32_t segment_nr_blocks(uint32_t nr_frames) noexcept nogil:
+    return (nr_frames + BLOCK_FRAMES - 1) // BLOCK_FRAMES
 
 
 cdef inline uint64_t segment_layout(Header* out, uint32_t nr_frames, uint32_t nr_mappings, bint has_data) noexcept nogil:
@@ -299,6 +323,8 @@ cdef inline uint64_t segment_layout(Header* out, uint32_t nr_frames, uint32_t nr
     at = round_up(at + <uint64_t>out.nr_nodes * sizeof(XaNode), PAGE_SIZE)
     out.folios_offset = at
     at = round_up(at + <uint64_t>nr_frames * sizeof(Folio), PAGE_SIZE)
+    out.blocks_offset = at
+    at = round_up(at + <uint64_t>segment_nr_blocks(nr_frames) * sizeof(Block), PAGE_SIZE)
     out.adaptive_offset = at
     at = round_up(at + sizeof(Adaptive), FRAME_ALIGNMENT)
     out.frames_offset = at
@@ -316,12 +342,15 @@ cdef inline void segment_view(Segment* seg, char* base, const Header* layout) no
     seg.pool.header = &seg.header.pool
     seg.pool.nodes = <XaNode*>(base + layout.nodes_offset)
     seg.folios = <Folio*>(base + layout.folios_offset)
+    seg.blocks = <Block*>(base + layout.blocks_offset)
     seg.adaptive = <Adaptive*>(base + layout.adaptive_offset)
     seg.frames = base + layout.frames_offset
     seg.nr_frames = layout.nr_frames
     seg.total_bytes = layout.total_bytes
     seg.dead = False
     seg.poisons = False
+    seg.is_shared = False
+    seg.is_pinned = False
 
 
 cdef inline uint64_t header_layout_sum(const Header* header) noexcept nogil:
@@ -341,12 +370,26 @@ cdef inline void header_set_dirty_limits(Header* header, uint32_t limit, uint32_
     header.dirty_background = background if background < header.dirty_limit else header.dirty_limit // 2
 
 
+cdef inline void header_set_budget(Header* header, uint32_t nr_pages) noexcept nogil:
+    """Sets how large the cache shall be, and what follows from that but the limits of what is dirty."""
+    store_relaxed_u32(&header.budget, nr_pages)
+    set_hint_u32(&header.max_nodes, nr_pages // 36 + 8)
+    set_hint_u32(&header.watermark_low, nr_pages // 128 if nr_pages >= 1024 else 0)
+    set_hint_u32(&header.watermark_high, nr_pages // 64 if nr_pages >= 1024 else 0)
+
+
+cdef inline uint32_t segment_budget(Segment* seg) noexcept nogil:
+    """Pages of the cache's size."""
+    return load_relaxed_u32(&seg.header.budget)
+
+
 cdef inline void segment_init_header(Header* header) noexcept nogil:
     cdef uint32_t i
     header.magic = SEGMENT_MAGIC
     header.version = SEGMENT_VERSION
     for i in range(NR_ORDERS):
         header.free_first[i] = NIL
+        header.balloon_first[i] = NIL
     for i in range(NR_LRU_LISTS):
         header.lru[i].first = NIL
         header.lru[i].last = NIL
@@ -355,11 +398,8 @@ cdef inline void segment_init_header(Header* header) noexcept nogil:
     header.free_mapping = NIL
     header.nr_mappings_touched = 1          # number 0 means "no mapping"
     xa_pool_init(&header.pool, header.nr_nodes)
-    header.max_nodes = header.nr_frames // 36 + 8
+    header_set_budget(header, header.nr_frames)
     header_set_dirty_limits(header, header.nr_frames // DIRTY_PART, header.nr_frames // BACKGROUND_PART)
-    if header.nr_frames >= 1024:
-        header.watermark_low = header.nr_frames // 128
-        header.watermark_high = header.nr_frames // 64
     header.layout_sum = header_layout_sum(header)
 
 
@@ -379,6 +419,7 @@ cdef inline int segment_create(Segment* seg, uint32_t nr_frames, uint32_t nr_map
     segment_init_header(<Header*>base)
     segment_view(seg, base, &layout)
     seg.poisons = has_data and fd < 0
+    seg.is_shared = fd >= 0
     if seg.poisons:
         memory_poison(seg.frames, <size_t>nr_frames << PAGE_SHIFT)
     if has_data:
@@ -398,7 +439,7 @@ cdef inline bint header_layout_ok(const Header* header, uint64_t file_bytes) noe
             and segment_layout(&expected, header.nr_frames, header.nr_mappings, header.has_data) == file_bytes
             and expected.mappings_offset == header.mappings_offset and expected.nodes_offset == header.nodes_offset
             and expected.folios_offset == header.folios_offset and expected.frames_offset == header.frames_offset
-            and expected.adaptive_offset == header.adaptive_offset
+            and expected.blocks_offset == header.blocks_offset and expected.adaptive_offset == header.adaptive_offset
             and header.total_bytes == file_bytes and header.nr_nodes == expected.nr_nodes)
 
 
@@ -411,12 +452,15 @@ cdef inline bint header_links_ok(const Header* header) noexcept nogil:
     cdef const XaPoolHeader* pool = &header.pool
     cdef int i
     for i in range(NR_ORDERS):
-        if not link_ok(header.free_first[i], header.nr_frames):
+        if not (link_ok(header.free_first[i], header.nr_frames) and link_ok(header.balloon_first[i], header.nr_frames)):
             return False
     for i in range(NR_LRU_LISTS):
         if not (link_ok(header.lru[i].first, header.nr_frames) and link_ok(header.lru[i].last, header.nr_frames)):
             return False
-    return (load_relaxed_u32(&header.nr_free) <= header.nr_frames and link_ok(header.free_mapping, header.nr_mappings)
+    return (load_relaxed_u32(&header.nr_free) <= header.nr_frames
+            and load_relaxed_u32(&header.nr_opened) <= load_relaxed_u32(&header.open_limit) <= header.nr_frames
+            and 0 < load_relaxed_u32(&header.budget) <= header.nr_frames
+            and link_ok(header.free_mapping, header.nr_mappings)
             and header.policy < NR_POLICIES and link_ok(header.sieve_hand, header.nr_frames)
             and 0 < header.nr_mappings_touched <= header.nr_mappings and header.nr_mappings_used < header.nr_mappings
             and pool.nr_nodes == header.nr_nodes and pool.nr_touched <= pool.nr_nodes
@@ -436,6 +480,7 @@ cdef inline int segment_attach(Segment* seg, int fd, uint64_t file_bytes) noexce
     copy = (<Header*>base)[0]
     if header_layout_ok(&copy, file_bytes) and header_links_ok(&copy):
         segment_view(seg, base, &copy)
+        seg.is_shared = True
         return 0
     memory_unmap(base, file_bytes)
     return -EINVAL

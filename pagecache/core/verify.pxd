@@ -2,14 +2,18 @@
 
     * each frame is in exactly one place: a free block, a folio, or inside one of them;
     * free lists, lists of the eviction policy, indexes and counters agree;
+    * the balloon holds what the budget and the charged metadata want;
     * marks and flags agree; no lock is held, no thread waits; references are the page cache's and the pins.
 
 A finding names the broken invariant by number (the boundary has the words), the place, and the two values.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport load_relaxed_u32, load_relaxed_u64
+from pagecache.core.balloon cimport (FOLIO_BALLOON, balloon_missing, balloon_present, balloon_wanted, descriptor_pages,
+                                     fixed_pages)
+from pagecache.core.block cimport BLOCK_DESCRIBED, block_is_out
 from pagecache.core.buddy cimport FOLIO_FREE
-from pagecache.core.config cimport MAX_ORDER, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE
+from pagecache.core.config cimport BLOCK_FRAMES, MAX_ORDER, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_ALLOCATED, FOLIO_DIRTY, FOLIO_GRANTED, FOLIO_HANDOFF,
                                    FOLIO_LOCKED, FOLIO_LRU, FOLIO_UNEVICTABLE, FOLIO_UPTODATE, FOLIO_WRITEBACK,
                                    folio_address, folio_index, folio_mapping, folio_nr_pages, folio_order, folio_state)
@@ -17,7 +21,7 @@ from pagecache.core.lock cimport FutexLock, futex_is_locked, futex_lock, futex_u
 from pagecache.core.lru cimport folio_lru_list
 from pagecache.core.mapping cimport MARK_DIRTY, MARK_WRITEBACK, entry_frame, entry_order
 from pagecache.core.segment cimport (NR_DIRTY, NR_FILE_PAGES, NR_LRU_LISTS, NR_TENANTS, NR_WRITEBACK, Folio, LruHead,
-                                     Mapping, Segment, counted)
+                                     Mapping, Segment, counted, segment_nr_blocks)
 from pagecache.core.stamp cimport own_write_active
 from pagecache.core.xa_check cimport xa_check
 from pagecache.core.xa_entry cimport xa_entry, xa_is_pointer
@@ -47,6 +51,9 @@ cdef enum:
     BAD_CHARGE
     BAD_BEHIND_END
     BAD_TENANT
+    BAD_BALLOON
+    BAD_METADATA
+    BAD_BUDGET
 
 ctypedef struct Finding:
     int what                        # 0: nothing is wrong
@@ -81,8 +88,60 @@ cdef inline bint verify_free_lists(Segment* seg, Finding* out) noexcept nogil:
             previous = number
             number = head.lru_next
             steps += 1
+    total += load_relaxed_u32(&seg.header.open_limit) - load_relaxed_u32(&seg.header.nr_opened)
     if total != load_relaxed_u32(&seg.header.nr_free):
         return fail(out, BAD_FREE_COUNT, 0, total, load_relaxed_u32(&seg.header.nr_free))
+    return True
+
+
+cdef inline uint32_t metadata_pages(Segment* seg) noexcept nogil:
+    """Pages of everything but frames that are in memory, array by array."""
+    return fixed_pages(seg) + descriptor_pages(seg)
+
+
+cdef inline uint32_t blocks_out(Segment* seg) noexcept nogil:
+    cdef uint32_t i, seq, nr = 0
+    for i in range(segment_nr_blocks(load_relaxed_u32(&seg.header.nr_opened))):
+        seq = load_relaxed_u32(&seg.blocks[i].seq)
+        nr += 1 if seq != 0 and not seq & <uint32_t>BLOCK_DESCRIBED else 0
+    return nr
+
+
+cdef inline bint verify_balloon(Segment* seg, Finding* out) noexcept nogil:
+    """Its lists, its size, and that it is large enough for what is charged; that what was touched is charged."""
+    cdef uint32_t order, number, previous
+    cdef uint64_t total = 0, steps
+    cdef Folio* head
+    for order in range(MAX_ORDER):
+        previous = NIL
+        number = seg.header.balloon_first[order]
+        steps = 0
+        while number != NIL:
+            if number >= load_relaxed_u32(&seg.header.nr_opened) or steps > seg.nr_frames:
+                return fail(out, BAD_BALLOON, number, order, -1)
+            head = &seg.folios[number]
+            if folio_state(head) != (<uint32_t>FOLIO_BALLOON | (order << 28)) or head.lru_prev != previous:
+                return fail(out, BAD_BALLOON, number, order, folio_state(head))
+            total += <uint64_t>1 << order
+            previous = number
+            number = head.lru_next
+            steps += 1
+    number = seg.header.balloon_first[<int>MAX_ORDER]
+    steps = 0
+    while number != NIL:
+        if number >= load_relaxed_u32(&seg.header.nr_opened) or steps > seg.nr_frames or not block_is_out(seg, number):
+            return fail(out, BAD_BALLOON, number, <int>MAX_ORDER, -1)
+        total += BLOCK_FRAMES
+        number = seg.blocks[number // BLOCK_FRAMES].next
+        steps += 1
+    if total != load_relaxed_u32(&seg.header.nr_balloon):
+        return fail(out, BAD_BALLOON, 0, total, load_relaxed_u32(&seg.header.nr_balloon))
+    if blocks_out(seg) != load_relaxed_u32(&seg.header.nr_out):
+        return fail(out, BAD_BALLOON, 2, blocks_out(seg), load_relaxed_u32(&seg.header.nr_out))
+    if metadata_pages(seg) != load_relaxed_u32(&seg.header.nr_metadata):
+        return fail(out, BAD_METADATA, 0, metadata_pages(seg), load_relaxed_u32(&seg.header.nr_metadata))
+    if balloon_missing(seg) != 0:
+        return fail(out, BAD_BUDGET, 0, balloon_wanted(seg), balloon_present(seg))
     return True
 
 
@@ -106,15 +165,22 @@ cdef inline bint verify_folio(Segment* seg, Folio* folio, uint32_t number, Findi
 cdef inline bint verify_frames(Segment* seg, Finding* out) noexcept nogil:
     """Walks all frames from the first: each block head, then the descriptors inside the block."""
     cdef uint32_t number = 0, order, i
-    cdef uint64_t nr_free = 0, nr_cached = 0
+    cdef uint32_t nr_opened = load_relaxed_u32(&seg.header.nr_opened)
+    cdef uint64_t nr_free = load_relaxed_u32(&seg.header.open_limit) - nr_opened, nr_cached = 0, nr_balloon = 0
     cdef Folio* folio
-    while number < seg.nr_frames:
+    while number < nr_opened:
+        if block_is_out(seg, number):
+            nr_balloon += BLOCK_FRAMES
+            number += BLOCK_FRAMES
+            continue
         folio = &seg.folios[number]
         order = folio_order(folio)
-        if number & ((<uint32_t>1 << order) - 1) or number + (<uint32_t>1 << order) > seg.nr_frames:
+        if number & ((<uint32_t>1 << order) - 1) or number + (<uint32_t>1 << order) > nr_opened:
             return fail(out, BAD_FRAME, number, 0, folio_state(folio))
         if folio_state(folio) & FOLIO_FREE:
             nr_free += <uint64_t>1 << order
+        elif folio_state(folio) & FOLIO_BALLOON:
+            nr_balloon += <uint64_t>1 << order
         elif not folio_state(folio) & FOLIO_ALLOCATED:
             return fail(out, BAD_FRAME, number, FOLIO_ALLOCATED, folio_state(folio))
         elif not verify_folio(seg, folio, number, out):
@@ -128,6 +194,8 @@ cdef inline bint verify_frames(Segment* seg, Finding* out) noexcept nogil:
         number += <uint32_t>1 << order
     if nr_free != load_relaxed_u32(&seg.header.nr_free):
         return fail(out, BAD_FREE_COUNT, 1, nr_free, load_relaxed_u32(&seg.header.nr_free))
+    if nr_balloon != load_relaxed_u32(&seg.header.nr_balloon):
+        return fail(out, BAD_BALLOON, 1, nr_balloon, load_relaxed_u32(&seg.header.nr_balloon))
     if <int64_t>nr_cached != counted(seg, <int>NR_FILE_PAGES):
         return fail(out, BAD_COUNTER, <int>NR_FILE_PAGES, nr_cached, counted(seg, <int>NR_FILE_PAGES))
     return True
@@ -292,5 +360,5 @@ cdef inline bint segment_verify(Segment* seg, Finding* out) noexcept nogil:
     if (futex_is_locked(&seg.header.buddy_lock) or futex_is_locked(&seg.pool.header.lock)
             or futex_is_locked(&seg.header.lru_lock) or futex_is_locked(&seg.header.mapping_lock)):
         return fail(out, BAD_LOCK, 0, 0, 1)
-    good = verify_free_lists(seg, out) and verify_lru(seg, out)
+    good = verify_free_lists(seg, out) and verify_balloon(seg, out) and verify_lru(seg, out)
     return good and verify_frames(seg, out) and verify_mappings(seg, out)

@@ -132,10 +132,9 @@ class Inode(ObjectVersion):
     @property
     def ra_pages(self) -> int:
         """The largest readahead window of one open file now (pages)."""
-        backing, nr_streams = self.mapping.backing, self.streams.nr
-        if self._window_of != (backing, backing.speed.nr_fits, nr_streams):
-            self._window_of = (backing, backing.speed.nr_fits, nr_streams)
-            nr_frames = self.mapping.segment.nr_frames
+        backing, nr_streams, nr_frames = self.mapping.backing, self.streams.nr, self.mapping.segment.nr_frames
+        if self._window_of != (backing, backing.speed.nr_fits, nr_streams, nr_frames):
+            self._window_of = (backing, backing.speed.nr_fits, nr_streams, nr_frames)
             backing.is_crowded = share_pages(nr_frames, nr_streams) < wanted_pages(self.hints, backing.speed)
             self._window_pages = window_pages(self.hints, backing.speed, nr_frames, nr_streams)
         return self._window_pages

@@ -152,7 +152,7 @@ cdef void api_unpin(pagecache_pin_t* pin) noexcept nogil:
 cdef int64_t api_counter(const pagecache_object* public, int counter) noexcept nogil:
     cdef CSegment* seg = (<CObject*>public).seg
     if counter == PAGECACHE_FRAMES:
-        return seg.nr_frames
+        return segment_budget(seg)
     if counter == PAGECACHE_FREE_FRAMES:
         return load_relaxed_u32(&seg.header.nr_free)
     if counter < 0 or counter >= PAGECACHE_NR_COUNTERS:

@@ -16,7 +16,10 @@ from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, add_relaxe
                                     load_relaxed_u64, pc_u32, pc_u64, prefetch_read,
                                     store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64,
                                     sub_acq_rel_u32)
-from pagecache.core.buddy cimport buddy_init, memory_event
+from pagecache.core.balloon cimport (balloon_give_excess, balloon_init, balloon_missing, balloon_present, balloon_wanted,
+                                     descriptor_bytes, descriptor_pages, fixed_pages, metadata_allowance)
+from pagecache.core.buddy cimport memory_event
+from pagecache.core.charge cimport balloon_fill
 from pagecache.core.copy cimport copy_page, copy_shared, prefetch_range
 from pagecache.core.dirty cimport dirty_charged, flusher_wake
 from pagecache.core.errseq cimport errseq_check_and_advance, errseq_sample, errseq_set
@@ -57,9 +60,9 @@ from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS,
                                      LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, MISSES, NR_COUNTERS, NR_DIRTY,
                                      NR_FILE_PAGES, NR_PINNED, NR_PROBES, NR_TENANTS, NR_WRITEBACK, POLICY_ADAPTIVE,
                                      READAHEAD_PAGES, STORE_READ_BYTES, STORE_READS, STORE_WRITE_BYTES, STORE_WRITES,
-                                     header_set_dirty_limits, Adaptive as CAdaptive, Folio as CFolio, Mapping as
-                                     CMapping, Segment as CSegment, Header, count, count_store_read, counted,
-                                     folio_number, frame_address, segment_attach,
+                                     header_set_budget, header_set_dirty_limits, Adaptive as CAdaptive, Folio as CFolio,
+                                     Mapping as CMapping, Segment as CSegment, Header, count, count_store_read, counted,
+                                     folio_number, frame_address, segment_attach, segment_budget,
                                      segment_create, segment_layout)
 from pagecache.core.split cimport folio_split
 from pagecache.core.stamp cimport (STAMP_DOUBTFUL as C_STAMP_DOUBTFUL, STAMP_OTHER as C_STAMP_OTHER,

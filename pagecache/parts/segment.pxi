@@ -19,6 +19,9 @@ _FINDINGS = {
     18: "pages charged as dirty and those that are disagree",
     19: "a byte behind the end of the object is not zero",
     20: "the pages counted for a tenant are not those of its objects",
+    21: "a block in the balloon is none, or their count is wrong",
+    22: "touched pages of metadata and those that are charged disagree",
+    23: "the balloon holds fewer frames than budget and metadata want",
 }
 
 _COUNTER_NAMES = (
@@ -43,7 +46,8 @@ if len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or sizeof(CFolio) != 6
 cdef class Segment:
     """One mapped region of page frames and the state of them all.
 
-    nr_frames: page frames (4096 bytes each). nr_mappings: records of store objects there is room for; None: one for each
+    nr_frames: page frames (4096 bytes each). max_frames: as many as there may be one day (`set_budget`).
+    nr_mappings: records of store objects there is room for; None: one for each
     frame, 65,536 at least, which take memory as they are used. data: False for
     descriptors without frames (running access traces). shared: back the region by a memory file, so that `attach`
     can map it again at another address. policy: what leaves when frames are short: "kernel", "s3fifo", "sieve", "lirs" or
@@ -68,7 +72,7 @@ cdef class Segment:
         self.owner = False
         self.kswapd.started = False
 
-    def __init__(self, nr_frames, *, nr_mappings=None, data=True, shared=False, str policy="kernel"):
+    def __init__(self, nr_frames, *, max_frames=None, nr_mappings=None, data=True, shared=False, str policy="kernel"):
         cdef Header layout
         cdef int r
         cdef uint64_t total
@@ -78,26 +82,31 @@ cdef class Segment:
             self.begun = True
         if not 1 <= nr_frames <= MAX_FRAMES:
             raise ValueError(f"nr_frames must be in 1..{MAX_FRAMES}, not {nr_frames}")
+        if max_frames is None:
+            max_frames = nr_frames
+        if not nr_frames <= max_frames <= MAX_FRAMES:
+            raise ValueError(f"max_frames must be in {nr_frames}..{MAX_FRAMES}, not {max_frames}")
         if nr_mappings is None:
-            nr_mappings = min(max(nr_frames, MAPPINGS_MIN), MAX_FRAMES - 1) + 1
+            nr_mappings = min(max(max_frames, MAPPINGS_MIN), MAX_FRAMES - 1) + 1
         if not 2 <= nr_mappings <= MAX_FRAMES:
             raise ValueError(f"nr_mappings must be in 2..{MAX_FRAMES}, not {nr_mappings}")
         if policy not in _POLICIES:
             raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(_POLICIES)}")
-        total = segment_layout(&layout, nr_frames, nr_mappings, data)
+        total = segment_layout(&layout, max_frames, nr_mappings, data)
         if shared:
             self.fd = memory_file(total)
             if self.fd < 0:
                 r = self.fd
                 self.fd = -1
                 raise_errno(r, "cannot make a memory file")
-        r = segment_create(&self.seg, nr_frames, nr_mappings, data, self.fd, total)
+        r = segment_create(&self.seg, max_frames, nr_mappings, data, self.fd, total)
         if r < 0:
             raise_errno(r, f"cannot map a segment of {total} bytes")
         self.mapped = True
         self.owner = True
-        buddy_init(&self.seg)
+        header_set_budget(self.seg.header, nr_frames)
         policy_init(&self.seg, _POLICIES.index(policy))
+        balloon_init(&self.seg, nr_frames)
 
     @staticmethod
     def attach(int fd):
@@ -169,8 +178,23 @@ cdef class Segment:
 
     @property
     def nr_frames(self):
-        """Page frames."""
+        """Page frames of the present budget."""
+        return segment_budget(&self.seg)
+
+    @property
+    def max_frames(self):
+        """Page frames of the largest budget that there may be."""
         return self.seg.nr_frames
+
+    @property
+    def mapped_bytes(self):
+        """Size of the region."""
+        return self.seg.total_bytes
+
+    @property
+    def pins_frames(self):
+        """Whether the frames are registered with io_uring, which keeps all of them in memory."""
+        return bool(self.seg.is_pinned)
 
     @property
     def has_data(self):
@@ -204,7 +228,7 @@ cdef class Segment:
                                  + hint_u64(&header.lru[<int>LRU_LAST].nr_pages))
         out["nr_unevictable"] = hint_u64(&header.lru[<int>LRU_UNEVICTABLE].nr_pages)
         out["nr_free_pages"] = load_relaxed_u32(&header.nr_free)
-        out["nr_frames"] = header.nr_frames
+        out["nr_frames"] = self.seg.nr_frames - balloon_present(&self.seg)
         out["nr_dirty_charged"] = dirty_charged(&self.seg)
         out["nr_dirty_threshold"] = header.dirty_limit
         out["nr_dirty_background_threshold"] = header.dirty_background
@@ -227,8 +251,9 @@ cdef class Segment:
             "header": (sizeof(Header) + probes, 1, sizeof(Header) + probes),
             "mappings": (sizeof(CMapping), header.nr_mappings, header.nr_mappings_used * sizeof(CMapping)),
             "nodes": (320, header.nr_nodes, hint_u32(&header.pool.nr_used) * 320),
-            "folios": (sizeof(CFolio), header.nr_frames, header.nr_frames * sizeof(CFolio)),
-            "frames": (PAGE_SIZE, header.nr_frames, (header.nr_frames - load_relaxed_u32(&header.nr_free)) * PAGE_SIZE),
+            "folios": (sizeof(CFolio), header.nr_frames, descriptor_bytes(&self.seg)),
+            "frames": (PAGE_SIZE, header.nr_frames, (self.seg.nr_frames - balloon_present(&self.seg)
+                                                      - load_relaxed_u32(&header.nr_free)) * PAGE_SIZE),
         }
 
     def check(self):

@@ -10,6 +10,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Segment
 from pagecache.requests import replicas
@@ -20,6 +21,7 @@ ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that othe
 SEQ_STEP = 2  # what a removal adds to a folio's sequence counter
 PINNED_TIMEOUT_S = 0.2  # the same when views and maps hold all there is
 
+_Found = TypeVar("_Found")
 _SINK = bytearray(65536)  # where what is not wanted goes, of all requests
 
 write_errors: weakref.WeakKeyDictionary[Segment, Callable[[], OSError | None]] = weakref.WeakKeyDictionary()
@@ -35,28 +37,46 @@ def alloc_folio(segment: Segment, order: int = 0, *, wait: bool = True) -> Folio
     folio = segment.alloc_folio(order)
     if folio is not None:
         return folio
+    if not wait:
+        raise cache_full(segment)
+    return wait_for_frames(segment, lambda: segment.alloc_folio(order), side_by_side=order > 0)
+
+
+def wait_for_frames(
+    segment: Segment,
+    attempt: Callable[[], _Found | None],
+    *,
+    side_by_side: bool = False,
+    what: str = "no page frame can be freed",
+) -> _Found:
+    """Return what an attempt to take frames returns once that is not None: it is made again whenever memory may be free.
+
+    side_by_side: it wants a large folio. what: cannot be done without them. Raises CacheFullError when none become free:
+    all is pinned, or dirty and cannot be written, or nothing has moved for long.
+    Context: as for `alloc_folio`; wakes the flusher; ends with a signal.
+    """
     started = pinned_since = failing_since = time.monotonic()
     nr_failed = segment.counters()["writeback_errors"]
-    while wait and time.monotonic() - started < ALLOCATION_TIMEOUT_S:
+    while time.monotonic() - started < ALLOCATION_TIMEOUT_S:
         if not _is_pinned(segment):
             pinned_since = time.monotonic()
         elif time.monotonic() - pinned_since >= PINNED_TIMEOUT_S:
             break
-        if order and not segment.nr_dirty_charged and time.monotonic() - started >= PINNED_TIMEOUT_S:
+        if side_by_side and not segment.nr_dirty_charged and time.monotonic() - started >= PINNED_TIMEOUT_S:
             break  # there are frames, but not side by side
         if segment.nr_dirty_charged:
             segment.wake_flusher()
         segment.wait_for_memory(0.005)
-        folio = segment.alloc_folio(order)
-        if folio is not None:
-            return folio
+        found = attempt()
+        if found is not None:
+            return found
         error = _write_error_of(segment, nr_failed)
         if error is None:
             failing_since = time.monotonic()
         elif not segment.counters()["nr_pinned"] or time.monotonic() - failing_since >= PINNED_TIMEOUT_S:
             # a read in flight has views as well, and ends in a moment
-            raise cache_full(segment, remedy=error.strerror or str(error)) from error
-    raise cache_full(segment)
+            raise cache_full(segment, what, remedy=error.strerror or str(error)) from error
+    raise cache_full(segment, what)
 
 
 def _write_error_of(segment: Segment, nr_failed: int) -> OSError | None:

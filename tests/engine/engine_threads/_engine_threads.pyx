@@ -17,7 +17,7 @@ from libc.string cimport memset
 from pagecache.core.admit cimport policy_init
 from pagecache.core.atomic cimport (add_acq_rel_u32, cpu_relax, load_acquire_u32, pc_u32, store_relaxed_u32,
                                     store_relaxed_u64, store_release_u32)
-from pagecache.core.buddy cimport buddy_init
+from pagecache.core.balloon cimport balloon_init
 from pagecache.core.config cimport PAGE_SIZE
 from pagecache.core.errseq cimport errseq_sample
 from pagecache.core.futex cimport futex_setup
@@ -139,8 +139,8 @@ cdef int prepare(Work* work, list descriptors, uint32_t nr_frames, uint32_t poli
     cdef uint32_t m, page
     if segment_create(&work.seg, nr_frames, 8, True, -1, 0) != 0:
         raise MemoryError("no room for the segment")
-    buddy_init(&work.seg)
     policy_init(&work.seg, policy)
+    balloon_init(&work.seg, nr_frames)
     store_relaxed_u64(&work.seg.header.tenants[1].share_pages, nr_frames // 2)
     header_set_dirty_limits(work.seg.header, nr_frames // 2, nr_frames // 4)
     io_queue_init(&work.queue, &work.seg, False, False)
