@@ -49,12 +49,12 @@ class TestRunner:
 
     def test_a_block_that_fails_fails_with_its_line(self, tmp_path):
         pytest.importorskip("fsspec")
-        done = run_page(self.page(tmp_path, "x = 1", "assert x == 2, 'told so'"), tmp_path)
+        done = run_page(self.page(tmp_path, "x = 1", "assert x == 2, 'as said'"), tmp_path)
         assert done.returncode == 1
-        assert "told so" in done.stderr
+        assert "as said" in done.stderr
         assert 'page.md", line 12' in done.stderr
 
-    def test_a_missing_library_is_told_and_one_of_our_own_is_a_failure(self, tmp_path):
+    def test_a_missing_library_is_reported_and_one_of_our_own_is_a_failure(self, tmp_path):
         pytest.importorskip("fsspec")
         done = run_page(self.page(tmp_path, "import surely_not_there"), tmp_path)
         assert (done.returncode, done.stderr.strip()) == (MISSING, "surely_not_there is not installed")

@@ -1,4 +1,4 @@
-"""Mounts that are killed, sources that fail or are full: what was promised is there, and errors are told once."""
+"""Mounts that are killed, sources that fail or are full: what was promised is there, and errors are reported once."""
 
 import contextlib
 import errno
@@ -77,7 +77,7 @@ class TestKilled:
 
 @pytest.fixture(scope="module")
 def failing_mount(tmp_path_factory):
-    """One mount for all tests, whose source fails as told: `mount.fail(word)`."""
+    """One mount for all tests, whose source fails on request: `mount.fail(word)`."""
     source, control = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("control") / "control"
     control.write_text("")
     with Mount(source, control, serve=True) as mount:
@@ -132,7 +132,7 @@ class TestFailingSource:
         os.fsync(fd)
         os.close(fd)
 
-    def test_every_open_file_is_told_once(self, failing):
+    def test_every_open_file_gets_it_once(self, failing):
         fds = [os.open(failing.path / failing.name, os.O_CREAT | os.O_RDWR) for _ in range(3)]
         os.write(fds[0], b"x" * 5000)
         failing.fail("EIO")

@@ -101,7 +101,7 @@ class TestInodeNumbers:
                 raise
             assert os.listdir(mount.path / "inner") == []
 
-    def test_a_number_with_the_highest_bit_belongs_to_nobody_else(self, operations):
+    def test_a_number_with_the_highest_bit_belongs_to_no_other(self, operations):
         nodes = operations[0].nodes
         device, ino = nodes.root.key
         shown = {nodes.shown_ino(device, ino), nodes.shown_ino(device + 1, ino), nodes.shown_ino(device, ino | 1 << 63)}
@@ -379,7 +379,7 @@ class TestOperations:
         assert os.listdir(source / "elsewhere") == ["made"]
 
     def test_a_node_that_is_looked_at_while_it_is_renamed(self, operations, monkeypatch):
-        """Between the rename in the source and the moment when the node knows of it: whoever looks then waits for that."""
+        """Between the rename in the source and the moment when the node knows of it: a lookup then waits for that."""
         operations, source = operations
         (source / "old").mkdir()
         number, _ = operations.lookup(ROOT_ID, b"old")

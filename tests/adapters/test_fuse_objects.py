@@ -110,7 +110,7 @@ class TestWriting:
         """The directory that stands for its bucket."""
         return shared[1]
 
-    def test_new_changed_and_cut(self, mount, bucket):
+    def test_new_changed_and_truncated(self, mount, bucket):
         path = mount.path / "a.txt"
         path.write_bytes(b"first")
         assert (bucket / "a.txt").read_bytes() == b"first"
@@ -152,7 +152,7 @@ class TestWriting:
         os.unlink(mount.path / "b")
         assert names(mount.path) == names(bucket) == []
 
-    def test_one_that_is_not_put_yet_is_there_for_everybody_who_uses_the_mount(self, mount, bucket):
+    def test_one_that_is_not_put_yet_is_there_for_all_users_of_the_mount(self, mount, bucket):
         (mount.path / "sub").mkdir()
         with open(mount.path / "sub/new", "wb", buffering=0) as file:
             file.write(b"1")
@@ -209,7 +209,7 @@ class TestWriting:
             assert (mount.path / "b").read_bytes() == data
 
     def test_inode_numbers_stay(self, mount, bucket):
-        """Whoever opens a file by its number and its name finds it the same: SQLite writes to no other."""
+        """Opened by its number and by its name a file is the same: SQLite writes to no other."""
         (mount.path / "sub").mkdir()
         (mount.path / "sub/a").write_bytes(b"1")
         seen = {os.stat(mount.path / "sub/a").st_ino}
@@ -339,7 +339,7 @@ class TestWriting:
         assert (tmp_path / "other").read_bytes() == b"other"
         file.close()
 
-    def test_a_put_that_fails_is_told_by_close_and_tried_again(self, objects):
+    def test_a_put_that_fails_is_reported_by_close_and_tried_again(self, objects):
         (objects / "sub").mkdir()
         with Mount(f"local://{objects}", "--write-back", "--size", "4MiB") as mount:
             fd = os.open(mount.path / "sub/a", os.O_CREAT | os.O_RDWR)

@@ -1,4 +1,4 @@
-"""Programs that nobody here wrote, on a mount: fio, tar, rsync, cp, editors, git, compilers, make, venv, and SQLite's own.
+"""Foreign programs on a mount: fio, tar, rsync, cp, editors, git, compilers, make, venv, and SQLite's own.
 
 What they leave is compared with the source afterwards.
 """
@@ -269,7 +269,7 @@ class TestGitAndBuild:
 
 
 def git_environment():
-    """Return an environment in which git asks nobody and minds no owner."""
+    """Return an environment in which git asks nothing and minds no owner."""
     nothing = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "GIT_CONFIG_COUNT": "2"}
     settings = {"GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*",
                 "GIT_CONFIG_KEY_1": "core.fsync", "GIT_CONFIG_VALUE_1": "all"}  # fmt: skip

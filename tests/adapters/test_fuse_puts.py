@@ -180,7 +180,7 @@ class TestPut:
         assert store.get() == b"theirs"
         (kept,) = files.all()
         assert kept.spool.pread(10, 0) == b"ours!"  # from where it can be copied
-        handle = files.open(store.remote, os.O_RDWR | os.O_TRUNC)  # whoever empties it replaces what there is
+        handle = files.open(store.remote, os.O_RDWR | os.O_TRUNC)  # emptying it replaces what there is
         files.write(handle, b"anew", 0)
         assert closed(files, handle) == 0
         assert (store.get(), files.all()) == (b"anew", [])
@@ -283,7 +283,7 @@ class TestHttp:
         assert closed(files, handle) == 0
 
     def test_content_is_of_the_kind_that_its_name_says(self, tmp_path, request):
-        """On S3, where browsers are told so."""
+        """On S3, where browsers learn so."""
         (store,) = [next(s3("s3fs", request, tmp_path))]
         path = tmp_path / "file"
         path.write_bytes(b"{}")

@@ -24,7 +24,7 @@ ALL = Path(tempfile.gettempdir())
 
 @pytest.fixture(scope="module")
 def shared():
-    """A mount by root for everybody, whose source others reach too."""
+    """A mount by root for all users, whose source others reach too."""
     base = Path(tempfile.mkdtemp(prefix="pagecache-source-"))
     base.chmod(0o755)
     source = base / "source"
@@ -37,7 +37,7 @@ def shared():
 
 @pytest.fixture
 def here(shared, request):
-    """A new directory of the mount where everybody may write, and the same one of the source."""
+    """A new directory of the mount where all users may write, and the same one of the source."""
     name = f"at-{abs(hash(request.node.nodeid)):x}"
     (shared.source / name).mkdir()
     (shared.source / name).chmod(0o777)
@@ -106,7 +106,7 @@ class TestWays:
         os.rename(f"{source}-away", source)
 
     def test_a_directory_of_roots_in_the_place_of_theirs(self, here):
-        """Nobody may write in it, and does not by the name of one where he may."""
+        """No user may write in it, nor by the name of one where he may."""
         path, source = here
         (source / "roots").mkdir(mode=0o700)
         as_user(lambda: os.mkdir(source / "theirs"))
@@ -133,7 +133,7 @@ class TestRights:
 
     @pytest.fixture
     def roots(self, operations):
-        """Root's file and directory, which nobody else may read or write, by their numbers."""
+        """Root's file and directory, which no other user may read or write, by their numbers."""
         operations, source = operations
         (source / "file").write_bytes(b"secret")
         (source / "file").chmod(0o600)
@@ -339,7 +339,7 @@ class TestAccessControlLists:
         assert number_of(as_user, (path / "file").read_bytes) == errno.EACCES
 
     @pytest.mark.parametrize("name", [ACL_ACCESS, ACL_DEFAULT])
-    def test_the_kernel_is_told_that_the_mode_has_changed(self, operations, name):
+    def test_the_kernel_learns_that_the_mode_has_changed(self, operations, name):
         """One that does not know of lists itself takes the attribute for any other."""
         operations, source = operations
         (source / "sub").mkdir()
@@ -380,7 +380,7 @@ class TestAccessControlLists:
         assert (source / "file").read_bytes() == b"x"
 
     def test_a_source_without_any_is_as_before(self, here, monkeypatch):
-        """The kernel asks for a list before it lets somebody in by the group's bits: none is an answer."""
+        """The kernel asks for a list before it lets a user in by the group's bits: none is an answer."""
         path, source = here
         (source / "file").write_bytes(b"x")
         os.chown(source / "file", 0, GROUP)

@@ -279,7 +279,7 @@ class TestBytes:
         with open(path / "file", "r+b", buffering=0) as file:
             file.write(b"z")
             os.fstat(file.fileno())
-            file.write(b"z")  # of which nobody has seen the time
+            file.write(b"z")  # whose time was not seen
         status = os.stat(path / "file")
         assert seen < status.st_mtime_ns == status.st_ctime_ns
 
@@ -392,12 +392,12 @@ class TestBytes:
         assert (path / "file").read_bytes() == b"newer" * 1000
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 class TestOtherUsers:
     SCRIPT = "import os,sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
 
     def run(self, script, *words, **options):
-        """Run a script as somebody else; returns its exit status."""
+        """Run a script as another user; returns its exit status."""
         command = [sys.executable, "-S", "-c", self.SCRIPT + script, *map(str, words)]
         return subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False, **options).returncode
 

@@ -16,7 +16,7 @@ PART = 1 if STRESS else 16  # every so many cases is run
 
 @pytest.fixture(scope="module", params=FEW_KINDS)
 def places(request):
-    """A mount by root for everybody, its source, and a directory beside that."""
+    """A mount by root for all users, its source, and a directory beside that."""
     base = Path(tempfile.mkdtemp(prefix="pagecache-source-"))
     base.chmod(0o755)
     (base / "source").mkdir()

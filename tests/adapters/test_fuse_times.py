@@ -127,7 +127,7 @@ class TestTimes:
         assert changes in (None, found[0])
 
     def test_nothing_moves_after_close(self, here):
-        """Whoever compares times (git, make, tar) sees the same ones from then on, here and in the source."""
+        """Programs that compare times (git, make, tar) see the same ones from then on, here and in the source."""
         path, source = here
         with open(path / "file", "wb") as file:
             file.write(b"x" * 100_000)

@@ -1,4 +1,4 @@
-"""Prometheus and OpenTelemetry, with the real libraries: what they are told is what `PageCache.stats` says."""
+"""Prometheus and OpenTelemetry, with the real libraries: what they learn is what `PageCache.stats` says."""
 
 import subprocess
 import sys

@@ -142,7 +142,7 @@ class TestMachinesApart:
             for machine in made:
                 machine.close()
 
-    def test_an_owner_asks_nobody_else(self, objects):
+    def test_an_owner_asks_no_other(self, objects):
         """Membership changes while a peer waits: the extent is read from the origin all the same."""
         with machines(objects, 2) as made:
             extent = owned(made[0])[0]
@@ -312,7 +312,7 @@ class TestPeersThatFail:
             finally:
                 liar.close()
 
-    def test_without_a_validator_nobody_is_asked(self, objects, monkeypatch):
+    def test_without_a_validator_no_peer_is_asked(self, objects, monkeypatch):
         monkeypatch.setattr(Origin, "validator", lambda self: None)
         with machines(objects, 2) as made:
             assert read_all(made[0]) == DATA
@@ -396,7 +396,7 @@ class TestMembers:
             assert (group.members, group.epoch) == (sorted(members), 10)
 
     def test_two_opinions_about_members(self, objects):
-        """A peer that is asked for what it thinks is another's refuses; nobody waits for anybody in a circle."""
+        """A peer that is asked for what it thinks is another's refuses; no members wait in a circle."""
         with machines(objects, 3) as made:
             made[0].group.update([made[0].group.me, made[1].group.me])
             made[1].group.update([made[1].group.me, made[2].group.me])

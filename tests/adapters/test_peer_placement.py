@@ -110,7 +110,7 @@ class TestMachines:
         far = [host for host, _ in asked_owner if host != owner.host]
         assert len(far) == len(set(far)), "an extent crosses the network once for each machine"
 
-    def test_who_is_not_in_the_list_asks_nobody(self):
+    def test_a_process_that_is_not_in_the_list_asks_none(self):
         membership = Membership(members_of(["a", "b"]), "c")
         assert membership.source(DIGEST, 0) == (None, False)
 

@@ -57,7 +57,7 @@ class TestFrames:
         "request_", [Request(1, 0, 1, 0, 0, "k", "v", "n"), Request(1, 0, 1, 0, 1, "k" * 9000, "v", "n"),
                      Request(1, 0, 1, -1, 1, "k", "v", "n"), Request(1, 0, 1, 0, 1, "\udc80", "v", "n")],
     )  # fmt: skip
-    def test_what_nobody_would_accept_is_not_sent(self, request_):
+    def test_what_no_receiver_would_accept_is_not_sent(self, request_):
         with pytest.raises(ProtocolError):
             protocol.encode_request(request_)
 

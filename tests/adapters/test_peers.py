@@ -38,7 +38,7 @@ class Wrong(peer.Peer):
 
 
 class Absent(peer.Peer):
-    """A peer whose library nobody has."""
+    """A peer whose library is not installed."""
 
     name = "absent"
     kind = "cache"
@@ -158,7 +158,7 @@ def test_a_thread_that_fails_gives_no_time():
         timing.elapsed_ns([fail, lambda offsets: None], [[0], [0]])
 
 
-def test_stored_objects_are_told_from_copies():
+def test_stored_objects_are_distinguished_from_copies():
     stored = bytes(4096)
     offsets = [0, 4096, 8192]
     assert peer.hands_out_stored_objects(lambda offset: stored, offsets)

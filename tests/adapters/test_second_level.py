@@ -318,7 +318,7 @@ class TestFailure:
                 assert file.read() == DATA
                 assert level.stats()["suspected"] == ["server"]
 
-    def test_an_origin_that_fails_beside_what_was_asked_for_fails_nobody(self, level):
+    def test_an_origin_that_fails_beside_what_was_asked_for_fails_no_read(self, level):
         origin = Origin(DATA)
         origin.bad = range(EXTENT, EXTENT + PAGE)
         store = TieredStore(origin, level)
@@ -431,7 +431,7 @@ class TestBounds:
             ({"connections": 0}, "1 or more"),
         ],
     )
-    def test_bad_arguments_are_told(self, arguments, reason):
+    def test_bad_arguments_are_reported(self, arguments, reason):
         with pytest.raises(ValueError, match=reason):
             SecondLevel(**{"url": "memcached://127.0.0.1", **arguments})
 

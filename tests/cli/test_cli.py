@@ -292,7 +292,7 @@ def test_random_pass_hashes_blocks_in_order_of_the_file(data_file, make_cache):
 
 class TestCompletion:
     def answers(self, line, tmp_path):
-        """Return what a shell is told of how a line goes on."""
+        """Return what a shell learns of how a line goes on."""
         pytest.importorskip("argcomplete")
         place = tmp_path / "answers"
         environment = {**os.environ, "_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)),

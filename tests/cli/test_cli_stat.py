@@ -86,7 +86,7 @@ class TestUrl:
             assert main(["stat", server.url("missing")]) == EXIT_USAGE
         assert "missing" in capsys.readouterr().err
 
-    def test_a_protocol_that_nobody_knows(self, capsys):
+    def test_an_unknown_protocol(self, capsys):
         pytest.importorskip("fsspec")
         assert main(["stat", "unheard-of://object"]) == EXIT_USAGE
         assert "unheard-of" in capsys.readouterr().err

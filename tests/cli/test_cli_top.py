@@ -74,7 +74,7 @@ class TestAnswer:
                 connection.shutdown(socket.SHUT_WR)
             assert live.ask(server.path)["pid"] == os.getpid()
 
-    def test_nobody_else_may_ask(self, tmp_path):
+    def test_no_other_user_may_ask(self, tmp_path):
         with pagecache.serve_stats() as server:
             assert os.stat(os.path.dirname(server.path)).st_mode & 0o077 == 0
         os.chmod(live.directory(), 0o755)
@@ -99,7 +99,7 @@ class TestAnswer:
         with pagecache.serve_stats() as server:
             assert server.path == path
 
-    def test_a_forked_child_answers_for_nobody(self):
+    def test_a_forked_child_answers_for_no_process(self):
         with pagecache.serve_stats() as server:
             child = os.fork()
             if child == 0:

@@ -152,7 +152,7 @@ with pagecache.PageCache(64 * 4096) as cache, cache.open({str(path)!r}) as file:
             file.__class__ = Watched
             assert letters.count(file, 7) == data.count(b"\x07")
             assert checksum.checksum(file)[0] == sum(data)
-            assert nr_calls == [len(data)] * 2  # only to be told that this is the end
+            assert nr_calls == [len(data)] * 2  # only to learn that this is the end
 
     def test_compile_nothing_of_the_engine(self, examples):
         generated = (examples / "checksum.c").read_text()
@@ -379,7 +379,7 @@ class TestThreads:
             finally:
                 self.finish(probe)
 
-    def test_read_while_the_object_is_cut_and_grows(self, probe, held, make_cache, data_file, rng):
+    def test_read_while_the_object_is_truncated_and_grows(self, probe, held, make_cache, data_file, rng):
         path, _ = data_file(0)
         data = pages_of(NR_PAGES * PAGE)
         path.write_bytes(data)

@@ -101,7 +101,7 @@ def test_object_that_is_extended_shows_zeros(haunted):
             assert file.pread(NR_PAGES * PAGE, 0) == data.ljust(size, b"\0")
 
 
-def test_object_that_is_cut_and_extended_shows_zeros(haunted):
+def test_object_that_is_truncated_and_extended_shows_zeros(haunted):
     data = b"\x01" * (NR_PAGES * PAGE)
     with haunted.open(pagecache.MemoryStore(data), "r+b") as file:
         for size in (NR_PAGES * PAGE - 1, 20 * PAGE + 5, 20 * PAGE, PAGE - 1, 1, 0):

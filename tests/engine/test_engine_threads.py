@@ -47,7 +47,7 @@ def test_every_policy_keeps_its_lists_while_the_same_pages_come_and_go(descripto
 
 
 @pytest.mark.parametrize("nr_threads", [2, 4])
-def test_no_read_takes_the_zeros_of_a_cut_for_what_is_written_there_since(descriptors, nr_threads, seed):
+def test_no_read_takes_the_zeros_of_a_truncation_for_what_is_written_there_since(descriptors, nr_threads, seed):
     """The size is the same before the read and after it."""
     assert min(engine_threads.run_cuts(descriptors, nr_threads, 100 * NR_STEPS, seed % 2**32)) > 0
 

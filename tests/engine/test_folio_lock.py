@@ -1,4 +1,4 @@
-"""The folio lock: one owner, no lost wake-up, hand-off to who lost too often, and waits that a signal can end.
+"""The folio lock: one owner, no lost wake-up, hand-off to the thread that lost too often, and waits that a signal can end.
 
 The rules: docs/kernel.md, the folio lock.
 
@@ -172,7 +172,7 @@ class TestWakeUp:
             crew.join_well()
             assert folio.uptodate
 
-    def test_nobody_sees_a_folio_unlocked_before_it_is_uptodate(self, mapping):
+    def test_no_thread_sees_a_folio_unlocked_before_it_is_uptodate(self, mapping):
         folios = [mapping.segment.alloc_folio() for _ in range(60)]
         for index, folio in enumerate(folios):
             mapping.add_folio(folio, index)
@@ -206,7 +206,7 @@ class TestWakeUp:
         mapping.remove_folio(folio)
         folio.unlock()
 
-    def test_who_waits_without_a_reference_hinders_nobody(self, mapping):
+    def test_a_wait_without_a_reference_hinders_no_other(self, mapping):
         folio = mapping.segment.alloc_folio()
         mapping.add_folio(folio, 3)
         waiting = mapping.get_folio(3)
@@ -238,7 +238,7 @@ class TestWakeUp:
 
 class TestHandOff:
     def test_an_unlucky_waiter_is_promised_the_lock_and_gets_it(self, folio):
-        """Nobody else can take the lock between the unlock and the waiter's wake-up."""
+        """No other thread can take the lock between the unlock and the waiter's wake-up."""
         for _ in range(3):
             folio.lock()
             crew = Crew(folio.lock)
@@ -373,7 +373,7 @@ class TestInterrupts:
         late.join(PATIENCE_S)
 
     def test_an_interrupt_that_meets_the_hand_over_loses_no_lock(self, folio, interrupt, seed):
-        """Whatever comes first, afterwards the lock is the waiter's or nobody's."""
+        """Whatever comes first, afterwards the lock is the waiter's or no thread's."""
         rng = random.Random(seed)
         for number in range(60 if STRESS else 12):
             folio.lock()

@@ -95,7 +95,7 @@ def test_planted_bug_is_found(model, bug):
 
 @needs_spin
 @pytest.mark.parametrize("model", SPIN_MODELS, ids=by_name)
-def test_nobody_sleeps_for_ever(model, tmp_path):
+def test_no_thread_sleeps_for_ever(model, tmp_path):
     good, output = spin(model, tmp_path)
     assert good, output
 

@@ -184,7 +184,7 @@ class TestEventCount:
         assert count.wait(seen, 0)
         assert count.wait(seen)
 
-    def test_wakes_everybody(self):
+    def test_wakes_all(self):
         count = EventCount()
         seen, waiting = count.value, []
 

@@ -221,7 +221,7 @@ class TestReadahead:
             return hot_file.cachestat().nr_cache
 
     @pytest.mark.parametrize("policy", ["s3fifo", "lirs", "adaptive"])
-    def test_what_nobody_asks_for_leaves_first(self, policy, make_cache):
+    def test_what_is_not_asked_for_leaves_first(self, policy, make_cache):
         assert self.flooded(policy, make_cache) >= 190
 
     @pytest.mark.parametrize("policy", OWN)

@@ -130,7 +130,7 @@ class TestShares:
             read_pages(calm, range(180))
             read_pages(busy, [*range(1500)] * 2)
             assert nr_cached(calm) == 180
-            assert nr_cached(busy) > 250  # borrows what nobody wants
+            assert nr_cached(busy) > 250  # borrows what no other needs
             assert cache.shares.usage() == {
                 "calm": (200 * PAGE, 180 * PAGE),
                 "busy": (102 * PAGE, nr_cached(busy) * PAGE),

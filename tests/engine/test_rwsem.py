@@ -1,4 +1,4 @@
-"""invalidate_lock: readers share it, a writer is alone, no writer starves, and one that gives up holds nobody back.
+"""invalidate_lock: readers share it, a writer is alone, no writer starves, and one that gives up holds no other back.
 
 All of it holds with the futex and without it: the last test runs the others with PAGECACHE_FUTEX=0.
 """
@@ -108,7 +108,7 @@ class TestSharing:
         assert lock.trylock_exclusive()
         lock.unlock_exclusive()
 
-    def test_a_writer_keeps_everybody_out(self, lock):
+    def test_a_writer_keeps_all_others_out(self, lock):
         with exclusive(lock):
             assert not lock.trylock_exclusive()
             assert not lock.trylock_shared()

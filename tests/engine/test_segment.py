@@ -155,7 +155,7 @@ class TestAdoptedMapping:
 
 @pytest.fixture(scope="module")
 def segment():
-    """A shared segment that nobody uses."""
+    """A shared segment that is not used."""
     return shared_segment(64)
 
 

@@ -1,4 +1,4 @@
-"""The sequence counter of a folio: whoever read it before a removal, replacement, split or write can tell afterwards.
+"""The sequence counter of a folio: a reader of it before a removal, replacement, split or write sees that afterwards.
 
 Readers without locks depend on it, and so do the translations of maps.
 """

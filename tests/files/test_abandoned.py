@@ -80,7 +80,7 @@ def test_the_next_reader_asks_for_itself(file, server, way, read):
 
 
 def test_who_waits_for_the_same_page_reads_it_then(file, server):
-    """Its own request, as nobody can say what became of the other."""
+    """Its own request, as it is not known what became of the other."""
 
     async def main():
         await cancelled(server, file.pread_async(100, PAGE), "task")

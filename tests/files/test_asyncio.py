@@ -1,4 +1,4 @@
-"""Reads for asyncio: hits do not suspend, misses do not block, cancellation and a closed loop harm nobody."""
+"""Reads for asyncio: hits do not suspend, misses do not block, cancellation and a closed loop harm no other."""
 
 import asyncio
 
@@ -158,7 +158,7 @@ class TestCancelling:
         assert_nothing_is_held(cache)
 
     @pytest.mark.parametrize("what", ["pread_async", "prefetch_async"])
-    def test_a_loop_that_is_closed_meanwhile_is_not_told(self, make_cache, what, caplog):
+    def test_a_loop_that_is_closed_meanwhile_is_not_called(self, make_cache, what, caplog):
         store = BlockingStore(DATA)
         cache = make_cache("2MiB")
         file = cache.open(store)

@@ -196,7 +196,7 @@ class TestSources:
         with pytest.raises(TypeError):
             make_cache("1MiB").open(source)
 
-    def test_that_lack_a_method_are_told_which(self, make_cache):
+    def test_that_lack_a_method_are_refused_with_its_name(self, make_cache):
         class NoReadv:
             key = "x"
 

@@ -110,7 +110,7 @@ class TestOneObject:
             assert reader.readall() == data[:5]
         assert path.read_bytes() == data[:5]
 
-    def test_opening_for_writing_anew_empties_the_object_for_everybody(self, make_cache):
+    def test_opening_for_writing_anew_empties_the_object_for_all(self, make_cache):
         store = pagecache.MemoryStore(pages_of(10 * PAGE))
         cache = make_cache("1MiB")
         with cache.open(store) as file:
@@ -228,7 +228,7 @@ class TestNumberOfObjects:
                     assert file.readall() == store.data
         assert [len(store.requests) for store in stores] == [1] * 200
 
-    def test_an_object_that_somebody_still_looks_at_keeps_no_other_from_being_opened(self, make_cache):
+    def test_an_object_that_is_still_looked_at_keeps_no_other_from_being_opened(self, make_cache):
         cache = make_cache("1MiB")
         held = []
         for number in range(3):

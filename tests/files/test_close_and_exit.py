@@ -1,4 +1,4 @@
-"""The ways in which files, caches and programs end: what is dirty is written, or its loss is told."""
+"""The ways in which files, caches and programs end: what is dirty is written, or its loss is reported."""
 
 import errno
 import gc
@@ -142,7 +142,7 @@ class TestForgottenFiles:
             warnings.simplefilter("ignore", ResourceWarning)
             forget()
             gc.collect()
-        wait_until(lambda: path.read_bytes()[:3] == b"new", "somebody to write what was forgotten")
+        wait_until(lambda: path.read_bytes()[:3] == b"new", "the flusher to write what was forgotten")
         wait_until(lambda: not any(each.dirty_inodes() for each in busy_flushers()), "the flusher to be let go")
 
 

@@ -1,4 +1,4 @@
-"""What tells one version of a local file from another: times that anybody can set do not do; changes of mode, owner and
+"""What distinguishes versions of a local file: times that any program can set do not do; changes of mode, owner and
 names are no new version."""
 
 import ctypes
@@ -186,7 +186,7 @@ class TestReplaced:
     @pytest.mark.parametrize("way", WAYS)
     @pytest.mark.parametrize("replace", IN_PLACE)
     def test_of_which_nothing_is_cached_is_read_as_it_is(self, cache, path, replace, way):
-        """Nobody has seen the old bytes since; what was seen before has left the cache, and cannot be compared."""
+        """No reader has seen the old bytes since; what was seen before has left the cache, and cannot be compared."""
         with cache.open(path) as file:
             assert file.pread(PAGE, 0) == OLD[:PAGE]
             cache.drop_caches()

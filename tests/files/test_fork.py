@@ -100,7 +100,7 @@ def use_and_give_up(cache, file):
 
 
 class Readers:
-    """Eight threads that read at random, each compared with the data, until they are told to stop."""
+    """Eight threads that read at random, each compared with the data, until they have to stop."""
 
     def __init__(self, file, seed):
         self.file = file

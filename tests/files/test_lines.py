@@ -311,7 +311,7 @@ class TestCache:
             after = cache.stats()
         assert (after.hits - before.hits, after.bytes_asked - before.bytes_asked) == (10, 50)
 
-    def test_a_recorder_is_told_each_page(self, make_cache, tmp_path):
+    def test_a_recorder_gets_each_page(self, make_cache, tmp_path):
         path = tmp_path / "trace.txt"
         cache = make_cache("1MiB")
         with cache.open(Store(b"a" * 99 + b"\n" + b"b" * 3 * PAGE + b"\n" + b"c\n" * 5)) as file:

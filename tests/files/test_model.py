@@ -39,7 +39,7 @@ class Object:
         self.data = data
 
     def replace(self, data):
-        """Put other bytes in place of the present ones, as somebody else would."""
+        """Put other bytes in place of the present ones, as another writer would."""
         self.data = data
         if isinstance(self.source, pagecache.MemoryStore):
             self.source.replace(data)
@@ -258,7 +258,7 @@ class Model(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch):
-    """Do not wait for views that nobody will release."""
+    """Do not wait for views that will not be released."""
     monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", 0.001)
 
 

@@ -1,4 +1,4 @@
-"""Options that nobody knows: a TypeError which names the right one, at every place that takes options by name."""
+"""Unknown options: a TypeError which names the right one, at every place that takes options by name."""
 
 import pytest
 

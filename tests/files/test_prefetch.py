@@ -73,7 +73,7 @@ class TestPrefetch:
         assert file.prefetch().wait(PATIENCE_S)
         assert sum(size for _, size in store.requests) == len(DATA)
 
-    def test_of_more_than_the_cache_holds_is_cut(self, make_cache, store):
+    def test_of_more_than_the_cache_holds_is_shortened(self, make_cache, store):
         cache = make_cache(16 * PAGE)
         with cache.open(store) as file:
             prefetch = file.prefetch()

@@ -31,7 +31,7 @@ class GatedStore(pagecache.MemoryStore):
     def _pass(self, call):
         if call == self.gated:
             self.entered.set()
-            assert self.gate.wait(PATIENCE_S), "nobody opened the gate"
+            assert self.gate.wait(PATIENCE_S), "no thread opened the gate"
 
     def readv(self, offset, buffers):
         self._pass("readv")
@@ -87,7 +87,7 @@ class TestReadAgainstTruncate:
         cutter.join_well()
         assert reader.join_well() == [data[10 * PAGE : 10 * PAGE + 50], b""]
 
-    def test_nothing_is_read_back_between_cutting_the_cache_and_the_store(self, open_gated, data):
+    def test_nothing_is_read_back_between_truncating_the_cache_and_the_store(self, open_gated, data):
         """A miss below the cut waits as well: the store's blocks are on their way."""
         file, store = open_gated("truncate")
         cutter = Crew(lambda: file.truncate(10 * PAGE))
@@ -227,7 +227,7 @@ class TestReclaimAgainstLookup:
 
 
 class TestReadAgainstRemoval:
-    """Whoever removes pages, split folios or drops caches: readers get the bytes of the file."""
+    """While pages are removed, folios split or caches dropped: readers get the bytes of the file."""
 
     REMOVERS = {
         "invalidate": lambda file, cache, rng: file.invalidate(),
@@ -302,7 +302,7 @@ class TestReadAgainstRemoval:
 
 class TestManyTruncations:
     def test_reads_prefetches_and_truncations_end(self, frames, seed):
-        """Nobody waits for somebody who waits for him; at the end the bytes are the store's."""
+        """No thread waits for one that waits for it; at the end the bytes are the store's."""
         store = pagecache.MemoryStore(pages_of(64 * PAGE))
         with checked_cache(max(frames, 8)) as cache, cache.open(store, "r+b") as file:
 

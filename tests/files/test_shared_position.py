@@ -144,7 +144,7 @@ def test_what_one_thread_has_sought_another_may_read_and_a_stream_goes_on_in_any
 
 
 @EVERY_KIND
-def test_a_seek_from_the_end_tells_the_size_and_is_kept_for_nobody(open_kind, kind):
+def test_a_seek_from_the_end_returns_the_size_and_is_not_kept(open_kind, kind):
     file = open_kind(kind)
     with NativeThread() as one, NativeThread() as other:
         assert one(file.seek, 0, io.SEEK_END) == SIZE

@@ -1,4 +1,4 @@
-"""One read in flight for a page, whoever else wants it; and whom the failure of a read concerns."""
+"""One read in flight for a page, however many readers want it; and which of them the failure of a read concerns."""
 
 import errno
 import gc
@@ -204,7 +204,7 @@ class TestFailedReadahead:
         with make_cache(frames * PAGE).open(FaultyStore(DATA, fault)) as file:
             assert b"".join(file.pread(PAGE, page * PAGE) for page in range(100)) == DATA
 
-    def test_by_advice_is_not_shown_to_anybody(self, make_cache):
+    def test_by_advice_is_not_shown(self, make_cache):
         store = FaultyStore(DATA, lambda number, first, last: OSError(errno.EIO, "bad") if number < 2 else None)
         cache = make_cache("1MiB")
         with cache.open(store) as file:

@@ -242,7 +242,7 @@ class TestNeverAMix:
 
 
     def test_look_of_another_thread_that_came_too_early_does_not_count(self, cache):
-        """While bytes are read, somebody else looks, and then the object is replaced: what was read is not what he saw."""
+        """While bytes are read, another thread looks, and then the object is replaced: what was read is not what it saw."""
         fs = Unconditional()
         fs.put_version(version_bytes(1))
         store = FsspecStore(fs, "/object")

@@ -34,7 +34,7 @@ def pinned(file):
 
 class TestCopies:
     @pytest.mark.parametrize(("nr_pages", "nr_pinned"), [(2, 2), (3, 4), (64, 64), (100, 128), (128, 128)])
-    def test_are_pinned_frames_as_long_as_somebody_has_them(self, small_folios, nr_pages, nr_pinned):
+    def test_are_pinned_frames_as_long_as_they_are_held(self, small_folios, nr_pages, nr_pinned):
         file, data = small_folios
         view = file.view(nr_pages * PAGE - 10, 7 * PAGE + 5)
         part = view[PAGE : PAGE + 100]

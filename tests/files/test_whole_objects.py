@@ -1,4 +1,4 @@
-"""Objects that are to be read whole: their first miss brings all of it by one request, whoever else asks meanwhile."""
+"""Objects that are to be read whole: their first miss brings all of it by one request, whatever else is asked meanwhile."""
 
 import errno
 import pickle
@@ -72,7 +72,7 @@ def test_others_are_read_as_ever(make_cache, size, budget):
     assert all(nbytes <= store.max_request for _, nbytes in store.requests)
 
 
-def test_whoever_reads_at_random_gets_just_that(make_cache):
+def test_a_random_reader_gets_just_that(make_cache):
     store = WholeStore(DATA)
     with make_cache(4 * NR_PAGES * PAGE).open(store) as file:
         file.fadvise(pagecache.FADV_RANDOM)
@@ -80,7 +80,7 @@ def test_whoever_reads_at_random_gets_just_that(make_cache):
     assert store.requests == [(50 * PAGE, PAGE)]
 
 
-def test_a_request_that_fails_costs_nobody_a_page_that_can_be_read(make_cache):
+def test_a_request_that_fails_costs_no_reader_a_page_that_can_be_read(make_cache):
     class Choosy(WholeStore):
         def answer(self, offset, buffers):
             if sum(map(len, buffers)) > self.max_request:

@@ -342,7 +342,7 @@ NR_STEPS = 2000 if STRESS else 150
 
 
 class Owner:
-    """A thread that owns bytes [first, first + REGION) of an object: nobody else changes them, and it checks them."""
+    """A thread that owns bytes [first, first + REGION) of an object: no other changes them, and it checks them."""
 
     def __init__(self, file, number, rng):
         self.file, self.number, self.rng = file, number, rng

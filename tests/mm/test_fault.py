@@ -92,7 +92,7 @@ def test_step_03b_hit_that_is_not_uptodate_takes_invalidate_lock(cache):
     area.assert_released()
 
 
-def test_step_03b_waits_for_whoever_frees_what_is_below(cache):
+def test_step_03b_waits_for_the_thread_that_frees_what_is_below(cache):
     area = mapped_random(cache)
     area.create_empty(9)
     area.mapping.lock_exclusive()

@@ -144,7 +144,7 @@ def often_switching():
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 64, 1024])
-def test_faults_against_truncation_show_no_byte_of_what_was_cut_before(frames, rng, often_switching):
+def test_faults_against_truncation_show_no_byte_of_what_was_truncated_before(frames, rng, often_switching):
     with checked_cache(frames) as cache:
         for number in range(300 if STRESS else 3):
             cutting = Cutting(cache, rng, number)

@@ -193,7 +193,7 @@ def test_window_is_aligned_in_addresses_and_clamped_to_the_area(cache):
     assert map_around(area, 5 + 3) == set(range(5, 5 + 20))
 
 
-def test_window_does_not_reach_over_the_start_of_a_cut_area(cache):
+def test_window_does_not_reach_over_the_start_of_a_divided_area(cache):
     area = Mapped(cache, NR_PAGES)
     area.bring_in(*range(64))
     area.mm.munmap(area.start, 20 * PAGE)

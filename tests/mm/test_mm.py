@@ -106,7 +106,7 @@ def test_find_vma_returns_the_first_area_that_ends_behind(area):
         (40, 41, [(0, 40, 0)]),
     ],
 )
-def test_munmap_cuts_areas(area, first, last, left):
+def test_munmap_divides_areas(area, first, last, left):
     area.mm.read(area.start, NR_PAGES * PAGE)
     area.mm.munmap(area.start + first * PAGE, (last - first) * PAGE)
     assert [entry[:3] for entry in layout(area.mm)] == left
@@ -301,7 +301,7 @@ def test_fault_that_completed_without_the_mmap_lock_is_over(area):
     area.assert_released()
 
 
-def test_nowait_is_told_to_try_again(area):
+def test_nowait_has_to_try_again(area):
     area.bring_in(20)
     folio = area.mapping.get_folio(20)
     folio.lock()

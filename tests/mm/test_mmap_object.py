@@ -386,7 +386,7 @@ def test_after_fork_the_child_cannot_use_it(cache, path):
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
-def test_reading_what_was_cut_off_is_a_bus_error(cache):
+def test_reading_what_was_truncated_is_a_bus_error(cache):
     store = SizedStore(pages_of(SIZE))
     with cache.open(store, "r+b") as file, file.mmap() as ours:
         assert len(ours[:]) == SIZE

@@ -1,4 +1,4 @@
-"""Readahead in the background: how windows become requests, and what a slow, hanging or failing store does to whom."""
+"""Readahead in the background: how windows become requests, and what slow, hanging and failing stores do to readers."""
 
 import os
 import signal

@@ -220,7 +220,7 @@ class TestOrders:
         assert mapping.nrpages == 1 + (1 << order)
         abandon(mapping, folio)
 
-    def test_somebody_faster_wins_and_his_folio_is_returned(self, mapping, monkeypatch):
+    def test_a_faster_thread_wins_and_its_folio_is_returned(self, mapping, monkeypatch):
         """EEXIST at the page itself: look it up again."""
         alloc = filemap.read._alloc_for
 
@@ -389,13 +389,13 @@ class TestGetPages:
         assert self.batch_of(file, 0, 8 * PAGE) == (0, 3)
         abandon(file.mapping, folio)
 
-    def test_one_folio_that_nobody_has_read_is_read(self, file):
+    def test_one_folio_that_is_not_read_yet_is_read(self, file):
         filemap_get_folio(file.mapping, 3, FGP_CREAT | FGP_FOR_MMAP).put()
         assert self.batch_of(file, 3 * PAGE, PAGE) == (3, 4)
         assert bytes_of(file.mapping, 3) == pages_of(PAGE, 3 * PAGE)
         assert file.inode.store.requests == [(3 * PAGE, PAGE)]
 
-    def test_a_folio_that_somebody_reads_is_waited_for_without_a_reference(self, open_store):
+    def test_a_folio_that_is_being_read_is_waited_for_without_a_reference(self, open_store):
         store = BlockingStore(pages_of(8 * PAGE))
         file = open_store(store)
         crew = Crew(lambda: file.pread(10, 0), lambda: file.pread(10, 5))

@@ -50,7 +50,7 @@ def test_hits_of_every_alignment(make_cache, advice, nbytes):
 
 @pytest.mark.stress
 def test_pages_that_leave_while_many_are_read(make_cache, rng):
-    """A small cache evicts all the time, somebody drops pages, and another writes what is there already."""
+    """A small cache evicts all the time, one thread drops pages, and another writes what is there already."""
     seeds = [rng.randrange(1 << 30) for _ in range(4)]
     with make_cache(160 * PAGE).open(pagecache.MemoryStore(DATA), "r+b") as file:
 

@@ -98,7 +98,7 @@ def test_a_full_cache_says_so(make_cache, data_file):
         file.pread(10, 30 * PAGE)
 
 
-def test_a_file_may_be_closed_and_cut_while_it_is_read(make_cache, data_file, rng):
+def test_a_file_may_be_closed_and_truncated_while_it_is_read(make_cache, data_file, rng):
     """Right bytes, fewer at the end, or ValueError when it is closed; and no descriptor is left."""
     path, data = data_file(300 * PAGE)
     cache = make_cache(64 * PAGE)

@@ -137,7 +137,7 @@ class TestNextWindow:
         file.pread(1, 27 * PAGE)
         assert windows.issued[-1].startswith("32+")
 
-    def test_that_fails_concerns_nobody(self, open_file):
+    def test_that_fails_concerns_no_reader(self, open_file):
         data = pages_of(64 * PAGE)
         file = open_file(
             store=FaultyStore(data, lambda number, first, last: OSError(errno.EIO, "gone") if last >= 4 else None)
@@ -170,7 +170,7 @@ class TestIssuing:
         assert requests(file) == [(start, size)]
         assert file.ra.order == min(order, size.bit_length() - 1)
 
-    def test_the_end_of_the_file_cuts_folios_small(self, open_file):
+    def test_the_end_of_the_file_makes_folios_small(self, open_file):
         file = open_file(nbytes=21 * PAGE + 5)
         issue(file, 16, 32, 0, order=4)
         assert sizes(file) == [(16, 4), (20, 2)]
@@ -257,7 +257,7 @@ class TestIssuing:
 
 
 class TestFailures:
-    def test_a_page_nobody_asked_for_spoils_nothing(self, open_file):
+    def test_a_page_that_was_not_asked_for_spoils_nothing(self, open_file):
         data = pages_of(64 * PAGE)
         bad = OSError(errno.EIO, "bad block")
         file = open_file(store=FaultyStore(data, lambda number, first, last: bad if first <= 3 <= last else None))

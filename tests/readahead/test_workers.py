@@ -211,7 +211,7 @@ class TestChannel:
         assert request_queue.wait_idle(PATIENCE_S)
         assert order == ["reader", "readahead"]
 
-    def test_one_that_nobody_waits_for_goes_behind_readahead(self, gate):
+    def test_one_without_waiters_goes_behind_readahead(self, gate):
         request_queue, order = RequestQueue(WorkerPool(), 1), []
         entered = threading.Event()
 

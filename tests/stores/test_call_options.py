@@ -252,7 +252,7 @@ class TestOtherFileSystems:
             assert read(way, fs, "/object") == DATA
 
     @pytest.mark.parametrize("way", [way for way in WAYS if way != "cache_type"])
-    def test_what_nobody_takes_is_a_type_error(self, cache, way):
+    def test_what_no_call_takes_is_a_type_error(self, cache, way):
         fs = Strict()
         fs.pipe_file("/object", DATA)
         assert read(way, fs, "/object") == DATA

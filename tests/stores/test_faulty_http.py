@@ -1,4 +1,4 @@
-"""The server of faults does what it is told, once, and is well again."""
+"""The server of faults does each fault once, and is well again."""
 
 import contextlib
 import gzip

@@ -339,7 +339,7 @@ class TestIdentity:
         other = fsspec.filesystem("http", headers={"Authorization": "me"})
         assert identity_of(one) == identity_of(same) != identity_of(other)
 
-    def test_objects_in_options_are_told_apart(self):
+    def test_objects_in_options_are_distinguished(self):
         class Token:
             pass
 
@@ -363,7 +363,7 @@ class TestIdentity:
 
 class TestInterrupts:
     def test_request_that_is_given_up_writes_nothing_any_more(self, server, cache):
-        """What comes after a wait that was ended finds no buffers: their memory may be somebody else's."""
+        """What comes after a wait that was ended finds no buffers: their memory may be in other use."""
         from pagecache.stores.destination import Destination
 
         go_on, entered = threading.Event(), threading.Event()

@@ -364,7 +364,7 @@ class TestConnections:
 
 class TestChanges:
     def test_a_file_that_was_replaced_on_an_ftp_server_is_noticed(self, make_cache, tmp_path):
-        """Its file system answers out of listings of the directory until it is told to forget that."""
+        """Its file system answers out of listings of the directory until it has to forget that."""
         pytest.importorskip("pyftpdlib", reason="pyftpdlib is not installed")
         (tmp_path / "file").write_bytes(b"old" * 5000)
         with FtpServer(tmp_path) as server:

@@ -1,5 +1,5 @@
 """No two threads in one instance of a file system that is not for threads: neither two of the cache's, nor one of the
-cache's beside its user. Told by an instance that waits inside each call for a second one."""
+cache's beside its user. Seen by an instance that waits inside each call for a second one."""
 
 import asyncio
 import gc
@@ -213,7 +213,7 @@ class TestOptions:
         assert not FsspecStore(memory, "/a", thread_safe=False).background_reads
         assert not store_of_url("memory://a", thread_safe=False, recheck=False).background_reads
 
-    def test_an_instance_that_nobody_else_has_is_read_in_the_background_one_call_at_a_time(self, cache, fs):
+    def test_an_instance_of_its_own_is_read_in_the_background_one_call_at_a_time(self, cache, fs):
         with cache.open(FsspecStore(fs, "a", exclusive=True)) as file:
             read_beside(file, "a", lambda: None)
         assert fs.most_inside == 1
@@ -246,7 +246,7 @@ class TestOwnInstance:
         assert kept[2] is not kept[0]
         assert len(kind.instances) == len(systems) + 3  # `7` and `number=7` are written differently
 
-    def test_of_a_url_is_nobody_elses(self, cache, kind, remade):
+    def test_of_a_url_is_no_others(self, cache, kind, remade):
         mine = fsspec.filesystem("watched")
         with cache.open("watched://a") as file:
             read_beside(file, "a", calls_of_a_user(mine))

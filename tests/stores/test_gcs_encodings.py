@@ -96,7 +96,7 @@ def test_too_large_names_the_encoding_and_the_remedy(fs, cache, monkeypatch):
 
 
 def test_stored_compressed_and_named_so_but_served_as_it_is(server, fs, cache):
-    """Whoever asks for what is stored gets that: sizes are right then, and ranges too."""
+    """A request for what is stored gets that: sizes are right then, and ranges too."""
 
     def hides(answer):
         answer.headers.pop("Content-Encoding", None)

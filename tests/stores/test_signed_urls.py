@@ -119,7 +119,7 @@ class TestReading:
             assert first.pread(10, 20 * PAGE) == DATA[20 * PAGE : 20 * PAGE + 10]
         first.close()
 
-    def test_signature_that_does_not_hold_opens_nothing_and_harms_nobody(self, server, cache):
+    def test_signature_that_does_not_hold_opens_nothing_and_harms_no_other(self, server, cache):
         with cache.open(server.sign("object", "one"), key_without="signature") as file:
             file.fadvise(pagecache.FADV_RANDOM)
             bad = server.sign("object", "bad")

@@ -204,7 +204,7 @@ class TestFileStore:
             os.fstat(fd)
         assert caught.value.errno == errno.EBADF
 
-    def test_writes_cuts_and_syncs(self, tmp_path):
+    def test_writes_truncates_and_syncs(self, tmp_path):
         store = FileStore(tmp_path / "new", "x+b")
         assert store.writev(3, [memoryview(b"abc"), memoryview(b"defg")]) == 7
         store.sync()

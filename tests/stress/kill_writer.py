@@ -97,7 +97,7 @@ class Writer:
 
 
 def main(path, log_path, seed, nr_frames, durability):
-    """Write until somebody kills the process."""
+    """Write until the process is killed."""
     import pagecache
 
     cache = pagecache.PageCache(nr_frames * 4096, dirty_limit="40%")

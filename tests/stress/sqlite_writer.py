@@ -86,7 +86,7 @@ def open_bank(path, cache, mode, synchronous="FULL"):
 
 
 def main(path, log_path, seed, nr_frames, mode, synchronous):
-    """Move money until somebody kills the process."""
+    """Move money until the process is killed."""
     import pagecache
 
     cache = pagecache.PageCache(nr_frames * 4096, dirty_expire_s=0.01)

@@ -12,7 +12,7 @@ from support import HAS_GIL
 IS_SANITIZED = "san.so" in os.environ.get("LD_PRELOAD", "")  # shadow memory counts as resident
 SECONDS = 30 if os.environ.get("PAGECACHE_STRESS") == "1" else 1.5
 
-# Runs in a process of its own, so that resident memory is the interpreter's and the cache's and nobody else's.
+# Runs in a process of its own, so that resident memory is the interpreter's and the cache's alone.
 READER = """
 import json, os, random, sys, threading, time
 import pagecache

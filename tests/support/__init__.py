@@ -37,7 +37,7 @@ def few(examples):
 
 
 def pages_of(size, start=0):
-    """Return `size` bytes in which each page, and each place in it, can be told from all others."""
+    """Return `size` bytes in which each page, and each place in it, differs from all others."""
     words = range(start // 8, (start + size) // 8 + 1)
     return b"".join(word.to_bytes(8, "little") for word in words)[:size]
 
@@ -109,7 +109,7 @@ class ShortStore(Store):
 
 
 class BlockingStore(Store):
-    """Answers when it is told to. `entered` is set as soon as a request waits; `error`: what it then raises, once."""
+    """Answers when it may. `entered` is set as soon as a request waits; `error`: what it then raises, once."""
 
     def __init__(self, data, key="blocking"):
         super().__init__(data, key)
@@ -119,7 +119,7 @@ class BlockingStore(Store):
 
     def answer(self, offset, buffers):
         self.entered.set()
-        assert self.go_on.wait(PATIENCE_S), "nobody let the store answer"
+        assert self.go_on.wait(PATIENCE_S), "no test let the store answer"
         error, self.error = self.error, None
         if error is not None:
             raise error
@@ -180,7 +180,7 @@ def frame_of(ident):
 
 
 def nr_threads_waiting(threads):
-    """Count the threads that are in the engine's wait for somebody else's read: they will get what it gives."""
+    """Count the threads that are in the engine's wait for another thread's read: they will get what it gives."""
     frames = [frame_of(thread.ident) for thread in threads]
     return sum(frame is not None and frame.f_code.co_name == "wait_for_folio" for frame in frames)
 
@@ -295,7 +295,7 @@ def checked_cache(frames, **options):
 
 
 def let_time_pass(path):
-    """Wait until a change of a file by somebody else gets another time than its last one: clocks of file systems tick,
+    """Wait until a foreign change of a file gets another time than its last one: clocks of file systems tick,
     before Linux 6.13 a few hundred times a second."""
     with tempfile.TemporaryFile(dir=os.path.dirname(path)) as probe:
         while os.fstat(probe.fileno()).st_ctime_ns <= os.stat(path).st_ctime_ns:

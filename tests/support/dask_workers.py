@@ -57,4 +57,4 @@ class DaskWorkers:
                 continue
             process.kill()
             process.wait()
-            raise AssertionError(f"worker {process.pid} hung when it was told to end")
+            raise AssertionError(f"worker {process.pid} hung when it had to end")

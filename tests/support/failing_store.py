@@ -1,4 +1,4 @@
-"""A writable store that fails when it is told to."""
+"""A writable store that can be made to fail."""
 
 import errno
 import os

@@ -29,7 +29,7 @@ class SizedStore(Store):
         return super().answer(offset, buffers)
 
     def writev(self, offset, buffers):
-        raise AssertionError("nobody writes")
+        raise AssertionError("no test writes")
 
     def truncate(self, size):
         self.data = self.data[:size].ljust(size, b"\0")
@@ -118,14 +118,14 @@ class Mapped:
         return self.cache.stats().as_dict()[name]
 
     def invalidate_lock_is_held(self):
-        """Whether somebody shares, or has, invalidate_lock now."""
+        """Whether a thread shares, or has, invalidate_lock now."""
         if self.mapping.trylock_exclusive():
             self.mapping.unlock_exclusive()
             return False
         return True
 
     def assert_released(self):
-        """Check that nobody holds a lock or an extra reference."""
+        """Check that no lock is held, and no extra reference."""
         assert self.mm.mmap_lock.nr_readers == 0 and not self.mm.mmap_lock.write_locked
         assert self.file.inode.wait_idle(PATIENCE_S)
         assert not self.invalidate_lock_is_held()

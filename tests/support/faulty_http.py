@@ -1,4 +1,4 @@
-"""An HTTP server that is told by name what to do wrong, for which request, and how often; well again afterwards.
+"""An HTTP server whose faults are chosen by name, for which request, and how often; well again afterwards.
 
     with FaultyServer() as server:
         url = server.put("object", data)
@@ -49,7 +49,7 @@ class FaultyServer(ObjectServer):
         times: int = 1,
         path: str = "",
     ) -> None:
-        """Have the next requests of a kind go wrong, each in one way: the fault that was told first goes first.
+        """Have the next requests of a kind go wrong, each in one way: the first one chosen goes first.
 
         fault: one of FAULTS. when: one of WHEN ("size": the next HEAD; "range": the next GET with a range), or whether a
         request is meant. times: requests. path: what the path of the request has to contain.

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
-MOUNT_SECONDS_MAX = 1000 if STRESS else 100  # then the process is killed, and everybody who uses the mount gets ENOTCONN
+MOUNT_SECONDS_MAX = 1000 if STRESS else 100  # then the process is killed, and all users of the mount get ENOTCONN
 PATIENCE_S = 60
 KINDS = {"direct_io": ("--size", "4MiB"), "kernel_cache": ("--size", "4MiB", "--kernel-cache")}  # who caches
 FEW_KINDS = list(KINDS) if STRESS else ["direct_io"]  # for tests that take long
@@ -64,7 +64,7 @@ class Interposed:
 
 
 def is_mounted(path):
-    """Whether something is mounted on a path, whoever may look into it."""
+    """Whether something is mounted on a path, whichever user may look into it."""
     with open("/proc/self/mountinfo") as file:
         return any(line.split()[4] == str(path) for line in file)
 
@@ -119,7 +119,7 @@ class Mount:
         return self.returncode
 
     def kill(self):
-        """End the process as nobody would, and take what is left of the mount away."""
+        """End the process as no user would, and take what is left of the mount away."""
         self.process.kill()
         self.wait()
         self._detach()

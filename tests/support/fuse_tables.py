@@ -1,6 +1,6 @@
 """Tables of what system calls do to files of each kind, owner and mode, run on a mount and beside it.
 
-Each case is prepared by root in a directory of its own, and carried out by somebody; what came of it (an errno, and
+Each case is prepared by root in a directory of its own, and carried out by a user; what came of it (an errno, and
 everything that can be seen of the files before and after) must be the same on the mount as on the file system below it.
 """
 
@@ -286,7 +286,7 @@ TABLES = (renames, odd_names, removals, modes, owners, times, sizes, makings)
 
 
 def run(base, cases, as_somebody):
-    """Prepare cases in directories below a base, have somebody carry them out, and return what came of each.
+    """Prepare cases in directories below a base, have a user carry them out, and return what came of each.
 
     as_somebody: calls a function in a process of theirs.
     """

@@ -1,4 +1,4 @@
-"""Being somebody else for a moment, and access control lists, for tests of mounts."""
+"""Being another user for a moment, and access control lists, for tests of mounts."""
 
 import os
 import pickle
@@ -12,7 +12,7 @@ ACL_ACCESS, ACL_DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 NO_ID = 0xFFFFFFFF
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 
 
 def as_user(call, *args, uid=NOBODY, gid=None, groups=(), umask=0o022):

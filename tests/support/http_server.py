@@ -1,6 +1,6 @@
 """A local HTTP server of objects in memory for tests: it knows HEAD, Range, ETag and If-Match, counts what it is asked,
 and can be slow, fail, forget its manners, or replace an object at a chosen moment. It needs the standard library only.
-faulty_http.py has a server over this one that is told by name what to do wrong, and when."""
+faulty_http.py has a server over this one that does by name what is to go wrong, and when."""
 
 import contextlib
 import dataclasses

@@ -160,7 +160,7 @@ class Network:
 
 
 class Worker:
-    """A process on a host, which is told what to do line by line and answers so."""
+    """A process on a host, which gets its commands line by line and answers so."""
 
     def __init__(self, namespace, what, settings):
         places = [str(Path(entry).resolve()) for entry in sys.path if entry]

@@ -11,7 +11,7 @@ from pagecache.adapters.peers.server import PageServer
 from support import PATIENCE_S
 
 EXTENT = 64 * 1024
-PATIENT = {"timeout_s": PATIENCE_S, "patience_s": PATIENCE_S}  # a machine that is busy makes nobody fail
+PATIENT = {"timeout_s": PATIENCE_S, "patience_s": PATIENCE_S}  # a machine that is busy makes no member fail
 
 
 class Objects:
@@ -64,7 +64,7 @@ class Origin:
     def readv(self, offset, buffers):
         objects = self.objects
         objects.entered.set()
-        assert objects.go_on.wait(PATIENCE_S), "nobody let the origin answer"
+        assert objects.go_on.wait(PATIENCE_S), "no test let the origin answer"
         if objects.error is not None:
             raise objects.error
         with objects.lock:

@@ -56,7 +56,7 @@ class HangingStore(Store):
         hangs = any(page in self.hanging for page in pages)
         if hangs:
             self.entered.set()
-            assert self.go_on.wait(PATIENCE_S), "nobody let the store answer"
+            assert self.go_on.wait(PATIENCE_S), "no test let the store answer"
         try:
             return super().answer(offset, buffers)
         finally:

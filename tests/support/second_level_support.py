@@ -1,4 +1,4 @@
-"""What tests of a second level share: an origin that can be told to fail, and what a server holds, seen from outside."""
+"""What tests of a second level share: an origin that can be made to fail, and what a server holds, seen from outside."""
 
 import contextlib
 import socket
@@ -9,7 +9,7 @@ from pagecache.adapters.valkey.extents import ObjectVersion
 from support import PATIENCE_S
 
 EXTENT = 16 * 1024
-PATIENT = {"timeout_s": PATIENCE_S, "patience_s": PATIENCE_S}  # a machine that is busy makes nobody fail
+PATIENT = {"timeout_s": PATIENCE_S, "patience_s": PATIENCE_S}  # a machine that is busy makes no member fail
 
 
 class Origin:
@@ -37,7 +37,7 @@ class Origin:
             self.requests.append((offset, wanted))
             error = self.errors.pop(0) if self.errors else None
         self.entered.set()
-        assert self.go_on.wait(PATIENCE_S), "nobody let the origin answer"
+        assert self.go_on.wait(PATIENCE_S), "no test let the origin answer"
         if error is not None:
             raise error
         if offset < self.bad.stop and self.bad.start < offset + wanted:

@@ -1,4 +1,4 @@
-"""What tests of the write path share: stores that can be written and that fail, wait or look on as they are told."""
+"""What tests of the write path share: stores that can be written and that fail, wait or look on as set up."""
 
 import threading
 
@@ -99,7 +99,7 @@ class Fault:
 
 
 class Gate:
-    """Holds a store's call up until it is told to go on; `entered` is set as soon as one waits. Then it may fail."""
+    """Holds a store's call up until it may go on; `entered` is set as soon as one waits. Then it may fail."""
 
     def __init__(self, error=None):
         self.entered = threading.Event()
@@ -111,14 +111,14 @@ class Gate:
         self.nr_inside += 1
         self.entered.set()
         try:
-            assert self.go_on.wait(PATIENCE_S), "nobody let the store go on"
+            assert self.go_on.wait(PATIENCE_S), "no test let the store go on"
         finally:
             self.nr_inside -= 1
         if self.error is not None:
             raise self.error
 
     def wait_entered(self):
-        assert self.entered.wait(PATIENCE_S), "nobody came to the store"
+        assert self.entered.wait(PATIENCE_S), "no thread came to the store"
 
 
 def folio_of(file, index=0):

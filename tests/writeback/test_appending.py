@@ -1,4 +1,4 @@
-"""Files opened to append: what is written goes to the end that the store has, whoever else appends."""
+"""Files opened to append: what is written goes to the end that the store has, whatever else appends."""
 
 import collections
 import errno

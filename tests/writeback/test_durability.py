@@ -144,7 +144,7 @@ class TestSyncOfWhatIsClosed:
         cache.close()
         assert (store.names(), store.nr_closed) == (["writev", "sync"], 1)
 
-    def test_a_sync_that_fails_is_told_and_tried_again(self, cache, store):
+    def test_a_sync_that_fails_is_reported_and_tried_again(self, cache, store):
         def fail(datasync):
             raise OSError(errno.EIO, "bad")
 

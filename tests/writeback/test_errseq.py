@@ -1,4 +1,4 @@
-"""Errors of write-back: each open file is told of each exactly once, and what failed is tried again.
+"""Errors of write-back: each is reported exactly once to each open file, and what failed is tried again.
 
 The rules: docs/kernel.md, errors of write-back.
 """
@@ -46,7 +46,7 @@ def fail_in_background(cache, store, error=EIO, times=1):
 
 
 class TestWhoIsTold:
-    def test_two_files_are_told_once_each(self, cache, store):
+    def test_each_of_two_files_gets_it_once(self, cache, store):
         with cache.open(store, "r+b") as one, cache.open(store, "r+b") as two:
             one.pwrite(b"x", 0)
             fail_in_background(cache, store)
@@ -64,7 +64,7 @@ class TestWhoIsTold:
         assert errno_of(other.close) == errno.EIO
         assert store.data[:1] == b"x"
 
-    def test_a_file_opened_later_is_told_what_nobody_has_seen(self, cache, store):
+    def test_a_file_opened_later_gets_what_no_file_has_seen(self, cache, store):
         with cache.open(store, "r+b") as file:
             file.pwrite(b"x", 0)
             fail_in_background(cache, store)
@@ -73,7 +73,7 @@ class TestWhoIsTold:
                 assert errno_of(later.fsync) == 0
             assert errno_of(file.fsync) == errno.EIO
 
-    def test_a_file_opened_later_is_not_told_what_was_seen(self, cache, store):
+    def test_a_file_opened_later_does_not_get_what_was_seen(self, cache, store):
         with cache.open(store, "r+b") as file:
             file.pwrite(b"x", 0)
             fail_in_background(cache, store)
@@ -81,7 +81,7 @@ class TestWhoIsTold:
             with cache.open(store, "r+b") as later:
                 assert errno_of(later.fsync) == 0
 
-    def test_two_errors_between_two_looks_are_told_as_the_latest(self, cache, store):
+    def test_two_errors_between_two_looks_are_reported_as_the_latest(self, cache, store):
         with cache.open(store, "r+b") as file, cache.open(store, "r+b") as other:
             file.pwrite(b"x", 0)
             fail_in_background(cache, store, EIO)
@@ -89,7 +89,7 @@ class TestWhoIsTold:
             assert [errno_of(file.fsync), errno_of(file.fsync)] == [errno.ENOSPC, 0]
             assert [errno_of(other.fsync), errno_of(other.fsync)] == [errno.ENOSPC, 0]
 
-    def test_the_same_error_again_after_it_was_seen_is_told_again(self, cache, store):
+    def test_the_same_error_again_after_it_was_seen_is_reported_again(self, cache, store):
         """Though another file has seen it first, so that the record is marked as seen both times."""
         with cache.open(store, "r+b") as file, cache.open(store, "r+b") as other:
             file.pwrite(b"x", 0)
@@ -98,7 +98,7 @@ class TestWhoIsTold:
                 assert [errno_of(opened.fsync) for opened in (other, file, other, file)] == [errno.EIO, errno.EIO, 0, 0]
                 file.pwrite(b"y", 0)
 
-    def test_a_file_for_reading_is_told_by_fsync_and_closes_in_silence(self, cache, store):
+    def test_a_file_for_reading_gets_it_by_fsync_and_closes_in_silence(self, cache, store):
         with cache.open(store, "r+b") as file, cache.open(store) as reader, cache.open(store) as other:
             file.pwrite(b"x", 0)
             fail_in_background(cache, store)
@@ -119,7 +119,7 @@ class TestWhoIsTold:
             assert errno_of(other.fsync) == expected
             assert errno_of(file.fsync) == 0
 
-    def test_errors_of_one_object_are_not_told_to_another(self, cache, store):
+    def test_errors_of_one_object_are_not_reported_for_another(self, cache, store):
         healthy = WritableStore(DATA, key="healthy")
         with cache.open(store, "r+b") as file, cache.open(healthy, "r+b") as other:
             file.pwrite(b"x", 0)
@@ -144,7 +144,7 @@ class TestWhoIsTold:
 
 
 class TestThreads:
-    def test_one_of_eight_that_sync_one_file_is_told_and_all_others_find_the_data_written(self, cache, store):
+    def test_one_of_eight_that_sync_one_file_gets_it_and_all_others_find_the_data_written(self, cache, store):
         with cache.open(store, "r+b") as file, cache.open(store, "r+b") as other:
             for number in range(10):
                 file.pwrite(bytes([number]) * PAGE, 0)
@@ -165,7 +165,7 @@ class TestThreads:
                 assert all(byte == number for result, byte in seen if result == 0), "a sync that wrote nothing says it did"
                 assert [errno_of(other.fsync), errno_of(other.fsync)] == [errno.EIO, 0]
 
-    def test_a_sync_that_begins_while_a_failure_is_told_does_not_take_it_for_written(self, cache, store, monkeypatch):
+    def test_a_sync_that_begins_while_a_failure_is_reported_does_not_take_it_for_written(self, cache, store, monkeypatch):
         with cache.open(store, "r+b") as file:
             file.pwrite(bytes(PAGE), 0)
             store.on_write, told = Fault(EIO, 1), Gate()
@@ -181,7 +181,7 @@ class TestThreads:
             assert second.join_well() == [(None, bytes(PAGE))]
             first.join_well()
 
-    def test_eight_files_are_told_once_each(self, cache, store):
+    def test_each_of_eight_files_gets_it_once(self, cache, store):
         files = [cache.open(store, "r+b") for _ in range(8)]
         files[0].pwrite(b"x", 0)
         store.on_write = Fault(EIO, 1)
@@ -190,7 +190,7 @@ class TestThreads:
         for file in files:
             file.close()
 
-    def test_who_waits_for_a_failing_write_back_of_another_is_told(self, cache, store):
+    def test_a_wait_for_a_failing_write_back_of_another_reports_it(self, cache, store):
         with cache.open(store, "r+b") as one, cache.open(store, "r+b") as two:
             one.pwrite(b"x", 0)
             store.on_write = gate = Gate(EIO)
@@ -298,7 +298,7 @@ class TestWhatBecomesOfTheData:
 
 
 class TestStoreSync:
-    def test_a_failing_sync_is_told_once_to_each(self, cache, store):
+    def test_a_failing_sync_is_reported_once_to_each(self, cache, store):
         with cache.open(store, "r+b") as one, cache.open(store, "r+b") as two:
             one.pwrite(b"x", 0)
             store.on_sync = Fault(EIO, 1)

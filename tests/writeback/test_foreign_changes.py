@@ -185,7 +185,7 @@ class TestWriteBack:
             assert shared.data == DATA + b"appended"
 
     def test_stops_at_an_error_of_looking(self, cache):
-        """Whether others have changed the object cannot be told then, so nothing is written."""
+        """Whether others have changed the object is not known then, so nothing is written."""
         store = WritableStore(DATA)
         with cache.open(store, "r+b") as file:
             file.pwrite(b"ours", 0)
@@ -355,7 +355,7 @@ class TestWayOut:
             assert file.read() == theirs
 
     @pytest.mark.parametrize("ends", ["sync", "flusher", "close"])
-    def test_a_file_that_nobody_closed(self, make_cache, shared, ends, caplog):
+    def test_a_file_that_was_not_closed(self, make_cache, shared, ends, caplog):
         caplog.set_level(logging.ERROR, "pagecache")
         cache = make_cache(64 * PAGE, dirty_expire_s=0.02 if ends == "flusher" else 3600)
         file = shared.open(cache)

@@ -1,5 +1,5 @@
 """Random steps of ours and of another program on one local file, beside a model: nothing of theirs is ever overwritten
-unless we were told of it (ESTALE), and what a sync returned for is in the file."""
+unless that was reported (ESTALE), and what a sync returned for is in the file."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ STEPS = 3000 if STRESS else 250
 class Pair:
     """A file, our two handles on it, and what we must see of it.
 
-    foreign: what another program has done since our version was taken: "" nothing, "seen" a change that everybody can tell,
+    foreign: what another program has done since our version was taken: "" nothing, "seen" a change that can be seen,
     "hidden" one whose time was set back.
     """
 
@@ -64,7 +64,7 @@ class Pair:
             getattr(self, name)()
         except OSError as error:
             assert error.errno == errno.ESTALE or "others have changed it" in str(error), error
-            assert self.foreign, f"{name} was refused, and nobody else had changed the file"
+            assert self.foreign, f"{name} was refused, and no other program had changed the file"
             assert self.stored() == before, f"{name} was refused, and changed the file"
             self.nr_stale += 1
             if name not in ("read", "sync"):

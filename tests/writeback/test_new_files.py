@@ -136,7 +136,7 @@ class TestDirectory:
             with open(f"{parent}/new", "rb") as file:
                 assert file.read() == DATA
 
-    def test_a_sync_of_it_that_fails_is_told_and_tried_again(self, cache, tmp_path, monkeypatch):
+    def test_a_sync_of_it_that_fails_is_reported_and_tried_again(self, cache, tmp_path, monkeypatch):
         fsync, failing = os.fsync, [True]
 
         def fail(fd):
@@ -229,7 +229,7 @@ class TestPaths:
 
 
 class BadStore(WritableStore):
-    """Fails as it is told: in `writev`, `sync` or `validator`, with any exception."""
+    """Fails as it is set up: in `writev`, `sync` or `validator`, with any exception."""
 
     def __init__(self, key, where, error):
         super().__init__(DATA, key=key)
@@ -268,7 +268,7 @@ class TestOneFailureIsNoOthers:
         for store in stores[:2]:
             store.is_bad = True
         for file in files:
-            file._give_up()  # nobody writes it back but the flusher
+            file._give_up()  # only the flusher writes it back
         wait_until(lambda: stores[2].nr_closed == 1, "the good one is written, synced and closed")
         assert bytes(stores[2].data[:3]) == b"new"
         for store in stores[:2]:
@@ -291,14 +291,14 @@ class TestOneFailureIsNoOthers:
         stores[0].is_bad = False
         files[1].close()
         with pytest.raises(OSError):
-            files[0].close()  # which has not been told
+            files[0].close()  # which did not get the error
         assert bytes(stores[0].data[:3]) == b"new"
 
 
 def test_stores_that_cannot_be_synced_keep_no_others_open(make_cache, monkeypatch):
-    """Whoever closes files faster than the flusher syncs them does that itself, the oldest first, past those that fail."""
+    """A thread that closes files faster than they are synced does that itself, the oldest first, past those that fail."""
     cache = make_cache(64 * PAGE, dirty_expire_s=3600)
-    cache.flusher.stop()  # nobody else does it
+    cache.flusher.stop()  # no other does it
     cache.flusher._is_stopping = False
     most = 2 * cache.flusher._undurable_max
     bad = [BadStore(f"bad-{number}", "sync", ERRORS[0]) for number in range(3)]
@@ -360,7 +360,7 @@ class TestEndOfDirectFiles:
             pytest.skip(f"no O_DIRECT here: {error.strerror}")
 
     def test_is_written_by_an_ordinary_user_to_a_file_that_may_not_be_opened_again(self, cache):
-        """The descriptor may write: it was opened when the file was made, read-only for everybody."""
+        """The descriptor may write: it was opened when the file was made, read-only for all."""
         user = os.geteuid()
         with tempfile.TemporaryDirectory() as parent:
             if user == 0:

@@ -94,7 +94,7 @@ class TestTruncateRange:
          (33 * PAGE - 1, 33 * PAGE), (0, 64 * PAGE - 1), (63 * PAGE + 1, TO_THE_END), (17 * PAGE, 18 * PAGE + 100),
          (16 * PAGE + 1, 32 * PAGE - 1), (100 * PAGE, TO_THE_END)],
     )  # fmt: skip
-    def test_whole_pages_go_and_cut_pages_are_zeroed(self, mapping, order, lstart, lend):
+    def test_whole_pages_go_and_partial_pages_are_zeroed(self, mapping, order, lstart, lend):
         fill(mapping, order)
         truncate.truncate_inode_pages_range(mapping, lstart, lend)
         end = lend if lend != TO_THE_END else 2**60
@@ -122,7 +122,7 @@ class TestTruncateRange:
 
     @pytest.mark.parametrize("cut", [PAGE, 100 * PAGE + 5, 256 * PAGE, 300 * PAGE, 511 * PAGE + 1])
     @pytest.mark.parametrize("end", [TO_THE_END, 400 * PAGE + 9])
-    def test_a_large_folio_that_cannot_be_split_is_dropped_where_it_is_cut(self, cut, end):
+    def test_a_large_folio_that_cannot_be_split_is_dropped_where_it_is_truncated(self, cut, end):
         """Without index nodes: it is clean, so it can be read again."""
         segment = Segment(1024, nr_mappings=4)
         mapping = AddressSpace(segment)
@@ -171,7 +171,7 @@ class TestTruncateRange:
         assert cached(mapping) == list(range(5))
         folio.put()
 
-    def test_a_folio_that_somebody_holds_leaves_and_keeps_its_bytes(self, mapping):
+    def test_a_folio_that_is_held_leaves_and_keeps_its_bytes(self, mapping):
         fill(mapping, 2)
         folio = mapping.get_folio(8)
         for lstart in (9 * PAGE + 100, 0):
@@ -201,7 +201,7 @@ class TestTruncateRange:
 
     @few(60)
     @given(data=st.data())
-    def test_any_cuts_of_any_folios_leave_the_right_bytes(self, data):
+    def test_any_truncations_of_any_folios_leave_the_right_bytes(self, data):
         segment = Segment(512, nr_mappings=4)
         mapping = AddressSpace(segment)
         model = {}
@@ -417,7 +417,7 @@ class TestLiveViews:
                 file.pread(1, index * PAGE)
             assert view == data[8 * PAGE : 8 * PAGE + 1000]
 
-    def test_a_view_taken_while_the_page_is_being_cut(self, store, make_cache, monkeypatch):
+    def test_a_view_taken_while_the_page_is_being_truncated(self, store, make_cache, monkeypatch):
         """One that shows cut bytes as they were keeps them; none ever sees them turn to zeros."""
         data = store.tobytes()
         with make_cache(64 * PAGE).open(store, "r+b") as file:

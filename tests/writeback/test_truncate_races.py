@@ -20,7 +20,7 @@ EIO = OSError(errno.EIO, "broken")
 
 
 class HeldReads(WritableStore):
-    """A store whose reads of what is not at the beginning wait until they are told to go on."""
+    """A store whose reads of what is not at the beginning wait until they may go on."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -76,7 +76,7 @@ def write_large(file, nr_pages=NR_PAGES):
 
 class TestAgainstWriteBack:
     @pytest.mark.parametrize("size", [0, 100, PAGE, 2 * PAGE + 17])
-    def test_truncation_waits_for_it_and_the_store_is_cut_afterwards(self, file, store, size):
+    def test_truncation_waits_for_it_and_the_store_is_truncated_afterwards(self, file, store, size):
         fill_dirty(file, 4)
         expected = file.pread(size, 0)
         store.on_write = gate = Gate()
@@ -92,7 +92,7 @@ class TestAgainstWriteBack:
         assert (len(store.data), store.data[:size]) == (size, expected)
         assert (file.seek(0, 2), file.pread(10 * PAGE, 0)) == (size, expected)
 
-    def test_write_back_skips_what_was_cut_before_its_turn(self, file, store):
+    def test_write_back_skips_what_was_truncated_before_its_turn(self, file, store):
         store.max_request = PAGE
         file.inode._use(store)
         fill_dirty(file, 4)
@@ -107,7 +107,7 @@ class TestAgainstWriteBack:
         assert {offset for offset, _ in store.writes()} == {0}
         assert store.data == (0).to_bytes(8, "little") * 512
 
-    def test_a_failing_write_back_of_what_is_being_cut_leaves_nothing_dirty(self, file, store):
+    def test_a_failing_write_back_of_what_is_being_truncated_leaves_nothing_dirty(self, file, store):
         fill_dirty(file, 4)
         store.on_write = gate = Gate(EIO)
         writer = Crew(file.fsync)
@@ -147,7 +147,7 @@ class TestAgainstWriteBack:
 
 
 class TestAgainstMaps:
-    def test_a_store_to_a_page_that_was_cut_meanwhile_is_refused(self, cache, store, file):
+    def test_a_store_to_a_page_that_was_truncated_meanwhile_is_refused(self, cache, store, file):
         """page_mkwrite finds the folio gone, and the fault that follows the new size."""
         with file.mmap(access=mm.ACCESS_WRITE) as mapped:
             store.on_write = gate = Gate()
@@ -166,7 +166,7 @@ class TestAgainstMaps:
             assert mapped[0] == DATA[0]
             assert len(store.data) == PAGE
 
-    def test_what_a_map_made_dirty_and_was_cut_is_not_written(self, store, file):
+    def test_what_a_map_made_dirty_and_was_truncated_is_not_written(self, store, file):
         with file.mmap(access=mm.ACCESS_WRITE) as mapped:
             mapped[5 * PAGE : 7 * PAGE] = bytes(2 * PAGE)
             assert dirty_pages(file) == 2
@@ -186,7 +186,7 @@ class TestAgainstMaps:
             cutter.join_well()
             assert mapped[0] == DATA[0]
 
-    def test_private_copies_behind_the_cut_go_and_others_stay(self, file):
+    def test_private_copies_behind_the_end_go_and_others_stay(self, file):
         with file.mmap(access=mm.ACCESS_COPY) as mapped:
             mapped[0], mapped[5 * PAGE] = 77, 78
             file.punch_hole(0, 6 * PAGE)
@@ -250,7 +250,7 @@ class TestAgainstReadsAndWrites:
         puncher.join_well()
         assert reader.join_well() == [bytes(PAGE)]
 
-    def test_a_read_in_flight_ends_before_the_page_is_cut(self, file, store):
+    def test_a_read_in_flight_ends_before_the_page_is_truncated(self, file, store):
         gate, answer = Gate(), store.answer
         store.answer = lambda offset, buffers: (gate(), answer(offset, buffers))[1]
         file.fadvise(pagecache.FADV_RANDOM)
@@ -324,7 +324,7 @@ class TestAgainstInvalidation:
 class TestPartialPages:
     @pytest.mark.parametrize("size", [1, PAGE - 1, PAGE, PAGE + 1, 5 * PAGE + 7, 8 * PAGE])
     @pytest.mark.parametrize("state", ["dirty", "clean", "viewed"])
-    def test_a_large_folio_is_cut(self, file, store, size, state):
+    def test_a_large_folio_is_truncated(self, file, store, size, state):
         data = write_large(file)
         if state != "dirty":
             file.fsync()
@@ -354,7 +354,7 @@ class TestPartialPages:
         file.fsync()
         assert store.data == expected
 
-    def test_a_dirty_large_folio_that_is_viewed_is_cut_in_a_copy(self, file, store):
+    def test_a_dirty_large_folio_that_is_viewed_is_truncated_in_a_copy(self, file, store):
         data = write_large(file)
         with file.view(NR_PAGES * PAGE, 0) as view:
             file.truncate(3 * PAGE + 5)
@@ -370,7 +370,7 @@ class TestCutAndWrittenAgain:
     OLD, NEW = b"\x01" * (2 * PAGE), b"\x02" * (2 * PAGE)
 
     @pytest.mark.parametrize("way", ["pread", "preadinto", "view", "iter_views"])
-    def test_no_read_shows_what_it_was_cut_to(self, monkeypatch, cache, way):
+    def test_no_read_shows_what_it_was_truncated_to(self, monkeypatch, cache, way):
         """The page is looked up while its second part is cut off; when that is copied another page is there."""
         look_up = filemap.filemap_get_pages
         with cache.open(WritableStore(self.OLD, key="cut"), "r+b") as file:
@@ -392,7 +392,7 @@ class TestCutAndWrittenAgain:
 class TestFailingStores:
     @pytest.mark.parametrize("size", [0, 100, PAGE, 5 * PAGE + 7])
     @pytest.mark.parametrize("state", ["cached", "cold", "dirty"])
-    def test_a_cut_that_fails_leaves_what_the_store_has(self, file, store, size, state):
+    def test_a_truncation_that_fails_leaves_what_the_store_has(self, file, store, size, state):
         expected = bytearray(DATA)
         if state != "cold":
             file.pread(NR_PAGES * PAGE, 0)
@@ -408,7 +408,7 @@ class TestFailingStores:
 
     @pytest.mark.parametrize("size", [0, 100, PAGE, 2 * PAGE, 5 * PAGE + 7, NR_PAGES * PAGE + 5])
     @pytest.mark.parametrize("large", [False, True])
-    def test_a_cut_that_fails_loses_nothing_that_was_written(self, file, store, size, large):
+    def test_a_truncation_that_fails_loses_nothing_that_was_written(self, file, store, size, large):
         expected = DATA + pages_of(8 * PAGE, start=7)
         if large:
             expected = write_large(file, 16)
@@ -426,7 +426,7 @@ class TestFailingStores:
         assert store.data == expected
 
     @pytest.mark.parametrize("left", [3 * PAGE, 100])
-    def test_a_cut_that_fails_half_way_leaves_what_the_store_has(self, file, store, left):
+    def test_a_truncation_that_fails_half_way_leaves_what_the_store_has(self, file, store, left):
         """The store has lost bytes: what is cached of them is no longer shown."""
         file.pread(NR_PAGES * PAGE, 0)
         file.pwrite(b"new", 6 * PAGE)
@@ -440,7 +440,7 @@ class TestFailingStores:
             file.truncate(100)
         assert file.pread(NR_PAGES * PAGE, 0) == DATA[:left]
 
-    def test_a_read_that_waits_while_a_cut_fails_brings_what_the_store_has(self, cache):
+    def test_a_read_that_waits_while_a_truncation_fails_brings_what_the_store_has(self, cache):
         """The size that the cut tried is not the object's: what lies behind it is not zeros."""
         store = HeldReads(DATA, key="held")
         store.max_request = PAGE
@@ -455,7 +455,7 @@ class TestFailingStores:
                 cutter.join_well()
             assert file.pread(NR_PAGES * PAGE + 1, 0) == DATA
 
-    def test_write_back_does_not_take_half_of_a_folio_that_is_being_cut(self, file, store):
+    def test_write_back_does_not_take_half_of_a_folio_that_is_being_truncated(self, file, store):
         """What lies behind the cut would count as written with the rest of the page."""
         file.pwrite(b"behind the cut", 2 * PAGE + 500)
         expected = file.pread(NR_PAGES * PAGE, 0)
@@ -479,7 +479,7 @@ class TestFailingStores:
         assert store.data == expected
 
     @pytest.mark.stress
-    def test_cuts_that_fail_while_others_write_back(self, file, store, rng):
+    def test_truncations_that_fail_while_others_write_back(self, file, store, rng):
         """Write-back of any part, at any moment of a cut that fails, neither loses bytes nor writes behind the cut."""
         expected = bytearray(DATA)
         done = threading.Event()

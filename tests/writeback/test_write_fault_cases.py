@@ -59,7 +59,7 @@ def test_other_objects_are_read_and_written_while_one_store_fails(frames):
 
 
 def test_writer_at_the_limit_goes_on_as_soon_as_another_store_is_healed(make_cache):
-    """The flusher would leave the store alone for a while; its success for somebody else tells that it need not."""
+    """The flusher would leave the store alone for a while; its success for another writer shows that it need not."""
     broken = FailingStore(b"\x01" * SIZE, fails_at=0, for_ever=True)
     cache = make_cache(64 * PAGE, dirty_limit=PAGE, dirty_background=0)
     with cache.open(broken, "r+b") as one, cache.open(pagecache.MemoryStore(b"\x02" * SIZE), "r+b") as other:
@@ -89,7 +89,7 @@ def test_hole_before_a_page_that_could_not_be_written_reads_as_zeros(make_cache)
 
 
 @pytest.mark.parametrize("is_dirty", [False, True])
-def test_cut_that_fails_in_the_store_leaves_the_bytes_behind_it(make_cache, is_dirty):
+def test_truncation_that_fails_in_the_store_leaves_the_bytes_behind_it(make_cache, is_dirty):
     store = FailingStore(b"\x07" * (3 * PAGE), "truncate", fails_at=0)
     cache = make_cache(64 * PAGE)
     with cache.open(store, "r+b") as file:
@@ -134,7 +134,7 @@ def test_page_dirtied_while_its_write_back_fails_is_counted_once(make_cache):
 
 
 def test_reader_waits_for_the_only_page_while_it_is_written(make_cache, monkeypatch):
-    """A Python store that writes has views of the pages; they are not those that nobody will release."""
+    """A Python store that writes has views of the pages; they are not those that will never be released."""
 
     class Slow(FailingStore):
         def writev(self, offset, buffers):
@@ -197,7 +197,7 @@ def test_what_a_failed_sync_left_in_doubt_stays_so_until_it_is_written_again(mak
         assert written == set(range(16))
 
 
-def test_interrupted_cut_or_hole_leaves_the_bytes(make_cache, monkeypatch):
+def test_interrupted_truncation_or_hole_leaves_the_bytes(make_cache, monkeypatch):
     """What the store has done already is done in the cache as well."""
     original = truncate._truncate_blocking
 
@@ -253,12 +253,12 @@ def test_allocation_does_not_give_up_while_a_read_that_will_end_has_the_other_fr
 
 
 def test_allocation_does_not_give_up_because_all_is_free_for_a_moment(make_cache, monkeypatch):
-    """Threads that take turns at the only frame may find it gone again and again; nobody holds it for long."""
+    """Threads that take turns at the only frame may find it gone again and again; none holds it for long."""
     monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", 0.0)
     cache = make_cache(PAGE)
 
     class Unlucky:
-        """The segment, but that somebody else is faster five times."""
+        """The segment, but that another thread is faster five times."""
 
         nr_lost = 0
 
@@ -307,7 +307,7 @@ def test_error_that_is_kept_keeps_no_page(make_cache):
 
 
 def test_write_behind_the_end_is_not_lost_to_an_invalidation(make_cache):
-    """The size that the store has is taken while nobody can write behind it."""
+    """The size that the store has is taken while no writer can write behind it."""
 
     class Watched(FailingStore):
         def size(self):
@@ -333,7 +333,7 @@ def test_write_behind_the_end_is_not_lost_to_an_invalidation(make_cache):
     assert store.tobytes()[5 * PAGE :] == b"kept"
 
 
-def test_interrupted_write_back_that_somebody_remembers_does_not_block_others(make_cache):
+def test_interrupted_write_back_whose_exception_is_kept_does_not_block_others(make_cache):
     class Interrupted(FailingStore):
         def _raise(self):
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Stores that fail at the n-th call of a fixed workload, for every n: each error is told once, and nothing is lost."""
+"""Stores that fail at the n-th call of a fixed workload, for every n: each error is reported once, and nothing is lost."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ class Workload:
         self.first, self.second = cache.open(store, "r+b"), cache.open(store, "r+b")
         self.model = bytearray(store.tobytes())
         self.durable = [bytes(self.model)]
-        self.told = {self.first: 0, self.second: 0}
+        self.reported = {self.first: 0, self.second: 0}
         self.nr_steps = 0
 
     def steps(self):
@@ -112,7 +112,7 @@ class Workload:
             file.fsync()
         except OSError as error:
             self.expect(error)
-            self.told[file] += 1
+            self.reported[file] += 1
             return False
         assert self.store.tobytes() == bytes(self.model), "fsync returned and the store has other bytes"
         self.durable = [bytes(self.model)]
@@ -165,11 +165,11 @@ class Workload:
         assert counters["nr_pinned"] == 0
 
     def heal(self):
-        """Heal the store: each file is told once of what it has not seen, then all is written."""
+        """Heal the store: each file gets once what it has not seen, then all is written."""
         self.store.is_healed = True
         for file in (self.first, self.second):
             if not self.fsync(file):
-                assert self.fsync(file), "an error was told twice"
+                assert self.fsync(file), "an error was reported twice"
         assert self.first.pread(2 * SIZE, 0) == bytes(self.model)
 
     def close(self):
@@ -214,8 +214,8 @@ def nr_calls(frames, kind):
 def test_nth_write_fails_once(frames, number, partly, width):
     for n in range(nr_calls(frames, "writev") + 2):
         work = run_workload(frames, fails_at=n, number=number, partly=partly, width=width)
-        told = list(work.told.values())
-        assert told == [work.store.nr_failed] * 2, f"write {n}: told {told} times"
+        reported = list(work.reported.values())
+        assert reported == [work.store.nr_failed] * 2, f"write {n}: reported {reported} times"
 
 
 @pytest.mark.parametrize("number", ERRORS, ids=errno.errorcode.get)
@@ -223,8 +223,8 @@ def test_nth_and_all_later_writes_fail_until_the_store_heals(frames, number):
     for n in range(nr_calls(frames, "writev") + 2):
         work = run_workload(frames, fails_at=n, number=number, for_ever=True)
         if work.store.nr_failed:
-            assert work.told[work.second] == 1, f"write {n}"
-            assert work.told[work.first] >= 1, f"write {n}"
+            assert work.reported[work.second] == 1, f"write {n}"
+            assert work.reported[work.first] >= 1, f"write {n}"
 
 
 @pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for ever"])
@@ -234,13 +234,13 @@ def test_nth_call_of_another_kind_fails(frames, kind, for_ever):
         for number in ERRORS[: 1 if kind == "readv" else 2]:
             work = run_workload(frames, kind, fails_at=n, number=number, for_ever=for_ever)
             if kind == "sync" and work.store.nr_failed:
-                assert work.told[work.second] == 1, f"sync {n}"
+                assert work.reported[work.second] == 1, f"sync {n}"
             if kind in ("truncate", "punch_hole", "readv"):
-                assert list(work.told.values()) == [0, 0], f"{kind} {n}: nothing was lost on the way to the store"
+                assert list(work.reported.values()) == [0, 0], f"{kind} {n}: nothing was lost on the way to the store"
 
 
-def test_the_same_error_again_is_told_again_to_each_file(make_cache):
-    """Whoever is told first must not make the other one take the error for the one that it has seen."""
+def test_the_same_error_again_is_reported_again_to_each_file(make_cache):
+    """The file that gets it first must not make the other one take the error for the one that it has seen."""
     store = FailingStore(bytes(PAGE))
     cache = make_cache(64 * PAGE)
     with cache.open(store, "r+b") as one, cache.open(store, "r+b") as other:

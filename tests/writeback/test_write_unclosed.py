@@ -1,4 +1,4 @@
-"""What was written is not lost when nobody closes anything: files, caches and the program itself just go."""
+"""What was written is not lost when nothing is closed: files, caches and the program itself just go."""
 
 import errno
 import gc
@@ -30,7 +30,7 @@ def test_flusher_outlives_the_cache_until_all_is_written():
     reference = leave_dirty(store, dirty_expire_s=0.01)
     gc.collect()
     assert reference() is None
-    wait_until(lambda: store.tobytes().startswith(b"written"), "the flusher to write what nobody holds any more")
+    wait_until(lambda: store.tobytes().startswith(b"written"), "the flusher to write what is not held any more")
 
 
 def test_nothing_is_kept_of_a_cache_that_is_clean():
@@ -107,7 +107,7 @@ def test_exit_of_the_interpreter_writes_back(tmp_path, holds):
     assert path.read_bytes() == bytes(4000) + b"written" + bytes(PAGE - 4007)
 
 
-def test_child_leaves_what_nobody_holds_to_its_parent(tmp_path):
+def test_child_leaves_what_is_not_held_to_its_parent(tmp_path):
     script = """
         import gc, os, sys, pagecache
         def leave(path):

@@ -120,7 +120,7 @@ class TestStates:
         second = Crew(file.fsync)
         with folio_of(file) as folio:
             wait_until(lambda: folio.waiters, "the sync to wait for the write-back")
-            file.pwrite(b"two", 0)  # which wakes whoever waits for the folio
+            file.pwrite(b"two", 0)  # which wakes what waits for the folio
             wait_until(lambda: folio.waiters or not second.threads[0].is_alive(), "the sync to look again")
         assert "sync" not in store.names()
         gate.go_on.set()

@@ -151,7 +151,7 @@ class TestOddStores:
     @pytest.mark.parametrize(
         ("cut", "nbytes"), [(1, 3000), (PAGE + 1, 2 * PAGE), (PAGE, 2 * PAGE), (5 * PAGE + 1, 7 * PAGE)]
     )
-    def test_what_is_being_written_over_a_cut_does_not_come_back(self, cache, store, cut, nbytes):
+    def test_what_is_being_written_over_the_new_end_does_not_come_back(self, cache, store, cut, nbytes):
         with cache.open(store, "r+b") as file:
             file.truncate(0)
             file.pwrite(b"x" * nbytes, 0)

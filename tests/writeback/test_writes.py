@@ -454,7 +454,7 @@ class TestDirtyLimit:
     @pytest.mark.parametrize("way", ["pwrite", "map"])
     @pytest.mark.parametrize("pinned", [False, True])
     def test_a_folio_larger_than_the_limit(self, make_cache, store, way, pinned):
-        """It is split, or, if somebody else holds it, alone in being dirty."""
+        """It is split, or, if it is held otherwise, alone in being dirty."""
         store.data = bytearray(pages_of(64 * PAGE))
         cache = make_cache(128 * PAGE, dirty_limit=2 * PAGE, dirty_background=PAGE)
         with cache.open(store, "r+b") as file:

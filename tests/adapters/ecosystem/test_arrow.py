@@ -59,7 +59,7 @@ class TestParquet:
         assert pq.read_table(file, columns=["price", "weight"]).equals(table.select(["price", "weight"]))
         assert server.counts.take() == (0, 0)
 
-    def test_prefetch_takes_only_what_it_is_told_to(self, parquet, open_object):
+    def test_prefetch_takes_only_what_is_named(self, parquet, open_object):
         file = open_object("table.parquet", parquet)
         adapter.prefetch_parquet(file, ["price"], row_groups=[1], hole_size=0).wait()
         column = pq.ParquetFile(file).metadata.row_group(1).column(1)

@@ -21,7 +21,7 @@ NR_KILLABLE = 4 if STRESS else 2
 MIB = 1 << 20
 SIZE = 1024 * MIB if STRESS else 32 * MIB
 NR_KILLS = 20 if STRESS else 1
-PLUGIN = {"extent_bytes": "4MiB", "timeout_s": 5.0, "patience_s": 20.0}  # a busy machine makes nobody fail
+PLUGIN = {"extent_bytes": "4MiB", "timeout_s": 5.0, "patience_s": 20.0}  # a busy machine makes no member fail
 
 
 def read_all(url, step=MIB):
@@ -184,7 +184,7 @@ def test_workers_that_are_killed_and_one_that_joins(server, data, rng):
             for store_reads, asked in client.run(attempts_of_store).values():
                 assert asked <= store_reads
         workers.wait_for(client, PATIENCE_S)
-        wait_until(lambda: set(client.run(nr_members).values()) == {NR_KILLABLE + 1}, "everybody to know everybody")
+        wait_until(lambda: set(client.run(nr_members).values()) == {NR_KILLABLE + 1}, "all members to know all")
         assert all(digest == expected for digest, _, _ in client.run(read_all, url).values())
 
 

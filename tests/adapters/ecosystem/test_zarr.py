@@ -187,7 +187,7 @@ class TestOneRequest:
             assert store.get_sync("c/none", byte_range=RangeByteRequest(0, 10)) is None
         assert server.counts.take()[0] == 1
 
-    def test_whoever_waits_goes_on_when_the_first_gives_up(self, cache, counting):
+    def test_waiters_go_on_when_the_first_gives_up(self, cache, counting):
         sync(counting._store.set("k", buffer(b"value")))
         store = PageCacheStore(counting, cache)
         counting.go_on.clear()
@@ -204,7 +204,7 @@ class TestOneRequest:
         assert isinstance(results[0], asyncio.CancelledError)
         assert [found.to_bytes() for found in results[1:]] == [b"value"] * 3
 
-    def test_an_error_reaches_all_who_waited_and_nobody_later(self, cache, counting):
+    def test_an_error_reaches_all_that_waited_and_none_later(self, cache, counting):
         sync(counting._store.set("k", buffer(b"value")))
         store = PageCacheStore(counting, cache)
         counting.error = ConnectionResetError("planned")

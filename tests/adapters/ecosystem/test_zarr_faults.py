@@ -255,7 +255,7 @@ def test_a_server_that_stays_away_and_comes_back(server, make_cache, kind, reche
     server.stop()
     for array in arrays:
         found = read(array)
-        assert isinstance(found, Exception) or found == "old"  # one of the requests that nobody waited for was answered
+        assert isinstance(found, Exception) or found == "old"  # one of the requests that no reader waited for was answered
     server.heal()
     for array in arrays:
         assert read(array) == "old"
@@ -283,7 +283,7 @@ def test_a_forked_child_has_no_zeros_either(server, make_cache):
 @pytest.mark.parametrize("wrap", [lambda store: store, OwnMethods])
 @pytest.mark.parametrize("name", ARRAYS)
 def test_missing_is_what_the_store_takes_for_missing(server, make_cache, name, wrap):
-    """As for a bucket whose missing objects may not be told from forbidden ones."""
+    """As for a bucket whose missing objects may not be distinguished from forbidden ones."""
     missing = (FileNotFoundError, aiohttp.ClientResponseError)
     server.remove(KEYS[name])
     server.rewrite = lambda answer: setattr(answer, "status", 403 if answer.path == f"/{KEYS[name]}" else answer.status)
@@ -383,7 +383,7 @@ class TestStoresThatAreWrongAboutSizes:
             assert raised.value.errno == errno.EIO
             assert get(store, "k") == bytes(10_000)
 
-    def test_the_size_that_cannot_be_had_is_asked_for_by_nobody_who_waits(self, make_cache):
+    def test_the_size_that_cannot_be_had_is_asked_for_by_none_that_waits(self, make_cache):
         inner = Sizes({"k": PROTOTYPE.buffer.from_bytes(bytes(10_000))})
         inner.says = lambda data: 1 / 0
         store = PageCacheStore(inner, make_cache("1MiB"))

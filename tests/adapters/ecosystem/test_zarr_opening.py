@@ -1,4 +1,4 @@
-"""A wrapped Zarr store that nobody has opened: whoever uses it first opens it, once, whatever is asked, from any thread."""
+"""A wrapped Zarr store that is not open yet: its first user opens it, once, whatever is asked, from any thread."""
 
 import asyncio
 import threading
@@ -195,7 +195,7 @@ def test_one_that_cannot_be_opened_yet(tmp_path, make_cache):
     assert QUESTIONS["get"][0](store) == VALUES["a/3"]
 
 
-def test_whoever_waits_goes_on_when_the_first_gives_up(make_cache):
+def test_waiters_go_on_when_the_first_gives_up(make_cache):
     go_on = threading.Event()
     inner = Counting(MemoryStore({"k": buffer(b"value")}), patience=lambda: go_on.wait(20))
     store = PageCacheStore(inner, make_cache("1MiB"))

@@ -109,7 +109,7 @@ def open_on(objects, frames, mode, make_cache):
 
 
 def live(db, rng, done):
-    """Change all rows in one transaction after the other; `done` is told of each commit."""
+    """Change all rows in one transaction after the other; `done` is called after each commit."""
     for number in range(done[-1] + 1, done[-1] + 30):
         db.execute("BEGIN")
         db.execute("UPDATE t SET n = ?, padding = zeroblob(?)", (number, rng.randrange(400)))
@@ -140,7 +140,7 @@ def test_what_was_committed_is_there(mode, make_cache, rng):
         except apsw.Error:
             nr_lost += 1
         contents = objects.after_the_crash(rng)
-        power.left = 1 << 60  # so that what is open can be closed; nobody looks at it any more
+        power.left = 1 << 60  # so that what is open can be closed; it is not looked at any more
         if db is not None:
             db.close(True)
         recovered = FragileObjects(healthy, contents)

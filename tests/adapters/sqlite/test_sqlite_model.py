@@ -143,7 +143,7 @@ class Databases(RuleBasedStateMachine):
             shutil.rmtree(self.directory)
 
     def check_with_plain_sqlite(self, rows):
-        """What is in the store is a database for everybody."""
+        """What is in the store is a database for all programs."""
         path = self.source
         if not isinstance(path, str):
             path = os.path.join(self.directory, "copy.db")

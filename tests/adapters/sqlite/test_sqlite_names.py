@@ -156,7 +156,7 @@ def test_the_name_of_the_vfs_and_options_without_a_url(tmp_path, connect):
         connect(tmp_path / "data.db", anon=True)
 
 
-def test_wrong_urls_are_told_at_once(connect):
+def test_wrong_urls_are_reported_at_once(connect):
     pytest.importorskip("fsspec")
     with pytest.raises(ValueError, match="cannot open nonsense"):
         connect("nonsense://x/y")

@@ -1,4 +1,4 @@
-"""Two processes, or two caches, on one file: locks exclude both ways, nobody sees old pages, the dead leave no harm."""
+"""Two processes, or two caches, on one file: locks exclude both ways, no reader sees old pages, the dead leave no harm."""
 
 import errno
 import os
@@ -258,7 +258,7 @@ class TestFreshness:
         os.utime(path, ns=(MTIME_NS, MTIME_NS))
         assert db.execute("SELECT sum(b) FROM t").fetchall() == [(300,)]
 
-    def test_warm_pages_stay_when_nobody_has_written(self, path, connect, make_cache):
+    def test_warm_pages_stay_when_nothing_was_written(self, path, connect, make_cache):
         cache = make_cache("1MiB")
         db = connect(path, cache)
         db.execute("PRAGMA cache_size=0")
@@ -355,7 +355,7 @@ def test_other_threads_run_while_a_connection_waits_for_a_lock(make_cache):
         is_over.set()
 
     interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(100)  # nobody gets the GIL from a thread that keeps it
+    sys.setswitchinterval(100)  # no other thread gets the GIL from one that keeps it
     try:
         crew = Crew(wait)
         assert waits.wait(PATIENCE_S)

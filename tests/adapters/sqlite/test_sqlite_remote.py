@@ -75,7 +75,7 @@ def test_one_that_is_replaced_is_never_mixed(database, server, connect, make_cac
     assert again.execute("SELECT b FROM t WHERE id = 19000").fetchall() == [("changed!" * 60,)]
 
 
-def test_failures_of_the_server_are_told_and_overcome(database, server, connect, make_cache):
+def test_failures_of_the_server_are_reported_and_overcome(database, server, connect, make_cache):
     db = connect(server.put("data.db", database), make_cache("4MiB"))
     server.fail_next(50, 500)
     with pytest.raises(apsw.IOError):

@@ -171,7 +171,7 @@ cdef int finish(Work* work) except -1:
     with nogil:
         for m in range(NR_FILES):
             sync_pages(&last, m)
-            sync_pages(&last, m)            # the first may have told an error of before
+            sync_pages(&last, m)            # the first may have reported an error of before
     raise_failure(work)
     with nogil:
         good = segment_verify(&work.seg, &finding)

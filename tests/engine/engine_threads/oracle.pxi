@@ -20,8 +20,8 @@ cdef enum:                          # Work.failure
 
 _FAILURES = {
     FOREIGN_BYTES: "bytes of another page", OLD_BYTES: "bytes older than the last write",
-    FUTURE_BYTES: "bytes that nobody wrote yet", TORN_BYTES: "two versions in one short read",
-    UNEXPECTED_ZEROS: "zeros where something was written", FILE_CHANGED: "an own write was taken for somebody else's",
+    FUTURE_BYTES: "bytes that were not written yet", TORN_BYTES: "two versions in one short read",
+    UNEXPECTED_ZEROS: "zeros where something was written", FILE_CHANGED: "an own write was taken for a foreign one",
     SHORT_FILE: "the file ended early", LOST_ON_SYNC: "a sync without an error left the file as it was",
     NO_THREAD: "no thread",
 }
@@ -42,7 +42,7 @@ ctypedef struct Work:               # what all threads share
     pc_u32 nr_ready
     pc_u32 nr_done                  # threads
     pc_u32 failure
-    uint64_t[4] details             # by whoever set `failure`
+    uint64_t[4] details             # by the thread that set `failure`
 
 ctypedef struct Worker:
     Work* work

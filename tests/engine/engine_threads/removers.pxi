@@ -50,7 +50,7 @@ cdef void remove_from(Worker* worker, uint32_t m, uint64_t start) noexcept nogil
                 filemap_remove_folio(&work.seg, folio)
             elif (filemap_zero_unshared(&work.seg, folio, (start - folio_index(folio)) << PAGE_SHIFT, PAGE_SIZE) != 0
                   or folio_split(&work.seg, folio, start) != 0):
-                sched_yield()               # somebody reads it
+                sched_yield()               # a thread reads it
         folio_unlock(&work.seg, folio)
         folio_put(&work.seg, folio)
         folio = next_folio(work, m, start)
@@ -82,7 +82,7 @@ cdef void truncate(Worker* worker, uint32_t m, uint32_t nr_pages) noexcept nogil
 
 
 cdef void evict(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
-    """Evicts the folio of a page if it is clean and nobody holds it."""
+    """Evicts the folio of a page if it is clean and not held."""
     cdef Work* work = worker.work
     cdef uint32_t number = work.files[m].number
     cdef xa_entry entry = 0
@@ -110,7 +110,7 @@ cdef void hold_block(Worker* worker) noexcept nogil:
 
 
 cdef void split(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
-    """Splits the folio of a page if nobody else holds it."""
+    """Splits the folio of a page if no other thread holds it."""
     cdef Work* work = worker.work
     cdef uint32_t number = work.files[m].number
     cdef xa_entry entry = 0

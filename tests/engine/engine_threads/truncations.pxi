@@ -19,7 +19,7 @@ cdef void put_page(Worker* worker, uint32_t page, uint64_t nr_ones) noexcept nog
 
 
 cdef void cut_page(Worker* worker, uint32_t page, uint64_t nr_left) noexcept nogil:
-    """Cuts a cached page: zeroes it behind nr_left bytes, or puts another in its place if somebody holds it, or by
+    """Truncates a cached page: zeroes it behind nr_left bytes, or puts another in its place if it is held, or by
     chance."""
     cdef Work* work = worker.work
     cdef xa_entry entry = 0

@@ -126,7 +126,7 @@ cdef void write_run(Worker* worker, uint32_t m, Folio** run, uint32_t nr, uint64
 
 
 cdef void sync_pages(Worker* worker, uint32_t m) noexcept nogil:
-    """Writes all that is dirty, waits for what others write, and compares the file if no error is told."""
+    """Writes all that is dirty, waits for what others write, and compares the file if no error is reported."""
     cdef Work* work = worker.work
     cdef File* file = &work.files[m]
     cdef Mapping* mapping = &work.seg.mappings[file.number]

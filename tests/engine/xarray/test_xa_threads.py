@@ -27,7 +27,7 @@ class Readers:
         self.stop = False
 
     def read(self, indices, counts):
-        """Load until told to stop."""
+        """Load until it is to stop."""
         while not self.stop:
             for name, count in _hammer_load(self.xa, indices, ROUNDS, VERSION_BITS).items():
                 counts[name] = counts.get(name, 0) + count
