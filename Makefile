@@ -10,11 +10,13 @@ PYTHON ?=
 TESTS  ?= tests
 ONLY   ?=
 ARGS   ?=
+JOBS   ?= $(shell jobs=$$(nproc 2>/dev/null || echo 1); [ $$jobs -gt 4 ] && jobs=4; echo $$jobs)
 
 python  := $(VENV)/bin/python
 in_mode  = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/lib-$(1)
 build    = PAGECACHE_MODE=$(1) $(python) setup.py -q build_mode
 pytest  := $(python) -m pytest
+parallel = $(if $(shell $(python) -c 'import xdist' 2>/dev/null || echo no),,-n $(JOBS) --dist loadfile --max-worker-restart=0)
 in_bench = PYTHONSAFEPATH=1 PYTHONPATH=build/lib-release:$(CURDIR):tests
 newest_tests = tests/adapters/ecosystem $(wildcard tests/adapters/test_fsspec_*.py) tests/adapters/test_ages.py tests/stores
 libraries = $(shell $(CC) -print-file-name=$(1))
@@ -28,13 +30,13 @@ export PIP_ROOT_USER_ACTION := ignore
 
 help: ## list the actions
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
-	@echo "Variables: PYTHON (interpreter to use), TESTS (what pytest gets), ARGS (more arguments for demo, pytest, bench)"
+	@echo "Variables: PYTHON (interpreter to use), TESTS (what pytest gets), JOBS (processes that test), ARGS (more arguments for demo, pytest, bench)"
 
 demo: build ## read a real file through a cache smaller than it, and compare every byte
 	$(call in_mode,release) $(python) -m pagecache demo $(ARGS)
 
-test: check $(VENV)/.test ## run all the tests, with the engine's assertions on
-	$(call in_mode,check) $(pytest) $(TESTS) $(ARGS)
+test: check $(VENV)/.test ## run all the tests, with the engine's assertions on, in JOBS processes
+	$(call in_mode,check) $(pytest) $(parallel) $(TESTS) $(ARGS)
 
 ecosystem: $(VENV)/.test ## install the libraries that adapters and benchmarks are tested with, as far as they can be had
 	@$(call requirements,ecosystem peers) > $(VENV)/.ecosystem.txt

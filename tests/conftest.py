@@ -105,6 +105,15 @@ def data_file(tmp_path, seed):
     return make
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_default_cache_is_left():
+    """Close the process's own cache that a module made, so that the next one starts without."""
+    yield
+    default = sys.modules.get("pagecache.default")
+    if default is not None and default._default is not None and not default._default.closed:
+        default._default.close()
+
+
 @pytest.fixture
 def make_cache():
     """A factory of caches, `make_cache(size, **options)`, whose every invariant is checked when the test ends."""

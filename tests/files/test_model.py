@@ -266,4 +266,4 @@ def short_patience(monkeypatch):
 class TestModel(Model.TestCase):
     """The model as a test."""
 
-    settings = settings() if STRESS else settings(max_examples=250, stateful_step_count=40)
+    settings = settings() if STRESS else settings(max_examples=150, stateful_step_count=40)

@@ -160,7 +160,7 @@ class TestIdentity:
         found = set()
         for _ in range(20):
             found.add(identity_of(stores.S3Store("bucket", credential_provider=lambda: None)))
-            gc.collect()
+            gc.collect(1)
         assert len(found) == 20
 
     def test_stores_without_configuration_are_themselves(self, stores):

@@ -1,7 +1,9 @@
 """A store that fails, brings too little and answers out of order at random: every byte right, nothing left behind."""
 
 import asyncio
+import itertools
 import random
+import threading
 
 import pytest
 from support import PAGE, PATIENCE_S, STRESS, Crew, assert_nothing_is_held, pages_of, wait_until
@@ -134,10 +136,13 @@ def test_tiny_caches_too(make_cache, seed, nr_frames):
 @pytest.mark.parametrize("fate", ["error", "nothing", "too much", "text", "grow"])
 @pytest.mark.parametrize("nth", range(6))
 def test_the_nth_request_goes_wrong(make_cache, fate, nth):
+    numbers, turns = itertools.count(), threading.Lock()
+
     class Odd(RandomStore):
         def answer(self, offset, buffers):
             self.is_kind = True
-            number = len(self.requests) - 1
+            with turns:
+                number = next(numbers)
             done = super().answer(offset, buffers)
             if number != nth:
                 return done

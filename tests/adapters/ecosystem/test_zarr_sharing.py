@@ -216,7 +216,7 @@ class TestRights:
             source = obstore.store.S3Store("bucket", credential_provider=lambda: None)
             identities.add(source_of(ObjectStore(source)).identity)
             del source
-            gc.collect()
+            gc.collect(1)
         assert len(identities) == 20
 
 
@@ -266,7 +266,7 @@ class TestOnThisMachine:
         del stores
         for number in range(50):  # dictionaries whose addresses come back
             assert get(PageCacheStore(MemoryStore({"c/0": buffer(bytes([number]) * 9)}), cache)) == bytes([number]) * 9
-            gc.collect()
+            gc.collect(1)
 
 
 class Unknown(WrapperStore):

@@ -260,7 +260,7 @@ class XArrayMachine(RuleBasedStateMachine):
 
 TestXArrayMachine = XArrayMachine.TestCase
 if not STRESS:
-    TestXArrayMachine.settings = settings(max_examples=300, stateful_step_count=50)
+    TestXArrayMachine.settings = settings(max_examples=150, stateful_step_count=50)
 
 
 def random_operation(rng):
