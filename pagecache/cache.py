@@ -1,26 +1,26 @@
 """The cache: one memory budget, the objects that share it, and the files open on them."""
 
-import errno
 import os
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 from pagecache import budget, truncate
 from pagecache._core import Mutex, Segment
 from pagecache.files.aio import in_worker
 from pagecache.files.file import File
-from pagecache.files.inode import Inode, Streams, is_writable
+from pagecache.files.inode import Inode, Streams
 from pagecache.files.inode_table import InodeTable
 from pagecache.files.modes import Durability, Mode, Name, OnChange, Policy, Priority, Recheck, check_choices, checked_mode
+from pagecache.files.opening import store_of
 from pagecache.files.recorded import RecordedFile, Recorder
 from pagecache.files.versioned import VersionedFile, copy_of_store
-from pagecache.options import OF_OPEN, unknown_option
+from pagecache.mm.vma import Closable
 from pagecache.stats import server as live
 from pagecache.stats.numbers import Stats, read_stats
 from pagecache.stats.sources import SourceTotals
-from pagecache.stores import BackingStore, FileStore
+from pagecache.stores.base import BackingStore
 from pagecache.stores.validators import checked_recheck, max_age_of
 from pagecache.units import LAST_PAGE, PAGE_SIZE, format_size
 from pagecache.weak_members import WeakMembers
@@ -30,6 +30,7 @@ DIRTY_LIMIT = "20%"  # of the budget
 DIRTY_BACKGROUND = "10%"
 DIRTY_EXPIRE_S = 30.0  # age at which dirty pages are written back, however few they are
 DIRTY_INTERVAL_S = 5.0  # how often that is looked at
+_File = TypeVar("_File", bound=File)
 CHECK_PATIENCE_S = 10.0  # how long `check` waits for background reads of one object
 
 
@@ -85,8 +86,8 @@ class PageCache:
         self._inodes = InodeTable(
             partial(Inode, self.segment, Streams(), self.flusher, on_write_error == "retry", self._totals)
         )
-        self._wrap_store: Callable[[Any], Any] | None = None
-        self._maps: WeakMembers[Any] = WeakMembers()
+        self._wrap_store: Callable[[BackingStore], BackingStore] | None = None
+        self._maps: WeakMembers[Closable] = WeakMembers()
         self.shares = self._budget.shares
         for name, part in (shares or {}).items():
             self.shares.set(name, part)
@@ -212,7 +213,7 @@ class PageCache:
         self._check_usable()
         mode = checked_mode(mode)
         check_choices(durability, on_change)
-        store = self._store_of(source, mode, direct, recheck, storage_options)
+        store = store_of(source, mode, direct=direct, recheck=recheck, storage_options=storage_options)
         if mode == "rb" and self._wrap_store is not None:
             store = self._wrap_store(store)
         if recheck is None:
@@ -231,15 +232,31 @@ class PageCache:
 
         return VersionedFile(file, reopen, max_age_s=max_age_s, reloads=on_change == "reload")
 
+    @overload
+    def open_store(
+        self, store: BackingStore, mode: str, durability: str = ..., *, priority: str | None = ..., tenant: str | None = ...
+    ) -> File: ...
+
+    @overload
     def open_store(
         self,
-        store: Any,
+        store: BackingStore,
+        mode: str,
+        durability: str = ...,
+        file_type: type[_File] = ...,
+        priority: str | None = ...,
+        tenant: str | None = ...,
+    ) -> _File: ...
+
+    def open_store(
+        self,
+        store: BackingStore,
         mode: str,
         durability: str = "write-back",
         file_type: type[File] = File,
         priority: str | None = None,
         tenant: str | None = None,
-    ) -> Any:
+    ) -> File:
         """Open a file of a type of one's own on a store, which is closed if that fails; for adapters."""
         try:
             self.flusher.limit_undurable()
@@ -251,7 +268,13 @@ class PageCache:
             raise
         return self._file_on(inode, mode, durability, file_type, priority, tenant)
 
-    def open_shared(self, inode: Inode, store: Any, mode: str, file_type: type[File] = File) -> Any:
+    @overload
+    def open_shared(self, inode: Inode, store: BackingStore | None, mode: str) -> File: ...
+
+    @overload
+    def open_shared(self, inode: Inode, store: BackingStore | None, mode: str, file_type: type[_File]) -> _File: ...
+
+    def open_shared(self, inode: Inode, store: BackingStore | None, mode: str, file_type: type[File] = File) -> File:
         """Open a file on an inode that is open, whatever the object's version is now; for adapters that see to that.
 
         store: another one of the object, or None.
@@ -287,14 +310,14 @@ class PageCache:
             raise
         return file
 
-    def through(self, wrap: Callable[[Any], Any] | None) -> None:
+    def through(self, wrap: Callable[[BackingStore], BackingStore] | None) -> None:
         """Have a function called with each store that is opened for reading from now on; it returns the one that serves.
 
         wrap: returns the store that it is given, or another one over it with the same key; None: no function any more.
         """
         self._wrap_store = wrap
 
-    def closes_with(self, mapped: Any) -> None:
+    def closes_with(self, mapped: Closable) -> None:
         """Close a map, which may outlive its file, when the cache is closed."""
         self._maps.add(mapped)
 
@@ -306,22 +329,6 @@ class PageCache:
         """Note that a file of an object was closed. Context: wherever a file is collected: takes no lock."""
         self._inodes.note_closed(inode)
 
-    def _store_of(self, source: Any, mode: str, direct: bool, recheck: Any, storage_options: dict[str, Any]) -> Any:
-        if isinstance(source, str) and "://" in source:
-            if not source.startswith("file://"):
-                return _store_of_url(source, mode, recheck, storage_options)
-            source = source[len("file://") :]
-        if storage_options:
-            raise unknown_option(min(storage_options), OF_OPEN, "PageCache.open", "options of file systems are for URLs")
-        if isinstance(source, (str, bytes, os.PathLike)):
-            return FileStore(source, mode, direct=direct, empties=False)
-        missing = [name for name in ("key", "size", "validator", "readv", "close") if not hasattr(source, name)]
-        if missing:
-            raise TypeError(f"{type(source).__name__} is neither a path nor a store: it lacks {', '.join(missing)}")
-        if mode != "rb" and not is_writable(source):
-            reason = "it is open for reading only" if hasattr(source, "writev") else "it has no writev"
-            raise OSError(errno.EROFS, f"store {source.key!r} cannot be written: {reason}", str(source.key))
-        return source
 
     # -- the whole cache -----------------------------------------------------------------------------------------------
 
@@ -507,13 +514,3 @@ class PageCache:
 
     def __repr__(self) -> str:
         return f"<PageCache {format_size(self.size)}{', closed' if self._closed else ''}>"
-
-
-def _store_of_url(url: str, mode: str, recheck: Any, storage_options: dict[str, Any]) -> Any:
-    from pagecache.stores.fsspec import store_of_url
-
-    if url.startswith(":"):
-        raise ValueError(f"cannot open {url}: give a path, a URL or a store")
-    if mode != "rb":
-        raise OSError(errno.EROFS, "URLs are opened for reading: use mode 'rb'", url)
-    return store_of_url(url, recheck="open" if recheck is None else recheck, **storage_options)

@@ -8,10 +8,9 @@ from types import TracebackType
 from pagecache._core import Mutex
 from pagecache.cache import PageCache
 from pagecache.files import reopening
-from pagecache.files.inode import Inode
 from pagecache.stats import server
 from pagecache.units import LAST_PAGE, MAX_BUDGET_BYTES, PAGE_SIZE, memory_limit
-from pagecache.writeback.flusher import busy_flushers
+from pagecache.writeback.flusher import WrittenInode, busy_flushers
 
 logger = logging.getLogger("pagecache")
 DEFAULT_SHARE = 4  # the default cache has a quarter of memory
@@ -97,7 +96,7 @@ def _at_exit() -> None:
                 _write_at_exit(inode)
 
 
-def _write_at_exit(inode: Inode) -> None:
+def _write_at_exit(inode: WrittenInode) -> None:
     error: BaseException | None
     try:
         error = inode.sync_pages(0, LAST_PAGE, durable=True)

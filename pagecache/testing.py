@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from pagecache.cache import PageCache
-from pagecache.files.inode import is_writable
 from pagecache.stores import BackingStore, hints_of
+from pagecache.stores.base import is_writable
 
 PAGE = 4096
 SIZES = (0, 1, PAGE - 1, PAGE, PAGE + 1, 9 * PAGE + 77)

@@ -8,10 +8,11 @@ old bytes back in between.  Reads of cached pages do not take it: they return ol
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pagecache import _core
-from pagecache._core import AddressSpace, Folio
+from pagecache._core import Folio
+from pagecache.requests.backing import BackedMapping
 from pagecache.units import LAST_PAGE, PAGE_SHIFT, PAGE_SIZE
 
 TO_THE_END = -1
@@ -20,7 +21,7 @@ TO_THE_END = -1
 # -- removing for good -------------------------------------------------------------------------------------------------
 
 
-def truncate_inode_pages_range(mapping: AddressSpace, lstart: int, lend: int = TO_THE_END) -> None:
+def truncate_inode_pages_range(mapping: BackedMapping, lstart: int, lend: int = TO_THE_END) -> None:
     """Remove bytes lstart..lend (inclusive; -1: to the end) from the cache, dirty or not.
 
     Whole pages are removed; in pages that stay the bytes are zeroed. On return no page of the range is cached, and
@@ -36,19 +37,19 @@ def truncate_inode_pages_range(mapping: AddressSpace, lstart: int, lend: int = T
     _truncate_blocking(mapping, start, end)
 
 
-def truncate_inode_pages(mapping: AddressSpace, lstart: int) -> None:
+def truncate_inode_pages(mapping: BackedMapping, lstart: int) -> None:
     """Remove everything from byte lstart on."""
     truncate_inode_pages_range(mapping, lstart)
 
 
-def _truncate_unlocked(mapping: AddressSpace, start: int, end: int) -> None:
+def _truncate_unlocked(mapping: BackedMapping, start: int, end: int) -> None:
     """First pass: whatever is neither locked nor under write-back, without waiting."""
     index: int | None = start
     while index is not None and index < end:
         index = _core.truncate_unlocked(mapping, index, end)
 
 
-def _truncate_edges(mapping: AddressSpace, lstart: int, lend: int, start: int, end: int) -> tuple[int, int]:
+def _truncate_edges(mapping: BackedMapping, lstart: int, lend: int, start: int, end: int) -> tuple[int, int]:
     """Truncate the folios that lie over the edges. Returns the pages that are left to remove."""
     last_byte = lend if lend != TO_THE_END else (LAST_PAGE << PAGE_SHIFT) - 1
     first_edge, last_edge = lstart >> PAGE_SHIFT, last_byte >> PAGE_SHIFT
@@ -81,7 +82,7 @@ def locked(folio: Folio | None) -> Iterator[Folio | None]:
             folio.put()
 
 
-def lock_cached(mapping: AddressSpace, index: int) -> Folio | None:
+def lock_cached(mapping: BackedMapping, index: int) -> Folio | None:
     """Return the folio of a page, locked, or None."""
     while True:
         folio = mapping.get_folio(index)
@@ -98,7 +99,7 @@ def lock_cached(mapping: AddressSpace, index: int) -> Folio | None:
         folio.put()
 
 
-def truncate_inode_partial_folio(mapping: AddressSpace, folio: Folio, lstart: int, lend: int) -> bool:
+def truncate_inode_partial_folio(mapping: BackedMapping, folio: Folio, lstart: int, lend: int) -> bool:
     """Remove bytes lstart..lend (inclusive) of a locked folio: zeroes them, or removes the folio if it is covered.
 
     A large folio is split at the edge. Returns False if it was dirty and could not be split: then it is kept, zeroed.
@@ -122,7 +123,7 @@ def truncate_inode_partial_folio(mapping: AddressSpace, folio: Folio, lstart: in
     return True
 
 
-def _split_at_cuts(mapping: AddressSpace, folio: Folio, first: int, begin: int, end: int, length: int) -> bool:
+def _split_at_cuts(mapping: BackedMapping, folio: Folio, first: int, begin: int, end: int, length: int) -> bool:
     if not folio.split((first + begin) >> PAGE_SHIFT):
         return False
     if end < length:
@@ -132,7 +133,7 @@ def _split_at_cuts(mapping: AddressSpace, folio: Folio, first: int, begin: int, 
     return True
 
 
-def trylock_cached(mapping: AddressSpace, index: int) -> Folio | None:
+def trylock_cached(mapping: BackedMapping, index: int) -> Folio | None:
     folio = mapping.get_folio(index)
     if folio is None:
         return None
@@ -144,7 +145,7 @@ def trylock_cached(mapping: AddressSpace, index: int) -> Folio | None:
     return None
 
 
-def _cut_shared_folio(mapping: AddressSpace, folio: Folio, begin: int, end: int) -> bool:
+def _cut_shared_folio(mapping: BackedMapping, folio: Folio, begin: int, end: int) -> bool:
     """Truncate a folio that views or readers hold, and that may not change: it leaves the cache as it is; a dirty one is
     replaced by a truncated copy."""
     if folio.dirty:
@@ -160,14 +161,14 @@ def _cut_shared_folio(mapping: AddressSpace, folio: Folio, begin: int, end: int)
     return True
 
 
-def truncate_folio(mapping: AddressSpace, folio: Folio) -> None:
+def truncate_folio(mapping: BackedMapping, folio: Folio) -> None:
     """Remove a locked folio of the mapping: unmaps it, forgets that it is dirty."""
     if folio.mapping_number == mapping.number:
         unmap_mapping_pages(mapping, folio.index, folio.nr_pages)
         mapping.remove_folio(folio)
 
 
-def _truncate_blocking(mapping: AddressSpace, start: int, end: int) -> None:
+def _truncate_blocking(mapping: BackedMapping, start: int, end: int) -> None:
     """Second pass: waits for every folio that is left, and starts over until a sweep finds none. What reaches over an
     edge, because it could not be split, is removed as well if it is clean."""
     clean = False
@@ -199,7 +200,7 @@ def referenced(folios: list[Folio]) -> Iterator[None]:
             folio.put()
 
 
-def truncate_setsize(mapping: AddressSpace, size: int) -> None:
+def truncate_setsize(mapping: BackedMapping, size: int) -> None:
     """Set i_size, then remove what is behind it: readers see the new size before a page goes.
 
     Context: invalidate_lock exclusive, taken by the caller before and held until the store was truncated too.
@@ -211,7 +212,7 @@ def truncate_setsize(mapping: AddressSpace, size: int) -> None:
     truncate_pagecache(mapping, size)
 
 
-def _zero_old_tail(mapping: AddressSpace, old_size: int) -> None:
+def _zero_old_tail(mapping: BackedMapping, old_size: int) -> None:
     """Zero what lies behind the end of the file in its last page, before it becomes part of the file."""
     offset = old_size & (PAGE_SIZE - 1)
     with locked(lock_cached(mapping, old_size >> PAGE_SHIFT) if offset else None) as folio:
@@ -220,7 +221,7 @@ def _zero_old_tail(mapping: AddressSpace, old_size: int) -> None:
             folio.zero(begin, (folio.nr_pages << PAGE_SHIFT) - begin)
 
 
-def wait_for_folios(mapping: AddressSpace, start: int) -> None:
+def wait_for_folios(mapping: BackedMapping, start: int) -> None:
     """Wait until each folio that begins at page `start` or behind was neither locked nor under write-back for a moment.
 
     Context: invalidate_lock exclusive, and i_size in front of them: no read and no write-back of them begins.
@@ -238,7 +239,7 @@ def wait_for_folios(mapping: AddressSpace, start: int) -> None:
                         folio.unlock()
 
 
-def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
+def truncate_pagecache(mapping: BackedMapping, size: int) -> None:
     """Remove what is behind the new size: unmap, truncate, and unmap again what was copied on write in between."""
     hole = -(-size >> PAGE_SHIFT)
     unmap_mapping_pages(mapping, hole, 0, even_cows=True)
@@ -246,7 +247,7 @@ def truncate_pagecache(mapping: AddressSpace, size: int) -> None:
     unmap_mapping_pages(mapping, hole, 0, even_cows=True)
 
 
-def truncate_pagecache_range(mapping: AddressSpace, lstart: int, lend: int) -> None:
+def truncate_pagecache_range(mapping: BackedMapping, lstart: int, lend: int) -> None:
     """Remove bytes lstart..lend (inclusive) for a hole punch: private copies survive.
 
     Context: invalidate_lock exclusive, held over this and the freeing of what is below.
@@ -261,7 +262,7 @@ def truncate_pagecache_range(mapping: AddressSpace, lstart: int, lend: int) -> N
 # -- invalidation ------------------------------------------------------------------------------------------------------
 
 
-def invalidate_mapping_pages(mapping: AddressSpace, start: int, end: int) -> int:
+def invalidate_mapping_pages(mapping: BackedMapping, start: int, end: int) -> int:
     """Remove clean, unused pages start..end (inclusive) without waiting; what is left leaves next.
 
     Returns the pages removed.
@@ -274,7 +275,9 @@ def invalidate_mapping_pages(mapping: AddressSpace, start: int, end: int) -> int
     return removed
 
 
-def invalidate_inode_pages2_range(mapping: AddressSpace, start: int, end: int, launder=None) -> None:
+def invalidate_inode_pages2_range(
+    mapping: BackedMapping, start: int, end: int, launder: Callable[[Folio], None] | None = None
+) -> None:
     """Remove pages start..end (inclusive), waiting for locks and write-back; large folios go whole.
 
     launder: called with each dirty, locked folio, may write it and make it clean. Dirty pages stay: after the others
@@ -294,7 +297,7 @@ def invalidate_inode_pages2_range(mapping: AddressSpace, start: int, end: int, l
         raise error
 
 
-def _invalidate_folio2(mapping: AddressSpace, folio: Folio, launder) -> None:
+def _invalidate_folio2(mapping: BackedMapping, folio: Folio, launder: Callable[[Folio], None] | None) -> None:
     folio.lock()
     try:
         if folio.mapping_number != mapping.number:
@@ -315,7 +318,7 @@ def _invalidate_folio2(mapping: AddressSpace, folio: Folio, launder) -> None:
 # -- unmapping ---------------------------------------------------------------------------------------------------------
 
 
-def unmap_mapping_pages(mapping: AddressSpace, start: int, nr: int, *, even_cows: bool = False) -> None:
+def unmap_mapping_pages(mapping: BackedMapping, start: int, nr: int, *, even_cows: bool = False) -> None:
     """Unmap pages start..start + nr - 1 (nr 0: all behind) of the object from every map of it.
 
     even_cows: private copies too, as truncation must.
@@ -325,7 +328,7 @@ def unmap_mapping_pages(mapping: AddressSpace, start: int, nr: int, *, even_cows
         memory_area.unmap_object_pages(start, end, even_cows)
 
 
-def unmap_mapping_range(mapping: AddressSpace, holebegin: int, holelen: int, even_cows: bool) -> None:
+def unmap_mapping_range(mapping: BackedMapping, holebegin: int, holelen: int, even_cows: bool) -> None:
     """The same for bytes: pages that lie wholly in the hole, all behind holebegin if holelen is 0."""
     start = -(-holebegin >> PAGE_SHIFT)
     if holelen == 0:

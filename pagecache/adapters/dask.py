@@ -81,7 +81,8 @@ class PageCachePlugin(WorkerPlugin):
         self._node = _join_node(worker, self)
         if self._node.users > 1:
             return  # another worker of this process has done it
-        await worker.scheduler.register_scheduler_plugin(plugin=dumps(MembersPlugin()), name=NAME, idempotent=True)
+        members = dumps(MembersPlugin())  # type: ignore[no-untyped-call]
+        await worker.scheduler.register_scheduler_plugin(plugin=members, name=NAME, idempotent=True)
         worker.stream_handlers[MEMBERS] = worker.handlers[MEMBERS] = self._node.take
         for metric in SHOWN:
             worker.metrics[f"{NAME}_{metric}"] = _metric_of(self._node, metric)

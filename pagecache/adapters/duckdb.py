@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from pagecache.cache import PageCache
 from pagecache.extras import needs
 
 with needs("duckdb", __name__):
@@ -39,7 +40,7 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
 
     def __init__(
         self,
-        cache: Any,
+        cache: PageCache,
         open_store: Callable[[str], Any],
         *,
         protocol: str = PROTOCOL,
@@ -104,7 +105,7 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
 
 def register(
     connection: Any,
-    cache: Any,
+    cache: PageCache,
     open_store: Callable[[str], Any],
     *,
     external_file_cache: bool = False,

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pagecache.extras import needs
+from pagecache.files.file import File
+from pagecache.files.versioned import VersionedFile
 
 with needs("fsspec", __name__):
     import fsspec
@@ -254,7 +256,9 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         stream = await self._on_target("open_async", path, mode=mode, **kwargs)
         return WriteStream(stream, lambda: self.forget_changed([path]))
 
-    def _with_handle(self, path: str, options: Mapping[str, Any], call: Callable[[Any], _Result]) -> _Result:
+    def _with_handle(
+        self, path: str, options: Mapping[str, Any], call: Callable[[File | VersionedFile], _Result]
+    ) -> _Result:
         """Call with the file that is kept open for a path, read with these options."""
         name = _name_of(path, options)
         while True:
@@ -325,7 +329,8 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
             return wanted.found
         if len(missing) == 1:
             return wanted.fill(missing.pop())
-        return sync(fsspec.asyn.get_loop(), wanted.fill_all, missing)
+        found: list[Any] = sync(fsspec.asyn.get_loop(), wanted.fill_all, missing)
+        return found
 
     async def _cat_ranges(
         self,
@@ -475,19 +480,20 @@ def _bounds(size: int, start: int | None, end: int | None) -> tuple[int, int]:
     return max(0, end - start), start
 
 
-def _of_one_version(file: Any, call: Callable[[Any], _Result]) -> _Result:
-    with_one_version = getattr(file, "with_one_version", None)
-    return call(file) if with_one_version is None else with_one_version(call)
+def _of_one_version(file: File | VersionedFile, call: Callable[[File], _Result]) -> _Result:
+    return file.with_one_version(call) if isinstance(file, VersionedFile) else call(file)
 
 
-def _slice(file: Any, start: int | None, end: int | None) -> bytes:
+def _slice(file: File | VersionedFile, start: int | None, end: int | None) -> bytes:
     return _of_one_version(file, lambda one: one.pread(*_bounds(one.size, start, end)))
 
 
-def _slices(file: Any, wanted: Sequence[tuple[int | None, int | None]], max_gap: int | None) -> list[bytes]:
-    options = {} if max_gap is None else {"hole_size": max(0, max_gap)}
+def _slices(
+    file: File | VersionedFile, wanted: Sequence[tuple[int | None, int | None]], max_gap: int | None
+) -> list[bytes]:
+    hole_size = None if max_gap is None else max(0, max_gap)
     return _of_one_version(
-        file, lambda one: one.preadv_many([_bounds(one.size, start, end) for start, end in wanted], **options)
+        file, lambda one: one.preadv_many([_bounds(one.size, start, end) for start, end in wanted], hole_size=hole_size)
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pagecache.extras import needs
+from pagecache.files.file import File
+from pagecache.files.versioned import VersionedFile
 
 with needs("fsspec", __name__):
     from fsspec.caching import BaseCache
@@ -69,7 +71,7 @@ class PageCacheType(BaseCache):
     """
 
     name = "pagecache"
-    _file: Any = None
+    _file: File | VersionedFile | None = None  # None: it was never opened
 
     def __init__(
         self,
@@ -88,24 +90,25 @@ class PageCacheType(BaseCache):
         self._whole_up_to = whole_up_to
         self._thread_safe = thread_safe
         owner = getattr(fetcher, "__self__", None)
-        store: Any = None
+        store = None
         if getattr(owner, "fs", None) is not None and isinstance(getattr(owner, "path", None), str):
             store = _store_of(owner, recheck, whole_up_to, thread_safe)
         if store is None:
-            store = FetcherStore(fetcher, size)
+            pass
         elif not store.serves_ranges and store.version.encoding is not None and store.size() != size:
             how = f"is stored with Content-Encoding {store.version.encoding}, in {size} bytes, and has {store.size()}"
             raise OSError(errno.ENOTSUP, f"{store.name} {how}: read it as pagecache::{store.name}, or with cat_file")
         elif not store.is_immutable and store.size() != size:
             sizes = f"it has {store.size()} bytes, the file was made for {size}"
             raise OSError(errno.ESTALE, f"{store.name} was replaced while it was being opened ({sizes}): open it again")
-        self._file = default_cache().open(store, **self._options)
+        self._file = default_cache().open(store or FetcherStore(fetcher, size), **self._options)
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
         start, stop = start or 0, self.size if stop is None else min(stop, self.size)
         if start >= stop:
             return b""
-        data: bytes | None = self._file.pread_cached(stop - start, start)
+        assert self._file is not None
+        data = self._file.pread_cached(stop - start, start)
         if data is not None:
             self.hit_count += 1
             return data

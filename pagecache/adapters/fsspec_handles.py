@@ -2,9 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-from typing import Any
 
 from pagecache._core import Mutex
+from pagecache.cache import PageCache
+from pagecache.files.file import File
+from pagecache.files.versioned import VersionedFile
 from pagecache.stores.base import is_within
 from pagecache.stores.validators import Version
 
@@ -22,11 +24,11 @@ class Handles:
     def __init__(self, limit: int = HANDLES_MAX):
         self.epoch = 0
         self._limit = limit
-        self._files: OrderedDict[str, Any] = OrderedDict()
+        self._files: OrderedDict[str, File | VersionedFile] = OrderedDict()
         self._versions: OrderedDict[str, Version] = OrderedDict()
         self._lock = Mutex()
 
-    def get(self, path: str, cache: Any) -> Any:
+    def get(self, path: str, cache: PageCache) -> File | VersionedFile | None:
         """Return the open file of a path in a cache, or None."""
         with self._lock.held():
             file = self._files.get(path)
@@ -35,7 +37,7 @@ class Handles:
             self._files.move_to_end(path)
             return file
 
-    def put(self, path: str, file: Any, epoch: int) -> tuple[Any, bool]:
+    def put(self, path: str, file: File | VersionedFile, epoch: int) -> tuple[File | VersionedFile, bool]:
         """Keep a file of an epoch, unless another thread was faster. Returns the one to use, and whether it is kept."""
         closing = []
         with self._lock.held():
@@ -56,7 +58,7 @@ class Handles:
             surplus.close()
         return file, True
 
-    def drop(self, path: str, file: Any) -> None:
+    def drop(self, path: str, file: File | VersionedFile) -> None:
         """Close a file, and keep it no longer."""
         with self._lock.held():
             if self._files.get(path) is file:

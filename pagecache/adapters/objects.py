@@ -3,10 +3,11 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from errno import ESTALE
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pagecache._core import Mutex
 from pagecache.adapters.ages import Ages, last_modified_s
+from pagecache.cache import PageCache
 from pagecache.files.file import File
 from pagecache.stores.validators import Version
 
@@ -37,7 +38,7 @@ class Objects:
 
     def __init__(
         self,
-        cache: Any,
+        cache: PageCache,
         open_store: Callable[[str], Any],
         *,
         max_objects: int = MAX_OBJECTS,
@@ -100,7 +101,7 @@ class Objects:
         while True:
             found = self._existing(path)
             if not found.file.closed:  # else it fell out of the table meanwhile
-                file = self.cache.open(found.store if isinstance(found.store, str) else found.file.inode.store)
+                file = self.cache.open(found.store if isinstance(found.store, str) else cast(Any, found.file.inode.store))
                 if file.inode is found.file.inode:
                     return file
                 etag = _strong_etag(file.inode.store)

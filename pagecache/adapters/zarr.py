@@ -192,7 +192,7 @@ class PageCacheStore(WrapperStore[Store]):
             return value.size is not None
         await self._ensure_open()
         if type(self._store) is not FsspecStore:
-            return await self._store.exists(key)
+            return bool(await self._store.exists(key))
         self._source.loop = asyncio.get_running_loop()
         return await awaited(self._reader.fetch(key, RangeByteRequest(0, 1))) is not None
 
@@ -201,7 +201,7 @@ class PageCacheStore(WrapperStore[Store]):
         value = self._reader.known(key)
         if value is None:
             await self._ensure_open()
-            return await self._store.getsize(key)
+            return int(await self._store.getsize(key))
         if value.size is None:
             raise FileNotFoundError(key)
         return value.size
@@ -209,12 +209,12 @@ class PageCacheStore(WrapperStore[Store]):
     async def getsize_prefix(self, prefix: str) -> int:
         """Return the size of all values below a prefix (bytes)."""
         await self._ensure_open()
-        return await self._store.getsize_prefix(prefix)
+        return int(await self._store.getsize_prefix(prefix))
 
     async def is_empty(self, prefix: str) -> bool:
         """Whether there are no keys below a prefix."""
         await self._ensure_open()
-        return await self._store.is_empty(prefix)
+        return bool(await self._store.is_empty(prefix))
 
     def list(self) -> AsyncIterator[str]:
         """Iterate over all keys."""

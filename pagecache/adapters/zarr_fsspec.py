@@ -21,7 +21,6 @@ from zarr.core.buffer import default_buffer_prototype
 
 from pagecache.adapters.zarr_source import (
     MAX_REQUEST,
-    PAGE_SIZE,
     PARALLEL_REQUESTS,
     PREFERRED_REQUEST,
     Answer,
@@ -41,6 +40,7 @@ from pagecache.stores.fsspec_instances import Callers, Instance, identity_of, in
 from pagecache.stores.fsspec_kinds import WRAPPER, is_kind, is_local, is_thread_safe, unwrapped
 from pagecache.stores.http_answers import part_of, size_beside_part, version_info_of
 from pagecache.stores.validators import Version, encoding_of, version_of
+from pagecache.units import PAGE_SIZE
 
 
 class Reply(NamedTuple):
@@ -191,7 +191,8 @@ class FsspecSource(StoreSource):
         def ask() -> Version:
             return FsspecStore(self.fs, path_of(self.store, key)).version
 
-        return (yield Step(partial(in_worker, ask), ask))
+        version: Version = yield Step(partial(in_worker, ask), ask)
+        return version
 
     def backing(self, prefix: str, key: str, size: int, version: Version | None, validator: str) -> Any:
         """Return the backing store of a value: with a version it is that of `cache.open(url)`, and shares its pages."""

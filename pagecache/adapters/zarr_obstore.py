@@ -10,7 +10,6 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 
 from pagecache.adapters.zarr_source import (
     MAX_REQUEST,
-    PAGE_SIZE,
     PARALLEL_REQUESTS,
     PREFERRED_REQUEST,
     Answer,
@@ -23,6 +22,7 @@ from pagecache.adapters.zarr_source import (
 from pagecache.adapters.zarr_steps import Step, Steps
 from pagecache.stores.obspec import ObspecStore, identity_of
 from pagecache.stores.validators import Version, version_of
+from pagecache.units import PAGE_SIZE
 
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # for which ObjectStore.get returns None
 

@@ -136,8 +136,8 @@ def needs_end(byte_range: Any, size: int) -> bool:
 def most_bytes(byte_range: Any) -> int | None:
     """Return how many bytes a range has at most, or None."""
     if isinstance(byte_range, RangeByteRequest):
-        return max(0, byte_range.end - byte_range.start)
-    return byte_range.suffix if isinstance(byte_range, SuffixByteRequest) else None
+        return max(0, int(byte_range.end) - int(byte_range.start))
+    return int(byte_range.suffix) if isinstance(byte_range, SuffixByteRequest) else None
 
 
 def unsized_answer(data: memoryview, byte_range: Any, asked: Any) -> Answer:

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser(words).parse_args(words)
     verb = importlib.import_module(f"pagecache.cli.{arguments.verb}")
     try:
-        return verb.run(arguments)
+        status: int = verb.run(arguments)
+        return status
     except BrokenPipeError:
         # The reader of our output has seen enough; the flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from array import array
+from typing import TypedDict
 
 from pagecache.stats.trace import FORMATS, POLICIES, read_trace, run_policy
 from pagecache.units import parse_size
@@ -77,15 +78,25 @@ def frames_of(text: str, nr_distinct: int) -> int:
     return nr
 
 
-def run_one(pages: array, policy: str, text: str, nr_frames: int, check: bool) -> dict[str, object]:
-    """Run one policy at one size; return an object of JSON."""
+class Run(TypedDict):
+    """What came of one run: an object of JSON."""
+
+    policy: str
+    size: str
+    pages: int
+    miss_ratio: float
+    seconds: float
+
+
+def run_one(pages: "array[int]", policy: str, text: str, nr_frames: int, check: bool) -> Run:
+    """Run one policy at one size; return what came of it."""
     start = time.perf_counter()
     ratio = run_policy(pages, policy, nr_frames, check=check)
     seconds = time.perf_counter() - start
     return {"policy": policy, "size": text, "pages": nr_frames, "miss_ratio": ratio, "seconds": seconds}
 
 
-def table(runs: list[dict], sizes: list[tuple[str, int]], policies: list[str]) -> list[str]:
+def table(runs: list[Run], sizes: list[tuple[str, int]], policies: list[str]) -> list[str]:
     """Return the miss ratios in percent, a line for each size, as lines of text."""
     lines = ["miss ratio %".ljust(22) + "".join(name.rjust(11) for name in policies)]
     for row, (text, nr_frames) in enumerate(sizes):
@@ -96,7 +107,7 @@ def table(runs: list[dict], sizes: list[tuple[str, int]], policies: list[str]) -
     return lines
 
 
-def chart(runs: list[dict], encoding: str | None) -> list[str]:
+def chart(runs: list[Run], encoding: str | None) -> list[str]:
     """Return a bar for each run, as lines of text."""
     full = "█" if (encoding or "").lower().replace("-", "") == "utf8" else "#"
     lines = []

@@ -6,9 +6,8 @@ A file brings these operations to its areas as `generic_file_vm_ops`, so what se
 """
 
 import errno
-from typing import Any
 
-from pagecache._core import AddressSpace, Folio
+from pagecache._core import CacheFullError, Folio
 from pagecache.filemap.fault_readahead import do_async_mmap_readahead, do_sync_mmap_readahead, maybe_unlock_mmap_for_io
 from pagecache.filemap.read import (
     FGP_CREAT,
@@ -20,8 +19,9 @@ from pagecache.filemap.read import (
 )
 from pagecache.filemap.write import filemap_page_mkwrite
 from pagecache.mm import flags
-from pagecache.mm.vm_fault import BusError, FaultWalk, VmFault, VmOperations
+from pagecache.mm.vm_fault import BusError, FaultFile, FaultWalk, VmFault, VmOperations
 from pagecache.requests import fill
+from pagecache.requests.backing import BackedMapping
 from pagecache.units import PAGE_SHIFT
 
 
@@ -116,7 +116,7 @@ def _fault_retry_find(vmf: VmFault, walk: FaultWalk) -> int:
         except BlockingIOError:
             try:
                 _fault_wait_and_create(vmf, walk)
-            except fill.CacheFullError as error:
+            except CacheFullError as error:
                 if walk.fpin is not None:
                     return _out_retry(walk)
                 walk.unlock_mapping()
@@ -196,7 +196,7 @@ def _out_retry(walk: FaultWalk) -> int:
     return flags.VM_FAULT_RETRY
 
 
-def lock_folio_maybe_drop_mmap(vmf: VmFault, folio: Folio, fpin: Any) -> tuple[bool, Any]:
+def lock_folio_maybe_drop_mmap(vmf: VmFault, folio: Folio, fpin: FaultFile | None) -> tuple[bool, FaultFile | None]:
     """Lock a folio; the mmap lock is dropped before a wait, if this attempt may.
 
     Returns (whether it is locked, the kept file). It is not when RETRY_NOWAIT forbids waiting: the mmap lock is kept.
@@ -240,7 +240,7 @@ def filemap_map_pages(vmf: VmFault, start_pgoff: int, end_pgoff: int) -> int:
     return result
 
 
-def _next_ready_folio(mapping: AddressSpace, index: int) -> Folio | None:
+def _next_ready_folio(mapping: BackedMapping, index: int) -> Folio | None:
     """Return the folio of a page, locked, if it can be mapped without waiting.
 
     A marked one is left to a fault of its own, which starts the next window.

@@ -6,7 +6,6 @@ The state is the open file's, as for reads; what is particular here is that a fa
 the mmap lock if it may, and that many misses in a row turn reading around them off.
 """
 
-from typing import Any
 
 from pagecache._core import FileRaState, Folio
 from pagecache.mm.flags import (
@@ -17,7 +16,7 @@ from pagecache.mm.flags import (
     VM_SEQ_READ,
     fault_flag_allow_retry_first,
 )
-from pagecache.mm.vm_fault import VmFault
+from pagecache.mm.vm_fault import FaultFile, VmFault
 from pagecache.readahead.ondemand import (
     MMAP_LOTSAMISS,
     page_cache_async_ra,
@@ -30,7 +29,7 @@ MMAP_MISS_MAX = 10 * MMAP_LOTSAMISS  # where counting misses of a map stops
 EXEC_FOLIO_ORDER = 4  # of folios read for code: 64 KiB
 
 
-def maybe_unlock_mmap_for_io(vmf: VmFault, fpin: Any) -> Any:
+def maybe_unlock_mmap_for_io(vmf: VmFault, fpin: FaultFile | None) -> FaultFile | None:
     """Drop the mmap lock before something slow, if this attempt may; the file is kept instead.
 
     Returns the kept file, or None when the lock is still held.
@@ -43,7 +42,7 @@ def maybe_unlock_mmap_for_io(vmf: VmFault, fpin: Any) -> Any:
     return fpin
 
 
-def do_sync_mmap_readahead(vmf: VmFault) -> Any:
+def do_sync_mmap_readahead(vmf: VmFault) -> FaultFile | None:
     """Read ahead on a miss of a map. Returns the kept file if the mmap lock was dropped, or None.
 
     What cannot be read is not an error here: the fault reads its own page again.
@@ -93,7 +92,7 @@ def _set_window(vmf: VmFault, ra: FileRaState) -> None:
         ra.order = 0
 
 
-def do_async_mmap_readahead(vmf: VmFault, folio: Folio) -> Any:
+def do_async_mmap_readahead(vmf: VmFault, folio: Folio) -> FaultFile | None:
     """Note a hit of a map, and start the next window if the folio is marked.
 
     Returns the kept file if the mmap lock was dropped, or None.

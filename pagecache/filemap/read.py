@@ -7,10 +7,12 @@ come here: the file's own methods serve them.
 """
 
 import errno
+from typing import Protocol
 
-from pagecache._core import AddressSpace, CopyTarget, FileRaState, Folio, FolioBatch
+from pagecache._core import CacheFullError, CopyTarget, FileRaState, Folio, FolioBatch
 from pagecache.readahead.ondemand import page_cache_async_ra, page_cache_sync_ra
 from pagecache.requests import fill, replicas
+from pagecache.requests.backing import BackedMapping
 from pagecache.units import MAX_FOLIO_ORDER, PAGE_SHIFT
 
 FGP_ACCESSED, FGP_LOCK, FGP_CREAT, FGP_WRITE, FGP_NOFS, FGP_NOWAIT = (1 << bit for bit in range(6))
@@ -22,6 +24,31 @@ DIRECT_CREATE_TRIES = 3  # failed rounds after which a reader takes a folio of i
 QUARTER = 4
 
 
+class ReadFile(Protocol):
+    """What reading needs to know of an open file: a `File`."""
+
+    is_random: bool
+
+    @property
+    def mapping(self) -> BackedMapping:
+        """The cached pages of its object."""
+        ...
+
+    @property
+    def ra(self) -> FileRaState:
+        """What readahead knows of it."""
+        ...
+
+    @property
+    def drop_behind(self) -> bool:
+        """Whether what was read leaves the cache."""
+        ...
+
+    def fit_window(self) -> None:
+        """Fit the readahead window to what is known of the store now."""
+        ...
+
+
 def fgf_set_order(nbytes: int) -> int:
     """Return the flag bits that ask for folios fit for nbytes."""
     order = max(0, nbytes.bit_length() - 1 - PAGE_SHIFT) if nbytes > 0 else 0
@@ -31,11 +58,11 @@ def fgf_set_order(nbytes: int) -> int:
 # -- lookup and insertion ----------------------------------------------------------------------------------------------
 
 
-def nr_file_pages(mapping: AddressSpace) -> int:
+def nr_file_pages(mapping: BackedMapping) -> int:
     """Return how many pages the object has now."""
     return -(-mapping.size >> PAGE_SHIFT)
 
-def filemap_get_folio(mapping: AddressSpace, index: int, fgp_flags: int = 0) -> Folio | None:
+def filemap_get_folio(mapping: BackedMapping, index: int, fgp_flags: int = 0) -> Folio | None:
     """Look up the folio that caches page `index`, and act on the FGP flags.
 
     Returns the folio, referenced (and locked with FGP_LOCK, or when created without FGP_FOR_MMAP), or None when there
@@ -58,7 +85,7 @@ def filemap_get_folio(mapping: AddressSpace, index: int, fgp_flags: int = 0) -> 
             return folio
 
 
-def _act_on_found(mapping: AddressSpace, index: int, folio: Folio, fgp_flags: int) -> bool:
+def _act_on_found(mapping: BackedMapping, index: int, folio: Folio, fgp_flags: int) -> bool:
     """Do with a folio that was found what the flags say; False, and it is put, when it was truncated meanwhile."""
     locked = False
     try:
@@ -86,7 +113,7 @@ def _act_on_found(mapping: AddressSpace, index: int, folio: Folio, fgp_flags: in
     return True
 
 
-def _create_folio(mapping: AddressSpace, index: int, fgp_flags: int) -> Folio | None:
+def _create_folio(mapping: BackedMapping, index: int, fgp_flags: int) -> Folio | None:
     """Create the folio of a missing page: the order asked for, then smaller ones; None if another thread was faster."""
     order = min(fgp_flags >> _FGP_ORDER_SHIFT, MAX_FOLIO_ORDER)
     if index & ((1 << order) - 1):
@@ -118,7 +145,7 @@ def _create_folio(mapping: AddressSpace, index: int, fgp_flags: int) -> Folio | 
             raise fill.cache_full(mapping.segment)
 
 
-def _alloc_for(mapping: AddressSpace, order: int, fgp_flags: int) -> Folio | None:
+def _alloc_for(mapping: BackedMapping, order: int, fgp_flags: int) -> Folio | None:
     if order > 0:
         return mapping.segment.alloc_folio(order, False)
     if fgp_flags & FGP_NOWAIT:
@@ -126,7 +153,7 @@ def _alloc_for(mapping: AddressSpace, order: int, fgp_flags: int) -> Folio | Non
     return fill.alloc_folio(mapping.segment)
 
 
-def filemap_add_folio(mapping: AddressSpace, folio: Folio, index: int) -> None:
+def filemap_add_folio(mapping: BackedMapping, folio: Folio, index: int) -> None:
     """Add a new folio to the cache; it comes back locked.
 
     Raises FileExistsError (EEXIST) when a page of its range is cached, CacheFullError when index nodes ran out.
@@ -141,14 +168,13 @@ def filemap_add_folio(mapping: AddressSpace, folio: Folio, index: int) -> None:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
+def filemap_read(file: ReadFile, target: CopyTarget, done: int, pos: int) -> int:
     """Read the rest of a range that the hit path could not serve: target[done:] from byte pos + done on.
 
     Returns the bytes that target holds in the end, fewer than its length only at the end of the file. Raises OSError
     if any of the bytes cannot be read: a short result would look like the end of the file.
     """
-    mapping: AddressSpace = file.mapping
-    ra: FileRaState = file.ra
+    mapping, ra = file.mapping, file.ra
     wanted, had = len(target), done
     last_pos = pos + done if done else ra.prev_pos
     while done < wanted:
@@ -176,7 +202,7 @@ def filemap_read(file, target: CopyTarget, done: int, pos: int) -> int:
     return done
 
 
-def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
+def filemap_get_pages(file: ReadFile, pos: int, nbytes: int) -> FolioBatch:
     """Bring in pages from byte `pos` on: a batch whose first folio is uptodate and holds that byte.
 
     The batch may be empty, or not uptodate, only when pos is behind the end of the file now.
@@ -192,9 +218,10 @@ def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
         if pos >= mapping.size:
             return batch
         if len(batch) == 0:
-            batch = _read_missing(file, index, last, readahead=tries <= DIRECT_CREATE_TRIES)
-            if batch is None:
+            read = _read_missing(file, index, last, readahead=tries <= DIRECT_CREATE_TRIES)
+            if read is None:
                 continue
+            batch = read
         if batch.last_readahead:
             file.fit_window()
             _start_next_window(mapping, ra, batch, last)
@@ -209,7 +236,7 @@ def filemap_get_pages(file, pos: int, nbytes: int) -> FolioBatch:
                 return mapping.found(folio)
 
 
-def _read_missing(file, index: int, last: int, *, readahead: bool) -> FolioBatch | None:
+def _read_missing(file: ReadFile, index: int, last: int, *, readahead: bool) -> FolioBatch | None:
     """Read page `index`, and what else readahead decides up to page `last` or behind; None: look it up again.
 
     Raises OSError; a failed read damps readahead of the open file to a quarter.
@@ -224,14 +251,14 @@ def _read_missing(file, index: int, last: int, *, readahead: bool) -> FolioBatch
             if len(batch) > 0:
                 return batch
         return filemap_create_folio(mapping, index)
-    except fill.CacheFullError:
+    except CacheFullError:
         raise
     except OSError:
         ra.ra_pages //= QUARTER
         raise
 
 
-def _start_next_window(mapping: AddressSpace, ra: FileRaState, batch: FolioBatch, last: int) -> None:
+def _start_next_window(mapping: BackedMapping, ra: FileRaState, batch: FolioBatch, last: int) -> None:
     try:
         with batch.last() as folio:
             page_cache_async_ra(mapping, ra, folio.index, folio, last - folio.index)
@@ -240,7 +267,7 @@ def _start_next_window(mapping: AddressSpace, ra: FileRaState, batch: FolioBatch
         raise
 
 
-def filemap_create_folio(mapping: AddressSpace, index: int) -> FolioBatch | None:
+def filemap_create_folio(mapping: BackedMapping, index: int) -> FolioBatch | None:
     """Read one missing page into a folio of its own; None if it is to be looked up again: another thread added it, or
     the file was truncated.
 
@@ -259,7 +286,7 @@ def filemap_create_folio(mapping: AddressSpace, index: int) -> FolioBatch | None
         return mapping.found(folio)
 
 
-def filemap_update_page(mapping: AddressSpace, ra: FileRaState, folio: Folio) -> bool:
+def filemap_update_page(mapping: BackedMapping, ra: FileRaState, folio: Folio) -> bool:
     """Make a cached folio uptodate: wait for the read in flight, or read it. False: look it up again.
 
     Raises OSError: of the read that was waited for, or of one's own.
@@ -271,7 +298,7 @@ def filemap_update_page(mapping: AddressSpace, ra: FileRaState, folio: Folio) ->
     return False
 
 
-def _update_locked(mapping: AddressSpace, ra: FileRaState, folio: Folio) -> bool:
+def _update_locked(mapping: BackedMapping, ra: FileRaState, folio: Folio) -> bool:
     if folio.mapping_number != mapping.number:
         folio.unlock()
         return False
@@ -282,7 +309,7 @@ def _update_locked(mapping: AddressSpace, ra: FileRaState, folio: Folio) -> bool
     return True
 
 
-def read_folio_synchronously(mapping: AddressSpace, ra: FileRaState, folio: Folio) -> None:
+def read_folio_synchronously(mapping: BackedMapping, ra: FileRaState, folio: Folio) -> None:
     """Read one locked folio and unlock it. A failure damps readahead of the open file to a quarter."""
     try:
         fill.read_locked_folio(mapping, folio)

@@ -8,25 +8,44 @@ grows, while the folio is locked; what is dirty goes to the store later (`writeb
 """
 
 import errno
-from typing import Any
+from typing import Protocol
 
-from pagecache._core import AddressSpace, CopySource, Folio
+from pagecache._core import CopySource, Folio
 from pagecache.mm import flags
 from pagecache.mm.vm_fault import BusError, VmFault
 from pagecache.requests import fill
+from pagecache.requests.backing import BackedMapping
 from pagecache.units import MAX_FOLIO_ORDER, PAGE_SHIFT, PAGE_SIZE
 from pagecache.writeback.throttle import wait_for_dirty_room
 
 ORDER_PART = 8  # a folio that is made for a write is at most this part of what may be dirty, and of the cache
 
 
-def generic_perform_write(file: Any, source: CopySource, done: int, pos: int) -> None:
+class WrittenFile(Protocol):
+    """What writing needs to know of an open file: a `File`."""
+
+    @property
+    def mapping(self) -> BackedMapping:
+        """The cached pages of its object."""
+        ...
+
+    @property
+    def drop_behind(self) -> bool:
+        """Whether pages that it brings in leave the cache once they have been written back."""
+        ...
+
+    def _write_cached(self, source: CopySource, done: int, pos: int) -> int:
+        """Go on on the hit path. Return how much of the source is written."""
+        ...
+
+
+def generic_perform_write(file: WrittenFile, source: CopySource, done: int, pos: int) -> None:
     """Write source[done:] at byte pos + done of a file's object, all of it.
 
     Raises OSError: a page that is written in part cannot be read; no page can be had, or become dirty.
     Context: inode lock held; may wait for memory, for folio locks, for the store.
     """
-    mapping: AddressSpace = file.mapping
+    mapping = file.mapping
     while done < len(source):
         folio = write_begin(mapping, pos + done, len(source) - done, dropbehind=file.drop_behind)
         with folio:
@@ -37,7 +56,7 @@ def generic_perform_write(file: Any, source: CopySource, done: int, pos: int) ->
             wait_for_dirty_room(mapping)
 
 
-def _write_folio(mapping: AddressSpace, folio: Folio, source: CopySource, done: int, pos: int) -> int:
+def _write_folio(mapping: BackedMapping, folio: Folio, source: CopySource, done: int, pos: int) -> int:
     """Write what a locked folio holds of the rest. Returns the bytes, 0 when too much is dirty: the folio is then as
     before, or, if it was new, gone."""
     if folio.uptodate:
@@ -52,7 +71,7 @@ def _write_folio(mapping: AddressSpace, folio: Folio, source: CopySource, done: 
     return wrote
 
 
-def write_begin(mapping: AddressSpace, pos: int, nbytes: int, *, dropbehind: bool = False) -> Folio:
+def write_begin(mapping: BackedMapping, pos: int, nbytes: int, *, dropbehind: bool = False) -> Folio:
     """Return the folio that holds byte pos, locked: uptodate, or new and with nothing of it worth reading.
 
     dropbehind: a folio that has to be made leaves the cache when it has been written back.
@@ -69,7 +88,7 @@ def write_begin(mapping: AddressSpace, pos: int, nbytes: int, *, dropbehind: boo
             return folio
 
 
-def _try_to_begin(mapping: AddressSpace, pos: int, nbytes: int, dropbehind: bool) -> Folio | None:
+def _try_to_begin(mapping: BackedMapping, pos: int, nbytes: int, dropbehind: bool) -> Folio | None:
     """As `write_begin`; None: look the page up again."""
     index = pos >> PAGE_SHIFT
     folio = mapping.get_folio(index)
@@ -78,7 +97,7 @@ def _try_to_begin(mapping: AddressSpace, pos: int, nbytes: int, dropbehind: bool
     return folio if _lock_page(mapping, folio, index) else None
 
 
-def _lock_page(mapping: AddressSpace, folio: Folio, index: int) -> bool:
+def _lock_page(mapping: BackedMapping, folio: Folio, index: int) -> bool:
     """Lock a cached folio and make it uptodate. False: look the page up again; the reference is gone."""
     try:
         folio.lock()
@@ -98,7 +117,7 @@ def _lock_page(mapping: AddressSpace, folio: Folio, index: int) -> bool:
     return False
 
 
-def _read_page(mapping: AddressSpace, folio: Folio) -> None:
+def _read_page(mapping: BackedMapping, folio: Folio) -> None:
     """Read a cached folio, unless others do."""
     with mapping.shared():
         if not folio.trylock():
@@ -109,7 +128,7 @@ def _read_page(mapping: AddressSpace, folio: Folio) -> None:
             folio.unlock()
 
 
-def _create(mapping: AddressSpace, pos: int, nbytes: int, dropbehind: bool) -> Folio | None:
+def _create(mapping: BackedMapping, pos: int, nbytes: int, dropbehind: bool) -> Folio | None:
     """Add the folio of a missing page, locked, or read it in; None: look the page up again."""
     index = pos >> PAGE_SHIFT
     first = index << PAGE_SHIFT
@@ -141,7 +160,7 @@ def folio_start(index: int, folio: Folio) -> int:
     return index & ~(folio.nr_pages - 1)
 
 
-def _order_for(mapping: AddressSpace, index: int, pos: int, nbytes: int) -> int:
+def _order_for(mapping: BackedMapping, index: int, pos: int, nbytes: int) -> int:
     """Return how large a new folio may be: as large as alignment and the write allow, but a small part of the cache."""
     nr_pages = nbytes >> PAGE_SHIFT if pos == index << PAGE_SHIFT else 0
     nr_pages = min(nr_pages, mapping.segment.dirty_limits[0] // ORDER_PART, mapping.segment.nr_frames // ORDER_PART)
@@ -149,7 +168,7 @@ def _order_for(mapping: AddressSpace, index: int, pos: int, nbytes: int) -> int:
     return min(order, (index & -index).bit_length() - 1) if index else order
 
 
-def _create_and_read(mapping: AddressSpace, index: int) -> None:
+def _create_and_read(mapping: BackedMapping, index: int) -> None:
     """Read one missing page, which will be written in part."""
     with fill.alloc_folio(mapping.segment) as folio, mapping.shared():
         result = mapping.add_folio(folio, index)

@@ -2,37 +2,48 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, TypeVar, TypeVarTuple
 
 from pagecache.files.prefetch import Prefetch
 from pagecache.requests import workers
 from pagecache.stores.abandoned import Call
+from pagecache.stores.base import BackingStore, StoreHints
+
+_Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
 
 
-async def in_worker(function: Callable[..., Any], *args: Any) -> Any:
+class ReadInode(Protocol):
+    """What reads for asyncio need to know of an object: an `Inode`."""
+
+    hints: StoreHints
+
+    @property
+    def store(self) -> BackingStore | None:
+        """What serves it, if it is open."""
+        ...
+
+
+async def in_worker(function: Callable[[*_Arguments], _Result], *args: *_Arguments) -> _Result:
     """Run a blocking call in a worker and await its result. Cancelling ends the request that the call waits for, where a
     store's requests can be ended; else the call is left to end by itself."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
+    future: asyncio.Future[_Result] = loop.create_future()
     call = Call()
 
-    def settle(result: Any, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+    def settle(end: Callable[[], None]) -> None:
+        if not future.cancelled():
+            end()
 
     def task() -> None:
-        result, error = None, None
         try:
-            result = call.run(function, *args)
+            end = functools.partial(future.set_result, call.run(function, *args))
         except BaseException as failed:
-            error = failed
+            end = functools.partial(future.set_exception, failed)
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: there is nothing left to report to
-            loop.call_soon_threadsafe(settle, result, error)
+            loop.call_soon_threadsafe(settle, end)
 
     workers.caller_pool.run(task)
     try:
@@ -42,7 +53,9 @@ async def in_worker(function: Callable[..., Any], *args: Any) -> Any:
         raise
 
 
-async def blocking(in_background: bool, loop: Any, function: Callable[..., Any], *args: Any) -> Any:
+async def blocking(
+    in_background: bool, loop: object, function: Callable[[*_Arguments], _Result], *args: *_Arguments
+) -> _Result:
     """Await a blocking call: in a worker, or here, if only the caller's thread may make it.
 
     in_background: whether any thread may. loop: what the call may wait for: in this one's thread it is never made.
@@ -53,7 +66,7 @@ async def blocking(in_background: bool, loop: Any, function: Callable[..., Any],
     return function(*args)
 
 
-async def read(inode: Any, function: Callable[..., Any], *args: Any) -> Any:
+async def read(inode: ReadInode, function: Callable[[*_Arguments], _Result], *args: *_Arguments) -> _Result:
     """Await a read of an object that misses: in a worker, or here, where only the reader's thread may enter its store.
 
     A store that waits for an event loop names it as its `loop`. Context: as `blocking`.

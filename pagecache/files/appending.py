@@ -8,9 +8,10 @@ Descriptors are not opened with O_APPEND for that, as it would ignore the offset
 import contextlib
 import errno
 import os
-from typing import Any
+from typing import Protocol
 
 from pagecache import truncate
+from pagecache.requests.backing import BackedMapping
 from pagecache.units import LAST_PAGE, PAGE_SHIFT
 from pagecache.writeback.own_writes import ForeignChange, own_write
 from pagecache.writeback.passes import filemap_write_and_wait_range
@@ -18,7 +19,24 @@ from pagecache.writeback.passes import filemap_write_and_wait_range
 RWF_APPEND = getattr(os, "RWF_APPEND", 0)
 
 
-def append_to_file(inode: Any, data: memoryview) -> int | None:
+class AppendedInode(Protocol):
+    """What appending needs to know of an object: an `Inode`."""
+
+    @property
+    def mapping(self) -> BackedMapping:
+        """Its cached pages."""
+        ...
+
+    def before_change_locked(self, at_end: bool) -> None:
+        """See that others have not changed the object. Raises ForeignChange."""
+        ...
+
+    def take_anew(self) -> None:
+        """Go on with the object as it is in the store now."""
+        ...
+
+
+def append_to_file(inode: AppendedInode, data: memoryview) -> int | None:
     """Append all of the data. Returns the offset behind it, or behind what others have appended in the same moment; None:
     it cannot be done here.
 
@@ -50,7 +68,7 @@ class _TryAgain(Exception):
     """Others have changed the file since it was looked at; nothing was appended."""
 
 
-def _append_locked(inode: Any, data: memoryview) -> int:
+def _append_locked(inode: AppendedInode, data: memoryview) -> int:
     """Context: inode lock, invalidate_lock exclusive; nothing behind the last whole page is cached."""
     mapping, size, done = inode.mapping, inode.mapping.size, 0
     end = size + len(data)

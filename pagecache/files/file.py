@@ -4,18 +4,20 @@ import io
 import operator
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from pagecache import filemap, truncate, writeback
 from pagecache._core import CacheFullError, CopyTarget, FileRaState, Folio, view_of_copy
+from pagecache.buffers import Buffer
 from pagecache.files import aio
 from pagecache.files import ranges as _ranges
 from pagecache.files.inode import Inode
 from pagecache.files.prefetch import Prefetch
-from pagecache.files.reopening import reduced
+from pagecache.files.reopening import Reduced, reduced
 from pagecache.files.writing import FileWrites
-from pagecache.mm.mmap_object import map_file
+from pagecache.mm.mmap_object import Mmap, map_file
+from pagecache.mm.vma import Closable
 from pagecache.requests import fill
 from pagecache.stats.numbers import FileStats
 from pagecache.units import MAX_FOLIO_ORDER, PAGE_SHIFT, PAGE_SIZE
@@ -45,6 +47,34 @@ class CacheStat(NamedTuple):
     nr_recently_evicted: int
 
 
+_Predicate = Callable[[], bool]
+
+
+class CacheOfFiles(Protocol):
+    """What a file needs to know of the cache that it was opened through: a `PageCache`."""
+
+    @property
+    def recorder(self) -> "AccessRecorder | None":
+        """What notes the accesses, if anything does."""
+        ...
+
+    def closes_with(self, mapped: Closable) -> None:
+        """Close a map, which may outlive its file, when the cache is closed."""
+        ...
+
+    def note_closed(self, inode: Inode) -> None:
+        """Note that a file of an object was closed."""
+        ...
+
+
+class AccessRecorder(Protocol):
+    """What accesses are noted by: a `Recorder`."""
+
+    def note(self, file: "File", pos: int, nbytes: int) -> None:
+        """Note an access."""
+        ...
+
+
 class File(FileWrites):
     """A file read and written through the cache, with the contract of io.RawIOBase and positional access beside it.
 
@@ -57,7 +87,7 @@ class File(FileWrites):
 
     def __init__(self, inode: Inode, mode: str, durability: str = "write-back"):
         self.inode = inode
-        self.cache: Any = None
+        self.cache: CacheOfFiles | None = None
         self.mode = mode
         self.durability = durability
         self.no_reuse = False
@@ -242,7 +272,7 @@ class File(FileWrites):
             offset += len(view)
             yield view
 
-    def mmap(self, length: int = 0, offset: int = 0, access: int = ACCESS_READ) -> Any:
+    def mmap(self, length: int = 0, offset: int = 0, access: int = ACCESS_READ) -> Mmap:
         """Map the file: an object with the interface of the standard library's mmap.mmap.
 
         length: bytes, 0 for all up to the end. offset: bytes, a multiple of the page size. access: ACCESS_READ,
@@ -291,7 +321,7 @@ class File(FileWrites):
         """The size of the object, as far as the cache knows (bytes)."""
         return self.mapping.size
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> Reduced:
         """Pickle how to open the file again, its mode and position; never contents. Raises ValueError when closed."""
         return reduced(self, self.tell(), {})
 
@@ -339,7 +369,7 @@ class File(FileWrites):
                 self.cache.note_closed(self.inode)
         return was_open
 
-    def __del__(self, _warn: Any = warnings.warn, _is_finalizing: Any = sys.is_finalizing) -> None:
+    def __del__(self, _warn: Callable[..., None] = warnings.warn, _is_finalizing: _Predicate = sys.is_finalizing) -> None:
         if not self.closed:
             if not self.mapping.segment.dead:
                 _warn(f"unclosed cached file {self.name!r}", ResourceWarning, stacklevel=2, source=self)
@@ -424,7 +454,7 @@ class File(FileWrites):
         data = self.pread_cached(nbytes, offset)
         return data if data is not None else await aio.read(self.inode, self.pread, nbytes, offset)
 
-    async def preadinto_async(self, buffer: Any, offset: int) -> int:
+    async def preadinto_async(self, buffer: Buffer, offset: int) -> int:
         """As `preadinto`, for asyncio. The buffer belongs to the read until it has ended."""
         nbytes = memoryview(buffer).nbytes
         if self.mapping.all_cached(offset, min(nbytes, max(0, self.mapping.size - offset))):

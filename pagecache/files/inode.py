@@ -6,7 +6,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from pagecache import _core, truncate, writeback
 from pagecache._core import AddressSpace, Mutex, Segment
@@ -19,9 +19,10 @@ from pagecache.requests.replicas import replicate_of
 from pagecache.requests.workers import RequestQueue
 from pagecache.stats.numbers import FileStats, read_file_stats
 from pagecache.stats.sources import SourceTotals, add_counts, counts_of
-from pagecache.stores.base import hints_of
+from pagecache.stores.base import BackingStore, WritableStore, hints_of, is_writable
+from pagecache.stores.validators import Version
 from pagecache.units import LAST_PAGE, PAGE_SHIFT
-from pagecache.writeback.flusher import is_dirty
+from pagecache.writeback.flusher import Flusher, is_dirty
 from pagecache.writeback.own_writes import ForeignChange, own_write
 from pagecache.writeback.passes import WritebackControl
 
@@ -32,9 +33,10 @@ _Result = TypeVar("_Result")
 logger = logging.getLogger("pagecache")
 
 
-def is_writable(store: Any) -> bool:
-    """Whether a store can be changed."""
-    return store is not None and hasattr(store, "writev") and bool(getattr(store, "writable", True))
+class ImmutableStore(BackingStore, Protocol):
+    """A store of an object that never changes: what is known of it is never asked for again."""
+
+    known_version: Version | None
 
 
 def _weakly(method: Callable[[], _Result], otherwise: _Result) -> Callable[[], _Result]:
@@ -66,10 +68,10 @@ class Inode(ObjectVersion):
         self,
         segment: Segment,
         streams: Streams,
-        flusher: Any,
+        flusher: Flusher | None,
         keeps_failed: bool,
         totals: SourceTotals | None,
-        store: Any,
+        store: BackingStore,
     ):
         super().__init__()
         self.streams = streams
@@ -77,7 +79,7 @@ class Inode(ObjectVersion):
         self.keeps_failed = keeps_failed
         self.nr_writers = 0
         self._sync_lock = Mutex()
-        self._window_of: Any = None  # what `_window_pages` was made of
+        self._window_of: tuple[Backing, int, int, int] | None = None  # what `_window_pages` was made of
         self._window_pages = 1
         self.name = str(getattr(store, "name", store.key))
         self.mapping = AddressSpace(segment, self.name)
@@ -87,17 +89,17 @@ class Inode(ObjectVersion):
         self.nr_no_reuse = 0  # files open that were advised FADV_NOREUSE
         self._priority = "normal"
         self._lock = Mutex()  # a collected file may release the object anywhere
-        self._retired: list[Any] = []
+        self._retired: list[BackingStore] = []
         self.totals = totals or SourceTotals()
-        self.counted: list[Any] = []  # stores that are open and count their sources
+        self.counted: list[BackingStore] = []  # stores that are open and count their sources
         self._closed_counts: dict[str, int] = {}
-        self.store: Any = None
-        self.known_version: Any = None  # what the last store knew of the object when it was given up
+        self.store: BackingStore | None = None
+        self.known_version: Version | None = None  # what the last store knew of the object when it was given up
         self._use(store)
         self._take_version()
         self.mapping.size = size_of(store)
 
-    def _use(self, store: Any) -> None:
+    def _use(self, store: BackingStore) -> None:
         """Serve the object by this store from now on: it has the version that is cached, if anything is."""
         hints = hints_of(store)
         self.hints = hints
@@ -115,8 +117,10 @@ class Inode(ObjectVersion):
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
         if self.store is not None:
             self._retired.append(self.store)
-        if getattr(store, "is_immutable", False) and store.known_version is None:
-            store.known_version = self.known_version
+        if getattr(store, "is_immutable", False):
+            immutable = cast(ImmutableStore, store)
+            if immutable.known_version is None:
+                immutable.known_version = self.known_version
         self.store = store
         self._note_name()
         if hasattr(store, "source_counts"):
@@ -198,7 +202,7 @@ class Inode(ObjectVersion):
 
     def _truncate_store(self, size: int) -> None:
         with own_write(self.mapping, size):
-            self.store.truncate(size)
+            cast(WritableStore, self.store).truncate(size)
 
     def _follow_store(self, size: int) -> None:
         """Do in the cache what the store has done; an interrupt has to wait for that, which waits for nothing."""
@@ -238,13 +242,13 @@ class Inode(ObjectVersion):
         mapping.size = old_size
         had = mapping.disk_size
         try:
-            mapping.disk_size = size_of(self.store)
+            mapping.disk_size = size_of(self._serving)
         except OSError:  # it cannot even say: nothing is taken for lost
             mapping.disk_size = had
         if mapping.disk_size < had:
             truncate.truncate_setsize(mapping, max(size, mapping.disk_size))
 
-    def punch_hole(self, file: Any, offset: int, nbytes: int) -> None:
+    def punch_hole(self, file: write.WrittenFile, offset: int, nbytes: int) -> None:
         """Make a byte range read as zeros, in cache and store. Raises OSError; then the bytes are as before."""
         mapping = self.mapping
         with mapping.inode_locked():
@@ -282,7 +286,7 @@ class Inode(ObjectVersion):
             raise
         return True
 
-    def _write_zeros(self, file: Any, offset: int, end: int) -> None:
+    def _write_zeros(self, file: write.WrittenFile, offset: int, end: int) -> None:
         """Write zeros where the store knows no holes. Context: inode lock held."""
         while offset < end:
             zeros = bytes(min(ZEROS, end - offset))
@@ -377,7 +381,7 @@ class Inode(ObjectVersion):
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def acquire(self, store: Any = None, *, writes: bool = False) -> None:
+    def acquire(self, store: BackingStore | None = None, *, writes: bool = False) -> None:
         """Count one more open file, which brings a store of its own, if it is not open on another one's.
 
         writes: it may make pages dirty.
@@ -386,8 +390,8 @@ class Inode(ObjectVersion):
         """
         with self._lock.held():
             surplus = store if store is not self.store else None
-            if surplus is not None and (self.store is None or (is_writable(store) and not self.writable)):
-                self._use(store)
+            if surplus is not None and (self.store is None or (is_writable(surplus) and not self.writable)):
+                self._use(surplus)
                 surplus = None
             self.nr_open += 1
             self._apply_priority()

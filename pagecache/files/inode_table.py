@@ -8,15 +8,14 @@ are known. Nothing is forgotten that is dirty, or not durable yet.
 import errno
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import mmh3
 
 from pagecache import truncate
 from pagecache._core import Mutex
 from pagecache.files.inode import Inode
-from pagecache.stores.base import is_within
+from pagecache.stores.base import BackingStore, is_within
 from pagecache.weak_members import WeakMembers
 from pagecache.writeback.flusher import is_dirty
 
@@ -26,7 +25,7 @@ FORGET_TRIES = 64
 logger = logging.getLogger("pagecache")
 
 
-def hash_of(key: Any) -> bytes:
+def hash_of(key: str) -> bytes:
     """Return the hash under which the object of a store's key is known."""
     return mmh3.hash_bytes(str(key))
 
@@ -37,18 +36,18 @@ class InodeTable:
     Context: any thread.
     """
 
-    def __init__(self, make: Callable[[Any], Inode]):
+    def __init__(self, make: Callable[[BackingStore], Inode]):
         self.lock = Mutex()
         self._make = make
         self._inodes: dict[bytes, Inode] = {}
         self._idle: OrderedDict[bytes, None] = OrderedDict()  # perhaps closed; the one closed longest ago first
         self._all: WeakMembers[Inode] = WeakMembers()
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Inode]:
         """Iterate over the objects that are open or cached, forgotten ones that are open too."""
         return iter(self._all)
 
-    def find(self, key: Any) -> Inode | None:
+    def find(self, key: str) -> Inode | None:
         """Return the object that a store's key names, if it is open or cached."""
         inode = self._inodes.get(hash_of(key))
         return inode if inode is not None and inode.mapping.key == key else None
@@ -60,7 +59,7 @@ class InodeTable:
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
-    def acquire(self, store: Any, *, writes: bool = False) -> Inode:
+    def acquire(self, store: BackingStore, *, writes: bool = False) -> Inode:
         """Return the shared inode of a store's key and version, counted as open once more."""
         key = hash_of(store.key)
         while True:
@@ -76,7 +75,7 @@ class InodeTable:
                 inode = None
             _give_up(dropped)
 
-    def _shared(self, key: bytes, store: Any, writes: bool) -> Inode:
+    def _shared(self, key: bytes, store: BackingStore, writes: bool) -> Inode:
         """Return the inode of a key, made if there is none for this store, counted as open. Context: self.lock held."""
         inode = self._inodes.get(key)
         if inode is None or inode.mapping.key != store.key:
@@ -86,12 +85,12 @@ class InodeTable:
         inode.acquire(store, writes=writes)
         return inode
 
-    def acquire_again(self, inode: Inode, store: Any, *, writes: bool = False) -> None:
+    def acquire_again(self, inode: Inode, store: BackingStore | None, *, writes: bool = False) -> None:
         """Count an inode that is open as open once more. store: another one of the object, or None."""
         with self.lock.held():
             inode.acquire(store, writes=writes)
 
-    def _new(self, store: Any) -> Inode:
+    def _new(self, store: BackingStore) -> Inode:
         """Return an inode for a store. One that was forgotten may be held for a moment by a look at all: then others
         are forgotten too, if any is idle. Raises OSError (ENFILE). Context: self.lock held."""
         for _ in range(LOOKS):

@@ -13,11 +13,14 @@ import errno
 import operator
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from pagecache import _core, truncate
-from pagecache._core import STAMP_DOUBTFUL, STAMP_SAME, AddressSpace
+from pagecache._core import STAMP_DOUBTFUL, STAMP_SAME
 from pagecache.requests import fill
+from pagecache.requests.backing import BackedMapping
+from pagecache.stores.base import BackingStore
+from pagecache.stores.validators import Version
 from pagecache.units import LAST_PAGE, PAGE_SHIFT
 from pagecache.writeback.flusher import is_dirty
 from pagecache.writeback.own_writes import ForeignChange, foreign_change
@@ -26,37 +29,50 @@ SIZE_MAX = (1 << 63) - 1
 ALL_ON_DISK = (1 << 64) - 1
 COMPARED_PAGES_MAX = 16384  # 64 MiB; above that reading what is wanted again costs less than comparing all
 _Result = TypeVar("_Result")
+Attributes = tuple[int, int, int, int, str | bool]  # mode, owner, group, names; its name, or whether it has its own
+
+
+class DescriptorStore(BackingStore, Protocol):
+    """A store that is read through an open file of the system."""
+
+    fd: int
 
 
 class ObjectVersion:
     """The side of an `Inode` that knows which version its pages are of."""
 
-    mapping: AddressSpace
-    store: Any
-    known_version: Any
+    mapping: BackedMapping
+    store: BackingStore | None
+    known_version: Version | None
     nr_open: int
 
     def __init__(self) -> None:
         self.nr_versions = 0  # how often a version was taken for that of the cached bytes
-        self._attributes: Any = None  # of the local file, when that was last done
+        self._attributes: Attributes | None = None  # of the local file, when that was last done
+
+    @property
+    def _serving(self) -> BackingStore:
+        """The store of an object that is open."""
+        assert self.store is not None
+        return self.store
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    def is_version(self, store: Any) -> bool:
+    def is_version(self, store: BackingStore) -> bool:
         """Whether another store of the same key has the bytes that are cached here."""
         if getattr(store, "is_immutable", False):  # its user promises that it never changes
             known = self.known_version if self.store is None else getattr(self.store, "known_version", None)
             return known is None or known.validator in (None, self.mapping.validator)
         return self.mapping.validator is not None and self.mapping.backing.is_current(self.mapping, store)
 
-    def serves(self, store: Any) -> bool:
+    def serves(self, store: BackingStore) -> bool:
         """Whether a file opened on another store of the same key shares the pages: they are one version, or that is not
         known, and the object is in use."""
         if self.mapping.validator is None:
             return self.nr_open > 0 or is_dirty(self)
         return self.is_version(store)
 
-    def is_doubtful(self, store: Any) -> bool:
+    def is_doubtful(self, store: BackingStore) -> bool:
         """Whether only `look_closer` can see if another store of the same key has the bytes that are cached here. For an
         object that is not used it is not worth it."""
         fd = getattr(store, "fd", -1)
@@ -99,7 +115,7 @@ class ObjectVersion:
             state = mapping.stamp_state()
             if state != STAMP_DOUBTFUL:
                 return state == STAMP_SAME
-            status, attributes = os.fstat(mapping.fd), attributes_of(self.store)
+            status, attributes = os.fstat(mapping.fd), self._attributes_of_file()
             stamp = mapping.stamp
             if (status.st_mtime_ns, status.st_size) != (stamp[0], stamp[2]):
                 return False
@@ -116,10 +132,10 @@ class ObjectVersion:
         """Take the store's present version for that of the cached bytes. Size and bytes are read afterwards."""
         mapping = self.mapping
         before = mapping.stamp if mapping.fd >= 0 else mapping.validator
-        mapping.validator = self.store.validator()
+        mapping.validator = self._serving.validator()
         mapping.backing.has_lost_version = False
         if mapping.fd >= 0:
-            self._attributes = attributes_of(self.store)
+            self._attributes = self._attributes_of_file()
             mapping.take_stamp()
         if before != (mapping.stamp if mapping.fd >= 0 else mapping.validator):
             self._note_version()
@@ -127,7 +143,10 @@ class ObjectVersion:
     def _note_name(self) -> None:
         """Note by which name the file is known from now on: another descriptor may be of another name."""
         if self._attributes is not None and isinstance(getattr(self.store, "fd", None), int):
-            self._attributes = (*self._attributes[:-1], attributes_of(self.store)[-1])
+            self._attributes = (*self._attributes[:-1], self._attributes_of_file()[-1])
+
+    def _attributes_of_file(self) -> Attributes:
+        return attributes_of(cast(DescriptorStore, self.store))
 
     def _note_version(self) -> None:
         """Have reads that are under way start over: what they have copied may be of another version."""
@@ -139,7 +158,7 @@ class ObjectVersion:
         exclusive. Raises OSError (EBUSY)."""
         truncate.invalidate_inode_pages2_range(self.mapping, 0, LAST_PAGE)
         self._take_version()
-        self.mapping.size = size_of(self.store)
+        self.mapping.size = size_of(self._serving)
         self.mapping.disk_size = ALL_ON_DISK
 
     def invalidate(self, offset: int = 0, length: int = 0, *, discard: bool = False) -> None:
@@ -166,7 +185,7 @@ class ObjectVersion:
     def before_change_locked(self, at_end: bool) -> None:
         """The same. Context: invalidate_lock exclusive, too."""
         mapping = self.mapping
-        if self._is_current() and (mapping.validator is not None or size_of(self.store) == self._known_size()):
+        if self._is_current() and (mapping.validator is not None or size_of(self._serving) == self._known_size()):
             return
         if not at_end or is_dirty(self):
             raise foreign_change(mapping)
@@ -194,7 +213,7 @@ class ObjectVersion:
                     raise
 
 
-def size_of(store: Any) -> int:
+def size_of(store: BackingStore) -> int:
     """Return the size of a store's object (bytes). Raises TypeError and ValueError for what is no size."""
     try:
         size = operator.index(store.size())
@@ -205,11 +224,11 @@ def size_of(store: Any) -> int:
     return size
 
 
-def attributes_of(store: Any) -> tuple[Any, ...]:
+def attributes_of(store: DescriptorStore) -> Attributes:
     """Return what of an open local file explains why its ctime has moved though its bytes are the same."""
     status = os.fstat(store.fd)
     try:
-        name: Any = os.readlink(f"/proc/self/fd/{store.fd}")
+        name: str | bool = os.readlink(f"/proc/self/fd/{store.fd}")
     except OSError:
         name = _is_named(status, getattr(store, "path", ""))
     return status.st_mode, status.st_uid, status.st_gid, status.st_nlink, name
@@ -223,7 +242,7 @@ def _is_named(status: os.stat_result, path: str) -> bool:
         return False
 
 
-def agrees_with_file(mapping: AddressSpace) -> bool:
+def agrees_with_file(mapping: BackedMapping) -> bool:
     """Whether the clean cached pages of a local file have its bytes; more than a certain amount is dropped instead.
 
     Raises OSError. Context: invalidate_lock exclusive, store_lock held; reads the file, waits for folio locks.

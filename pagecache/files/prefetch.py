@@ -5,10 +5,10 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from pagecache._core import AddressSpace, EventCount, Mutex
+from pagecache._core import EventCount, Mutex
 from pagecache.requests import submit, workers
+from pagecache.requests.backing import BackedMapping, Backing
 from pagecache.units import PAGE_SHIFT
 
 
@@ -20,7 +20,7 @@ class Prefetch:
     is read before this returns, in the calling thread.
     """
 
-    def __init__(self, mapping: AddressSpace, first: int, last: int):
+    def __init__(self, mapping: BackedMapping, first: int, last: int):
         self._mapping = mapping
         self._lock = Mutex()
         self._changed = EventCount()
@@ -41,7 +41,7 @@ class Prefetch:
             self.cancel()
             raise
 
-    def _start(self, backing: Any) -> None:
+    def _start(self, backing: Backing) -> None:
         if not backing.hints.background_reads:
             self._read_chunks(0)
             return
@@ -167,7 +167,7 @@ class Prefetch:
         return f"<Prefetch {self.nr_pages_done} of {self.nr_pages} pages>"
 
 
-def read_missing(mapping: AddressSpace, start: int, end: int) -> None:
+def read_missing(mapping: BackedMapping, start: int, end: int) -> None:
     """Read the pages start..end (inclusive) that are not cached, in the calling thread. Raises OSError.
 
     Context: takes invalidate_lock shared, and a place behind those that others wait for.

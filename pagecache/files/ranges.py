@@ -6,17 +6,17 @@ than is wanted; for any other, 64 KiB.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Protocol
 
-from pagecache._core import AddressSpace
 from pagecache.requests import submit
+from pagecache.requests.backing import BackedMapping
 from pagecache.units import PAGE_SHIFT
 
 HOLE_SIZE = 64 * 1024  # bytes; a cached or unwanted gap up to this size is read through in any case
 
 
 def missing_runs(
-    mapping: AddressSpace, ranges: Sequence[tuple[int, int]], hole_size: int | None = None
+    mapping: BackedMapping, ranges: Sequence[tuple[int, int]], hole_size: int | None = None
 ) -> list[tuple[int, int]]:
     """Return the runs of pages (first, last) that ranges of (offset, nbytes) lack: in order, joined over holes.
 
@@ -47,7 +47,7 @@ def missing_runs(
 class _Holes:
     """Which holes are read through. All sizes are pages."""
 
-    def __init__(self, mapping: AddressSpace, hole_size: int | None):
+    def __init__(self, mapping: BackedMapping, hole_size: int | None):
         self._always = (HOLE_SIZE if hole_size is None else hole_size) >> PAGE_SHIFT
         backing = mapping.backing
         is_worth_more = hole_size is None and mapping.fd < 0 and backing.is_far()
@@ -71,16 +71,16 @@ class _Holes:
         return True
 
 
-def _nr_cached(mapping: AddressSpace, first: int, last: int) -> int:
+def _nr_cached(mapping: BackedMapping, first: int, last: int) -> int:
     return mapping.next_gap(first, last - first + 1) - first
 
 
-def _gap_end(mapping: AddressSpace, first: int, last: int) -> int:
+def _gap_end(mapping: BackedMapping, first: int, last: int) -> int:
     """Return the last page of the gap that begins at `first`."""
     return min(last, mapping.next_present(first, last) - 1)
 
 
-def fetch(mapping: AddressSpace, runs: Sequence[tuple[int, int]]) -> None:
+def fetch(mapping: BackedMapping, runs: Sequence[tuple[int, int]]) -> None:
     """Start reading runs of pages; the copy of the bytes waits for them, and reports the errors."""
     step = max(1, mapping.backing.request_bytes() >> PAGE_SHIFT)
     if runs and mapping.backing.reads_whole(mapping):
@@ -114,7 +114,20 @@ def groups_of(ranges: Sequence[tuple[int, int]], budget: int) -> Iterator[Sequen
     yield ranges[start:]
 
 
-def read_many(file: Any, ranges: Sequence[tuple[int, int]], hole_size: int | None) -> list[bytes]:
+class ReadFile(Protocol):
+    """What reading many ranges needs to know of an open file: a `File`."""
+
+    @property
+    def mapping(self) -> BackedMapping:
+        """The cached pages of its object."""
+        ...
+
+    def pread(self, nbytes: int, offset: int, /) -> bytes:
+        """Read a range."""
+        ...
+
+
+def read_many(file: ReadFile, ranges: Sequence[tuple[int, int]], hole_size: int | None) -> list[bytes]:
     """Return the bytes of each (offset, nbytes), in order: in groups that fit into half of the cache.
 
     hole_size: bytes; None: as is worth it for the store. Raises ValueError for negative numbers, OSError.
@@ -124,7 +137,8 @@ def read_many(file: Any, ranges: Sequence[tuple[int, int]], hole_size: int | Non
     for offset, nbytes in ranges:
         if offset < 0 or nbytes < 0:
             raise ValueError(f"range ({offset}, {nbytes}) is negative")
-    mapping, out = file.mapping, []
+    mapping = file.mapping
+    out: list[bytes] = []
     budget = mapping.segment.nr_frames // 2
     for group in groups_of(ranges, budget):
         runs = missing_runs(mapping, group, hole_size) if len(group) > 1 else []

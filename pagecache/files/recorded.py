@@ -5,14 +5,17 @@ hit path knows nothing of recording.  Pages of different objects get numbers far
 """
 
 import io
+import operator
 import struct
 import zipfile
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import Protocol, SupportsIndex
 
 from pagecache._core import Mutex
+from pagecache.buffers import Buffer
 from pagecache.files.file import File
+from pagecache.files.inode import Inode
 from pagecache.units import PAGE_SHIFT
 
 OBJECT_SHIFT = 30  # pages of one object: 4 TiB
@@ -22,58 +25,66 @@ FORMATS = (".npz", ".npy", ".txt")
 class RecordedFile(File):
     """A file whose accesses are noted; same layout and behaviour."""
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
+    def __init__(self, inode: Inode, mode: str, durability: str = "write-back"):
+        super().__init__(inode, mode, durability)
         self.notes_lines = True
 
-    def _note(self, pos: int, nbytes: int) -> None:
-        recorder = self.cache.recorder
+    def _note(self, pos: SupportsIndex, nbytes: int) -> None:
+        recorder = self.cache.recorder if self.cache is not None else None
         if recorder is not None and nbytes > 0:
-            recorder.note(self, pos, nbytes)
+            recorder.note(self, operator.index(pos), nbytes)
 
-    def pread(self, nbytes: int, offset: int) -> bytes:
+    def pread(self, nbytes: SupportsIndex, offset: SupportsIndex) -> bytes:
         """As File.pread."""
         data = super().pread(nbytes, offset)
         self._note(offset, len(data))
         return data
 
-    def preadinto(self, buffer: Any, offset: int) -> int:
+    def preadinto(self, buffer: Buffer, offset: SupportsIndex) -> int:
         """As File.preadinto."""
         got = super().preadinto(buffer, offset)
         self._note(offset, got)
         return got
 
-    def view(self, nbytes: int, offset: int) -> memoryview:
+    def view(self, nbytes: SupportsIndex, offset: SupportsIndex) -> memoryview:
         """As File.view."""
         seen = super().view(nbytes, offset)
         self._note(offset, seen.nbytes)
         return seen
 
-    def read(self, size: int | None = -1, /) -> bytes:
+    def read(self, size: SupportsIndex | None = -1, /) -> bytes:
         """As File.read."""
         pos = self.tell()
         data = super().read(size)
         self._note(pos, len(data))
         return data
 
-    def readinto(self, buffer: Any, /) -> int:
+    def readinto(self, buffer: Buffer, /) -> int:
         """As File.readinto."""
         pos = self.tell()
         got = super().readinto(buffer)
         self._note(pos, got)
         return got
 
-    def pwrite(self, data: Any, offset: int) -> int:
+    def pwrite(self, data: Buffer, offset: SupportsIndex) -> int:
         """As File.pwrite."""
         took = super().pwrite(data, offset)
         self._note(offset, took)
         return took
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: Buffer, /) -> int:
         """As File.write."""
         took = super().write(data)
         self._note(self.tell() - took, took)
         return took
+
+
+class RecordedCache(Protocol):
+    """What a recorder needs to know of the cache: a `PageCache`."""
+
+    def end_recording(self, recorder: "Recorder") -> None:
+        """Have files note nothing any more."""
+        ...
 
 
 class Recorder:
@@ -85,7 +96,7 @@ class Recorder:
     they do for eviction. Raises ValueError for another kind of file, or when the cache is recorded already.
     """
 
-    def __init__(self, cache: Any, path: str | Path):
+    def __init__(self, cache: RecordedCache, path: str | Path):
         self.path = Path(path)
         if self.path.suffix not in FORMATS:
             raise ValueError(f"cannot record into {str(path)!r}: the name must end in {', '.join(FORMATS)}")
@@ -130,7 +141,7 @@ class Recorder:
         self.stop()
 
 
-def write_trace(path: Path, pages: array) -> None:
+def write_trace(path: Path, pages: "array[int]") -> None:
     """Write page numbers (unsigned 64-bit) as .npz (key `pages`), .npy or text, by the name's ending."""
     if path.suffix == ".txt":
         with path.open("w", encoding="ascii") as text:

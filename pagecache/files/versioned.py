@@ -5,11 +5,15 @@ import errno
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pagecache._core import Mutex, Position
+from pagecache.buffers import Buffer
 from pagecache.files import aio
 from pagecache.files.file import File
+from pagecache.files.inode import Inode
+from pagecache.files.reopening import Reduced, reduced
+from pagecache.stores.base import BackingStore
 from pagecache.stores.validators import Version
 
 CHANGES_MAX = 8  # replacements during one read call after which it gives up
@@ -69,8 +73,9 @@ class VersionedFile:
         checked_at = max(known.checked_at, self._checked_at) if isinstance(known, Version) else self._checked_at
         if self._max_age_s and now - checked_at < self._max_age_s:
             return
-        if hasattr(store, "refresh"):
-            store.refresh()
+        refresh = getattr(store, "refresh", None)
+        if refresh is not None:
+            refresh()
         file.inode.raise_if_changed(0)
         self._checked_at = now
 
@@ -103,7 +108,7 @@ class VersionedFile:
         """As File.pread."""
         return self.with_one_version(lambda file: file.pread(nbytes, offset))
 
-    def preadinto(self, buffer: Any, offset: int) -> int:
+    def preadinto(self, buffer: Buffer, offset: int) -> int:
         """As File.preadinto."""
         return self.with_one_version(lambda file: file.preadinto(buffer, offset))
 
@@ -122,9 +127,9 @@ class VersionedFile:
         views = self.with_one_version(lambda file: _begun(file.iter_views(nbytes, offset)))
         yield from views
 
-    def preadv_many(self, ranges: Sequence[tuple[int, int]], **options: Any) -> list[bytes]:
+    def preadv_many(self, ranges: Sequence[tuple[int, int]], *, hole_size: int | None = None) -> list[bytes]:
         """As File.preadv_many."""
-        return self.with_one_version(lambda file: file.preadv_many(ranges, **options))
+        return self.with_one_version(lambda file: file.preadv_many(ranges, hole_size=hole_size))
 
     def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """As File.get_byte_ranges."""
@@ -135,19 +140,18 @@ class VersionedFile:
         data = self.pread_cached(nbytes, offset)
         return data if data is not None else await aio.read(self._file.inode, self.pread, nbytes, offset)
 
-    async def preadinto_async(self, buffer: Any, offset: int) -> int:
+    async def preadinto_async(self, buffer: Buffer, offset: int) -> int:
         """As File.preadinto_async."""
         return await aio.read(self._file.inode, self.preadinto, buffer, offset)
 
     # -- reads at the position -------------------------------------------------------------------------------------------
 
-    def _at_position(self, method: str, *args: Any) -> Any:
-        """Call a method of the plain File that begins at the position."""
+    def _at_position(self, read: Callable[[File], _Result]) -> _Result:
+        """Have the plain File read from the position on."""
 
-        def call(file: File) -> tuple[Any, int]:
+        def call(file: File) -> tuple[_Result, int]:
             file.seek(start)
-            result = getattr(file, method)(*args)
-            return result, file.tell()
+            return read(file), file.tell()
 
         with self._position_lock.held():
             own = self._position.own()
@@ -160,7 +164,7 @@ class VersionedFile:
         """As File.read."""
         own = self._position.own()
         if own is None or size is None or size < 0:
-            data: bytes = self._at_position("read", size)
+            data = self._at_position(lambda file: file.read(size))
         else:
             data = self.pread(size, own)
             self._position.move(True, own + len(data))
@@ -168,13 +172,13 @@ class VersionedFile:
 
     def readall(self) -> bytes:
         """As File.readall."""
-        return self._at_position("readall")
+        return self._at_position(lambda file: file.readall())
 
-    def readinto(self, buffer: Any, /) -> int:
+    def readinto(self, buffer: Buffer, /) -> int:
         """As File.readinto."""
         own = self._position.own()
         if own is None:
-            got: int = self._at_position("readinto", buffer)
+            got = self._at_position(lambda file: file.readinto(buffer))
         else:
             got = self.preadinto(buffer, own)
             self._position.move(True, own + got)
@@ -182,11 +186,11 @@ class VersionedFile:
 
     def readline(self, size: int | None = -1, /) -> bytes:
         """As File.readline."""
-        return self._at_position("readline", size)
+        return self._at_position(lambda file: file.readline(size))
 
     def readlines(self, hint: int | None = -1, /) -> list[bytes]:
         """As File.readlines."""
-        return self._at_position("readlines", hint)
+        return self._at_position(lambda file: file.readlines(hint))
 
     def __iter__(self) -> Iterator[bytes]:
         self._file.tell()
@@ -250,9 +254,7 @@ class VersionedFile:
     async def __aexit__(self, *exc: object) -> None:
         await aio.in_worker(self.close)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        from pagecache.files.reopening import reduced
-
+    def __reduce__(self) -> Reduced:
         on_change = "reload" if self._reloads else "error"
         recheck = True if self._max_age_s == 0 else "open" if self._max_age_s is None else self._max_age_s
         return reduced(self._file, self._position.tell(), {"recheck": recheck, "on_change": on_change})
@@ -261,12 +263,12 @@ class VersionedFile:
         return f"<Versioned{repr(self._file)[1:]}"
 
 
-def copy_of_store(inode: Any) -> Any:
+def copy_of_store(inode: Inode) -> BackingStore:
     """Return a copy of the store that serves an object, which is open: its own copy may need that."""
     while True:
         store = inode.store
         try:
-            return copy.copy(store)
+            return cast(BackingStore, copy.copy(store))
         except Exception:
             if inode.store is store:  # else it was closed meanwhile, because another one serves
                 raise

@@ -3,12 +3,14 @@
 import io
 import operator
 from collections.abc import Iterable
-from typing import Any
 
 from pagecache import writeback
 from pagecache._core import CopySource, FileLines
+from pagecache.buffers import Buffer
 from pagecache.filemap import write
 from pagecache.files.appending import append_to_file
+from pagecache.files.inode import Inode
+from pagecache.requests.backing import BackedMapping
 from pagecache.units import PAGE_SHIFT
 
 DURABILITY = ("write-back", "write-through", "dsync", "sync")
@@ -17,7 +19,9 @@ DURABILITY = ("write-back", "write-through", "dsync", "sync")
 class FileWrites(FileLines):
     """What `File` adds for writing; the hot part is in the extension type."""
 
-    inode: Any
+    inode: Inode
+    mapping: BackedMapping
+    drop_behind: bool
     durability: str
 
     # -- checks --------------------------------------------------------------------------------------------------------
@@ -42,7 +46,7 @@ class FileWrites(FileLines):
     def _write_slow(self, source: CopySource, done: int, pos: int) -> None:
         write.generic_perform_write(self, source, done, pos)
 
-    def _append_through(self, data: Any) -> int | None:
+    def _append_through(self, data: Buffer) -> int | None:
         """Append in one step with finding the end. Returns the offset behind the data; None: it is to be written as other
         data is."""
         end = append_to_file(self.inode, memoryview(data).cast("B"))
@@ -83,7 +87,7 @@ class FileWrites(FileLines):
 
     # -- public --------------------------------------------------------------------------------------------------------
 
-    def writelines(self, lines: Iterable[Any], /) -> None:
+    def writelines(self, lines: Iterable[Buffer], /) -> None:
         """Write each of several buffers at the position, as `write`."""
         self._check_writable()
         for line in lines:

@@ -8,12 +8,12 @@ page only costs another fault.
 
 import errno
 import mmap as _mmap
-from typing import Any
 
 from sortedcontainers import SortedDict
 
 from pagecache import readahead
 from pagecache._core import CopySource, CopyTarget, copy_source, new_target
+from pagecache.buffers import Buffer
 from pagecache.mm.flags import (
     FAULT_FLAG_DEFAULT,
     FAULT_FLAG_MISSED,
@@ -37,7 +37,8 @@ from pagecache.mm.flags import (
 from pagecache.mm.mmap_lock import MmapLock
 from pagecache.mm.page_faults import PTRS_PER_PTE, handle_fault, not_writable
 from pagecache.mm.vm_fault import VmFault
-from pagecache.mm.vma import MappedFile, VirtualMemoryArea, maps_of
+from pagecache.mm.vma import MappableFile, MappedFile, VirtualMemoryArea, maps_of
+from pagecache.requests.backing import BackedMapping
 from pagecache.units import PAGE_SHIFT, PAGE_SIZE
 from pagecache.writeback.throttle import balance_dirty_pages
 
@@ -86,7 +87,7 @@ class MemoryMap:
 
     def mmap(
         self,
-        file: Any,
+        file: MappableFile,
         length: int,
         prot: int = _mmap.PROT_READ,
         flags: int = _mmap.MAP_SHARED,
@@ -272,7 +273,7 @@ class MemoryMap:
         finally:
             self.mmap_lock.unlock_shared()
 
-    def write(self, address: int, data: Any) -> None:
+    def write(self, address: int, data: Buffer) -> None:
         """Store bytes at an address: into the object, or, in a private area, into the map alone.
 
         Raises as `read`, and PermissionError (EACCES) where the area may not be written; what was stored before stays.
@@ -295,7 +296,9 @@ class MemoryMap:
         if mapping is not None:
             balance_dirty_pages(mapping, (nbytes >> PAGE_SHIFT) + 1)
 
-    def _write_present(self, source: CopySource, done: int, address: int, nbytes: int) -> tuple[int, Any]:
+    def _write_present(
+        self, source: CopySource, done: int, address: int, nbytes: int
+    ) -> "tuple[int, BackedMapping | None]":
         try:
             self.mmap_lock.lock_shared()
             vma = self.vma_lookup(address)

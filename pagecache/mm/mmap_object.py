@@ -7,11 +7,12 @@ changes.  A page that is mapped is read through its translation alone; any other
 import mmap as _mmap
 from collections.abc import Iterator
 from operator import index as _index
-from typing import Any
+from typing import SupportsIndex, cast, overload
 
 from pagecache._core import Mutex, new_target
+from pagecache.buffers import Buffer
 from pagecache.mm.memory_map import MemoryMap
-from pagecache.mm.vma import VirtualMemoryArea
+from pagecache.mm.vma import MappableFile, VirtualMemoryArea
 from pagecache.units import PAGE_SIZE
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
@@ -28,7 +29,7 @@ _SEARCH_CHUNK = 256 * 1024  # bytes that find and rfind look at in one piece
 _LINE_CHUNK = 4096
 
 
-def map_file(file: Any, length: int = 0, offset: int = 0, access: int = ACCESS_READ) -> "Mmap":
+def map_file(file: MappableFile, length: int = 0, offset: int = 0, access: int = ACCESS_READ) -> "Mmap":
     """Map part of an open file.
 
     length: bytes; 0 for all up to the end of the file now. offset: bytes, a multiple of ALLOCATIONGRANULARITY. access:
@@ -70,7 +71,7 @@ class Mmap:
 
     __slots__ = ("__weakref__", "_access", "_area", "_length", "_lock", "_mm", "_offset", "_position", "_segment")
 
-    def __init__(self, file: Any, length: int, offset: int, access: int = ACCESS_READ) -> None:
+    def __init__(self, file: MappableFile, length: int, offset: int, access: int = ACCESS_READ) -> None:
         self._access = access
         self._length = length
         self._offset = offset
@@ -82,11 +83,12 @@ class Mmap:
         if file.cache is not None:
             file.cache.closes_with(self)
 
-    def _map(self, file: Any) -> VirtualMemoryArea:
+    def _map(self, file: MappableFile) -> VirtualMemoryArea:
         prot = _mmap.PROT_READ | (0 if self._access == ACCESS_READ else _mmap.PROT_WRITE)
         flags = _mmap.MAP_PRIVATE if self._access == ACCESS_COPY else _mmap.MAP_SHARED
         start = self._mm.mmap(file, self._length, prot, flags, self._offset // PAGE_SIZE)
-        return self._mm.vmas[start]
+        area: VirtualMemoryArea = self._mm.vmas[start]
+        return area
 
     # -- access --------------------------------------------------------------------------------------------------------
 
@@ -113,7 +115,7 @@ class Mmap:
             done += area.read_present(target, done, area.start + position + done, nbytes - done)
         return result
 
-    def _store(self, position: int, data: Any) -> int:
+    def _store(self, position: int, data: bytes) -> int:
         """Store bytes at a position inside the map. Returns how many."""
         area = self._writable()
         try:
@@ -134,7 +136,13 @@ class Mmap:
         self._mapped()
         return self._length
 
-    def __getitem__(self, key: int | slice) -> Any:
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> int: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> bytes: ...
+
+    def __getitem__(self, key: SupportsIndex | slice) -> int | bytes:
         if isinstance(key, slice):
             start, stop, step = key.indices(self._length)
             if step == 1 and start < stop:
@@ -167,35 +175,35 @@ class Mmap:
     def __reversed__(self) -> Iterator[bytes]:
         return (self._copy(position, 1) for position in reversed(range(len(self))))
 
-    def find(self, sub: Any, start: int | None = None, end: int | None = None) -> int:
+    def find(self, sub: Buffer, start: int | None = None, end: int | None = None) -> int:
         """Return the lowest position in [start, end) where `sub` begins, or -1; start is the position if not given."""
-        sub, low, high = self._search_range(sub, start, end)
-        step = max(_SEARCH_CHUNK, 2 * len(sub))
-        while low + len(sub) <= high:
+        wanted, low, high = self._search_range(sub, start, end)
+        step = max(_SEARCH_CHUNK, 2 * len(wanted))
+        while low + len(wanted) <= high:
             stop = min(low + step, high)
-            found = self._copy(low, stop - low).find(sub)
+            found = self._copy(low, stop - low).find(wanted)
             if found >= 0:
                 return low + found
             if stop == high:
                 break
-            low = stop - len(sub) + 1
+            low = stop - len(wanted) + 1
         return -1
 
-    def rfind(self, sub: Any, start: int | None = None, end: int | None = None) -> int:
+    def rfind(self, sub: Buffer, start: int | None = None, end: int | None = None) -> int:
         """Return the highest position in [start, end) where `sub` begins, or -1."""
-        sub, low, high = self._search_range(sub, start, end)
-        step = max(_SEARCH_CHUNK, 2 * len(sub))
-        while low + len(sub) <= high:
+        wanted, low, high = self._search_range(sub, start, end)
+        step = max(_SEARCH_CHUNK, 2 * len(wanted))
+        while low + len(wanted) <= high:
             begin = max(high - step, low)
-            found = self._copy(begin, high - begin).rfind(sub)
+            found = self._copy(begin, high - begin).rfind(wanted)
             if found >= 0:
                 return begin + found
             if begin == low:
                 break
-            high = begin + len(sub) - 1
+            high = begin + len(wanted) - 1
         return -1
 
-    def _search_range(self, sub: Any, start: int | None, end: int | None) -> tuple[bytes, int, int]:
+    def _search_range(self, sub: Buffer, start: int | None, end: int | None) -> tuple[bytes, int, int]:
         self._mapped()
         with memoryview(sub) as view:
             wanted = view.tobytes()
@@ -334,10 +342,16 @@ class Mmap:
 
     # -- storing -------------------------------------------------------------------------------------------------------
 
-    def __setitem__(self, key: int | slice, value: Any) -> None:
+    @overload
+    def __setitem__(self, key: SupportsIndex, value: int) -> None: ...
+
+    @overload
+    def __setitem__(self, key: slice, value: Buffer) -> None: ...
+
+    def __setitem__(self, key: SupportsIndex | slice, value: int | Buffer) -> None:
         self._writable()
         if isinstance(key, slice):
-            self._set_slice(range(*key.indices(self._length)), value)
+            self._set_slice(range(*key.indices(self._length)), cast(Buffer, value))
             return
         try:
             position = _index(key)
@@ -346,10 +360,10 @@ class Mmap:
         position += self._length if position < 0 else 0
         if not 0 <= position < self._length:
             raise IndexError("mmap index out of range")
-        self._store(position, self._byte(value))
+        self._store(position, self._byte(cast(int, value)))
 
     @staticmethod
-    def _byte(value: Any) -> bytes:
+    def _byte(value: SupportsIndex) -> bytes:
         try:
             number = _index(value)
         except TypeError:
@@ -358,7 +372,7 @@ class Mmap:
             raise ValueError("mmap item value must be in range(0, 256)")
         return bytes([number])
 
-    def _set_slice(self, positions: range, value: Any) -> None:
+    def _set_slice(self, positions: range, value: Buffer) -> None:
         with memoryview(value) as view:
             data = view.tobytes()
         if len(data) != len(positions):
@@ -375,7 +389,7 @@ class Mmap:
         self._writable()
         raise TypeError("mmap object doesn't support item deletion")
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: Buffer, /) -> int:
         """Store bytes at the position and move it. Returns how many. Raises ValueError when they do not fit."""
         self._writable()
         with memoryview(data) as view:

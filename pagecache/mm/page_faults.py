@@ -4,9 +4,8 @@ The rules: docs/kernel.md, page faults.
 """
 
 import errno
-from typing import Any
 
-from pagecache._core import private_copy
+from pagecache._core import CacheFullError, private_copy
 from pagecache.mm.flags import (
     FAULT_FLAG_DEFAULT,
     FAULT_FLAG_ORIG_PTE_VALID,
@@ -21,7 +20,7 @@ from pagecache.mm.flags import (
 )
 from pagecache.mm.vm_fault import VmFault
 from pagecache.mm.vma import VirtualMemoryArea
-from pagecache.requests.fill import CacheFullError, alloc_folio
+from pagecache.requests.fill import alloc_folio
 from pagecache.units import PAGE_SHIFT
 
 PTRS_PER_PTE = 512  # pages one page table spans: areas begin at a multiple, windows are no larger
@@ -141,6 +140,6 @@ def finish_fault(vmf: VmFault, result: int) -> int:
         folio.put()
 
 
-def not_writable(name: Any) -> PermissionError:
+def not_writable(name: str) -> PermissionError:
     """Return the error for maps that would have to be written."""
     return PermissionError(errno.EACCES, f"the map of {name} cannot be written: it is for reading, or its file is")

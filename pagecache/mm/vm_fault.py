@@ -1,20 +1,59 @@
 """One attempt at one fault, what it holds on its way to the page, and the operations of an area that serve it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from pagecache._core import AddressSpace, Folio, PageTable
+from pagecache._core import FileRaState, Folio, PageTable, PrivatePage
 from pagecache.mm.mmap_lock import MmapLock
+from pagecache.requests.backing import BackedMapping
+
+
+class Mm(Protocol):
+    """What an area, and a fault in it, need to know of the address space that it belongs to: a `MemoryMap`."""
+
+    mmap_lock: MmapLock
+    fault_around_pages: int
+
+    def count_fault(self, result: int, flags: int) -> None:
+        """Count a fault that is over."""
+        ...
+
+
+class FaultFile(Protocol):
+    """What a fault needs to know of the file that its area maps: a `MappedFile`."""
+
+    mapping: BackedMapping
+    ra: FileRaState
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the file is advised to be read at random."""
+        ...
+
+    def fit_window(self) -> None:
+        """Fit the file's readahead window to what is known of the store now."""
+        ...
 
 
 class FaultArea(Protocol):
     """What a fault needs to know of the area it is in: a `VirtualMemoryArea`."""
 
-    file: Any
     flags: int
     mmap_lock: MmapLock
+    ops: "VmOperations"
     page_table: PageTable
     pgoff: int
+    private_pages: dict[int, PrivatePage]
+
+    @property
+    def file(self) -> FaultFile:
+        """The file that the area maps."""
+        ...
+
+    @property
+    def mm(self) -> Mm:
+        """The address space the area belongs to."""
+        ...
 
     @property
     def nr_pages(self) -> int:
@@ -43,7 +82,7 @@ class VmFault:
 
     __slots__ = ("address", "error", "flags", "folio", "mmap_locked", "orig_pte", "pgoff", "vma")
 
-    def __init__(self, vma: Any, address: int, flags: int) -> None:
+    def __init__(self, vma: FaultArea, address: int, flags: int) -> None:
         self.vma = vma
         self.address = address
         self.flags = flags
@@ -81,11 +120,11 @@ class FaultWalk:
     __slots__ = ("folio", "folio_locked", "fpin", "mapping", "mapping_locked")
 
     def __init__(self, vmf: VmFault) -> None:
-        self.mapping: AddressSpace = vmf.vma.file.mapping
+        self.mapping = vmf.vma.file.mapping
         self.folio: Folio | None = None
         self.folio_locked = False
         self.mapping_locked = False
-        self.fpin: Any = None
+        self.fpin: FaultFile | None = None
 
     def lock_mapping(self) -> None:
         """Share invalidate_lock, if that is not done yet."""

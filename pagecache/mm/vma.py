@@ -7,21 +7,105 @@ A page of an area is shown through a translation (`PageTable`), which holds no r
 import os
 import sys
 import weakref
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol, cast
 
-from pagecache._core import AddressSpace, CopySource, CopyTarget, Mutex, PageTable, PrivatePage
+from pagecache._core import CopySource, CopyTarget, FileRaState, Mutex, PageTable, PrivatePage
 from pagecache.mm.flags import VM_SHARED
-from pagecache.mm.mmap_lock import MmapLock
-from pagecache.mm.vm_fault import VmOperations
+from pagecache.mm.vm_fault import Mm, VmOperations
+from pagecache.requests.backing import BackedMapping
 from pagecache.units import PAGE_SHIFT, PAGE_SIZE
 from pagecache.weak_members import WeakMembers
 
 
-class Mm(Protocol):
-    """What an area needs to know of the address space that it belongs to: a `MemoryMap`."""
+class MappableInode(Protocol):
+    """What a map needs to know of the object behind a file: an `Inode`."""
 
-    mmap_lock: MmapLock
-    fault_around_pages: int
+    def acquire(self, *, writes: bool = False) -> None:
+        """Count one more user of the object."""
+        ...
+
+    def release(self, *, writes: bool = False) -> None:
+        """Count one user less."""
+        ...
+
+    def raise_if_changed(self, pos: int) -> None:
+        """Raise OSError (ESTALE) if the object is not the one whose bytes are cached."""
+        ...
+
+    def set_size(self, size: int) -> None:
+        """Truncate or extend the object, cache and store. Raises OSError."""
+        ...
+
+
+class Closable(Protocol):
+    """What can be closed: a map."""
+
+    def close(self) -> None:
+        """Give it up. Idempotent."""
+        ...
+
+
+class MapOwner(Protocol):
+    """What a map needs to know of its file's cache."""
+
+    def closes_with(self, mapped: Closable) -> None:
+        """Close a map, which may outlive its file, when the cache is closed."""
+        ...
+
+
+class MappableFile(Protocol):
+    """What a map needs to know of an open file: a `File`."""
+
+    is_random: bool
+
+    @property
+    def cache(self) -> MapOwner | None:
+        """The cache that it was opened through, if any."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed."""
+        ...
+
+    @property
+    def inode(self) -> MappableInode:
+        """The object."""
+        ...
+
+    @property
+    def mapping(self) -> BackedMapping:
+        """Its cached pages."""
+        ...
+
+    @property
+    def may_read(self) -> bool:
+        """Whether it was opened for reading."""
+        ...
+
+    @property
+    def may_write(self) -> bool:
+        """Whether it was opened for writing."""
+        ...
+
+    @property
+    def ra(self) -> FileRaState:
+        """What readahead knows of it."""
+        ...
+
+    @property
+    def vm_ops(self) -> VmOperations:
+        """How the pages of its areas come."""
+        ...
+
+    def fit_window(self) -> None:
+        """Fit the readahead window to what is known of the store now."""
+        ...
+
+    def _sync_pages(self, first: int, last: int, *, durable: bool, datasync: bool = False) -> None:
+        """Write pages back and wait. Raises OSError."""
+        ...
 
 
 class MappedFile:
@@ -32,14 +116,14 @@ class MappedFile:
 
     __slots__ = ("_inode", "_writes", "file", "mapping", "ra", "vm_ops")
 
-    def __init__(self, file: Any, writes: bool = False) -> None:
+    def __init__(self, file: MappableFile, writes: bool = False) -> None:
         file.inode.acquire(writes=writes)
         self._inode = file.inode
         self._writes = writes
         self.file = file
-        self.mapping: AddressSpace = file.mapping
+        self.mapping = file.mapping
         self.ra = file.ra
-        self.vm_ops: VmOperations = file.vm_ops
+        self.vm_ops = file.vm_ops
 
     @property
     def is_random(self) -> bool:
@@ -51,7 +135,7 @@ class MappedFile:
         if not self.file.closed:
             self.file.fit_window()
 
-    def __del__(self, _is_finalizing: Any = sys.is_finalizing) -> None:
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if hasattr(self, "_inode") and not _is_finalizing():
             self._inode.release(writes=self._writes)
 
@@ -68,13 +152,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def maps_of(mapping: AddressSpace) -> "WeakMembers[VirtualMemoryArea]":
+def maps_of(mapping: BackedMapping) -> "WeakMembers[VirtualMemoryArea]":
     """Return the areas that map an object (i_mmap): what truncation has to visit."""
     if mapping.maps is None:
         with _maps_lock.held():
             if mapping.maps is None:
                 mapping.maps = WeakMembers()
-    return mapping.maps
+    return cast("WeakMembers[VirtualMemoryArea]", mapping.maps)
 
 
 class VirtualMemoryArea:

@@ -26,7 +26,7 @@ cdef class AddressSpace:
     cdef public bint direct                 # the descriptor needs aligned whole pages (O_DIRECT)
     cdef readonly object store_lock         # Mutex: one at a time changes the file that fd names
     cdef public object maps                 # what unmap_mapping_range has to visit
-    cdef public object backing                # owned by the layer above
+    cdef public object backing              # owned by the layer above
     cdef dict failures
     cdef object __weakref__
 

@@ -16,9 +16,8 @@ above holds.
 All sizes here are pages.
 """
 
-from typing import Any
 
-from pagecache._core import AddressSpace
+from pagecache.requests.backing import BackedMapping, Backing
 from pagecache.requests.speed import PROBE_PAGES, TRUSTED_GROWTH
 from pagecache.units import PAGE_SHIFT
 
@@ -31,7 +30,7 @@ SMALL_OBJECT = 16384  # no larger object is small
 SMALL_SHARE = 16  # nor one that is a larger part of the cache
 
 
-def block_pages(mapping: AddressSpace, index: int, req: int, window: int) -> int:
+def block_pages(mapping: BackedMapping, index: int, req: int, window: int) -> int:
     """Return the size of the aligned block to read around page `index`, where `req` pages are wanted; 1 where just those
     should be read: because they are many, the store is near, or memory is short.
 
@@ -49,14 +48,14 @@ def block_pages(mapping: AddressSpace, index: int, req: int, window: int) -> int
     return size
 
 
-def reads_around(mapping: AddressSpace, index: int) -> bool:
+def reads_around(mapping: BackedMapping, index: int) -> bool:
     """Note a miss of page `index`; whether others are likely to follow around it."""
     outer = index // (GROWTH * BLOCK_PAGES) * GROWTH * BLOCK_PAGES
     is_near = mapping.backing.locality.note(index)
     return is_near or mapping.cachestat(outer, outer + GROWTH * BLOCK_PAGES - 1)[0] * DENSE_PART >= GROWTH * BLOCK_PAGES
 
 
-def _has_neighbours(mapping: AddressSpace, index: int, size: int) -> bool:
+def _has_neighbours(mapping: BackedMapping, index: int, size: int) -> bool:
     """Whether the block GROWTH times as large has cached pages beside the block of so many pages around `index`."""
     first, outer = index // size * size, index // (size * GROWTH) * size * GROWTH
     if first > outer and mapping.next_present(outer, first - 1) < first:
@@ -68,7 +67,7 @@ def _has_neighbours(mapping: AddressSpace, index: int, size: int) -> bool:
 # -- small objects -----------------------------------------------------------------------------------------------------
 
 
-def is_small(mapping: AddressSpace, window: int) -> bool:
+def is_small(mapping: BackedMapping, window: int) -> bool:
     """Whether the object is one that misses may bring whole, as its store is far. window: as for `block_pages`."""
     if mapping.backing.hints.latency != "remote":
         return False
@@ -76,7 +75,7 @@ def is_small(mapping: AddressSpace, window: int) -> bool:
     return mapping.size <= (min(limit, window) if mapping.backing.is_crowded else limit) << PAGE_SHIFT
 
 
-def part_to_read(mapping: AddressSpace, index: int, req: int, window: int) -> tuple[int, int] | None:
+def part_to_read(mapping: BackedMapping, index: int, req: int, window: int) -> tuple[int, int] | None:
     """Note a miss of page `index`, where `req` pages are wanted. Returns (first, end) of the pages to read if the object
     is read whole or is small and its store far; None if just those that are wanted, or by windows. window: as for
     `block_pages`."""
@@ -85,7 +84,7 @@ def part_to_read(mapping: AddressSpace, index: int, req: int, window: int) -> tu
     return _part_of_small_object(mapping, index, req) if is_small(mapping, window) else None
 
 
-def _part_of_small_object(mapping: AddressSpace, index: int, req: int) -> tuple[int, int] | None:
+def _part_of_small_object(mapping: BackedMapping, index: int, req: int) -> tuple[int, int] | None:
     backing = mapping.backing
     backing.locality.nr_misses += 1
     worth = _worth_pages(backing)
@@ -105,7 +104,7 @@ def _part_of_small_object(mapping: AddressSpace, index: int, req: int) -> tuple[
     return first, end
 
 
-def _worth_pages(backing: Any) -> int:
+def _worth_pages(backing: Backing) -> int:
     """Return how much the misses of an object are worth reading at once, beyond what was read; 0: nothing yet."""
     if backing.locality.nr_misses < 2 or not backing.is_far():
         return 0

@@ -10,10 +10,10 @@ wrong, and then only speed is lost, but is never impossible.
 All sizes here are pages, unless a name says bytes.
 """
 
-from typing import Any
 
-from pagecache._core import AddressSpace, FileRaState, Folio
+from pagecache._core import FileRaState, Folio
 from pagecache.readahead.neighbourhood import block_pages, is_small, part_to_read, reads_around
+from pagecache.requests.backing import BackedMapping
 from pagecache.requests.submit import ENOSPC, missing_batches, read_block, read_pages
 from pagecache.units import MAX_FOLIO_ORDER, PAGE_SHIFT
 
@@ -55,7 +55,7 @@ def next_ra_size(current: int, max_pages: int) -> int:
 # -- entry points ------------------------------------------------------------------------------------------------------
 
 
-def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: int, *, random: bool = False) -> None:
+def page_cache_sync_ra(mapping: BackedMapping, ra: FileRaState, index: int, req: int, *, random: bool = False) -> None:
     """Read ahead on a miss of page `index`, where `req` pages from there are wanted.
 
     random: the file is advised to be read at random: exactly the request is read.
@@ -96,7 +96,7 @@ def page_cache_sync_ra(mapping: AddressSpace, ra: FileRaState, index: int, req: 
     page_cache_ra_order(mapping, ra, demand_end=index + req)
 
 
-def page_cache_async_ra(mapping: AddressSpace, ra: FileRaState, index: int, folio: Folio, req: int) -> None:
+def page_cache_async_ra(mapping: BackedMapping, ra: FileRaState, index: int, folio: Folio, req: int) -> None:
     """Start the next window when a marked folio is touched; errors concern no reader yet and are only counted.
 
     Context: no lock held; takes invalidate_lock shared.
@@ -125,7 +125,7 @@ def page_cache_async_ra(mapping: AddressSpace, ra: FileRaState, index: int, foli
     page_cache_ra_order(mapping, ra, demand_end=0, background=True)
 
 
-def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: int, *, demanded: bool = True) -> None:
+def force_page_cache_ra(mapping: BackedMapping, ra: FileRaState, index: int, nr: int, *, demanded: bool = True) -> None:
     """Read nr pages from `index` on in pieces of 2 MiB, without markers and without touching the state."""
     nr = min(nr, max(ra.io_pages, ra.ra_pages))
     while nr > 0:
@@ -136,7 +136,7 @@ def force_page_cache_ra(mapping: AddressSpace, ra: FileRaState, index: int, nr: 
         nr -= piece
 
 
-def read_around(mapping: AddressSpace, ra: FileRaState, index: int, req: int) -> None:
+def read_around(mapping: BackedMapping, ra: FileRaState, index: int, req: int) -> None:
     """Read the neighbourhood of a miss that is no part of a stream, where the store is far and misses lie close together;
     errors are only counted."""
     size = block_pages(mapping, index, req, ra.ra_pages)
@@ -145,7 +145,7 @@ def read_around(mapping: AddressSpace, ra: FileRaState, index: int, req: int) ->
         read_block(mapping, first, max(first + size, index + req), index, ra.dropbehind)
 
 
-def wanted_order(mapping: AddressSpace) -> int:
+def wanted_order(mapping: BackedMapping) -> int:
     """Return the order that the store wants folios to have, -1 if it does not mind."""
     return mapping.backing.hints.folio_order if mapping.backing is not None else -1
 
@@ -153,7 +153,7 @@ def wanted_order(mapping: AddressSpace) -> int:
 # -- issuing -----------------------------------------------------------------------------------------------------------
 
 
-def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: int, background: bool = False) -> None:
+def page_cache_ra_order(mapping: BackedMapping, ra: FileRaState, *, demand_end: int, background: bool = False) -> None:
     """Read the window of the state with folios of its order, as large as alignment and the file's end allow.
 
     demand_end: pages below it were asked for: if they cannot be read, the error is raised. background: no reader waits,
@@ -182,12 +182,13 @@ def page_cache_ra_order(mapping: AddressSpace, ra: FileRaState, *, demand_end: i
             read_pages(mapping, batch, demand_end, background)
     if index <= limit:
         left = start + size - index
-        how: dict[str, Any] = {"demand_end": demand_end, "dropbehind": ra.dropbehind, "background": background}
-        do_page_cache_ra(mapping, index, left, async_size, **how)
+        do_page_cache_ra(
+            mapping, index, left, async_size, demand_end=demand_end, dropbehind=ra.dropbehind, background=background
+        )
 
 
 def do_page_cache_ra(
-    mapping: AddressSpace,
+    mapping: BackedMapping,
     index: int,
     nr: int,
     lookahead: int,
@@ -203,12 +204,13 @@ def do_page_cache_ra(
         return
     nr = min(nr, nr_file_pages - index)
     mark = index + nr - lookahead if 0 < lookahead <= nr else -1
-    how: dict[str, Any] = {"demand_end": demand_end, "dropbehind": dropbehind, "background": background}
-    page_cache_ra_unbounded(mapping, index, nr, mark, **how)
+    page_cache_ra_unbounded(
+        mapping, index, nr, mark, demand_end=demand_end, dropbehind=dropbehind, background=background
+    )
 
 
 def page_cache_ra_unbounded(
-    mapping: AddressSpace,
+    mapping: BackedMapping,
     index: int,
     nr: int,
     mark: int,

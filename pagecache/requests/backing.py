@@ -2,13 +2,13 @@
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, TypeAlias
 
 from pagecache._core import AddressSpace, Mutex, own_write_word
 from pagecache.requests.locality import Locality
 from pagecache.requests.speed import PROBE_PAGES, is_far, request_bytes, speed_of
 from pagecache.requests.workers import RequestQueue
-from pagecache.stores.base import StoreHints
+from pagecache.stores.base import BackingStore, StoreHints
 from pagecache.units import PAGE_SHIFT
 from pagecache.weak_members import WeakMembers
 
@@ -19,7 +19,7 @@ HOLE_BYTES_MAX = 1024 * 1024
 UNSYNCED_MAX = 4096  # runs of pages that are remembered one by one
 
 
-def holds_beside_own_writes(mapping: AddressSpace, is_same: Callable[[], bool]) -> bool:
+def holds_beside_own_writes(mapping: "BackedMapping", is_same: Callable[[], bool]) -> bool:
     """Whether the store's object compares as the cached one; while the cache itself writes to it, it does."""
     while True:
         word = own_write_word(mapping)
@@ -33,6 +33,28 @@ def _never() -> bool:
     return False
 
 
+class BackgroundWriter(Protocol):
+    """What writers need to know of the flusher of their cache."""
+
+    pages_per_s: float
+
+    def pause(self, seconds: float) -> None:
+        """Let a writer sleep until less is dirty, at most so long."""
+        ...
+
+    def make_room(self) -> OSError | None:
+        """Have something written; return the error that keeps everything from it."""
+        ...
+
+
+class BackgroundRead(Protocol):
+    """What is brought in without a reader that waits: a `Prefetch`."""
+
+    def wait_done(self, timeout: float | None = None) -> bool:
+        """Wait for its end, at most so long (seconds). Return whether it has ended."""
+        ...
+
+
 class Backing:
     """What stands between one object's pages and its store.
 
@@ -44,14 +66,14 @@ class Backing:
         self,
         hints: StoreHints,
         request_queue: RequestQueue,
-        flusher: Any = None,
+        flusher: BackgroundWriter | None = None,
         keeps_failed: bool = True,
         origin: str | None = None,
     ):
         self.hints = hints
         self.request_queue = request_queue
         self.speed = speed_of(origin)
-        self.prefetches: WeakMembers[Any] = WeakMembers()  # those that are not done
+        self.prefetches: WeakMembers[BackgroundRead] = WeakMembers()  # those that are not done
         self.is_crowded = False  # whether the budget, not the store, limits windows now
         self.reads_in_order = False  # whether the store can read the object from its beginning only
         self.locality = Locality()
@@ -73,7 +95,7 @@ class Backing:
         self._unsynced: list[tuple[int, int]] = []
 
     @property
-    def flusher(self) -> Any:
+    def flusher(self) -> BackgroundWriter | None:
         """The flusher of the cache, if there is one."""
         return self._flusher() if self._flusher is not None else None
 
@@ -119,12 +141,12 @@ class Backing:
         self.reads_in_order = True
         self.request_queue.narrow(1)
 
-    def reads_whole(self, mapping: AddressSpace) -> bool:
+    def reads_whole(self, mapping: "BackedMapping") -> bool:
         """Whether the object is one that its first miss brings whole."""
         most = mapping.segment.nr_frames // WHOLE_SHARE << PAGE_SHIFT
         return 0 < mapping.size <= (most if self.reads_in_order else min(self.hints.whole_up_to, most))
 
-    def max_request(self, mapping: AddressSpace) -> int:
+    def max_request(self, mapping: "BackedMapping") -> int:
         """Return how much one request may carry (bytes)."""
         return mapping.size if self.reads_whole(mapping) else self.hints.max_request
 
@@ -132,7 +154,7 @@ class Backing:
         """Whether waiting for the store costs more than copying its bytes, so that more than what is wanted may be read."""
         return not self.reads_in_order and is_far(self.hints, self.speed)
 
-    def block_request_pages(self, mapping: AddressSpace, nr_pages: int) -> int:
+    def block_request_pages(self, mapping: "BackedMapping", nr_pages: int) -> int:
         """As `request_pages`, of a block that was chosen by what it costs: so a request may be as large as the store
         takes, and is never too small to measure bandwidth by. An object that is read whole is read by one."""
         if self.reads_in_order or self.reads_whole(mapping):
@@ -146,7 +168,7 @@ class Backing:
 
     # -- versions ------------------------------------------------------------------------------------------------------
 
-    def is_current(self, mapping: AddressSpace, store: Any = None) -> bool:
+    def is_current(self, mapping: "BackedMapping", store: BackingStore | None = None) -> bool:
         """Whether the store's object is the one that is cached, as far as is known; while the cache itself writes to
         it, it is. store: another store of the same key."""
         store = store if store is not None else mapping.host
@@ -165,7 +187,7 @@ class Backing:
 
         return holds_beside_own_writes(mapping, is_same)
 
-    def take_version(self, mapping: AddressSpace) -> None:
+    def take_version(self, mapping: "BackedMapping") -> None:
         """Take the version of a Python store's object, which the cache has just changed, for that of the cached bytes;
         if the store cannot say, what it says when it is asked the next time."""
         if mapping.fd >= 0 or mapping.host is None or mapping.validator is None:
@@ -230,3 +252,8 @@ class Backing:
             self._unsynced = runs + self._unsynced
             self.sync_failed = True
             self.nr_doubts += 1
+
+
+BackedMapping: TypeAlias = "AddressSpace[Backing, BackingStore | None]"
+"""A mapping as all layers above the engine have it: with a backing, and with a store unless that was given up. Only type
+checkers know it as a generic class."""

@@ -12,9 +12,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pagecache._core import AddressSpace, CacheFullError, Folio, FolioBatch, Segment
+from pagecache._core import CacheFullError, Folio, FolioBatch, Segment
 from pagecache.requests import replicas
-from pagecache.requests.backing import holds_beside_own_writes
+from pagecache.requests.backing import BackedMapping, holds_beside_own_writes
 from pagecache.stores.base import NoRangesError
 
 ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that others hold for a moment
@@ -113,7 +113,7 @@ def cache_full(
     )
 
 
-def store_error(mapping: AddressSpace, offset: int, cause: Exception) -> OSError:
+def store_error(mapping: BackedMapping, offset: int, cause: Exception) -> OSError:
     """Return the error for a failed request: the store's errno, with the object and the offset named."""
     number = cause.errno if isinstance(cause, OSError) else None
     if not isinstance(number, int):
@@ -124,7 +124,7 @@ def store_error(mapping: AddressSpace, offset: int, cause: Exception) -> OSError
     return error
 
 
-def stale_error(mapping: AddressSpace, offset: int) -> OSError:
+def stale_error(mapping: BackedMapping, offset: int) -> OSError:
     """Return the error for an object that is no longer the one whose bytes are cached."""
     return OSError(
         errno.ESTALE,
@@ -133,7 +133,7 @@ def stale_error(mapping: AddressSpace, offset: int) -> OSError:
     )
 
 
-def read_run(mapping: AddressSpace, batch: FolioBatch) -> None:
+def read_run(mapping: BackedMapping, batch: FolioBatch) -> None:
     """Read a new batch from the store; then its folios are uptodate and unlocked.
 
     Raises OSError; then the batch is as before, its folios locked and without data.
@@ -149,7 +149,7 @@ def read_run(mapping: AddressSpace, batch: FolioBatch) -> None:
         _read(mapping, (batch,))
 
 
-def read_runs(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+def read_runs(mapping: BackedMapping, batches: Sequence[FolioBatch]) -> None:
     """Read new batches from a Python store by one request; what lies between them is brought too, and thrown away.
 
     batches: in order. Raises as `read_run`, and NoRangesError, once, when the store finds out that it has to read in order:
@@ -160,7 +160,7 @@ def read_runs(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
     _read(mapping, batches)
 
 
-def _read(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+def _read(mapping: BackedMapping, batches: Sequence[FolioBatch]) -> None:
     offset = batches[0].start * 4096
     sizes = [batch.data_bytes() for batch in batches]
     expected = batches[-1].start * 4096 + sizes[-1] - offset
@@ -207,16 +207,17 @@ def fill_known(batch: FolioBatch, data: memoryview) -> None:
     batch.end_read(size)
 
 
-def _has_changed(mapping: AddressSpace, ended_early: bool) -> bool:
+def _has_changed(mapping: BackedMapping, ended_early: bool) -> bool:
     """Whether the object is no longer the one whose bytes are cached, as far as the store can tell."""
     if mapping.fd >= 0:
         return not mapping.stamp_unchanged()
     if not mapping.backing.is_current(mapping):
         return True
-    return ended_early and not holds_beside_own_writes(mapping, lambda: mapping.host.size() == mapping.disk_size)
+    host = mapping.host
+    return ended_early and not holds_beside_own_writes(mapping, lambda: host is None or host.size() == mapping.disk_size)
 
 
-def _early_end(mapping: AddressSpace, offset: int) -> OSError:
+def _early_end(mapping: BackedMapping, offset: int) -> OSError:
     return OSError(
         errno.EIO,
         f"cannot read {mapping.name} at offset {offset}: the store brought no more bytes, "
@@ -236,7 +237,7 @@ def _memory_of(batches: Sequence[FolioBatch]) -> list[memoryview]:
     return buffers
 
 
-def _read_store(mapping: AddressSpace, batches: Sequence[FolioBatch], offset: int, expected: int) -> int:
+def _read_store(mapping: BackedMapping, batches: Sequence[FolioBatch], offset: int, expected: int) -> int:
     """Ask a Python store for the bytes, again for what a short read left out. Returns the bytes there are."""
     if expected == 0:
         return 0
@@ -269,9 +270,10 @@ def clear_frames(error: BaseException | None) -> None:
         error = error.__context__
 
 
-def _ask_store(mapping: AddressSpace, offset: int, pieces: list[memoryview], asked: int) -> int:
+def _ask_store(mapping: BackedMapping, offset: int, pieces: list[memoryview], asked: int) -> int:
     """Make one request. Returns the bytes it brought."""
     host = mapping.host
+    assert host is not None
     try:
         got = getattr(host, "readv_in_ranges", host.readv)(offset, pieces)
     except NoRangesError:
@@ -313,7 +315,7 @@ def release(buffers: list[memoryview]) -> None:
             pass
 
 
-def read_locked_folio(mapping: AddressSpace, folio: Folio) -> None:
+def read_locked_folio(mapping: BackedMapping, folio: Folio) -> None:
     """Read the data of one locked folio that is in the cache and not uptodate; it is unlocked in any case.
 
     Raises OSError, and so does every thread that waits for the folio; the folio has then left the cache. After any
@@ -330,7 +332,7 @@ def read_locked_folio(mapping: AddressSpace, folio: Folio) -> None:
         raise
 
 
-def wait_for_folio(mapping: AddressSpace, folio: Folio) -> None:
+def wait_for_folio(mapping: BackedMapping, folio: Folio) -> None:
     """Wait, holding no reference, until a locked folio is unlocked.
 
     Raises the error that ended its read, if one did. Context: no lock may be held.

@@ -9,8 +9,9 @@ waits for, then the rest.
 import time
 from collections.abc import Iterator, Sequence
 
-from pagecache._core import AddressSpace, FolioBatch
+from pagecache._core import FolioBatch
 from pagecache.requests import fill
+from pagecache.requests.backing import BackedMapping
 from pagecache.stores.base import NoRangesError
 from pagecache.units import PAGE_SHIFT
 
@@ -19,7 +20,7 @@ EEXIST, ENOSPC = -17, -28  # why a batch ended: a page is there already; the bat
 
 
 def missing_batches(
-    mapping: AddressSpace,
+    mapping: BackedMapping,
     start: int,
     last: int,
     order: int = 0,
@@ -49,7 +50,7 @@ def missing_batches(
             return
 
 
-def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int, background: bool = False) -> None:
+def read_pages(mapping: BackedMapping, batch: FolioBatch, demand_end: int, background: bool = False) -> None:
     """Read a new batch: its first request in the calling thread, what is larger than one in the background, or behind
     it where the store knows no background.
 
@@ -79,7 +80,7 @@ def read_pages(mapping: AddressSpace, batch: FolioBatch, demand_end: int, backgr
         read_in_background(mapping, tail)
 
 
-def _read_first(mapping: AddressSpace, batch: FolioBatch, demand_end: int) -> None:
+def _read_first(mapping: BackedMapping, batch: FolioBatch, demand_end: int) -> None:
     """Read the first request of a batch in the calling thread. Raises as `read_pages`."""
     start, end = batch.start, batch.next_index
     try:
@@ -96,7 +97,7 @@ def _read_first(mapping: AddressSpace, batch: FolioBatch, demand_end: int) -> No
         raise
 
 
-def read_block(mapping: AddressSpace, first: int, end: int, index: int, dropbehind: bool = False) -> None:
+def read_block(mapping: BackedMapping, first: int, end: int, index: int, dropbehind: bool = False) -> None:
     """Read the missing pages first..end - 1, of which a reader waits for page `index`: the request that brings it is made
     by the calling thread, the others are made in the background meanwhile. Errors are only counted.
 
@@ -121,7 +122,7 @@ def read_block(mapping: AddressSpace, first: int, end: int, index: int, dropbehi
 
 
 def requests_for(
-    mapping: AddressSpace,
+    mapping: BackedMapping,
     runs: Sequence[tuple[int, int]],
     per_request: int,
     *,
@@ -161,14 +162,14 @@ def _release(batches: Sequence[FolioBatch]) -> None:
         batch.release()
 
 
-def _read_demanded(mapping: AddressSpace, start: int, demand_end: int) -> None:
+def _read_demanded(mapping: BackedMapping, start: int, demand_end: int) -> None:
     """Read pages start..demand_end - 1 after the window around them failed."""
     last = min(demand_end, -(-mapping.size >> PAGE_SHIFT)) - 1
     for batch in missing_batches(mapping, start, last, demand_end=demand_end):
         read_pages(mapping, batch, batch.next_index)
 
 
-def read_now(mapping: AddressSpace, batch: FolioBatch, urgent: bool = True) -> None:
+def read_now(mapping: BackedMapping, batch: FolioBatch, urgent: bool = True) -> None:
     """Read a batch in the calling thread. Raises OSError; then the batch is as before.
 
     urgent: a reader waits for it, so it goes before readahead.
@@ -180,7 +181,7 @@ def read_now(mapping: AddressSpace, batch: FolioBatch, urgent: bool = True) -> N
         read_timed(mapping, [batch])
 
 
-def read_timed(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+def read_timed(mapping: BackedMapping, batches: Sequence[FolioBatch]) -> None:
     """Read batches from a Python store by one request and note how long it took."""
     if mapping.backing.reads_in_order:
         _read_in_order(mapping, batches)
@@ -191,14 +192,14 @@ def read_timed(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
         _read_in_order(mapping, batches)
 
 
-def _read_and_observe(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+def _read_and_observe(mapping: BackedMapping, batches: Sequence[FolioBatch]) -> None:
     nbytes = (batches[-1].start - batches[0].start << PAGE_SHIFT) + batches[-1].data_bytes()
     started = time.perf_counter()
     fill.read_runs(mapping, batches)
     mapping.backing.speed.observe(nbytes, time.perf_counter() - started)
 
 
-def _read_in_order(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+def _read_in_order(mapping: BackedMapping, batches: Sequence[FolioBatch]) -> None:
     """Read batches of an object that the store has to read from its beginning, and with them all else of it that is not
     cached, if it is one to be read whole."""
     before: list[FolioBatch] = []
@@ -212,7 +213,7 @@ def _read_in_order(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None
         _release(before + behind)
 
 
-def read_in_background(mapping: AddressSpace, batch: FolioBatch, per_request: int = 0) -> None:
+def read_in_background(mapping: BackedMapping, batch: FolioBatch, per_request: int = 0) -> None:
     """Start reading a batch no reader waits for. Errors are only counted; a reader that needs such a page reads it again.
 
     per_request: pages; 0: as many as fit the store.
@@ -228,7 +229,7 @@ def read_in_background(mapping: AddressSpace, batch: FolioBatch, per_request: in
         batch = rest
 
 
-def submit_request(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+def submit_request(mapping: BackedMapping, batches: Sequence[FolioBatch]) -> None:
     """Start reading new batches of a Python store by one request, as `read_in_background`."""
     if not mapping.backing.hints.background_reads:
         _read_here(mapping, batches)
@@ -245,7 +246,7 @@ def submit_request(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None
     mapping.backing.request_queue.submit(task)
 
 
-def _read_here(mapping: AddressSpace, batches: Sequence[FolioBatch]) -> None:
+def _read_here(mapping: BackedMapping, batches: Sequence[FolioBatch]) -> None:
     """Read batches that no reader waits for in the calling thread: the store may be entered by no other one."""
     try:
         with mapping.backing.request_queue.place():

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TypeVarTuple
 
 from pagecache._core import Mutex, Places
 
@@ -23,6 +23,7 @@ IDLE_TIMEOUT_S = 10.0
 POLL_S = 0.001  # how often a worker looks where nothing wakes it
 
 Task = Callable[[], None]
+_Arguments = TypeVarTuple("_Arguments")
 logger = logging.getLogger("pagecache")
 
 
@@ -34,7 +35,7 @@ def run_guarded(task: Task) -> None:
         logger.exception("a task in the background failed")
 
 
-def start_thread(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
+def start_thread(name: str, target: Callable[[*_Arguments], None], *args: *_Arguments) -> threading.Thread:
     """Start a daemon thread. Returns it; it may not run yet. Raises RuntimeError if the system has none left.
 
     Context: `Thread.start` waits for the new thread on a lock that an exception out of a signal handler would leave

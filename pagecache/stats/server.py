@@ -20,10 +20,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
-from pagecache._core import Mutex
+from pagecache._core import AddressSpace, Mutex, Segment
+from pagecache.stats.numbers import FileStats, Stats
 from pagecache.units import PAGE_SIZE
 from pagecache.weak_members import WeakMembers
 
@@ -33,7 +34,51 @@ FILES_MAX, CELLS_MAX = 1000, 4096
 ENVIRONMENT = "PAGECACHE_SERVE_STATS"
 logger = logging.getLogger("pagecache")
 
-caches: WeakMembers[Any] = WeakMembers()  # of this process: those that are open
+
+
+class WatchedInode(Protocol):
+    """What is asked of an object: of an `Inode`."""
+
+    name: str
+    nr_open: int
+
+    @property
+    def mapping(self) -> AddressSpace:
+        """Its cached pages."""
+        ...
+
+    def stats(self) -> FileStats:
+        """Return what was counted for it."""
+        ...
+
+
+class WatchedCache(Protocol):
+    """What is asked of a cache: of a `PageCache`."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        ...
+
+    @property
+    def segment(self) -> Segment:
+        """Where its pages live."""
+        ...
+
+    def stats(self) -> Stats:
+        """Return its counters."""
+        ...
+
+    def inodes(self) -> Sequence[WatchedInode]:
+        """Return the objects that are open or cached."""
+        ...
+
+    def forget(self, *keys: str, whole: bool = True) -> None:
+        """Let objects be opened as new the next time."""
+        ...
+
+
+caches: WeakMembers[WatchedCache] = WeakMembers()  # of this process: those that are open
 _environment_lock = Mutex()
 _environment_pid = 0  # the process that serves statistics because its environment says so
 
@@ -58,7 +103,7 @@ def _own_directory() -> str:
 # -- the answer --------------------------------------------------------------------------------------------------------
 
 
-def picture_of_process(caches: Iterable[Any], nr_files: int, nr_cells: int) -> dict[str, Any]:
+def picture_of_process(caches: Iterable[WatchedCache], nr_files: int, nr_cells: int) -> dict[str, Any]:
     """Return what is to be known of a process, fit for JSON. Context: walks the pages of the files that it describes."""
     pictures = []
     for cache in caches:
@@ -72,14 +117,14 @@ def picture_of_process(caches: Iterable[Any], nr_files: int, nr_cells: int) -> d
     }
 
 
-def _picture_of_cache(cache: Any, nr_files: int, nr_cells: int) -> dict[str, Any]:
+def _picture_of_cache(cache: WatchedCache, nr_files: int, nr_cells: int) -> dict[str, Any]:
     stats = cache.stats().as_dict()
     inodes = sorted(cache.inodes(), key=lambda inode: (-inode.mapping.nrpages, -inode.nr_open, inode.name))
     files = [_picture_of_file(inode, nr_cells) for inode in inodes[:nr_files] if inode.mapping.nrpages or inode.nr_open]
     return {**stats, "nr_files": len(inodes), "files": files}
 
 
-def _picture_of_file(inode: Any, nr_cells: int) -> dict[str, Any]:
+def _picture_of_file(inode: WatchedInode, nr_cells: int) -> dict[str, Any]:
     """Return what is to be known of a file. A cell is [cached, dirty, under write-back] of `cell_pages` pages."""
     mapping = inode.mapping
     nr_pages = -(-mapping.size // PAGE_SIZE)
@@ -234,7 +279,8 @@ def ask(path: str, *, nr_files: int = 10, nr_cells: int = 64) -> dict[str, Any]:
             pieces.append(piece)
     if not pieces:
         raise PermissionError(f"{path} does not answer: it belongs to another user, or its process is ending")
-    return json.loads(b"".join(pieces))
+    picture: dict[str, Any] = json.loads(b"".join(pieces))
+    return picture
 
 
 def _is_deserted(path: str) -> bool:

@@ -7,9 +7,9 @@ store without it brings comes from its origin.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from pagecache._core import Mutex
+from pagecache.stores.base import BackingStore
 
 SOURCES = (
     "peer_hits", "peer_bytes", "peer_failures", "second_level_hits", "second_level_bytes", "second_level_failures",
@@ -17,7 +17,7 @@ SOURCES = (
 )  # fmt: skip
 
 
-def counts_of(store: Any) -> dict[str, int]:
+def counts_of(store: object) -> dict[str, int]:
     """Return the counts of a store, complete; none if it offers none."""
     offered = getattr(store, "source_counts", None)
     if offered is None:
@@ -53,7 +53,7 @@ class SourceTotals:
         self.lock = Mutex()  # held while a store turns from open to closed
         self._closed: dict[str, int] = {}
 
-    def close(self, store: Any, stores: list[Any], closed: dict[str, int]) -> None:
+    def close(self, store: BackingStore, stores: list[BackingStore], closed: dict[str, int]) -> None:
         """Take what a store has counted so far, which leaves the list of those that are open; closed: of its object."""
         with self.lock.held():
             if store in stores:
@@ -62,7 +62,7 @@ class SourceTotals:
                 add_counts(self._closed, counts)
                 add_counts(closed, counts)
 
-    def total(self, stores: Iterable[Any]) -> dict[str, int]:
+    def total(self, stores: Iterable[object]) -> dict[str, int]:
         """Return the sum over stores that are open and all that were closed. Context: self.lock held."""
         total = dict(self._closed)
         for store in stores:

@@ -23,7 +23,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 _TYPECODES = {"u1": "B", "i1": "b", "u2": "H", "i2": "h", "u4": "I", "i4": "i", "u8": "Q", "i8": "q"}
 
 
-def read_trace(path: str | Path, form: str | None = None) -> array:
+def read_trace(path: str | Path, form: str | None = None) -> "array[int]":
     """Return the page numbers of a trace file as an array of unsigned 64-bit numbers.
 
     path: the file. form: one of FORMATS; by default the name says it (text if it does not).
@@ -48,14 +48,14 @@ def _format_of(path: Path) -> str:
     return "oracleGeneral" if "oraclegeneral" in path.name.lower() else "text"
 
 
-def _checked(path: Path, pages: array) -> array:
+def _checked(path: Path, pages: "array[int]") -> "array[int]":
     """Return pages, whose numbers are all such as pages have."""
     if len(pages) and max(pages) >= PAGE_MAX:
         raise ValueError(f"{path}: page number {max(pages)} is too large: pages are below {PAGE_MAX}")
     return pages
 
 
-def _from_text(path: Path) -> array:
+def _from_text(path: Path) -> "array[int]":
     pages = array("Q")
     with path.open(encoding="ascii", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
@@ -69,7 +69,7 @@ def _from_text(path: Path) -> array:
     return pages
 
 
-def _from_oracle(path: Path, data: bytes) -> array:
+def _from_oracle(path: Path, data: bytes) -> "array[int]":
     if len(data) % _ORACLE_RECORD.size:
         raise ValueError(f"{path}: {len(data)} bytes are not whole records of {_ORACLE_RECORD.size} bytes")
     objects = [record[1] for record in _ORACLE_RECORD.iter_unpack(data)]
@@ -77,7 +77,7 @@ def _from_oracle(path: Path, data: bytes) -> array:
     return array("Q", [numbers[name] for name in objects])
 
 
-def _from_npz(path: Path, data: bytes) -> array:
+def _from_npz(path: Path, data: bytes) -> "array[int]":
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
@@ -89,7 +89,7 @@ def _from_npz(path: Path, data: bytes) -> array:
         raise ValueError(f"{path} is not an .npz file: {error}") from None
 
 
-def _from_npy(path: Path, data: bytes) -> array:
+def _from_npy(path: Path, data: bytes) -> "array[int]":
     """Read one array of integers without NumPy."""
     if len(data) < 10 or data[:6] != _NPY_MAGIC:
         raise ValueError(f"{path} holds no NumPy array")
@@ -115,7 +115,7 @@ def _from_npy(path: Path, data: bytes) -> array:
     return values if values.typecode == "Q" else array("Q", values)
 
 
-def run_policy(pages: array, policy: str, nr_frames: int, *, check: bool = False) -> float:
+def run_policy(pages: "array[int]", policy: str, nr_frames: int, *, check: bool = False) -> float:
     """Run a trace through an engine of its own, which has descriptors, lists and shadows but no frames.
 
     pages: as `read_trace` returns them. policy: one of POLICIES. nr_frames: pages the cache holds. check: prove the

@@ -9,9 +9,12 @@ KeyboardInterrupt: the folios that it was filling leave the cache, and other rea
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar, TypeVarTuple
 
 from pagecache._core import Mutex
+
+_Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
 
 
 class Abandoned(BaseException):
@@ -23,7 +26,7 @@ class Call:
 
     def __init__(self) -> None:
         self._lock = Mutex()
-        self._end_wait: Callable[[], Any] | None = None
+        self._end_wait: Callable[[], object] | None = None
         self.is_abandoned = False
 
     def abandon(self) -> None:
@@ -35,7 +38,7 @@ class Call:
             end_wait()
 
     @contextlib.contextmanager
-    def waiting(self, end_wait: Callable[[], Any]) -> Iterator[None]:
+    def waiting(self, end_wait: Callable[[], object]) -> Iterator[None]:
         """A wait that `end_wait` ends. Raises Abandoned if no thread waits for the call any more."""
         with self._lock.held():
             if self.is_abandoned:
@@ -47,7 +50,7 @@ class Call:
             with self._lock.held():
                 self._end_wait = None
 
-    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+    def run(self, function: Callable[[*_Arguments], _Result], *args: *_Arguments) -> _Result:
         """Make the call in this thread."""
         _threads.call = self
         try:

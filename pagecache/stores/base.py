@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from pagecache.units import MAX_FOLIO_ORDER, PAGE_SIZE
 
@@ -60,6 +60,27 @@ class BackingStore(Protocol):
         ...
 
 
+@runtime_checkable
+class WritableStore(BackingStore, Protocol):
+    """A store whose object can be changed; it may add `punch_hole(offset, nbytes)`, and an attribute `writable` that is
+    False while it cannot."""
+
+    def writev(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Write the buffers in order at `offset`, behind the end too; return how many bytes were taken.
+
+        The buffers may not be kept nor changed: their memory is the cache's.
+        """
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Cut the object, or extend it with zeros, to a size (bytes)."""
+        ...
+
+    def sync(self, datasync: bool = False) -> None:
+        """Make durable what was written; datasync: without metadata that reading it back does not need."""
+        ...
+
+
 @dataclass(frozen=True)
 class StoreHints:
     """What a store says about itself, with the defaults for those that say nothing.
@@ -89,7 +110,7 @@ class StoreHints:
     background_reads: bool = True
 
 
-def hints_of(store: Any) -> StoreHints:
+def hints_of(store: BackingStore) -> StoreHints:
     """Return a store's hints, checked."""
     defaults = StoreHints()
     values = {name: getattr(store, name, getattr(defaults, name)) for name in StoreHints.__dataclass_fields__}
@@ -111,6 +132,11 @@ def hints_of(store: Any) -> StoreHints:
     return StoreHints(**values)
 
 
-def key_scope_of(store: Any) -> str:
+def is_writable(store: BackingStore | None) -> bool:
+    """Whether a store can be changed."""
+    return store is not None and hasattr(store, "writev") and bool(getattr(store, "writable", True))
+
+
+def key_scope_of(store: BackingStore) -> str:
     """Return where the key of a store names its object: in this "process", on this "machine", or "everywhere"."""
     return str(getattr(store, "key_scope", "machine" if getattr(store, "latency", "remote") == "local" else "everywhere"))

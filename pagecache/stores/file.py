@@ -25,6 +25,7 @@ def _open_again(path: str, mode: str, direct: bool) -> "FileStore":
 
 CREATE_TRIES = 40  # at a name that others make and remove, or that leads through symbolic links
 DIRECT_REQUEST = 2 * 1024 * 1024  # bytes; nothing below reads ahead, so windows are several of these
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 class FileStore:
@@ -40,12 +41,10 @@ class FileStore:
     parallel_requests = 8
     latency = "local"
 
-    def __init__(self, path: Any, mode: str = "rb", *, direct: bool = False, empties: bool = True):
+    def __init__(self, path: Path, mode: str = "rb", *, direct: bool = False, empties: bool = True):
         if mode not in _MODES:
             raise ValueError(f"unknown mode {mode!r}: use one of {', '.join(_MODES)}")
-        self.path = os.fspath(path)
-        if isinstance(self.path, bytes):
-            self.path = os.fsdecode(self.path)
+        self.path = os.fsdecode(path)
         self._directory: Directory | None = None  # that does not durably know the file yet
         self._known_as = _absolute(self.path)  # whatever the working directory is later
         self._sync_lock = Mutex()

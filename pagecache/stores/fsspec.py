@@ -270,4 +270,5 @@ def type_of_url(url: str) -> type:
     from fsspec.core import get_filesystem_class
 
     first = url.partition("::")[0]
-    return get_filesystem_class(first.partition("://")[0])
+    kind: type = get_filesystem_class(first.partition("://")[0])
+    return kind

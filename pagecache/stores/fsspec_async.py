@@ -64,7 +64,8 @@ class AsyncRanges(SyncRanges):
     def info(self, store: Any) -> dict[str, Any]:
         """Return what the file system says about the object now."""
         fs, path = store.fs, store.path
-        return store.run(fs._info(path, **fresh_options(fs, fs._info, path), **store.options))
+        info: dict[str, Any] = store.run(fs._info(path, **fresh_options(fs, fs._info, path), **store.options))
+        return info
 
     def cat(self, store: Any, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of the object, as the file system brings them."""

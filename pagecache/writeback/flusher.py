@@ -15,12 +15,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Protocol
 
 from pagecache import _core
 from pagecache._core import Mutex, MutexGuard, Segment
 from pagecache.requests import fill, workers
-from pagecache.requests.backing import OWN_WRITES_MASK
+from pagecache.requests.backing import OWN_WRITES_MASK, BackedMapping, Backing
 from pagecache.units import LAST_PAGE, MARK_DIRTY, MARK_WRITEBACK
 from pagecache.writeback.passes import WritebackControl, do_writepages
 from pagecache.writeback.throttle import WAIT_SLICE_S
@@ -32,6 +32,45 @@ FIRST_PAGES_PER_S = 65536.0  # before anything was measured
 SPEED_WEIGHT = 0.3
 
 logger = logging.getLogger("pagecache")
+
+
+class HasMapping(Protocol):
+    """Anything with cached pages."""
+
+    @property
+    def mapping(self) -> BackedMapping:
+        """The pages."""
+        ...
+
+
+class WrittenInode(HasMapping, Protocol):
+    """What the flusher needs to know of an object: an `Inode`."""
+
+    name: str
+    nr_open: int
+    nr_writers: int
+    idle_since: float
+
+    @property
+    def needs_sync(self) -> bool:
+        """Whether the store has bytes that it has not made durable."""
+        ...
+
+    def sync_pages(self, first: int, last: int, *, durable: bool) -> OSError | None:
+        """Write pages back and wait; return the error that this met."""
+        ...
+
+    def give_up_changed(self) -> None:
+        """Give up what may not be written because others have changed the object."""
+        ...
+
+    def close_retired(self) -> None:
+        """Close stores that are not used any more."""
+        ...
+
+    def discard(self) -> None:
+        """Give up what is dirty."""
+        ...
 
 
 class Flusher:
@@ -47,8 +86,8 @@ class Flusher:
         self.expire_s = expire_s
         self.interval_s = interval_s
         self.pages_per_s = FIRST_PAGES_PER_S
-        self._inodes: dict[int, Any] = {}
-        self._undurable: dict[int, Any] = {}  # those that are not open, and whose store was not synced; oldest first
+        self._inodes: dict[int, WrittenInode] = {}
+        self._undurable: dict[int, WrittenInode] = {}  # those not open, whose store was not synced; oldest first
         self._undurable_max = UNDURABLE_MAX
         self._lock = Mutex()  # a collected file may drop its object anywhere
         self._thread: threading.Thread | None = None
@@ -58,7 +97,7 @@ class Flusher:
 
     # -- objects -------------------------------------------------------------------------------------------------------
 
-    def add(self, inode: Any) -> None:
+    def add(self, inode: WrittenInode) -> None:
         """Keep an object that may become dirty."""
         with self._lock.held():
             self._inodes[id(inode)] = inode
@@ -68,7 +107,7 @@ class Flusher:
             if self._thread is None and not self._is_stopping:
                 self._thread = workers.start_thread("pagecache-flush", _run, weakref.ref(self), self.segment)
 
-    def drop_if_done(self, inode: Any) -> bool:
+    def drop_if_done(self, inode: WrittenInode) -> bool:
         """Let go of an object that cannot be written to any more, that is clean, and that the store has made durable.
         Returns whether that is so."""
         with self._lock.held():
@@ -83,12 +122,12 @@ class Flusher:
                 _busy.discard(self)
         return True
 
-    def inodes(self) -> list[Any]:
+    def inodes(self) -> list[WrittenInode]:
         """Return the objects that can be written, or are dirty."""
         with self._lock.held():
             return list(self._inodes.values())
 
-    def dirty_inodes(self) -> list[Any]:
+    def dirty_inodes(self) -> list[WrittenInode]:
         """Return the objects that have dirty pages now."""
         return [inode for inode in self.inodes() if _core.has_mark(inode.mapping, MARK_DIRTY)]
 
@@ -116,7 +155,7 @@ class Flusher:
                 inode.close_retired()
 
     @contextlib.contextmanager
-    def _by_itself(self, inode: Any) -> Iterator[None]:
+    def _by_itself(self, inode: WrittenInode) -> Iterator[None]:
         """Keep what goes wrong with one object from the others, which have their turn; it is left alone for a while."""
         try:
             yield
@@ -135,7 +174,7 @@ class Flusher:
                 continue
             self._make_durable(inode)
 
-    def _make_durable(self, inode: Any) -> bool:
+    def _make_durable(self, inode: WrittenInode) -> bool:
         """Write an object back, and have its store make it durable. Returns whether that went well; else it is left alone
         for a while."""
         with self._by_itself(inode):
@@ -146,7 +185,7 @@ class Flusher:
             self._retry_later(backing)
         return False
 
-    def _retry_later(self, backing: Any) -> None:
+    def _retry_later(self, backing: Backing) -> None:
         backing.retry_at = time.monotonic() + min(RETRY_MIN_S * 2**backing.nr_retries, RETRY_MAX_S)
         backing.nr_retries += 1
 
@@ -161,7 +200,7 @@ class Flusher:
             if time.monotonic() >= inode.mapping.backing.retry_at and self._make_durable(inode):
                 inode.close_retired()
 
-    def _pages_due(self, inode: Any) -> int:
+    def _pages_due(self, inode: WrittenInode) -> int:
         """Return how many pages of an object to write now: a chunk while there is too much, all that is too old."""
         if self._memory_is_short():
             return CHUNK_PAGES  # if it fails again that is reported at once
@@ -176,7 +215,7 @@ class Flusher:
         counters = self.segment.counters()
         return counters["nr_waiting_for_memory"] > 0
 
-    def write_some(self, inode: Any, nr_pages: int = CHUNK_PAGES) -> int:
+    def write_some(self, inode: WrittenInode, nr_pages: int = CHUNK_PAGES) -> int:
         """Write so many of an object's dirty pages, going on where the last chunk ended. Returns the pages written."""
         wbc = WritebackControl(nr_to_write=nr_pages, range_cyclic=nr_pages < LAST_PAGE)
         started = time.monotonic()
@@ -284,13 +323,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def is_dirty(inode: Any) -> bool:
+def is_dirty(inode: HasMapping) -> bool:
     """Whether an object has pages that are dirty, or under write-back: those may be dirty again."""
     mapping = inode.mapping  # a page that goes from one state to the other meanwhile is seen at the third look
     return any(_core.has_mark(mapping, mark) for mark in (MARK_DIRTY, MARK_WRITEBACK, MARK_DIRTY))
 
 
-def is_being_written(inode: Any) -> bool:
+def is_being_written(inode: HasMapping) -> bool:
     """Whether a writer may be using an object's store to write to it now."""
     return bool(_core.own_write_word(inode.mapping) & OWN_WRITES_MASK)
 

@@ -5,7 +5,8 @@ import errno
 from collections.abc import Iterator
 
 from pagecache import _core
-from pagecache._core import STAMP_DOUBTFUL, STAMP_SAME, AddressSpace
+from pagecache._core import STAMP_DOUBTFUL, STAMP_SAME
+from pagecache.requests.backing import BackedMapping
 
 CHANGED = (
     "others have changed it since it was read, and it is not overwritten; "
@@ -19,7 +20,7 @@ class ForeignChange(OSError):
     is_doubtful = False
 
 
-def foreign_change(mapping: AddressSpace, state: int | None = None) -> ForeignChange:
+def foreign_change(mapping: BackedMapping, state: int | None = None) -> ForeignChange:
     """Return the error (ESTALE) for changing an object that is no longer the one that is cached. state: of its stamp."""
     error = ForeignChange(errno.ESTALE, f"cannot change {mapping.name}: {CHANGED}")
     error.is_doubtful = state == STAMP_DOUBTFUL
@@ -27,7 +28,7 @@ def foreign_change(mapping: AddressSpace, state: int | None = None) -> ForeignCh
 
 
 @contextlib.contextmanager
-def own_write(mapping: AddressSpace, size: int | None = None) -> Iterator[None]:
+def own_write(mapping: BackedMapping, size: int | None = None) -> Iterator[None]:
     """Within the block the cache changes the object's store: its version, which follows, is taken for that of the cached
     bytes.
 
@@ -61,7 +62,7 @@ def own_write(mapping: AddressSpace, size: int | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def own_attributes(mapping: AddressSpace) -> Iterator[None]:
+def own_attributes(mapping: BackedMapping) -> Iterator[None]:
     """Within the block the owner of the cache changes attributes of an open object: time, mode, names. That is no news, but
     what others have changed before is. Raises what asking a store for its version does."""
     backing = mapping.backing

@@ -24,12 +24,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import SupportsIndex, cast
 
 from pagecache import _core
-from pagecache._core import STAMP_DOUBTFUL, STAMP_SAME, AddressSpace, EventCount, Folio, Mutex, Places, WritebackBatch
+from pagecache._core import STAMP_DOUBTFUL, STAMP_SAME, EventCount, Folio, Mutex, Places, WritebackBatch
 from pagecache.requests import fill, workers
+from pagecache.requests.backing import BackedMapping
 from pagecache.requests.fill import clear_frames
+from pagecache.stores.base import WritableStore
 from pagecache.units import LAST_PAGE, MARK_DIRTY, MARK_TOWRITE, MARK_WRITEBACK
 from pagecache.writeback.own_writes import CHANGED
 
@@ -39,7 +41,7 @@ SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER =
 _thread = threading.local()
 
 
-def write_error(mapping: AddressSpace, offset: int, cause: BaseException) -> OSError:
+def write_error(mapping: BackedMapping, offset: int, cause: BaseException) -> OSError:
     """Return the error for a failed request: the store's errno, with the object and the offset named."""
     number = cause.errno if isinstance(cause, OSError) else None
     if not isinstance(number, int) or not 0 < number < 4096:
@@ -80,7 +82,7 @@ class WritebackControl:
 
 
 def write_batch(
-    mapping: AddressSpace,
+    mapping: BackedMapping,
     batch: WritebackBatch,
     caught: type[BaseException] = Exception,
     refusal: Exception | None = None,
@@ -139,7 +141,7 @@ class _Doubtful(Exception):
     """Nothing was written: the object has to be looked at more closely."""
 
 
-def _write_run(mapping: AddressSpace, batch: WritebackBatch) -> int:
+def _write_run(mapping: BackedMapping, batch: WritebackBatch) -> int:
     """Write the bytes of a run. Returns how many, or raises _Stopped, which knows, and what the store raises."""
     if mapping.host is None:
         raise OSError(errno.EBADF, "the store was closed")
@@ -156,7 +158,7 @@ def _write_run(mapping: AddressSpace, batch: WritebackBatch) -> int:
     return done
 
 
-def _write_store(mapping: AddressSpace, batch: WritebackBatch) -> int:
+def _write_store(mapping: BackedMapping, batch: WritebackBatch) -> int:
     """Hand the bytes to a Python store, again what it did not take."""
     buffers, done = batch.memory(), 0
     limit = max(4096, mapping.backing.hints.max_request)
@@ -178,10 +180,10 @@ def _write_store(mapping: AddressSpace, batch: WritebackBatch) -> int:
     return done
 
 
-def _offer(mapping: AddressSpace, offset: int, pieces: list[memoryview], asked: int) -> int:
+def _offer(mapping: BackedMapping, offset: int, pieces: list[memoryview], asked: int) -> int:
     """Make one request. Returns the bytes that the store took."""
     try:
-        wrote = _checked_count(mapping.host.writev(offset, pieces), asked)
+        wrote = _checked_count(cast(WritableStore, mapping.host).writev(offset, pieces), asked)
     finally:
         fill.release(pieces)
     mapping.segment.add_count("store_writes", 1)
@@ -189,23 +191,23 @@ def _offer(mapping: AddressSpace, offset: int, pieces: list[memoryview], asked: 
     return wrote
 
 
-def _checked_count(wrote: Any, asked: int) -> int:
+def _checked_count(wrote: SupportsIndex, asked: int) -> int:
     """Return what writev returned, if it can be true."""
     if isinstance(wrote, bool):
         raise TypeError("writev returned bool, not a number of bytes")
     try:
-        wrote = operator.index(wrote)
+        count = operator.index(wrote)
     except TypeError:
         raise TypeError(f"writev returned {type(wrote).__name__}, not a number of bytes") from None
-    if not 0 <= wrote <= asked:
-        raise OSError(errno.EIO, f"the store claims to have taken {wrote} bytes of {asked}")
-    return wrote
+    if not 0 <= count <= asked:
+        raise OSError(errno.EIO, f"the store claims to have taken {count} bytes of {asked}")
+    return count
 
 
 # -- one pass ----------------------------------------------------------------------------------------------------------
 
 
-def write_cache_pages(mapping: AddressSpace, wbc: WritebackControl, refusal: Exception | None = None) -> None:
+def write_cache_pages(mapping: BackedMapping, wbc: WritebackControl, refusal: Exception | None = None) -> None:
     """Write the marked folios of a range, in order of offset; wbc says what, and what came of it.
 
     refusal: why all of it fails.
@@ -235,7 +237,7 @@ def write_cache_pages(mapping: AddressSpace, wbc: WritebackControl, refusal: Exc
 
 
 def _batches(
-    mapping: AddressSpace, start: int, last: int, mark: int, waits: bool, max_bytes: int
+    mapping: BackedMapping, start: int, last: int, mark: int, waits: bool, max_bytes: int
 ) -> Iterator[WritebackBatch]:
     """Iterate over runs of dirty folios, under write-back when they come."""
     while start <= last:
@@ -251,7 +253,9 @@ def _batches(
             yield batch
 
 
-def _begin(mapping: AddressSpace, folio: Folio, last: int, mark: int, waits: bool, max_bytes: int) -> Any:
+def _begin(
+    mapping: BackedMapping, folio: Folio, last: int, mark: int, waits: bool, max_bytes: int
+) -> WritebackBatch | None:
     """Put a locked folio, and what is dirty right behind it, under write-back; None if it needs none."""
     if folio.mapping_number == mapping.number and folio.dirty and folio.writeback and waits:
         folio.wait_writeback()
@@ -261,7 +265,7 @@ def _begin(mapping: AddressSpace, folio: Folio, last: int, mark: int, waits: boo
     return _core.collect_writeback(mapping, folio, last, mark, max_bytes)
 
 
-def do_writepages(mapping: AddressSpace, wbc: WritebackControl) -> None:
+def do_writepages(mapping: BackedMapping, wbc: WritebackControl) -> None:
     """Write dirty pages of an object as wbc says; nothing is done if none is dirty.
 
     Context: as `write_cache_pages`. The cache's own writes change the object: its version is taken anew.
@@ -279,12 +283,12 @@ def do_writepages(mapping: AddressSpace, wbc: WritebackControl) -> None:
                     mapping.backing.take_version(mapping)
 
 
-def _tag(mapping: AddressSpace, wbc: WritebackControl) -> None:
+def _tag(mapping: BackedMapping, wbc: WritebackControl) -> None:
     if wbc.sync_mode == WB_SYNC_ALL:
         _core.tag_pages_for_writeback(mapping, wbc.range_start, wbc.range_end)
 
 
-def _write_to_file(mapping: AddressSpace, wbc: WritebackControl) -> None:
+def _write_to_file(mapping: BackedMapping, wbc: WritebackControl) -> None:
     """As `do_writepages`, for a descriptor, where each request looks for itself; once more when one had doubts."""
     while wbc.nr_to_write > 0 and _core.has_mark(mapping, MARK_DIRTY):
         _tag(mapping, wbc)
@@ -294,7 +298,7 @@ def _write_to_file(mapping: AddressSpace, wbc: WritebackControl) -> None:
         wbc.is_doubtful = False
 
 
-def _refusal(mapping: AddressSpace) -> Exception | None:
+def _refusal(mapping: BackedMapping) -> Exception | None:
     """Return why nothing may be written to the object's store: others have changed it, or that is not known."""
     backing = mapping.backing
     try:
@@ -305,7 +309,7 @@ def _refusal(mapping: AddressSpace) -> Exception | None:
 
 @contextlib.contextmanager
 def write_requests(
-    mapping: AddressSpace, wbc: WritebackControl, refusal: Exception | None = None
+    mapping: BackedMapping, wbc: WritebackControl, refusal: Exception | None = None
 ) -> Iterator[Callable[[WritebackBatch], None]]:
     """Give a function that writes a batch: in this thread, or, to a Python store that takes several requests at once,
     in another. At the end of the block all are written."""
@@ -352,7 +356,7 @@ def write_requests(
 # -- ranges ------------------------------------------------------------------------------------------------------------
 
 
-def filemap_fdatawrite_range(mapping: AddressSpace, first: int, last: int, sync_mode: int = WB_SYNC_ALL) -> None:
+def filemap_fdatawrite_range(mapping: BackedMapping, first: int, last: int, sync_mode: int = WB_SYNC_ALL) -> None:
     """Start, and as far as this thread writes finish, the write-back of pages first..last. Raises OSError."""
     wbc = WritebackControl(sync_mode=sync_mode, range_start=first, range_end=last)
     do_writepages(mapping, wbc)
@@ -360,7 +364,7 @@ def filemap_fdatawrite_range(mapping: AddressSpace, first: int, last: int, sync_
         raise wbc.error
 
 
-def filemap_fdatawait_range(mapping: AddressSpace, first: int, last: int) -> None:
+def filemap_fdatawait_range(mapping: BackedMapping, first: int, last: int) -> None:
     """Wait until no page of first..last is under write-back. Context: holds no lock."""
     while first <= last:
         folio = _core.next_marked_folio(mapping, first, last, MARK_WRITEBACK)
@@ -371,7 +375,7 @@ def filemap_fdatawait_range(mapping: AddressSpace, first: int, last: int) -> Non
             folio.wait_writeback()
 
 
-def filemap_write_and_wait_range(mapping: AddressSpace, first: int, last: int) -> OSError | None:
+def filemap_write_and_wait_range(mapping: BackedMapping, first: int, last: int) -> OSError | None:
     """Write what is dirty in pages first..last and wait for all of their write-back. Returns the first error of this
     thread's requests; others are in the mapping's record only."""
     wbc = WritebackControl(sync_mode=WB_SYNC_ALL, range_start=first, range_end=last)
@@ -380,7 +384,7 @@ def filemap_write_and_wait_range(mapping: AddressSpace, first: int, last: int) -
     return wbc.error
 
 
-def sync_file_range(mapping: AddressSpace, first: int, last: int, flags: int | None = None) -> OSError | None:
+def sync_file_range(mapping: BackedMapping, first: int, last: int, flags: int | None = None) -> OSError | None:
     """Wait for, write, and wait for pages first..last, as the SYNC_FILE_RANGE_* flags say; all three if None.
 
     With all three the write is an integrity pass. Returns the first error of this thread's requests; raises OSError
@@ -403,7 +407,7 @@ def sync_file_range(mapping: AddressSpace, first: int, last: int, flags: int | N
     return error
 
 
-def unseen_error(mapping: AddressSpace, number: int) -> OSError:
+def unseen_error(mapping: BackedMapping, number: int) -> OSError:
     """Return the error for a write-back in the background that failed with an errno since a file looked last."""
     if number == errno.ESTALE:
         return OSError(number, f"cannot write {mapping.name}, in the background: {CHANGED}")

@@ -6,7 +6,8 @@ The rules: docs/kernel.md, writers at the limit.
 import errno
 
 from pagecache import _core
-from pagecache._core import AddressSpace, Folio
+from pagecache._core import Folio
+from pagecache.requests.backing import BackedMapping
 from pagecache.units import MARK_DIRTY, MARK_WRITEBACK
 from pagecache.writeback.passes import WritebackControl, do_writepages, in_writeback
 
@@ -15,7 +16,7 @@ WRITE_OWN_PAGES = 1024  # what a writer at the limit writes back itself before i
 WAIT_SLICE_S = 0.02
 
 
-def balance_dirty_pages(mapping: AddressSpace, nr_pages: int) -> None:
+def balance_dirty_pages(mapping: BackedMapping, nr_pages: int) -> None:
     """Slow a writer of nr_pages down while much is dirty, so that the limit is approached and not hit.
 
     Context: no lock held that write-back needs; may sleep up to MAX_PAUSE_S.
@@ -34,7 +35,7 @@ def balance_dirty_pages(mapping: AddressSpace, nr_pages: int) -> None:
     flusher.pause(pause_s)
 
 
-def wait_for_dirty_room(mapping: AddressSpace) -> None:
+def wait_for_dirty_room(mapping: BackedMapping) -> None:
     """Make room for one more dirty folio, when the limit is reached: write pages of this object back, or wait for
     others. Returns when something may have changed; try again then.
 
@@ -61,7 +62,7 @@ def wait_for_dirty_room(mapping: AddressSpace) -> None:
         raise OSError(error.errno, f"cannot write {mapping.name}: no page may become dirty while {error.strerror}")
 
 
-def redirty_range(mapping: AddressSpace, first: int, last: int) -> None:
+def redirty_range(mapping: BackedMapping, first: int, last: int) -> None:
     """Make the cached pages of first..last dirty again, writing some back whenever too many are.
 
     Context: no lock held; waits for the store. Raises OSError.
@@ -80,7 +81,7 @@ def redirty_range(mapping: AddressSpace, first: int, last: int) -> None:
         first = after
 
 
-def _redirty(mapping: AddressSpace, folio: Folio) -> bool:
+def _redirty(mapping: BackedMapping, folio: Folio) -> bool:
     """Make one folio dirty, if it is still of the mapping; False if too many are."""
     folio.lock()
     try:

@@ -71,7 +71,8 @@ class Answers:
         return None
 
     def on_readlink(self, request: Request) -> Answer:
-        return self._operations.readlink(request.node)
+        target: bytes = self._operations.readlink(request.node)
+        return target
 
     def on_symlink(self, request: Request) -> Answer:
         name, target = protocol.names(request.body, 2)
@@ -216,7 +217,8 @@ class Answers:
 
     def on_readdir(self, request: Request) -> Answer:
         handle, offset, size, *_ = protocol.READ_IN.unpack_from(request.body)
-        return self._operations.directories.read(handle, offset, size)
+        entries: bytes = self._operations.directories.read(handle, offset, size)
+        return entries
 
     def on_fsyncdir(self, request: Request) -> Answer:
         self._operations.directories.sync(protocol.FSYNC_IN.unpack_from(request.body)[0])

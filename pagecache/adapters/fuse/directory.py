@@ -17,6 +17,7 @@ from pagecache.adapters.fuse.entries import OpenDirectories
 from pagecache.adapters.fuse.files import WRITE_FLAGS, Files, Status, status_of
 from pagecache.adapters.fuse.nodes import Key, Node, Nodes
 from pagecache.adapters.fuse.protocol import Attributes, Changes, Opened
+from pagecache.cache import PageCache
 
 ACL_ATTRIBUTES = (b"system.posix_acl_access", b"system.posix_acl_default")
 
@@ -32,7 +33,7 @@ class DirectoryOperations:
     can_write = True
 
     def __init__(
-        self, cache: Any, source: str, *, kernel_cache: bool = False, serves_others: bool = False, **options: Any
+        self, cache: PageCache, source: str, *, kernel_cache: bool = False, serves_others: bool = False, **options: Any
     ):
         root_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

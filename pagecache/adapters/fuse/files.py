@@ -24,6 +24,10 @@ from pagecache.adapters.fuse import beneath, fallocation
 from pagecache.adapters.fuse.credentials import Caller, is_member
 from pagecache.adapters.fuse.nodes import Key
 from pagecache.adapters.fuse.stores import AppendStore, DescriptorStore
+from pagecache.buffers import Buffer
+from pagecache.cache import PageCache
+from pagecache.files.file import File
+from pagecache.files.modes import Durability, Mode
 
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR
 SECTOR, PAGE_SECTORS = 512, 8
@@ -49,7 +53,7 @@ class OpenFile:
     """One open file of the source. fd: a descriptor of its own, which only tells and sets attributes. It is open as long as
     this object lives: a request that has found the file by its name may use it while the last handle is given up."""
 
-    def __init__(self, key: Key, fd: int, file: Any):
+    def __init__(self, key: Key, fd: int, file: File):
         self.key = key
         self.fd = fd
         self.file = file  # the last one that was opened: changes by others make older ones stale
@@ -143,7 +147,7 @@ class Handle:
 
     __slots__ = ("file", "may_write", "opened")
 
-    def __init__(self, file: Any, opened: OpenFile, may_write: bool):
+    def __init__(self, file: File, opened: OpenFile, may_write: bool):
         self.file = file
         self.opened = opened
         self.may_write = may_write
@@ -159,7 +163,7 @@ class Files:
 
     def __init__(
         self,
-        cache: Any,
+        cache: PageCache,
         *,
         place: str = "",
         direct: bool = False,
@@ -193,7 +197,7 @@ class Files:
         may_write = bool(flags & WRITE_FLAGS) or empties
         own_fd = os.dup(fd)
         try:
-            mode = "a+b" if may_write else "rb"  # at an offset it writes there, at its position at the end
+            mode: Mode = "a+b" if may_write else "rb"  # at an offset it writes there, at its position at the end
             store = self.make_store(name, mode, fd, appends_only=appends_only)
             durability = _durability(flags | (os.O_DSYNC if appends_only else 0))
             file = self.cache.open(store, mode, durability=durability, **self.options)
@@ -209,7 +213,7 @@ class Files:
                 raise
         return number
 
-    def _add(self, file: Any, own_fd: int, may_write: bool) -> int:
+    def _add(self, file: File, own_fd: int, may_write: bool) -> int:
         """Return the number of a new handle on a file. own_fd: a descriptor, which is closed or kept."""
         try:
             status = os.fstat(own_fd)
@@ -303,12 +307,12 @@ class Files:
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
 
-    def read(self, number: int, target: Any, offset: int) -> int:
+    def read(self, number: int, target: Buffer, offset: int) -> int:
         """Fill a buffer from an offset; returns the bytes, fewer only at the end of the file."""
         return self._handles[number].file.preadinto(target, offset)
 
     def write(
-        self, number: int, data: Any, offset: int, *, appends: bool = False, unprivileged: Caller | None = None
+        self, number: int, data: Buffer, offset: int, *, appends: bool = False, unprivileged: Caller | None = None
     ) -> None:
         """Write all of a buffer at an offset, or at the end, wherever that is by then.
 
@@ -419,7 +423,7 @@ def _stamp(fd: int) -> tuple[int, int, int]:
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
-def _durability(flags: int) -> str:
+def _durability(flags: int) -> Durability:
     if flags & os.O_SYNC == os.O_SYNC:
         return "sync"
     return "dsync" if flags & os.O_DSYNC else "write-back"

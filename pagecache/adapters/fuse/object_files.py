@@ -17,13 +17,17 @@ import os
 import tempfile
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 from pagecache.adapters.fuse import beneath, fallocation, object_puts
 from pagecache.adapters.fuse.credentials import Caller
 from pagecache.adapters.fuse.files import WRITE_FLAGS
 from pagecache.adapters.fuse.object_puts import Put
 from pagecache.adapters.fuse.stores import DescriptorStore
+from pagecache.buffers import Buffer
+from pagecache.cache import PageCache
+from pagecache.files.file import File
+from pagecache.files.versioned import VersionedFile
 from pagecache.stores.fsspec import FsspecStore
 from pagecache.stores.fsspec_instances import Instance
 from pagecache.stores.validators import Version
@@ -56,7 +60,7 @@ class OpenObject:
     def __init__(self, remote: str):
         self.remote = remote
         self.nr_handles = 0
-        self.spool: Any = None  # a File, once the object is being changed
+        self.spool: File | None = None  # once the object is being changed
         self.base: Version | None = None
         self.is_gone = False
         self.mtime_ns = time.time_ns()
@@ -78,6 +82,12 @@ class OpenObject:
         """Whether the store has no object of this name."""
         return self.spool is not None and self.base is None
 
+    @property
+    def changed(self) -> File:
+        """The spool of an object that is being changed."""
+        assert self.spool is not None
+        return self.spool
+
     def touch(self) -> None:
         """Note a change."""
         self.mtime_ns = time.time_ns()
@@ -89,7 +99,7 @@ class ObjectHandle:
 
     __slots__ = ("file", "flags", "opened")
 
-    def __init__(self, opened: OpenObject, file: Any, flags: int):
+    def __init__(self, opened: OpenObject, file: File | VersionedFile | None, flags: int):
         self.opened = opened
         self.file = file
         self.flags = flags
@@ -100,15 +110,17 @@ class ObjectHandle:
         return bool(self.flags & (WRITE_FLAGS | os.O_TRUNC))
 
     @property
-    def current(self) -> Any:
+    def current(self) -> File | VersionedFile:
         """The file that has the object's bytes now."""
-        return self.opened.spool if self.opened.spool is not None else self.file
+        file = self.opened.spool if self.opened.spool is not None else self.file
+        assert file is not None
+        return file
 
 
 class ObjectFiles:
     """The open objects of one mount. cache, options: as for `Files`. instance: of the file system that has the objects."""
 
-    def __init__(self, cache: Any, instance: Instance, **options: Any):
+    def __init__(self, cache: PageCache, instance: Instance, **options: Any):
         self.cache = cache
         self.instance = instance
         self.options = options
@@ -138,9 +150,11 @@ class ObjectFiles:
         self._handles[number] = ObjectHandle(opened, file, flags)
         return number
 
-    def _open_version(self, remote: str, **options: Any) -> Any:
+    def _open_version(self, remote: str, **options: Any) -> File | VersionedFile:
         options = {**self.options, **options}
-        return self.cache.open(FsspecStore(self.instance, remote, recheck=options.get("recheck", "open")), "rb", **options)
+        store = FsspecStore(self.instance, remote, recheck=options.get("recheck", "open"))
+        file: File | VersionedFile = self.cache.open(store, "rb", **options)
+        return file
 
     def _make_spool(self, opened: OpenObject, *, is_empty: bool, is_new: bool = False) -> None:
         """Let an object be changed. Its bytes are fetched, unless they are not wanted: then what is there now is
@@ -149,7 +163,7 @@ class ObjectFiles:
             if is_empty:
                 base = None if is_new else object_puts.present_version(self.instance, opened.remote)
                 if opened.spool is None:
-                    opened.spool = self.cache.open(Spool(opened.remote), "r+b")
+                    opened.spool = self.cache.open(Spool(opened.remote), "r+b", recheck="open")
                 else:
                     opened.spool.truncate(0)
                 opened.base = base
@@ -161,14 +175,14 @@ class ObjectFiles:
                 except BaseException:
                     spool.close()
                     raise
-                opened.spool = self.cache.open(spool, "r+b")
+                opened.spool = self.cache.open(spool, "r+b", recheck="open")
 
     def _fetch(self, remote: str, fd: int) -> Version:
         """Copy an object into a file, all of one version. Returns that."""
         for attempt in itertools.count(1):
             os.ftruncate(fd, 0)
             with self._open_version(remote, on_change="error") as file:
-                base = file.inode.store.version
+                base: Version = cast(FsspecStore, file.inode.store).version
                 try:
                     offset = 0
                     while data := file.pread(COPY_BYTES, offset):
@@ -226,7 +240,7 @@ class ObjectFiles:
     def validator(self, number: int) -> str | None:
         """Return the validator of the version that a handle reads; None for an object that is being changed."""
         handle = self._handles[number]
-        return None if handle.opened.spool is not None else handle.file.mapping.validator
+        return None if handle.opened.spool is not None else handle.current.mapping.validator
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -264,25 +278,26 @@ class ObjectFiles:
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
 
-    def read(self, number: int, target: Any, offset: int) -> int:
+    def read(self, number: int, target: Buffer, offset: int) -> int:
         """Fill a buffer from an offset; returns the bytes."""
         handle = self._handles[number]
         while True:
             file = handle.current
             try:
-                return file.preadinto(target, offset)
+                got: int = file.preadinto(target, offset)
+                return got
             except ValueError:  # closed, because the object has another name or a spool since
                 if file is handle.current:
                     raise
 
     def write(
-        self, number: int, data: Any, offset: int, *, appends: bool = False, unprivileged: Caller | None = None
+        self, number: int, data: Buffer, offset: int, *, appends: bool = False, unprivileged: Caller | None = None
     ) -> None:
         """Write all of a buffer at an offset, or at the end."""
         opened = self.opened(number)
         with opened.lock:
             try:
-                opened.spool.pwrite(data, opened.spool.size if appends else offset)
+                opened.changed.pwrite(data, opened.changed.size if appends else offset)
             finally:
                 opened.touch()
 
@@ -290,14 +305,14 @@ class ObjectFiles:
         """Set the size (bytes)."""
         opened = self.opened(number)
         with opened.lock:
-            opened.spool.truncate(size)
+            opened.changed.truncate(size)
             opened.touch()
 
     def allocate(self, number: int, mode: int, offset: int, length: int) -> None:
         """Do what fallocate(2) does. Raises OSError (EOPNOTSUPP for modes that are not known)."""
         opened = self.opened(number)
         with opened.lock:
-            fallocation.fallocate(opened.spool, mode, offset, length)
+            fallocation.fallocate(opened.changed, mode, offset, length)
             opened.touch()
 
     def lseek(self, number: int, offset: int, whence: int) -> int:
@@ -325,7 +340,7 @@ class ObjectFiles:
             if opened.is_put:
                 return
             written = opened.written
-            opened.spool.flush()
-            path = os.fsdecode(beneath.of_descriptor(opened.spool.inode.store.fd))
+            opened.changed.flush()
+            path = os.fsdecode(beneath.of_descriptor(cast(Spool, opened.changed.inode.store).fd))
             opened.base = object_puts.put(Put(self.instance, opened.remote, path, opened.base))
             opened.put = written

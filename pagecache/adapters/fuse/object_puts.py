@@ -165,9 +165,10 @@ async def _upload_parts(
                 "upload_part", **place, UploadId=upload["UploadId"], PartNumber=number, Body=data
             )
             parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-        return await fs._call_s3(
+        done: dict[str, Any] = await fs._call_s3(
             "complete_multipart_upload", **place, UploadId=upload["UploadId"], MultipartUpload={"Parts": parts}, **condition
         )
+        return done
     except BaseException:
         await fs._call_s3("abort_multipart_upload", **place, UploadId=upload["UploadId"])
         raise

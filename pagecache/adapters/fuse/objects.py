@@ -19,6 +19,7 @@ from pagecache.adapters.fuse.mounting import is_within
 from pagecache.adapters.fuse.object_files import ObjectFiles, OpenObject
 from pagecache.adapters.fuse.object_nodes import ObjectNode, ObjectNodes
 from pagecache.adapters.fuse.protocol import Attributes, Changes, Opened, dirent
+from pagecache.cache import PageCache
 from pagecache.stores.errors import failed_request, meant_error
 from pagecache.stores.fsspec_instances import instance_of_url
 
@@ -47,7 +48,7 @@ class ObjectOperations:
 
     def __init__(
         self,
-        cache: Any,
+        cache: PageCache,
         url: str,
         storage_options: dict[str, Any],
         *,

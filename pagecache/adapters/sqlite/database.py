@@ -25,9 +25,11 @@ from pagecache import _core, writeback
 from pagecache.adapters.sqlite import locks
 from pagecache.adapters.sqlite.errors import io_error
 from pagecache.adapters.sqlite.locks import NONE, SHARED, Holder, ObjectLock
+from pagecache.cache import PageCache
 from pagecache.files.file import File
 from pagecache.files.inode import Inode
 from pagecache.requests.locality import Locality
+from pagecache.stores.base import BackingStore
 from pagecache.writeback.passes import WritebackControl
 
 COUNTERS = 24  # offset of the change counter and its neighbours (bytes)
@@ -143,6 +145,13 @@ class Database:
         self._counters = _counters.get(inode)
         self.log: CachedFile | None = None  # the write-ahead log, while one is open
 
+    @property
+    def store(self) -> BackingStore:
+        """What serves the object. Raises OSError if the cache is closed."""
+        if self.inode.store is None:
+            raise OSError(errno.EBADF, f"cannot use {self.name}: the cache is closed")
+        return self.inode.store
+
     def _present_counters(self) -> bytes:
         """Return the counters that are in the store, b"" where its version tells every change."""
         fd = self.inode.mapping.fd
@@ -202,7 +211,7 @@ class DatabaseFile:
     def _read_unlocked(self, amount: int, offset: int) -> bytes:
         buffer = bytearray(amount)
         try:
-            got = self._file.inode.store.readv(offset, [memoryview(buffer)])
+            got = self._database.store.readv(offset, [memoryview(buffer)])
         except Exception as error:  # of whatever library reads
             raise io_error(apsw.SQLITE_IOERR_READ, error) from error
         return bytes(buffer[:got])
@@ -212,7 +221,7 @@ class DatabaseFile:
         if self._holder.level or self._is_unlocked:
             return int(self._file.mapping.size)
         try:
-            return int(self._file.inode.store.size())
+            return int(self._database.store.size())
         except OSError as error:
             raise io_error(apsw.SQLITE_IOERR_FSTAT, error) from error
 
@@ -333,16 +342,16 @@ class _Table:
         self.databases: dict[str, Database] = {}
 
 
-_tables: weakref.WeakKeyDictionary[Any, _Table] = weakref.WeakKeyDictionary()
+_tables: weakref.WeakKeyDictionary[PageCache, _Table] = weakref.WeakKeyDictionary()
 _tables_lock = threading.Lock()
 
 
-def _table_of(cache: Any) -> _Table:
+def _table_of(cache: PageCache) -> _Table:
     with _tables_lock:
         return _tables.setdefault(cache, _Table())
 
 
-def open_database(cache: Any, place: Any, name: str, *, writable: bool, create: bool) -> tuple[Database, CachedFile]:
+def open_database(cache: PageCache, place: Any, name: str, *, writable: bool, create: bool) -> tuple[Database, CachedFile]:
     """Open a file on a database, on the inode of those that have it open already. Raises OSError, ValueError."""
     table = _table_of(cache)
     mode = "r+b" if writable else "rb"
@@ -363,7 +372,7 @@ def open_database(cache: Any, place: Any, name: str, *, writable: bool, create: 
 
 
 def _new_database(
-    cache: Any, table: _Table, place: Any, name: str, store: Any, mode: str
+    cache: PageCache, table: _Table, place: Any, name: str, store: Any, mode: str
 ) -> tuple[Database, CachedFile]:
     key = store.key
     file = cache.open_store(store, mode, file_type=CachedFile)
@@ -379,7 +388,7 @@ def _new_database(
     return database, file
 
 
-def close_database(cache: Any, database: Database, file: CachedFile) -> None:
+def close_database(cache: PageCache, database: Database, file: CachedFile) -> None:
     """Close a file on a database; with the last one it is no longer open. Raises apsw.Error."""
     table = _table_of(cache)
     with table.lock:
@@ -392,7 +401,7 @@ def close_database(cache: Any, database: Database, file: CachedFile) -> None:
             raise io_error(apsw.SQLITE_IOERR_CLOSE, error) from error
 
 
-def database_named(cache: Any, name: str) -> Database | None:
+def database_named(cache: PageCache, name: str) -> Database | None:
     """Return the database of a name that is open, if there is one."""
     table = _table_of(cache)
     with table.lock:

@@ -13,6 +13,7 @@ import apsw
 
 from pagecache.adapters.sqlite.database import SECTOR_SIZE, CachedFile, Database
 from pagecache.adapters.sqlite.errors import io_error
+from pagecache.cache import PageCache
 
 
 class _NoLocks:
@@ -128,9 +129,10 @@ class JournalFile(_NoLocks):
 class LogFile(_NoLocks):
     """A write-ahead log, cached. It belongs to one connection, which holds the database exclusively."""
 
-    __slots__ = ("_database", "_file", "_sync_directory", "xRead", "xWrite")
+    __slots__ = ("_cache", "_database", "_file", "_sync_directory", "xRead", "xWrite")
 
-    def __init__(self, file: CachedFile, database: Database | None, sync_directory: Any):
+    def __init__(self, cache: PageCache, file: CachedFile, database: Database | None, sync_directory: Any):
+        self._cache = cache
         self._file = file
         self._database = database
         self._sync_directory = sync_directory
@@ -155,7 +157,7 @@ class LogFile(_NoLocks):
         """Close the file, of which nothing stays cached: the next one of its name is another."""
         if self._database is not None and self._database.log is self._file:
             self._database.log = None
-        cache, key = self._file.cache, self._file.mapping.key
+        key = self._file.mapping.key
         self._file.write_back_or_discard()
         try:
             self._file.close()
@@ -163,7 +165,7 @@ class LogFile(_NoLocks):
             raise io_error(apsw.SQLITE_IOERR_CLOSE, error) from error
         finally:
             with contextlib.suppress(ValueError, RuntimeError):
-                cache.forget(key)
+                self._cache.forget(key)
 
 
 def make_journal(place: Any, name: str, store: Any, *, is_new: bool) -> JournalFile:
@@ -171,9 +173,9 @@ def make_journal(place: Any, name: str, store: Any, *, is_new: bool) -> JournalF
     return JournalFile(store, _SyncsDirectory(place, name, is_new=is_new))
 
 
-def make_log(cache: Any, place: Any, name: str, store: Any, database: Database | None, *, is_new: bool) -> LogFile:
+def make_log(cache: PageCache, place: Any, name: str, store: Any, database: Database | None, *, is_new: bool) -> LogFile:
     """Return the handle of a write-ahead log. Raises OSError."""
     cache.forget(store.key)
     mode = "r+b" if getattr(store, "writable", True) else "rb"
     file = cache.open_store(store, mode, file_type=CachedFile)
-    return LogFile(file, database, _SyncsDirectory(place, name, is_new=is_new))
+    return LogFile(cache, file, database, _SyncsDirectory(place, name, is_new=is_new))

@@ -28,7 +28,6 @@ import struct
 import sys
 import threading
 import weakref
-from typing import Any
 
 import apsw
 
@@ -133,7 +132,7 @@ class ObjectLock:
 
     def __init__(self, path: str | None, key: str | None = None):
         self.mutex = threading.RLock()
-        self.ranges: Any = RangeLocks(path, key) if path is not None else _NoRangeLocks()
+        self.ranges: RangeLocks | _NoRangeLocks = RangeLocks(path, key) if path is not None else _NoRangeLocks()
         self.level = NONE  # the highest of any holder
         self.nr_shared = 0  # holders that are SHARED or more
         weakref.finalize(self, self.ranges.close).atexit = False  # connections may be closed later than that

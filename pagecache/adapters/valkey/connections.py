@@ -135,7 +135,7 @@ class Wire:
         while self._end - self._start < nbytes + 2:
             self._receive(nbytes + 2 - (self._end - self._start))
         value = self._view[self._start : self._start + nbytes]
-        if self._view[self._start + nbytes : self._start + nbytes + 2] != b"\r\n":
+        if bytes(self._view[self._start + nbytes : self._start + nbytes + 2]) != b"\r\n":
             raise OSError("the server sends a value of another length than it says")
         self._start += nbytes + 2
         return value
