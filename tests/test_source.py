@@ -37,6 +37,18 @@ LAYERS = [  # of ARCHITECTURE.md's table, the highest first: what the last colum
     if row.count("|") == 4 and "---" not in row
 ]
 
+REFUSED_WORDS = {  # in code, comments, docstrings and messages: what to write instead
+    r"nobody|somebody|anybody|everybody|whoever|whom": "say which thread, page or lock, or 'no thread'",
+    r"told": "errors are reported, callbacks are called, versions are distinguished",
+    r"(?:file|object|page|folio|store)s? (?:that |which )?(?:is|are|was|were) (?:being )?cut|uncut": "files are truncated",
+}
+ALLOWED_WORDS = {  # by path: phrases in which such a word is right; NOBODY, the user, is not looked at
+    "tests/test_source.py": ["nobody|somebody|anybody|everybody|whoever|whom", "told", "uncut", "nobody", "somebody"],
+    "tests/adapters/test_fuse_rights.py": ["nobody"],  # the user
+    "tests/adapters/test_fuse_tables.py": ["nobody", "somebody"],  # a user
+    "tests/adapters/sqlite/test_sqlite_names.py": ["store:nobody"],
+}
+
 IMPORT = re.compile(r"^\s*(?:from\s+(\.*[\w.]+)\s+c?import\s|c?import\s+([\w., ]+))", re.MULTILINE)
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+cimport\s|cimport\s+([\w.]+))", re.MULTILINE)
 INLINE_SIGNATURE = re.compile(r"^cdef inline [^:]*:", re.MULTILINE)
@@ -192,6 +204,20 @@ class TestWords:
         tag = re.compile(r"\bK\d+\.\d+\b|\(K\d+\b|\btest_k\d+_\d+\w*")
         found = [
             f"{name_of(path)}: {', '.join(tags)}" for path in [*SOURCES, *PAGES] if (tags := tag.findall(path.read_text()))
+        ]
+        assert not found, "\n".join(found)
+
+    @pytest.mark.parametrize("path", SOURCES, ids=name_of)
+    def test_no_refused_word(self, path):
+        text = path.read_text()
+        for phrase in ALLOWED_WORDS.get(name_of(path), []):
+            text = text.replace(phrase, "")
+        found = [
+            f"{name_of(path)}:{number}: {match[0]!r}: {instead}"
+            for number, line in enumerate(text.splitlines(), 1)
+            for words, instead in REFUSED_WORDS.items()
+            for match in re.finditer(rf"\b(?:{words})\b", line, re.IGNORECASE)
+            if not match[0].isupper()
         ]
         assert not found, "\n".join(found)
 

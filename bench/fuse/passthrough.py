@@ -6,7 +6,7 @@
 import os
 import sys
 
-os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # else mfusepy takes libfuse 2, which cuts writes into 4 KiB
+os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # else mfusepy takes libfuse 2, which splits writes into 4 KiB
 import mfusepy
 
 

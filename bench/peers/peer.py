@@ -134,7 +134,7 @@ def check_bytes(peer: Peer, sizes: Iterable[int], seed: int, reads: int = 4) -> 
 
 
 class BlockPeer(Peer):
-    """A cache of blocks under their numbers: what it is asked is cut into blocks, and put together again."""
+    """A cache of blocks under their numbers: what it is asked is divided into blocks, and put together again."""
 
     block_bytes = PAGE_BYTES
     get = "get(number)"

@@ -22,7 +22,7 @@ __all__ = ["mounted"]
 
 @pytest.fixture(params=FEW_KINDS)
 def kind(request):
-    """The words that choose who caches: this cache alone, or the kernel too."""
+    """The words that choose what caches: this cache alone, or the kernel too."""
     return KINDS[request.param]
 
 

@@ -343,13 +343,13 @@ class TestAccessControlLists:
         """One that does not know of lists itself takes the attribute for any other."""
         operations, source = operations
         (source / "sub").mkdir()
-        told = []
-        operations.invalidate = told.append
+        seen = []
+        operations.invalidate = seen.append
         number, _ = operations.lookup(ROOT_ID, b"sub")
         operations.setxattr(Caller(0, 0, 0), number, os.fsencode(name), acl(7, 0, 0, users=[(NOBODY, 4)]), 0)
         operations.removexattr(Caller(0, 0, 0), number, os.fsencode(name))
         operations.setxattr(Caller(0, 0, 0), number, b"user.a", b"", 0)
-        assert told == [number, number]
+        assert seen == [number, number]
 
     def test_chmod_changes_the_mask(self, here):
         path, _ = here

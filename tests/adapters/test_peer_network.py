@@ -76,7 +76,7 @@ def test_a_partition_and_its_end(hosts):
     assert_right(answers)
     assert network.nr_dropped > 0
     assert answers["c"]["peer_bytes"] == 0
-    assert answers["c"]["origin_bytes"] == NBYTES, "who is cut off reads from the origin"
+    assert answers["c"]["origin_bytes"] == NBYTES, "one that is cut off reads from the origin"
     assert answers["c"]["peer_failures"] > 0
     rounds_until(workers, lambda answers: all(share(answers)[:2]), "the others to have each other")
     answers = in_turn(workers, drop=True)

@@ -1,5 +1,5 @@
 """The C interface: the examples of docs/c-api.md are built against an installed package and run; each function keeps its
-word; threads of C read while pages are evicted and cut off; a table of another version is refused."""
+word; threads of C read while pages are evicted and truncated; a table of another version is refused."""
 
 import ctypes
 import importlib.util

@@ -1,4 +1,4 @@
-"""Priorities of files and shares of tenants: who leaves first, who is passed by, and that the budget is always had."""
+"""Priorities of files and shares of tenants: what leaves first, what is passed by, and that the budget is always had."""
 
 import pytest
 from hypothesis import given

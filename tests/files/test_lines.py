@@ -1,4 +1,4 @@
-"""Lines: what io.BytesIO gives for the same calls, whatever of the file is cached, changed or cut meanwhile."""
+"""Lines: what io.BytesIO gives for the same calls, whatever of the file is cached, changed or truncated meanwhile."""
 
 import ctypes
 import errno
@@ -90,7 +90,7 @@ class AgainstBytesIO(RuleBasedStateMachine):
 
     @rule(offset=offsets)
     def truncate(self, offset):
-        """Both cut and extended, by zeros."""
+        """Both truncated and extended, by zeros."""
         self.ours.truncate(offset)
         size = len(self.theirs.getvalue())
         self.theirs.truncate(offset)
@@ -234,7 +234,7 @@ class TestTruncation:
             assert file.readlines() == [b"a" * (PAGE - 5)]
 
     def test_while_threads_read_lines(self, make_cache, rng):
-        """The file is cut and written to its former size all the time: no line has a byte that was never in it."""
+        """The file is truncated and written to its former size all the time: no line has a byte that was never in it."""
         line = b"x" * 99 + b"\n"
         text = line * 400
         with make_cache(32 * PAGE).open(pagecache.MemoryStore(text), "r+b") as writer:

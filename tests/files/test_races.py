@@ -88,7 +88,7 @@ class TestReadAgainstTruncate:
         assert reader.join_well() == [data[10 * PAGE : 10 * PAGE + 50], b""]
 
     def test_nothing_is_read_back_between_truncating_the_cache_and_the_store(self, open_gated, data):
-        """A miss below the cut waits as well: the store's blocks are on their way."""
+        """A miss below the new end waits as well: the store's blocks are on their way."""
         file, store = open_gated("truncate")
         cutter = Crew(lambda: file.truncate(10 * PAGE))
         assert store.entered.wait(PATIENCE_S)

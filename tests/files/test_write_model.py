@@ -121,7 +121,7 @@ class WriteModel(RuleBasedStateMachine):
         return self.files[pick % len(self.files)]
 
     def was_resized(self, thing):
-        """Check an object's size, and note what a cut takes from its private map."""
+        """Check an object's size, and note what a truncation takes from its private map."""
         if thing.kind in self.private:
             self.private[thing.kind].was_cut(len(thing.data))
         for file, other in self.files:
@@ -390,7 +390,7 @@ class Owner:
 
 
 class OwnerOfTheEnd(Owner):
-    """The thread that cuts and extends the object behind all regions, and drops what is cached."""
+    """The thread that truncates and extends the object behind all regions, and drops what is cached."""
 
     def __init__(self, file, number, rng, cache):
         super().__init__(file, number, rng)

@@ -87,7 +87,7 @@ def test_eight_threads_that_want_one_bad_page_all_get_the_error(cache):
 
 
 class Cutting:
-    """One thread that cuts and extends a file, while others read a map of it and know what they may see."""
+    """One thread that truncates and extends a file, while others read a map of it and know what they may see."""
 
     def __init__(self, cache, rng, number):
         self.data = rng.randbytes(24 * PAGE).replace(b"\0", b"1")
@@ -98,7 +98,7 @@ class Cutting:
         self.stop = False
 
     def cut(self):
-        """Cut a bit more each time; bytes that were cut off are zeros ever after."""
+        """Truncate a bit more each time; bytes that were truncated are zeros ever after."""
         try:
             while self.done > PAGE:
                 for _ in range(4):
@@ -111,7 +111,7 @@ class Cutting:
             self.stop = True
 
     def read(self, seed):
-        """Read at random; each byte is as the cuts before, during and after the read allow."""
+        """Read at random; each byte is as the truncations before, during and after the read allow."""
         rng = type(self.rng)(seed)
         while not self.stop:
             cut_before, offset = self.done, rng.randrange(len(self.data))

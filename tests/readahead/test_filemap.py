@@ -402,7 +402,7 @@ class TestGetPages:
         assert store.entered.wait(30)
         folio = file.mapping.get_folio(0)
         wait_until(lambda: folio.waiters, "the second reader")
-        wait_until(lambda: folio.refcount == 3, "the second reader to let go")  # cache, who reads, and this test
+        wait_until(lambda: folio.refcount == 3, "the second reader to let go")  # cache, the reader, and this test
         folio.put()
         store.go_on.set()
         assert crew.join_well() == [store.data[:10], store.data[5:15]]
@@ -459,7 +459,7 @@ class TestReadEnd:
             assert bytes_of(file.mapping, 5) == store.tobytes()[5 * PAGE :] + bytes(PAGE - 100)
 
     def test_the_size_is_read_after_the_pages(self, make_cache, store):
-        """A file cut while its pages are read shows nothing from behind the new end."""
+        """A file truncated while its pages are read shows nothing from behind the new end."""
         with make_cache(64 * PAGE).open(store) as file:
             reading = file.inode.store.readv
 

@@ -29,7 +29,7 @@ def open_file(make_cache):
     def make(nr_pages=512, *, ra_pages=32, io_pages=0, nbytes=None, store=None):
         nbytes = nr_pages * PAGE if nbytes is None else nbytes
         store = store or Store(pages_of(nbytes))
-        store.preferred_request = store.max_request = 4096 * PAGE  # so that no window is cut into requests
+        store.preferred_request = store.max_request = 4096 * PAGE  # so that no window is divided into requests
         file = make_cache(2048 * PAGE).open(store)
         file.ra.ra_pages, file.ra.io_pages = ra_pages, io_pages
         opened.append(file)

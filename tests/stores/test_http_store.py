@@ -1,4 +1,4 @@
-"""What HTTP servers say that is not quite so: FsspecStore reads what uncached reads, and never cuts or mixes anything."""
+"""What HTTP servers say that is not quite so: FsspecStore reads what uncached reads, never less or a mix."""
 
 import errno
 import logging

@@ -155,7 +155,7 @@ class CannotGrow(MemoryStore):
 
 
 class CutsNothing(MemoryStore):
-    """Shrinks its size only: what was cut is there again when it grows."""
+    """Shrinks its size only: what was truncated is there again when it grows."""
 
     def __init__(self, data):
         super().__init__(data)

@@ -69,7 +69,7 @@ class Pattern:
         if first < start or len(word) < WORD:
             return "an unknown operation"
         if not any(word):
-            return "nobody: it is zero"
+            return "never: it is zero"
         number = int.from_bytes(word, "little") ^ int.from_bytes(self._ramp[first : first + WORD], "little")
         return f"operation {number}"
 
@@ -278,7 +278,7 @@ class Exerciser:
             self.do_write(number, offset, nbytes)
 
     def do_truncate_down(self, _number, offset, _nbytes):
-        """Cut the file."""
+        """Truncate the file."""
         self._set_size(offset)
 
     def do_truncate_up(self, _number, offset, _nbytes):

@@ -8,7 +8,7 @@ call that makes them durable has returned:
 
     start GENERATION RECORD...   these records are about to be written with this generation
     done GENERATION RECORD...    they are durable
-    cut RECORD / was-cut RECORD  from this record on the lane is about to be cut off, is durably cut off (last lane only)
+    cut RECORD / was-cut RECORD  from this record on the lane will be, is durably truncated (last lane only)
 """
 
 import os
@@ -37,7 +37,7 @@ def offset_of(lane, record):
 class Writer:
     """One thread of the process: writes its lane, generation by generation.
 
-    file: open for writing, with a durability. log: a descriptor. may_cut: whether it also cuts the file's end.
+    file: open for writing, with a durability. log: a descriptor. may_cut: whether it also truncates the file.
     """
 
     def __init__(self, file, lane, rng, log, may_cut):
@@ -86,7 +86,7 @@ class Writer:
             self.file.pwrite(data, offset)
 
     def cut(self):
-        """Cut the lane's end off, perhaps extend the file with zeros again, and make that durable."""
+        """Truncate the lane, perhaps extend the file with zeros again, and make that durable."""
         record = self.rng.randrange(1, NR_RECORDS)
         self.say("cut", record)
         self.file.truncate(offset_of(self.lane, record))

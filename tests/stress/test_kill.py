@@ -23,7 +23,7 @@ PATIENCE_S = 60
 class LaneState:
     """What a lane may have, after the log: for each record the generation that is durable, and those that were begun.
 
-    Zeros (generation 0) may be where the lane was cut, or is being cut.
+    Zeros (generation 0) may be where the lane was truncated, or is being truncated.
     """
 
     def __init__(self):

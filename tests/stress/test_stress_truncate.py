@@ -1,4 +1,4 @@
-"""Truncation and extension against reads and faults, in threads: nothing from beyond a size, nothing from before a cut."""
+"""Truncation and extension against reads and faults, in threads: nothing from beyond a size or before a truncation."""
 
 import os
 import random
@@ -21,10 +21,10 @@ OPERATIONS = 60  # on one object; then another begins
 
 
 class History:
-    """An object of non-zero bytes that is cut and extended with zeros, and what of it may be seen when.
+    """An object of non-zero bytes that is truncated and extended with zeros, and what of it may be seen when.
 
     `sizes` gets a size before the object does, `nr_done` counts afterwards. Below the smallest size so far the bytes are
-    the first ones; behind it, once the cut is over, they are zero whatever size the object gets.
+    the first ones; behind it, once the truncation is over, they are zero whatever size the object gets.
     """
 
     def __init__(self, cache):
@@ -50,7 +50,7 @@ class History:
         kept = min(self.sizes)
         assert offset + len(data) <= max(-(-max(sizes) // unit) * unit, offset), "bytes from beyond every size"
         zeros = data[max(0, cut - offset) :]
-        assert zeros.count(0) == len(zeros), f"a byte from before a cut, {nbytes} at {offset}, cut at {cut}"
+        assert zeros.count(0) == len(zeros), f"a byte from before a truncation, {nbytes} at {offset}, truncated at {cut}"
         whole = min(len(data), max(0, kept - offset))
         assert data[:whole] == PATTERN[offset : offset + whole], f"wrong bytes, {nbytes} at {offset}"
         return min(sizes) - offset, len(data)

@@ -1,5 +1,5 @@
 /* The C interface, function by function, for tests in Python; and threads of C that use it while Python does its worst.
- * A word of a test object, 8 bytes, is its own number, or 0 where the object was cut and grew again. */
+ * A word of a test object, 8 bytes, is its own number, or 0 where the object was truncated and grew again. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <pagecache.h>

@@ -11,7 +11,7 @@ RA_PAGES = 32
 
 
 class SizedStore(Store):
-    """A store that can be cut and extended, and looks around while it is read."""
+    """A store that can be truncated and extended, and looks around while it is read."""
 
     preferred_request = 64 * PAGE
 

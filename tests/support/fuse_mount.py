@@ -18,7 +18,7 @@ import pytest
 STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
 MOUNT_SECONDS_MAX = 1000 if STRESS else 100  # then the process is killed, and all users of the mount get ENOTCONN
 PATIENCE_S = 60
-KINDS = {"direct_io": ("--size", "4MiB"), "kernel_cache": ("--size", "4MiB", "--kernel-cache")}  # who caches
+KINDS = {"direct_io": ("--size", "4MiB"), "kernel_cache": ("--size", "4MiB", "--kernel-cache")}  # what caches
 FEW_KINDS = list(KINDS) if STRESS else ["direct_io"]  # for tests that take long
 MAPS_DIRECT_FILES = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 6)  # shared, with direct_io
 SERVE = Path(__file__).resolve().parent / "fuse_serve.py"

@@ -168,16 +168,16 @@ class TestThreads:
     def test_a_sync_that_begins_while_a_failure_is_reported_does_not_take_it_for_written(self, cache, store, monkeypatch):
         with cache.open(store, "r+b") as file:
             file.pwrite(bytes(PAGE), 0)
-            store.on_write, told = Fault(EIO, 1), Gate()
+            store.on_write, noted = Fault(EIO, 1), Gate()
             set_error = passes._core.mapping_set_error
-            monkeypatch.setattr(passes._core, "mapping_set_error", lambda *error: (set_error(*error), told()))
+            monkeypatch.setattr(passes._core, "mapping_set_error", lambda *error: (set_error(*error), noted()))
             first = Crew(lambda: cache.flusher.write_some(file.inode))
-            told.wait_entered()
+            noted.wait_entered()
             assert file._check_and_advance_wb_err() == errno.EIO  # as another thread's sync does
             second = Crew(lambda: (file.fsync(), store.data[:PAGE]))
             ident = second.threads[0].ident
             wait_until(lambda: frame_of(ident).f_code.co_name == "filemap_fdatawait_range", "the second sync to wait")
-            told.go_on.set()
+            noted.go_on.set()
             assert second.join_well() == [(None, bytes(PAGE))]
             first.join_well()
 

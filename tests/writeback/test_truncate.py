@@ -69,7 +69,7 @@ def content(mapping):
 
 
 def expected_page(page, lstart, lend):
-    """Return a page's bytes after a cut of bytes lstart..lend (inclusive)."""
+    """Return a page's bytes after removal of bytes lstart..lend (inclusive)."""
     data = bytearray(pages_of(PAGE, page * PAGE))
     begin, end = max(lstart - page * PAGE, 0), min(lend + 1 - page * PAGE, PAGE)
     if begin < end:
@@ -418,7 +418,7 @@ class TestLiveViews:
             assert view == data[8 * PAGE : 8 * PAGE + 1000]
 
     def test_a_view_taken_while_the_page_is_being_truncated(self, store, make_cache, monkeypatch):
-        """One that shows cut bytes as they were keeps them; none ever sees them turn to zeros."""
+        """One that shows truncated bytes as they were keeps them; none ever sees them turn to zeros."""
         data = store.tobytes()
         with make_cache(64 * PAGE).open(store, "r+b") as file:
             file.pread(PAGE, 8 * PAGE)

@@ -365,13 +365,13 @@ class TestPartialPages:
 
 
 class TestCutAndWrittenAgain:
-    """A file that is cut and written to its former size again while it is read: its bytes were old, none, and new."""
+    """A file that is truncated and written to its former size again while it is read: its bytes were old, none, and new."""
 
     OLD, NEW = b"\x01" * (2 * PAGE), b"\x02" * (2 * PAGE)
 
     @pytest.mark.parametrize("way", ["pread", "preadinto", "view", "iter_views"])
     def test_no_read_shows_what_it_was_truncated_to(self, monkeypatch, cache, way):
-        """The page is looked up while its second part is cut off; when that is copied another page is there."""
+        """The page is looked up while its second part is truncated; when that is copied another page is there."""
         look_up = filemap.filemap_get_pages
         with cache.open(WritableStore(self.OLD, key="cut"), "r+b") as file:
 
@@ -441,7 +441,7 @@ class TestFailingStores:
         assert file.pread(NR_PAGES * PAGE, 0) == DATA[:left]
 
     def test_a_read_that_waits_while_a_truncation_fails_brings_what_the_store_has(self, cache):
-        """The size that the cut tried is not the object's: what lies behind it is not zeros."""
+        """The size that the truncation tried is not the object's: what lies behind it is not zeros."""
         store = HeldReads(DATA, key="held")
         store.max_request = PAGE
         with cache.open(store, "r+b") as file:
@@ -449,14 +449,14 @@ class TestFailingStores:
             assert store.on_read.entered.wait(PATIENCE_S)
             store.on_truncate = Fault(EIO, 1)
             cutter = Crew(lambda: file.truncate(0))
-            wait_until(lambda: file.size == 0, "the cut to begin")
+            wait_until(lambda: file.size == 0, "the truncation to begin")
             store.on_read.go_on.set()
             with pytest.raises(OSError, match="broken"):
                 cutter.join_well()
             assert file.pread(NR_PAGES * PAGE + 1, 0) == DATA
 
     def test_write_back_does_not_take_half_of_a_folio_that_is_being_truncated(self, file, store):
-        """What lies behind the cut would count as written with the rest of the page."""
+        """What lies behind the end would count as written with the rest of the page."""
         file.pwrite(b"behind the cut", 2 * PAGE + 500)
         expected = file.pread(NR_PAGES * PAGE, 0)
         crews = []
@@ -480,7 +480,7 @@ class TestFailingStores:
 
     @pytest.mark.stress
     def test_truncations_that_fail_while_others_write_back(self, file, store, rng):
-        """Write-back of any part, at any moment of a cut that fails, neither loses bytes nor writes behind the cut."""
+        """Write-back of any part, at any moment of a truncation that fails, neither loses bytes nor writes behind it."""
         expected = bytearray(DATA)
         done = threading.Event()
 

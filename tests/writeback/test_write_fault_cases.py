@@ -149,7 +149,7 @@ def test_reader_waits_for_the_only_page_while_it_is_written(make_cache, monkeypa
     nr_waits = []
 
     class Watched:
-        """The segment, but that it notes who waits for memory."""
+        """The segment, but that it notes which threads wait for memory."""
 
         def __getattr__(self, name):
             return getattr(cache.segment, name)

@@ -87,7 +87,7 @@ class Workload:
             on_disk = self.store.tobytes()
             shown = self.shown()
             assert len(shown) in (len(self.model), max(size, min(len(on_disk), len(self.model)))), "no such size"
-            assert shown[:size] == bytes(self.model[:size]).ljust(min(size, len(shown)), b"\0"), "bytes before the cut"
+            assert shown[:size] == bytes(self.model[:size]).ljust(min(size, len(shown)), b"\0"), "bytes before the new end"
             for at in range(size, len(shown), UNIT):  # what was not written yet may be gone, never more
                 assert shown[at : at + UNIT] in (self.model[at : at + UNIT], on_disk[at : at + UNIT])
             self.model = bytearray(shown)

@@ -160,8 +160,8 @@ class TestOddStores:
             taken.wait_entered()
             cutting = Crew(lambda: file.truncate(cut))
             place = ("wait_writeback", "_cut_store", "wait_for_folios")
-            wait_until(lambda: frame_of(cutting.threads[0].ident).f_code.co_name in place, "the cut to wait")
-            assert "truncate" not in store.names()[1:], "the store is cut while it is written"
+            wait_until(lambda: frame_of(cutting.threads[0].ident).f_code.co_name in place, "the truncation to wait")
+            assert "truncate" not in store.names()[1:], "the store is truncated while it is written"
             taken.go_on.set()
             writing.join_well()
             cutting.join_well()

@@ -2,7 +2,7 @@
 splits, eviction and background reads of the same pages at the same time. Built in the lanes check, asan and tsan.
 
 Every 8 bytes of a page name their mapping, page, place and version, so a reader knows for each whether it may see it:
-    identity    the bytes are this page's, or the zeros of a page that was cut off
+    identity    the bytes are this page's, or the zeros of a page that was truncated
     lower bound the version written last before the read began (nothing is lost, nothing comes back)
     upper bound the version begun last before the read ended
     unity       a short read of a page sees one version (sequence counter)
@@ -36,7 +36,7 @@ include "tests/engine/engine_threads/oracle.pxi"       # what the bytes of a pag
 include "tests/engine/engine_threads/readers.pxi"      # reads, lines, pins, fills
 include "tests/engine/engine_threads/writers.pxi"      # writes, write-back, syncs
 include "tests/engine/engine_threads/removers.pxi"     # truncation, eviction, splits
-include "tests/engine/engine_threads/truncations.pxi"         # a file that is cut and written again
+include "tests/engine/engine_threads/truncations.pxi"         # a file that is truncated and written again
 include "tests/engine/engine_threads/reuse.pxi"        # pages that change between two steps of a reader
 
 cdef enum:

@@ -57,7 +57,7 @@ cdef void remove_from(Worker* worker, uint32_t m, uint64_t start) noexcept nogil
 
 
 cdef void truncate(Worker* worker, uint32_t m, uint32_t nr_pages) noexcept nogil:
-    """Cuts the file; every other time it grows again, by zeros."""
+    """Truncates the file; every other time it grows again, by zeros."""
     cdef Work* work = worker.work
     cdef File* file = &work.files[m]
     cdef Mapping* mapping = &work.seg.mappings[file.number]

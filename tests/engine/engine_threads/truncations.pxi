@@ -1,7 +1,7 @@
 from pagecache.core.mapping cimport mapping_not_truncated_since, mapping_set_size
 
 cdef enum:
-    CUT_PAGES = 3                   # of the file that is cut; it never has a zero
+    CUT_PAGES = 3                   # of the truncated file; it never has a zero
 
 
 cdef void put_page(Worker* worker, uint32_t page, uint64_t nr_ones) noexcept nogil:
@@ -37,7 +37,7 @@ cdef void cut_page(Worker* worker, uint32_t page, uint64_t nr_left) noexcept nog
 
 
 cdef void cut_and_write(Worker* worker) noexcept nogil:
-    """Cuts the file anywhere, and writes ones from there to where it ended."""
+    """Truncates the file anywhere, and writes ones from there to where it ended."""
     cdef Mapping* mapping = &worker.work.seg.mappings[worker.work.files[0].number]
     cdef uint64_t size = random_below(worker, CUT_PAGES * PAGE_SIZE), first
     cdef uint32_t page
@@ -101,7 +101,7 @@ cdef void read_ones(Worker* worker) noexcept nogil:
 
 
 cdef void* cutting_main(void* argument) noexcept nogil:
-    """The thread that cuts, until the others have done their part; the readers."""
+    """The thread that truncates, until the others have done their part; the readers."""
     cdef Worker* worker = <Worker*>argument
     cdef uint64_t i
     wait_for_all(worker.work)
@@ -120,7 +120,7 @@ cdef void* cutting_main(void* argument) noexcept nogil:
 
 
 def run_cuts(descriptors: list, nr_threads: int, nr_steps: int, seed: int) -> tuple[int, int, int]:
-    """Let threads read a file of ones while another cuts it and writes it to its former size again, all the time.
+    """Let threads read a file of ones while another truncates it and writes it to its former size again, all the time.
 
     Returns how many reads were valid, without a reference, with one, and of lines. Raises as `run`.
     """
