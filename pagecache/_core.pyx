@@ -25,6 +25,7 @@ include "parts/priority.pxi"    # priorities of objects, shares of tenants
 include "parts/trace.pxi"       # access traces through the engine
 include "parts/places.pxi"      # Places: how many requests of a store run at once
 include "parts/mutex.pxi"       # Mutex, EventCount: what the Python layers lock and sleep on
+include "parts/versioned.pxi"   # VersionedCore: reads at the position where the version is looked at
 include "parts/xa_entry.pxi"    # XArray on its own: objects as entries
 include "parts/xarray.pxi"      # XArray: a sparse array with marks and multi-index entries
 include "parts/xa_cursor.pxi"   # its cursor

@@ -1,11 +1,13 @@
-"""Lines of a cached file against those of open(), both sides in turns.
+"""Lines of a cached file against those of open(), all sides in turns.
 
-    python -m bench hits.lines [--lines 400000] [--rounds 7]
+    python -m bench hits.lines [--lines 400000] [--rounds 7] [--kinds File "recheck=60"]
 
-Lines of 10 to 89 bytes; the file is cached here, and in the kernel's page cache there. Prints nanoseconds a line.
+Lines of 10 to 89 bytes; the file is cached here, and in the kernel's page cache there. Prints nanoseconds a line, and for
+each kind of handle the ratio of the best times and that of the medians.
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import random
@@ -54,33 +56,59 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def chained(path: Path, **options: Any) -> Any:
+    """Open a path by fsspec."""
+    import fsspec
+
+    import pagecache.adapters.fsspec  # noqa: F401
+
+    return fsspec.filesystem("pagecache", target_protocol="file", **options).open(str(path))
+
+
+KINDS: dict[str, Callable[[pagecache.PageCache, Path], Any]] = {
+    "File": lambda cache, path: cache.open(path),
+    "recheck=60": lambda cache, path: cache.open(path, recheck=60),
+    "recheck=True": lambda cache, path: cache.open(path, recheck=True),
+    "on_change=reload": lambda cache, path: cache.open(path, on_change="reload"),
+    "pagecache::": lambda cache, path: chained(path),
+    "pagecache::, recheck=60": lambda cache, path: chained(path, recheck=60),
+}
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=int, default=400_000)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS))
+    parser.add_argument("--ways", nargs="*", default=list(WAYS))
     options = parser.parse_args()
     generator = random.Random(1)
-    print("| way | open(), ns | ours, ns | ratio: best | median |\n|---|--:|--:|--:|--:|")
-    with tempfile.TemporaryDirectory() as directory, pagecache.PageCache("128MiB") as cache:
-        path = Path(directory) / "lines"
+    print(f"| way | open(), ns | {' | '.join(options.kinds)} |\n|---|--:|{'--:|' * len(options.kinds)}")
+    with contextlib.ExitStack() as closing:
+        path = Path(closing.enter_context(tempfile.TemporaryDirectory())) / "lines"
+        cache = closing.enter_context(pagecache.PageCache("128MiB"))
+        closing.enter_context(pagecache.using(cache))
         with path.open("wb") as out:
             out.writelines(bytes(generator.choices(b"abcdefgh,12", k=generator.randrange(10, 90))) + b"\n"
                            for _ in range(options.lines))  # fmt: skip
-        with path.open("rb") as theirs, cache.open(path) as ours:
-            ours.readall()
-            for name, way in WAYS.items():
-                seconds: tuple[list[float], list[float]] = ([], [])
-                for number in range(options.rounds):
-                    for side in (0, 1) if number % 2 else (1, 0):
-                        file = (theirs, ours)[side]
-                        file.seek(0)
-                        started = time.perf_counter()
-                        way(file)
-                        seconds[side].append(time.perf_counter() - started)
-                best = [min(each) / options.lines * 1e9 for each in seconds]
-                ratio = statistics.median(seconds[1]) / statistics.median(seconds[0])
-                print(f"| `{name}` | {best[0]:.0f} | {best[1]:.0f} | {best[1] / best[0]:.2f} | {ratio:.2f} |")
+        files = [closing.enter_context(path.open("rb"))]
+        for kind in options.kinds:
+            files.append(closing.enter_context(KINDS[kind](cache, path)))
+            files[-1].read()
+        for name in options.ways:
+            seconds: list[list[float]] = [[] for _ in files]
+            for number in range(options.rounds):
+                order = list(enumerate(files))
+                for side, file in order if number % 2 else reversed(order):
+                    file.seek(0)
+                    started = time.perf_counter()
+                    WAYS[name](file)
+                    seconds[side].append(time.perf_counter() - started)
+            theirs = seconds[0]
+            ratios = [f"{min(ours) / min(theirs):.2f}, {statistics.median(ours) / statistics.median(theirs):.2f}"
+                      for ours in seconds[1:]]  # fmt: skip
+            print(f"| `{name}` | {min(theirs) / options.lines * 1e9:.0f} | {' | '.join(ratios)} |")
 
 
 if __name__ == "__main__":

@@ -13,3 +13,5 @@ cdef extern from "core/thread.h" nogil:
     int thread_start(pc_thread* thread, thread_main run, void* argument) noexcept
     void thread_join(pc_thread* thread) noexcept
     int64_t monotonic_ns() noexcept
+    int64_t COARSE_TICK_NS
+    int64_t monotonic_coarse_ns() noexcept

@@ -500,6 +500,15 @@ class File(FileWrites):
             self.no_reuse = value
             self.inode.advise_reuse(1 if value else -1)
 
+    def take_advice_of(self, other: "File") -> None:
+        """Be read as another file of the object, of its former version, was advised to be."""
+        self.is_random, self.drop_behind = other.is_random, other.drop_behind
+        self._window_factor = other._window_factor
+        self.ra.ra_pages = self._fitted_pages = self.inode.ra_pages * self._window_factor
+        self._set_no_reuse(other.no_reuse)
+        if other.priority != self.priority:
+            self.priority = other.priority
+
     def _pages_touched(self, offset: int, length: int) -> tuple[int, int]:
         """Return first and last page of a byte range, partial ones included; length 0 is up to the end."""
         end = min(offset + length, self.mapping.size) if length else self.mapping.size

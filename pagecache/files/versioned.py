@@ -3,11 +3,12 @@
 import copy
 import errno
 import io
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pagecache._core import Mutex, Position
+from pagecache._core import Mutex, VersionedCore
 from pagecache.buffers import Buffer
 from pagecache.files import aio
 from pagecache.files.file import File
@@ -17,10 +18,12 @@ from pagecache.stores.base import BackingStore
 from pagecache.stores.validators import Version
 
 CHANGES_MAX = 8  # replacements during one read call after which it gives up
+AHEAD_BYTES = 64 * 1024  # of lines that iteration takes after one look with recheck=True, as from a buffer
+AHEAD_S = 1.0  # and for how long
 _Result = TypeVar("_Result")
 
 
-class VersionedFile:
+class VersionedFile(VersionedCore):
     """An open file with `recheck` or `on_change` of its own; otherwise a File.
 
     file: open on the present version. reopen: opens the version there is then, instead of a file that is open. max_age_s:
@@ -39,8 +42,6 @@ class VersionedFile:
         self._reopen = reopen
         self._max_age_s = max_age_s
         self._reloads = reloads
-        self._position = Position()
-        self._position_lock = Mutex()
         self._change_lock = Mutex()
         self._checked_at = time.monotonic()
 
@@ -69,9 +70,7 @@ class VersionedFile:
         if self._max_age_s is None or file.closed:
             return
         store, now = file.inode.store, time.monotonic()
-        known = getattr(store, "version", None)
-        checked_at = max(known.checked_at, self._checked_at) if isinstance(known, Version) else self._checked_at
-        if self._max_age_s and now - checked_at < self._max_age_s:
+        if self._max_age_s and now - self._last_look(file) < self._max_age_s:
             return
         refresh = getattr(store, "refresh", None)
         if refresh is not None:
@@ -79,13 +78,24 @@ class VersionedFile:
         file.inode.raise_if_changed(0)
         self._checked_at = now
 
+    def _last_look(self, file: File) -> float:
+        """Return when the version of a file was last asked for, by this file or another one (monotonic clock, seconds)."""
+        known = getattr(file.inode.store, "version", None)
+        return max(known.checked_at, self._checked_at) if isinstance(known, Version) else self._checked_at
+
     def _move_on(self, old: File) -> None:
         """Open the present version, unless another thread has."""
         with self._change_lock.held():
             if self._file is old and not old.closed:
-                self._file = self._reopen(old)
-                self._checked_at = time.monotonic()
-                old.close()
+                self._replace(old)
+
+    def _replace(self, old: File) -> None:
+        """Context: the change lock is held."""
+        file = self._reopen(old)
+        file.take_advice_of(old)
+        self._file = file
+        self._checked_at = time.monotonic()
+        old.close()
 
     def invalidate(self, offset: int = 0, length: int = 0, *, discard: bool = False) -> None:
         """Drop the cached pages of a byte range; with no range go on with the present version of the object.
@@ -99,8 +109,7 @@ class VersionedFile:
             old = self._file
             if discard:
                 old.invalidate(discard=True)
-            self._file = self._reopen(old)
-            old.close()
+            self._replace(old)
 
     # -- reads -----------------------------------------------------------------------------------------------------------
 
@@ -144,31 +153,65 @@ class VersionedFile:
         """As File.preadinto_async."""
         return await aio.read(self._file.inode, self.preadinto, buffer, offset)
 
-    # -- reads at the position -------------------------------------------------------------------------------------------
+    # -- at the position -------------------------------------------------------------------------------------------------
 
-    def _at_position(self, read: Callable[[File], _Result]) -> _Result:
-        """Have the plain File read from the position on."""
+    def _at_position(self, call: Callable[[File], _Result]) -> _Result:
+        """Have the plain File read, with one version, from the position on."""
+        return self._from_position(lambda placed: self.with_one_version(placed), call)
 
-        def call(file: File) -> tuple[_Result, int]:
+    def _from_position(
+        self, serve: Callable[[Callable[[File], tuple[_Result, int]]], tuple[_Result, int]], call: Callable[[File], _Result]
+    ) -> _Result:
+        def placed(file: File) -> tuple[_Result, int]:
             file.seek(start)
-            return read(file), file.tell()
+            return call(file), file.tell()
 
         with self._position_lock.held():
             own = self._position.own()
             start = self._position.shared() if own is None else own
-            result, end = self.with_one_version(call)
+            result, end = serve(placed)
             self._position.move(own is not None, end)
         return result
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        """As File.read."""
+    def _hold_look(self, file: File, age_s: float, lines: tuple[int, int] | None = None) -> None:
+        """Say how long reads at the position need no look, after one that is so old; lines: for iteration only."""
+        if self._max_age_s is None:
+            self._look_holds(file, math.inf)
+        elif self._max_age_s:
+            self._look_holds(file, self._max_age_s - age_s)
+        elif lines is not None:
+            self._look_holds(file, AHEAD_S - age_s, lines=lines)
+
+    def _age_of_look(self, file: File) -> float:
+        return 0.0 if self._max_age_s is None else time.monotonic() - self._last_look(file)
+
+    def _read_after_look(self, size: int) -> bytes:
+        """Read as `read` does."""
+
+        def read(file: File) -> bytes:
+            age_s = self._age_of_look(file)
+            data = file.read(size)
+            self._hold_look(file, age_s)
+            return data
+
         own = self._position.own()
-        if own is None or size is None or size < 0:
-            data = self._at_position(lambda file: file.read(size))
-        else:
-            data = self.pread(size, own)
-            self._position.move(True, own + len(data))
+        if own is None or size < 0:
+            return self._at_position(read)
+        data = self.pread(size, own)
+        self._position.move(True, own + len(data))
         return data
+
+    def _line_after_look(self, size: int, iterates: bool) -> bytes:
+        """Read the next line, or `size` bytes of it. With recheck=True the look serves what iteration takes next, too, as
+        iteration over other files takes lines from a buffer."""
+
+        def read(file: File) -> bytes:
+            age_s, start = self._age_of_look(file), file.tell()
+            line = file.readline(size)
+            self._hold_look(file, age_s, (start, start + AHEAD_BYTES) if iterates else None)
+            return line
+
+        return self._at_position(read)
 
     def readall(self) -> bytes:
         """As File.readall."""
@@ -184,9 +227,9 @@ class VersionedFile:
             self._position.move(True, own + got)
         return got
 
-    def readline(self, size: int | None = -1, /) -> bytes:
-        """As File.readline."""
-        return self._at_position(lambda file: file.readline(size))
+    def read_buffer(self, size: int | None = -1, /) -> bytes | memoryview:
+        """As File.read_buffer."""
+        return self._at_position(lambda file: file.read_buffer(size))
 
     def readlines(self, hint: int | None = -1, /) -> list[bytes]:
         """As File.readlines."""
@@ -196,11 +239,20 @@ class VersionedFile:
         self._file.tell()
         return self
 
-    def __next__(self) -> bytes:
-        line = self.readline()
-        if not line:
-            raise StopIteration
-        return line
+    def write(self, data: Buffer, /) -> int:
+        """As File.write: what others have changed is not written over, with on_change="reload" neither."""
+        return self._from_position(lambda placed: placed(self._file), lambda file: file.write(data))
+
+    def writelines(self, lines: Iterable[Buffer], /) -> None:
+        """As File.writelines."""
+        self._file._check_writable()
+        for line in lines:
+            self.write(line)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """As File.truncate."""
+        self._file._check_writable()
+        return self._file.truncate(self.tell() if size is None else size)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """As File.seek."""
@@ -224,16 +276,13 @@ class VersionedFile:
     def seeks_by_thread(self, value: bool) -> None:
         self._position.seeks_by_thread = value
 
-    # -- everything else is the file's of the present version ------------------------------------------------------------
+    # -- everything else is the file's of the present version (`_OfFile`) -------------------------------------------------
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_file":
-            raise AttributeError(name)
-        return getattr(self._file, name)
+    if TYPE_CHECKING:
 
-    @property
-    def closed(self) -> bool:
-        """Whether the file is closed."""
+        def __getattr__(self, name: str) -> Any: ...
+
+    def _is_closed(self) -> bool:
         return self._file.closed
 
     def close(self) -> None:
@@ -285,4 +334,21 @@ def _continued(first: memoryview, views: Iterator[memoryview]) -> Iterator[memor
     yield from views
 
 
+class _OfFile:
+    """An attribute of the plain File of the present version: had from it, and set on it."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self.__doc__ = getattr(getattr(File, name, None), "__doc__", None)
+
+    def __get__(self, file: VersionedFile | None, owner: type | None = None) -> Any:
+        return self if file is None else getattr(file._file, self._name)
+
+    def __set__(self, file: VersionedFile, value: Any) -> None:
+        setattr(file._file, self._name, value)
+
+
+for _name in {*dir(File), "inode", "cache", "mode", "durability", "no_reuse"} - {*dir(VersionedFile)}:
+    if not _name.startswith("__"):
+        setattr(VersionedFile, _name, _OfFile(_name))
 io.RawIOBase.register(VersionedFile)

@@ -129,8 +129,9 @@ cdef class FileCore(FilePosition):
 
     def pread_cached(self, nbytes, offset):
         """As `pread`, but only if all of it is cached: else None. Never waits, never reads."""
-        cdef uint64_t wanted = to_count(nbytes)
-        cdef uint64_t pos = to_offset(offset)
+        return self.cached_bytes(to_count(nbytes), to_offset(offset))
+
+    cdef bytes cached_bytes(self, uint64_t wanted, uint64_t pos):
         cdef uint64_t size
         cdef uint32_t nr_truncations
         cdef bytes result

@@ -68,8 +68,9 @@ from pagecache.core.split cimport folio_split
 from pagecache.core.stamp cimport (STAMP_DOUBTFUL as C_STAMP_DOUBTFUL, STAMP_OTHER as C_STAMP_OTHER,
                                    STAMP_SAME as C_STAMP_SAME, own_write_begin, own_write_end, stamp_is_current,
                                    stamp_look, stamp_set, stamp_take)
-from pagecache.core.thread cimport (THREAD_KIND_NATIVE, THREAD_KIND_PYTHON, THREAD_KIND_UNKNOWN, monotonic_ns, pc_thread,
-                                    thread_join, thread_kind, thread_kind_set, thread_start)
+from pagecache.core.thread cimport (COARSE_TICK_NS, THREAD_KIND_NATIVE, THREAD_KIND_PYTHON, THREAD_KIND_UNKNOWN,
+                                    monotonic_coarse_ns, monotonic_ns, pc_thread, thread_join, thread_kind,
+                                    thread_kind_set, thread_start)
 from pagecache.core.verify cimport Finding, segment_verify
 from pagecache.core.write cimport folio_writable_now, folio_write, size_extend, write_cached
 from pagecache.core.writeback cimport (disk_size_reached, folio_drop_behind, folio_end_writeback, folio_mark_dirty,

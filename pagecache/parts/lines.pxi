@@ -39,7 +39,7 @@ cdef class FileLines(FileCore):
         start = self.begin(&is_own)
         try:
             while most <= 0 or total <= <uint64_t>most:
-                line = self.line_at(<uint64_t>start + total, NO_LIMIT)
+                line = self.line_at(<uint64_t>start + total, NO_LIMIT, False)
                 if not line:
                     break
                 lines.append(line)
@@ -79,7 +79,7 @@ cdef class FileLines(FileCore):
             self.ready()
             pos = <uint64_t>self.begin(&is_own)
             try:
-                line = self.line_at(pos, limit)
+                line = self.line_at(pos, limit, False)
                 self.moved(is_own, <int64_t>pos + len(line))
             finally:
                 self.end(is_own)
@@ -120,15 +120,25 @@ cdef class FileLines(FileCore):
         count(self.seg, BYTES_ASKED, <int64_t>length)
         return line
 
-    cdef bytes line_at(self, uint64_t pos, uint64_t limit):
-        """The line at byte `pos`, at most `limit` bytes of it; b"" at the end of the file."""
+    cdef bytes line_at(self, uint64_t pos, uint64_t limit, bint only_cached):
+        """The line at byte `pos`, at most `limit` bytes of it; b"" at the end of the file.
+
+        only_cached: None instead, if the GIL would have to be given up for it, or Python called.
+        """
         cdef uint64_t done = 0, yielded = 0, size
         cdef bytes piece = self.line_in_folio(pos, limit)
         cdef list parts = None
         if piece is not None:
             return piece
         while True:
-            piece = self.line_piece(limit - done, pos + done)
+            piece = None
+            if not only_cached or done <= GIL_COPY_MAX:
+                piece = self.line_piece(limit - done, pos + done, only_cached)
+            if piece is None:
+                if done > 0:            # what is not served is not counted
+                    count(self.seg, HITS, -<int64_t>len(parts))
+                    count(self.seg, BYTES_ASKED, -<int64_t>done)
+                return None
             done += <uint64_t>len(piece)
             if not piece or done == limit or ends_line(piece):
                 break
@@ -149,8 +159,9 @@ cdef class FileLines(FileCore):
             store_relaxed_u64(&self.hint, folio_hint(self.seg, self.number, pos + done - 1))
         return piece
 
-    cdef bytes line_piece(self, uint64_t limit, uint64_t pos):
-        """What one folio holds of the line at `pos`, at most `limit` bytes; b"" at the end of the file."""
+    cdef bytes line_piece(self, uint64_t limit, uint64_t pos, bint only_cached):
+        """What one folio holds of the line at `pos`, at most `limit` bytes; b"" at the end of the file, None as `line_at`.
+        """
         cdef uint64_t size, nbytes, last_index, length
         cdef int64_t prev_pos = self.ra.prev_pos
         cdef uint32_t nr_truncations, tries
@@ -162,11 +173,15 @@ cdef class FileLines(FileCore):
             nr_truncations = load_acquire_u32(&self.m.nr_truncations)
             size = load_acquire_u64(&self.m.size)
             if pos >= size:
+                if only_cached:
+                    return None
                 if not self._grown(pos):
                     return b""
                 continue
             nbytes = limit if limit < size - pos else size - pos
             result = line_pin(&piece, self.seg, self.number, pos, nbytes if nbytes < GIL_COPY_MAX else GIL_COPY_MAX, size)
+            if only_cached and result != LINE_PINNED:
+                return None
             if result == LINE_MISSING and tries == 0 and nbytes > 1 and self._leaves_pages():
                 self.read_bytes(1, pos)         # brings it, and leaves it there
                 continue
@@ -178,6 +193,8 @@ cdef class FileLines(FileCore):
                 count(self.seg, HITS, 1)
                 count(self.seg, BYTES_ASKED, <int64_t>piece.nbytes)
                 return line
+        if only_cached:
+            return None
         nbytes = PAGE_SIZE - (pos & (PAGE_SIZE - 1))
         line = self.read_bytes(limit if limit < nbytes else nbytes, pos)
         length = line_length(PyBytes_AS_STRING(line), <size_t>len(line))

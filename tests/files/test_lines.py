@@ -12,12 +12,25 @@ from functools import partial
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from support import PAGE, PATIENCE_S, BlockingStore, Crew, FaultyStore, Store, assert_nothing_is_held, checked_cache, few
+from support import (
+    HAS_GIL,
+    PAGE,
+    PATIENCE_S,
+    BlockingStore,
+    Crew,
+    FaultyStore,
+    Store,
+    assert_nothing_is_held,
+    checked_cache,
+    few,
+)
 
 import pagecache
+from pagecache.files.versioned import AHEAD_BYTES
 from pagecache.stats.trace import read_trace
 
 NBYTES = 6 * PAGE
+VERSIONED = [{}, {"recheck": 60}, {"recheck": True}, {"on_change": "reload"}]  # but for the first
 LENGTHS = [0, 0, 1, 2, 30, 30, 200, PAGE - 2, PAGE - 1, PAGE, 9000]
 
 
@@ -36,11 +49,11 @@ class AgainstBytesIO(RuleBasedStateMachine):
     near_a_page = st.builds(lambda page, by: max(0, page * PAGE + by), st.integers(0, 6), st.integers(-3, 3))
     offsets = st.one_of(st.integers(0, NBYTES + 10), near_a_page)
 
-    def __init__(self, frames, seed):
+    def __init__(self, frames, seed, options):
         super().__init__()
         data = text_of(random.Random(seed))
         self.context = checked_cache(frames)
-        self.ours = self.context.__enter__().open(pagecache.MemoryStore(data), "r+b")
+        self.ours = self.context.__enter__().open(pagecache.MemoryStore(data), "r+b", **options)
         self.theirs = io.BytesIO(data)
 
     def both(self, call):
@@ -77,6 +90,21 @@ class AgainstBytesIO(RuleBasedStateMachine):
     def seek(self, offset):
         self.both(lambda file: file.seek(offset))
 
+    @rule(data=st.lists(st.sampled_from([b"\n", b"yy", b"z" * 500]), max_size=3), is_one=st.booleans())
+    def write(self, data, is_one):
+        if self.ours.tell() > len(self.theirs.getvalue()):
+            return  # what lies between is another file's business
+        self.both(lambda file: file.write(b"".join(data)) if is_one else file.writelines(data))
+
+    @rule(nbytes=st.integers(0, 2 * PAGE))
+    def read_buffer(self, nbytes):
+        self.both(lambda file: bytes(file.read(nbytes) if file is self.theirs else file.read_buffer(nbytes)))
+
+    @rule()
+    def truncate_here(self):
+        if self.ours.tell() <= len(self.theirs.getvalue()):
+            self.both(lambda file: file.truncate())
+
     @rule(offset=offsets, data=st.lists(st.sampled_from([b"\n", b"yy", b"z" * 500, b"\n" * 5]), max_size=5))
     def write_elsewhere(self, offset, data):
         """Another place of the file changes: lines may begin and end elsewhere, and those that are known may be others."""
@@ -109,8 +137,9 @@ class AgainstBytesIO(RuleBasedStateMachine):
         self.context.__exit__(None, None, None)
 
 
-def test_every_call_does_what_bytesio_does(frames, seed):
-    run_state_machine_as_test(lambda: AgainstBytesIO(frames, seed), settings=few(30))
+@pytest.mark.parametrize("options", VERSIONED, ids=str)
+def test_every_call_does_what_bytesio_does(frames, seed, options):
+    run_state_machine_as_test(lambda: AgainstBytesIO(frames, seed, options), settings=few(15 if options else 30))
 
 
 @pytest.mark.parametrize(
@@ -257,13 +286,14 @@ class TestTruncation:
 
 
 class TestThreads:
-    @pytest.mark.parametrize("kind", ["file", "versioned", "recorded"])
+    @pytest.mark.parametrize("kind", ["file", "versioned", "looking", "recorded"])
     @pytest.mark.parametrize("way", ["next", "readline", "readlines", "mixed"])
     def test_that_share_a_file_get_each_line_once_and_whole(self, make_cache, tmp_path, frames, kind, way):
         text = b"".join(b"%d %s\n" % (number, b"." * (number * 7 % 300)) for number in range(1500))
         cache = make_cache(frames * PAGE)
         recorder = cache.record(tmp_path / "trace.txt") if kind == "recorded" else None
-        options = {"recheck": 3600, "on_change": "reload"} if kind == "versioned" else {}
+        kinds = {"versioned": {"recheck": 3600, "on_change": "reload"}, "looking": {"recheck": True}}
+        options = kinds.get(kind, {})
         with cache.open(pagecache.MemoryStore(text), **options) as file:
             ways = {
                 "next": lambda: list(iter(lambda: next(file, b""), b"")),
@@ -276,6 +306,146 @@ class TestThreads:
             assert file.tell() == len(text)
         if recorder is not None:
             recorder.stop()
+
+
+class TestVersions:
+    """Files that look at the version: most lines need no look, and no Python."""
+
+    @pytest.fixture
+    def store(self):
+        """A store that counts how often it is asked for its version; each line says of which version it is."""
+
+        class Counting(Store):
+            nr_looks = 0
+
+            def validator(self):
+                self.nr_looks += 1
+                return self.version
+
+            def become(self, version):
+                self.data, self.version = self.of(version), version
+
+            @staticmethod
+            def of(version):
+                return b"".join(b"%s %05d %s\n" % (version.encode(), n, b"." * (n % 50)) for n in range(5000))
+
+        return Counting(Counting.of("1"))
+
+    @pytest.fixture
+    def nr_python(self, monkeypatch):
+        """Calls of Python for a read at the position."""
+        calls = []
+        for name in ("_line_after_look", "_read_after_look"):
+            plain = getattr(pagecache.VersionedFile, name)
+            monkeypatch.setattr(pagecache.VersionedFile, name, lambda *args, plain=plain: calls.append(1) or plain(*args))
+        return calls
+
+    @pytest.mark.skipif(not HAS_GIL, reason="without the GIL every read looks")
+    @pytest.mark.parametrize("options", VERSIONED[1:], ids=str)
+    @pytest.mark.parametrize("way", ["next", "readline", "read", "text"])
+    def test_cached_bytes_are_read_without_python(self, make_cache, store, nr_python, options, way):
+        with make_cache("1MiB").open(store, **options) as file:
+            file.readall()
+            file.seek(0)
+            store.nr_looks = 0
+            ways = {
+                "next": lambda: b"".join(file),
+                "readline": lambda: b"".join(iter(file.readline, b"")),
+                "read": lambda: b"".join(iter(lambda: file.read(100), b"")),
+                "text": lambda: "".join(io.TextIOWrapper(file, newline="")).encode(),
+            }
+            assert ways[way]() == store.data
+            nr_looks = 2 + len(store.data) // AHEAD_BYTES
+            if options != {"recheck": True}:
+                assert len(nr_python) <= 3
+            elif way == "next":
+                assert len(nr_python) <= store.nr_looks <= nr_looks + 1
+            else:
+                assert store.nr_looks >= len(nr_python) > 20 * nr_looks or way == "text"  # which has a buffer
+
+    @pytest.mark.parametrize("options", VERSIONED[1:], ids=str)
+    @pytest.mark.parametrize("reloads", [False, True])
+    def test_a_change_between_two_lines(self, make_cache, store, options, reloads):
+        """Bytes may be as old as `recheck` says; then there is an error, or the new version where the old one ended."""
+        with make_cache("1MiB").open(store, **(options | {"on_change": "reload"} if reloads else options)) as file:
+            assert file.readlines() == io.BytesIO(store.of("1")).readlines()
+            file.seek(0)
+            lines = [next(file), next(file)]
+            store.become("2")
+            if options == {"recheck": 60}:
+                assert [next(file), file.readline()] == store.of("1").splitlines(True)[2:4]
+                file._look_holds(file._file, 0.0)
+                file._checked_at -= 61
+            elif options == {"on_change": "reload"}:
+                file.invalidate()
+            position = file.tell()
+            if reloads or options == {"on_change": "reload"}:
+                assert file.readline() == store.of("2")[position:].splitlines(True)[0]
+                assert {line[:1] for line in file} == {b"2"}
+            else:
+                with pytest.raises(OSError, match="changed") as raised:
+                    file.readline()
+                assert (raised.value.errno, file.tell()) == (errno.ESTALE, position)
+            assert lines == store.of("1").splitlines(True)[:2]
+
+    def test_iteration_that_looks_is_at_most_one_piece_behind(self, make_cache, store):
+        with make_cache("1MiB").open(store, recheck=True) as file:
+            file.readall()
+            file.seek(0)
+            next(file)
+            store.become("2")
+            with pytest.raises(OSError, match="changed"):
+                list(file)
+            assert file.tell() <= AHEAD_BYTES + 100
+            for call in (lambda: next(file), file.readline, lambda: file.read(5)):
+                with pytest.raises(OSError, match="changed"):
+                    call()
+
+    @pytest.mark.parametrize("options", [{"recheck": True}, {"recheck": 1e-9}, {}], ids=str)
+    def test_threads_share_a_file_whose_version_changes(self, make_cache, store, options, frames):
+        """Each line is of one version, whole, and none comes twice."""
+        with make_cache(frames * PAGE).open(store, on_change="reload", **options) as file:
+            go_on = [True]
+
+            def change():
+                for number in range(2, 8):
+                    store.become(str(number))
+                    file.invalidate()
+                go_on[0] = False
+
+            def read():
+                lines = []
+                while True:
+                    lines.append(next(file, b""))
+                    if not lines[-1]:
+                        if not go_on[0]:
+                            return lines
+                        file.seek(0)
+
+            for line in itertools.chain(*Crew(change, read, read).join_well()[1:]):
+                assert line == b"" or line[2:] in known_lines(store)
+
+    @pytest.mark.parametrize("reloads", [False, True])
+    def test_what_is_set_on_the_file_is_set_on_that_of_the_present_version(self, make_cache, store, reloads):
+        with make_cache("1MiB").open(store, recheck=60, on_change="reload" if reloads else "error") as file:
+            file.priority, file.drop_behind = "high", True
+            file.fadvise(pagecache.FADV_RANDOM)
+            for _ in range(2):
+                plain = file._file
+                assert (plain.priority, plain.drop_behind, plain.is_random) == ("high", True, True)
+                assert (file.priority, file.drop_behind, file.is_random) == ("high", True, True)
+                store.become("2")
+                file.invalidate()
+                assert file._file is not plain
+            with pytest.raises(AttributeError):
+                file.no_such_thing  # noqa: B018
+
+
+def known_lines(store):
+    """Return what lines are behind their version."""
+    if not hasattr(store, "known"):
+        store.known = {line[2:] for line in store.of("1").splitlines(True)}
+    return store.known
 
 
 class TestCache:
