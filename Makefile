@@ -26,7 +26,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test ecosystem ecosystem-newest newest docs stress bench bench-list peers anchors eviction build check debug portable annotate asan tsan stubs wheel aarch64 lint clean distclean
+.PHONY: help demo test ecosystem ecosystem-newest newest docs stress bench bench-list peers anchors eviction build check debug portable annotate asan tsan stubs wheel aarch64 findings lint clean distclean
 
 help: ## list the actions
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -115,6 +115,10 @@ wheel: $(VENV)/.wheel ## build a manylinux wheel into dist/, and try it in an en
 
 aarch64: check $(VENV)/.test ## run the engine's C level under emulation, built by a cross compiler
 	$(call in_mode,check) $(pytest) tests/engine/test_portable.py -k aarch64 $(ARGS)
+
+findings: ## run the scripts about surprises in other libraries (findings/); fails if one has changed
+	@failed=0; for script in findings/*.sh; do echo "== $$script"; \
+	  $$script || { failed=$$?; echo "== $$script: exit status $$failed: this has changed, or could not be tried"; }; done; exit $$failed
 
 lint: $(VENV)/.test ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -5,7 +5,7 @@
 #
 # `ArrowFSWrapper.cat_file(path, start, end)`, and so that of `hdfs://` and `arrow_hdfs://`, opens the file as a stream without
 # seek unless `start` is neither None nor 0; the method that it then calls seeks to `start` if that is not None, and asks for
-# the position if `end` is given. So ranges from the beginning, as whoever reads a header asks for them, raise OSError, while
+# the position if `end` is given. So ranges from the beginning, as readers of headers ask for them, raise OSError, while
 # ranges from any other byte, and whole files, are read.
 #
 # Seen: "start=0 end=5: OSError: only valid on seekable files", "start=None end=5: OSError: ...", "start=1 end=5: b'1234'".

@@ -9,7 +9,7 @@
 # LocalFileOpener, and even more so its AbstractBufferedFile (HTTP, S3 ...), whose position is an attribute. A read then
 # begins where another thread has sought. `threads = 1` makes it rarer, and does not end it.
 #
-# Expected by whoever sums a column: the sum.  Seen (CPython 3.11, 2 cores, `file://`): "2.0.1, 8 threads: 6 right, 3 wrong,
+# Expected: the sum.  Seen (CPython 3.11, 2 cores, `file://`): "2.0.1, 8 threads: 6 right, 3 wrong,
 # 1 errors", "2.0.1, 1 threads: 9 right, 1 wrong", "1.5.6, 8 threads: 100 right". Files are valid, and read rightly when DuckDB
 # opens them itself.
 #

@@ -8,7 +8,7 @@
 # every chunk of a data set is the same bytes, the file from its beginning, without an exception. `cat_file` and `cat_ranges`
 # of the HTTP file system do the same. Files that are opened notice it: "doesn't appear to support range requests".
 #
-# Expected by whoever reads the reference: 4 bytes from offset 8, b'CCCC', or an error.
+# Expected: 4 bytes from offset 8, b'CCCC', or an error.
 # Seen: "reference: b'AAAABBBBCCCCDDDD'", "cat_file(8, 12): b'AAAABBBBCCCCDDDD'", "cat_ranges: b'AAAABBBBCCCCDDDD'".
 #
 # Exits 0 if that is so still, 1 if it has changed.

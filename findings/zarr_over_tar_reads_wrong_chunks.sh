@@ -8,7 +8,7 @@
 # file object, whose position the threads move for each other: chunks come with the bytes of others, or with headers of the
 # archive. The bytes are as many as they should be, so nothing notices. zarr.config.set({"async.concurrency": 1}) avoids it.
 #
-# Expected by whoever opens the array: the numbers that were written.  Seen (CPython 3.11, 2 cores): rows that differ in every
+# Expected: the numbers that were written.  Seen (CPython 3.11, 2 cores): rows that differ in every
 # read or nearly so, for example "wrong rows in 20 reads of 200: 288"; sometimes tarfile.ReadError besides.
 #
 # Exits 0 if that is so still, 1 if 200 reads in a row are right.

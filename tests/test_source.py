@@ -249,6 +249,18 @@ class TestPublicNames:
         assert pagecache.__doc__
 
 
+def test_findings_are_listed_and_can_be_run():
+    """Each script of findings/ has a row of its README, and says its exit status; none imports the package."""
+    scripts = sorted((ROOT / "findings").glob("*.sh"))
+    assert [f"`{path.name}`" for path in scripts] == re.findall(
+        r"^\| (`\w+\.sh`) \|", (ROOT / "findings/README.md").read_text(), re.M
+    )
+    for path in scripts:
+        assert path.stat().st_mode & 0o111, f"{path.name} is not executable"
+        assert "Exits 0" in path.read_text(), f"{path.name} does not say what its exit status means"
+        assert not re.search(r"import pagecache|install .*pagecache", path.read_text()), path.name
+
+
 def test_no_generated_file_is_tracked():
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("needs a git checkout")
