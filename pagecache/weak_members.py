@@ -1,13 +1,28 @@
-"""A set of objects that it does not keep alive, for any thread.
+"""What does not keep objects alive: a set of them, for any thread, and the call of a method.
 
 `weakref.WeakSet` is iterated by Python code, and fails when another thread adds to it meanwhile.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 _Member = TypeVar("_Member")
+_Result = TypeVar("_Result")
+
+
+def weakly(method: Callable[[], _Result], otherwise: _Result) -> Callable[[], _Result]:
+    """Return a function that calls a method as long as its object lives, and does not keep it alive.
+
+    otherwise: what it returns when the object is gone.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call() -> _Result:
+        alive = reference()
+        return alive() if alive is not None else otherwise
+
+    return call
 
 
 class WeakMembers(Generic[_Member]):

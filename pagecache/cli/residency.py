@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 UNICODE_SHADES = " ░▒▓█"
 ASCII_SHADES = " .:+#"
-ROWS_MAX = 8
 
 
 def cell_shares(resident: bytes, nr_cells_max: int) -> list[float]:

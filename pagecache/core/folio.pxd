@@ -34,11 +34,11 @@ Sequence counter
     writer     seq += 1 (odd), release fence, store data, seq += 1 (release); under the folio lock, so one at a time.
 """
 from libc.errno cimport EAGAIN, EINTR
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport (add_acq_rel_u32, and_acq_rel_u32, cas_acq_rel_u32, cas_relaxed_u32,
-                                    exchange_acq_rel_u32, fence_release, fence_seq_cst, load_acquire_u32,
-                                    load_relaxed_u32, load_relaxed_u64, or_acq_rel_u32, store_relaxed_u32,
-                                    store_relaxed_u64, store_release_u32, sub_acq_rel_u32, xor_acq_rel_u32)
+                                    exchange_acq_rel_u32, fence_release, load_acquire_u32, load_relaxed_u32,
+                                    load_relaxed_u64, or_acq_rel_u32, store_relaxed_u32, store_relaxed_u64,
+                                    store_release_u32)
 from pagecache.core.balloon cimport frames_open
 from pagecache.core.buddy cimport FOLIO_FREE, FOLIO_ORDER_SHIFT, buddy_alloc, buddy_free, memory_event
 from pagecache.core.check cimport pc_assert
@@ -46,7 +46,7 @@ from pagecache.core.config cimport NIL, PAGE_SHIFT
 from pagecache.core.futex cimport futex_wait, futex_wake
 from pagecache.core.lock cimport WAIT_SLICE_NS, WAKE_ALL
 from pagecache.core.memory cimport memory_poison, memory_unpoison
-from pagecache.core.segment cimport Folio, Mapping, Segment, frame_address, folio_number
+from pagecache.core.segment cimport Folio, Segment, frame_address, folio_number
 
 cdef enum FolioFlag:
     FOLIO_LOCKED = 1 << 0

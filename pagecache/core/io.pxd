@@ -81,14 +81,6 @@ cdef inline uint64_t bytes_on_disk(Mapping* mapping) noexcept nogil:
     return disk_size if disk_size < size else size
 
 
-cdef inline uint64_t run_bytes(Folio** folios, uint32_t nr) noexcept nogil:
-    cdef uint32_t i
-    cdef uint64_t total = 0
-    for i in range(nr):
-        total += <uint64_t>folio_nr_pages(folios[i]) << PAGE_SHIFT
-    return total
-
-
 cdef inline int64_t run_read_fd(Segment* seg, int fd, bint direct, int64_t offset, Folio** folios, uint32_t nr,
                                 uint64_t nbytes) noexcept nogil:
     """Reads nbytes at offset into a run of at most BATCH_PAGES locked folios and zeroes the rest of it.

@@ -14,14 +14,12 @@ Threads are started when the first request needs them and end with the segment.
 
 `Mapping.nr_inflight` counts requests: a descriptor may be closed, and a mapping freed, when it is 0.
 """
-from libc.errno cimport EAGAIN, EIO, EINTR, ENOMEM, ESTALE
+from libc.errno cimport EAGAIN, EINTR, ESTALE
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from pagecache.core.atomic cimport (add_acq_rel_u32, load_acquire_u32, load_acquire_u64, load_relaxed_u32, pc_u32,
-                                    store_release_u32, sub_acq_rel_u32)
-from pagecache.core.check cimport pc_assert
+from pagecache.core.atomic cimport add_acq_rel_u32, load_acquire_u32, pc_u32, store_release_u32, sub_acq_rel_u32
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
-from pagecache.core.folio cimport (FOLIO_READAHEAD, folio_end_read, folio_mapping, folio_nr_pages, folio_unlock)
+from pagecache.core.folio cimport folio_end_read, folio_mapping, folio_unlock
 from pagecache.core.futex cimport futex_wait, futex_wake
 from pagecache.core.io cimport iovec, read_vector, run_vector, run_zero_tail, vector_advance
 from pagecache.core.lock cimport WAKE_ALL, FutexLock, futex_lock, futex_unlock

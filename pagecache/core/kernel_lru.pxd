@@ -9,7 +9,7 @@ shadow, and freed.  The active list is trimmed, referenced or not, while the ina
 show that it is.  Pressure rises from 1/4096 of the lists to all of them.
 """
 from libc.math cimport sqrt
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport hint_u64, load_relaxed_u64
 from pagecache.core.config cimport DEF_PRIORITY, NIL, SWAP_CLUSTER_MAX
 from pagecache.core.evict cimport folio_remove_free, lru_putback

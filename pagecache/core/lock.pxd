@@ -19,7 +19,7 @@ numbers of writers and of readers that wait)
   out of the count and wakes the readers it held back.
 """
 from libc.errno cimport EAGAIN, EINTR
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport uint32_t
 from pagecache.core.atomic cimport (pc_u32, load_relaxed_u32, load_acquire_u32, exchange_acq_rel_u32, add_acq_rel_u32,
                                     sub_acq_rel_u32, and_acq_rel_u32, cas_acq_rel_u32, cpu_relax,
                                     fence_seq_cst)

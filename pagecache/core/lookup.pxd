@@ -23,23 +23,21 @@ changes bytes. A reader loads nr_truncations before i_size and again after the c
 copies again if the file was truncated meanwhile: a second look at i_size would not do, as the file may have been written
 to the same size since.
 """
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
-from pagecache.core.atomic cimport (ctz32, fence_acquire, load_acquire_u32, load_acquire_u64, load_relaxed_u32,
-                                    load_relaxed_u64, prefetch_read)
+from libc.stdint cimport uint32_t, uint64_t
+from pagecache.core.atomic cimport fence_acquire, load_acquire_u32, load_relaxed_u32, prefetch_read
 from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
 from pagecache.core.check cimport PC_OPTIMISTIC, pc_assert
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.copy cimport COPY_STREAMS, copy_long, copy_page, copy_pages, prefetch_range
 from pagecache.core.folio cimport (FOLIO_DROPBEHIND, FOLIO_ORDER_MASK, FOLIO_READAHEAD, FOLIO_UNUSED, FOLIO_UPTODATE,
-                                   folio_index, folio_mapping, folio_mark_accessed, folio_nr_pages, folio_order, folio_test,
+                                   folio_index, folio_mapping, folio_mark_accessed, folio_nr_pages, folio_order,
                                    folio_try_get)
 from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.lru cimport folio_put
 from pagecache.core.mapping cimport entry_frame, entry_order
 from pagecache.core.segment cimport (OPTIMISTIC_RETRIES, READAHEAD_HITS, Folio, Mapping, Segment, count,
                                      frame_address)
-from pagecache.core.xa_entry cimport XA_RETRY_ENTRY, xa_entry, xa_is_pointer
+from pagecache.core.xa_entry cimport xa_entry, xa_is_pointer
 from pagecache.core.xa_walk cimport xa_load
 
 cdef enum:

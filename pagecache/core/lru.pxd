@@ -11,13 +11,13 @@ the folio on a list then; so what is on a list must say so at every moment:
     lru_transfer            moves a folio from place to place with LRU set all the time: lru_lock is enough, so a policy
                             may move a folio that is being freed, and its freer then takes it off where it stands
 """
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from pagecache.core.atomic cimport add_relaxed_u64, hint_u64, load_relaxed_u32, set_hint_u64, sub_acq_rel_u32
+from libc.stdint cimport uint32_t
+from pagecache.core.atomic cimport set_hint_u64, sub_acq_rel_u32
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_EVICT_FIRST, FOLIO_EVICT_LAST, FOLIO_LRU,
-                                   FOLIO_UNEVICTABLE, folio_clear, folio_nr_pages,
-                                   folio_release_frames, folio_set, folio_test, folio_test_clear)
+                                   FOLIO_UNEVICTABLE, folio_clear, folio_nr_pages, folio_release_frames, folio_set,
+                                   folio_test)
 from pagecache.core.buddy cimport memory_event
 from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.segment cimport (LRU_ACTIVE, LRU_AHEAD, LRU_FIRST, LRU_INACTIVE, LRU_LAST, LRU_UNEVICTABLE, Folio,

@@ -11,34 +11,31 @@ Insert and remove happen with the folio locked (or frozen) and xa_lock held; hol
 folio.mapping therefore pins membership.  Removal stores the shadow or NULL first, then clears `mapping`, then bumps
 `seq`; the page cache's references go last, so the frame cannot be reused before a reader can notice.
 """
-from libc.errno cimport EBUSY, EEXIST, ENFILE, ENOMEM
+from libc.errno cimport EBUSY, EEXIST, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 from pagecache.core.admit cimport lru_admit
-from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u64, ctz32, fence_acquire, load_acquire_u32,
-                                    load_acquire_u64, load_relaxed_u32, load_relaxed_u64, or_relaxed_u32,
-                                    store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64)
+from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u64, ctz32, fence_acquire, load_acquire_u64,
+                                    load_relaxed_u32, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64,
+                                    store_release_u32, store_release_u64)
 from pagecache.core.check cimport pc_assert
-from pagecache.core.config cimport NIL, PAGE_SHIFT
-from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_LOCKED, FOLIO_LRU,
-                                   FOLIO_ORDER_MASK, FOLIO_READAHEAD, FOLIO_UNUSED, FOLIO_WAITERS, FOLIO_WRITEBACK,
+from pagecache.core.config cimport NIL
+from pagecache.core.folio cimport (FOLIO_DIRTY, FOLIO_LOCKED, FOLIO_UNUSED, FOLIO_WAITERS, FOLIO_WRITEBACK,
                                    folio_address, folio_clear, folio_index, folio_mapping, folio_nr_pages, folio_order,
                                    folio_ref_add, folio_ref_freeze, folio_ref_unfreeze, folio_seq_bump, folio_set,
-                                   folio_test, folio_test_clear, folio_try_get, folio_write_begin, folio_write_end)
-from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
+                                   folio_test, folio_test_clear, folio_write_begin, folio_write_end)
 from pagecache.core.dirty cimport dirty_uncharge
-from pagecache.core.lock cimport RWSEM_WRITER, futex_lock, futex_unlock
-from pagecache.core.lru cimport folio_put, folio_put_many
+from pagecache.core.lock cimport futex_lock, futex_unlock
+from pagecache.core.lru cimport folio_put_many
 from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTY, NR_FILE_HUGEPAGES, NR_FILE_PAGES, PRIORITY_NORMAL,
                                      READAHEAD_WASTED, Folio,
                                      Mapping, Segment, count, folio_number)
 from pagecache.core.workingset cimport workingset_eviction, workingset_refault, workingset_update_node
-from pagecache.core.xa_entry cimport xa_entry, xa_is_pointer, xa_is_value
+from pagecache.core.xa_entry cimport xa_entry, xa_is_value
 from pagecache.core.xa_find cimport xas_find_conflict
 from pagecache.core.xa_multi cimport xas_get_order, xas_split
-from pagecache.core.xa_node cimport XaPool, XArray
 from pagecache.core.xa_state cimport XaState, xas_error, xas_init, xas_init_marks, xas_load, xas_store
-from pagecache.core.xarray cimport xa_destroy, xa_empty
+from pagecache.core.xarray cimport xa_empty
 
 cdef enum Mark:
     MARK_DIRTY = 0

@@ -24,7 +24,7 @@ Sizes are pages: a folio of 2**order pages counts as so many and moves as one.
                 | FRESH: the use that created the folio is still to come or not distinguished | collected uses (2 bits)
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagecache.core.atomic cimport load_acquire_u32, load_relaxed_u32
+from pagecache.core.atomic cimport load_relaxed_u32
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_DIRTY, FOLIO_LOCKED,
                                    FOLIO_READAHEAD, FOLIO_REFERENCED, FOLIO_UNEVICTABLE, FOLIO_WRITEBACK, folio_clear,

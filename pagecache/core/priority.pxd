@@ -15,7 +15,7 @@ has no more than its share, the policy passes its pages by while others have som
 What is passed by moves to the head of its list, so that it is met once in a round of the list.  Only an allocation that
 finds nothing else breaks into what is high, kept, or within a share; readahead and background reclaim never do.
 """
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from pagecache.core.atomic cimport load_relaxed_u32, load_relaxed_u64
 from pagecache.core.config cimport SWAP_CLUSTER_MAX
 from pagecache.core.folio cimport FOLIO_EVICT_FIRST, FOLIO_EVICT_LAST, folio_mapping

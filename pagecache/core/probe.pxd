@@ -3,7 +3,7 @@
 It works by the same rules as the two queues of `queues.pxd`, so that probes with different rules tell which of them would
 miss least.  Folios are keys (hashes); queue 0 is the small one, queue 1 the main one.  Entry 0 means "none".
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 from pagecache.core.ghost cimport ghost_add, ghost_slot, ghost_take
 from pagecache.core.segment cimport Probe, ProbeEntry, QueueRules

@@ -24,8 +24,8 @@ is, is said by the head of the block it lies in.
 from libc.errno cimport EINVAL, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
-from pagecache.core.atomic cimport (pc_u32, pc_u64, store_release_u32, add_relaxed_u64, load_relaxed_u32,
-                                    load_relaxed_u64, set_hint_u32, store_relaxed_u32, store_relaxed_u64)
+from pagecache.core.atomic cimport (pc_u32, pc_u64, add_relaxed_u64, load_relaxed_u32, load_relaxed_u64, set_hint_u32,
+                                    store_relaxed_u32, store_relaxed_u64)
 from pagecache.core.config cimport (BLOCK_FRAMES, FRAME_ALIGNMENT, MAX_FRAMES, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE,
                                     STAT_SHARDS)
 from pagecache.core.lock cimport RwSem, FutexLock

@@ -3,7 +3,6 @@
 New folios enter at the head and never move.  The hand walks from the tail to the head; it passes by what was used since
 it last came by, and evicts the first that was not.
 """
-from libc.stdint cimport uint32_t
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport folio_nr_pages
 from pagecache.core.lru cimport lru_link

@@ -12,9 +12,9 @@ from pagecache.core.atomic cimport (load_relaxed_u32, load_relaxed_u64, store_re
 from pagecache.core.buddy cimport FOLIO_ORDER_SHIFT
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport NIL
-from pagecache.core.folio cimport (FOLIO_LOCKED, FOLIO_LRU, FOLIO_ORDER_MASK, FOLIO_READAHEAD, FOLIO_UPTODATE,
-                                   folio_index, folio_mapping, folio_nr_pages, folio_order, folio_ref_freeze,
-                                   folio_ref_unfreeze, folio_seq_bump, folio_test)
+from pagecache.core.folio cimport (FOLIO_LOCKED, FOLIO_LRU, FOLIO_ORDER_MASK, FOLIO_READAHEAD, folio_index,
+                                   folio_mapping, folio_nr_pages, folio_order, folio_ref_freeze, folio_ref_unfreeze,
+                                   folio_seq_bump, folio_test)
 from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.lru cimport lru_link, lru_unlink
 from pagecache.core.mapping cimport folio_entry

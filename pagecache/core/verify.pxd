@@ -14,10 +14,10 @@ from pagecache.core.balloon cimport (FOLIO_BALLOON, balloon_missing, balloon_pre
 from pagecache.core.block cimport BLOCK_DESCRIBED, block_is_out
 from pagecache.core.buddy cimport FOLIO_FREE
 from pagecache.core.config cimport BLOCK_FRAMES, MAX_ORDER, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE
-from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_ALLOCATED, FOLIO_DIRTY, FOLIO_GRANTED, FOLIO_HANDOFF,
-                                   FOLIO_LOCKED, FOLIO_LRU, FOLIO_UNEVICTABLE, FOLIO_UPTODATE, FOLIO_WRITEBACK,
-                                   folio_address, folio_index, folio_mapping, folio_nr_pages, folio_order, folio_state)
-from pagecache.core.lock cimport FutexLock, futex_is_locked, futex_lock, futex_unlock
+from pagecache.core.folio cimport (FOLIO_ALLOCATED, FOLIO_DIRTY, FOLIO_GRANTED, FOLIO_HANDOFF, FOLIO_LOCKED, FOLIO_LRU,
+                                   FOLIO_UPTODATE, FOLIO_WRITEBACK, folio_address, folio_index, folio_mapping,
+                                   folio_nr_pages, folio_order, folio_state)
+from pagecache.core.lock cimport futex_is_locked
 from pagecache.core.lru cimport folio_lru_list
 from pagecache.core.mapping cimport MARK_DIRTY, MARK_WRITEBACK, entry_frame, entry_order
 from pagecache.core.segment cimport (NR_DIRTY, NR_FILE_PAGES, NR_LRU_LISTS, NR_TENANTS, NR_WRITEBACK, Folio, LruHead,

@@ -10,7 +10,7 @@ the pages on it and is activated at once; pages that were in the working set whe
 Shadows cost index nodes.  Nodes that hold nothing else are kept on a list, oldest first, and given up when the pool
 holds more nodes than `max_nodes` allows (so index and descriptors together stay within 1.8 % of the cached bytes).
 """
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport add_relaxed_u64, hint_u32, hint_u64, load_relaxed_u64
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport FOLIO_ACTIVE, FOLIO_WORKINGSET, folio_nr_pages, folio_set, folio_test
@@ -18,7 +18,7 @@ from pagecache.core.lock cimport futex_lock, futex_trylock, futex_unlock
 from pagecache.core.segment cimport (LRU_ACTIVE, POLICY_KERNEL, WORKINGSET_ACTIVATE, WORKINGSET_NODERECLAIM,
                                      WORKINGSET_REFAULT, WORKINGSET_RESTORE, Folio, Mapping, Segment, count)
 from pagecache.core.xa_entry cimport xa_entry, xa_mk_value, xa_to_value
-from pagecache.core.xa_node cimport XaNode, XaPool, XaPoolHeader, XArray, xa_shadow_list_add, xa_shadow_list_del
+from pagecache.core.xa_node cimport XaNode, XaPool, XArray, xa_shadow_list_add, xa_shadow_list_del
 from pagecache.core.xa_state cimport XaState, xas_init, xas_store
 
 cdef enum:

@@ -12,7 +12,7 @@ i_size and the end of its page is always zero: truncation zeroes it, and stores 
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport load_acquire_u64, load_relaxed_u32, store_release_u64
-from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
+from pagecache.core.config cimport PAGE_SHIFT
 from pagecache.core.copy cimport copy_shared
 from pagecache.core.folio cimport (FOLIO_UPTODATE, FOLIO_WRITEBACK, folio_address, folio_index, folio_nr_pages,
                                    folio_test, folio_trylock, folio_unlock, folio_write_begin, folio_write_end)

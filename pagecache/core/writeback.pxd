@@ -19,14 +19,14 @@ dirtied again: a store that must not see bytes change asks for stable writes, an
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport (and_acq_rel_u32, cas_acq_rel_u32, load_acquire_u64, load_relaxed_u32,
-                                    load_relaxed_u64, or_acq_rel_u32, store_relaxed_u64, cas_acq_rel_u64)
+                                    or_acq_rel_u32, store_relaxed_u64, cas_acq_rel_u64)
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport BATCH_PAGES, PAGE_SHIFT
 from pagecache.core.dirty cimport dirty_try_charge, dirty_uncharge
-from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_LOCKED, FOLIO_READAHEAD,
-                                   FOLIO_REFERENCED, FOLIO_ACCESSED, FOLIO_UPTODATE, FOLIO_WAITERS, FOLIO_WRITEBACK,
-                                   folio_clear, folio_index, folio_mapping, folio_nr_pages, folio_set, folio_test,
-                                   folio_trylock, folio_try_get, folio_unlock, folio_wake)
+from pagecache.core.folio cimport (FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_LOCKED, FOLIO_READAHEAD, FOLIO_REFERENCED,
+                                   FOLIO_ACCESSED, FOLIO_WAITERS, FOLIO_WRITEBACK, folio_clear, folio_index,
+                                   folio_mapping, folio_nr_pages, folio_test, folio_trylock, folio_try_get,
+                                   folio_unlock, folio_wake)
 from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.lru cimport folio_free_last, folio_put, lru_move
 from pagecache.core.mapping cimport (MARK_DIRTY, MARK_TOWRITE, MARK_WRITEBACK, entry_frame,

@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport load_relaxed_u32, load_relaxed_u64
 from pagecache.core.config cimport NIL
 from pagecache.core.xa_entry cimport (XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_ZERO_ENTRY, xa_entry, xa_is_internal,
-                                      xa_is_node, xa_is_sibling, xa_is_value, xa_mk_sibling, xa_to_node, xa_to_sibling)
+                                      xa_is_node, xa_is_sibling, xa_is_value, xa_to_node, xa_to_sibling)
 from pagecache.core.xa_node cimport XA_MAX_MARKS, XaNode, XaPool, XArray, head_entry, head_shift
 from pagecache.core.xa_state cimport slot_run
 

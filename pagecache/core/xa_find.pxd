@@ -122,10 +122,6 @@ cdef inline xa_entry xas_find(XaState* xas, uint64_t max) noexcept nogil:
     return xas_continue(xas, max, ANY_MARK)
 
 
-cdef inline xa_entry xas_next_entry(XaState* xas, uint64_t max) noexcept nogil:
-    return xas_continue(xas, max, ANY_MARK)
-
-
 cdef inline xa_entry xas_find_marked(XaState* xas, uint64_t max, uint32_t mark) noexcept nogil:
     """The next marked entry up to max. When there is none: RESTART if max came first, BOUNDS if the array ended."""
     cdef xa_entry entry

@@ -4,8 +4,8 @@ Operations that store take a cursor, which names the place and carries the updat
 Reserved slots count as occupied for them and are skipped by searches.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagecache.core.atomic cimport ctz64, hint_u32, load_acquire_u32, load_acquire_u64
-from pagecache.core.xa_entry cimport XA_CHUNK_MASK, XA_CHUNK_SIZE, XA_RETRY_ENTRY, xa_entry, xa_is_internal
+from pagecache.core.atomic cimport ctz64, hint_u32, load_acquire_u64
+from pagecache.core.xa_entry cimport XA_CHUNK_MASK, XA_CHUNK_SIZE, xa_entry, xa_is_internal
 from pagecache.core.xa_find cimport xas_continue, xas_entry_last, xas_search
 from pagecache.core.xa_multi cimport xas_get_order
 from pagecache.core.xa_node cimport XaNode, XaPool, XArray, head_entry

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import logging
 import time
-import weakref
 from collections.abc import Callable
 from typing import Protocol, TypeVar, cast
 
@@ -22,6 +21,7 @@ from pagecache.stats.sources import SourceTotals, add_counts, counts_of
 from pagecache.stores.base import BackingStore, WritableStore, hints_of, is_writable
 from pagecache.stores.validators import Version
 from pagecache.units import LAST_PAGE, PAGE_SHIFT
+from pagecache.weak_members import weakly
 from pagecache.writeback.flusher import Flusher, is_dirty
 from pagecache.writeback.own_writes import ForeignChange, own_write
 from pagecache.writeback.passes import WritebackControl
@@ -37,17 +37,6 @@ class ImmutableStore(BackingStore, Protocol):
     """A store of an object that never changes: what is known of it is never asked for again."""
 
     known_version: Version | None
-
-
-def _weakly(method: Callable[[], _Result], otherwise: _Result) -> Callable[[], _Result]:
-    """Return a function that calls a method as long as its object lives, and does not keep it alive."""
-    reference = weakref.WeakMethod(method)
-
-    def call() -> _Result:
-        alive = reference()
-        return alive() if alive is not None else otherwise
-
-    return call
 
 
 class Streams:
@@ -104,10 +93,10 @@ class Inode(ObjectVersion):
         hints = hints_of(store)
         self.hints = hints
         request_queue = RequestQueue(workers.shared_pool, hints.parallel_requests)
-        request_queue.on_idle = _weakly(self.close_retired, None)
+        request_queue.on_idle = weakly(self.close_retired, None)
         backing = Backing(hints, request_queue, self.flusher, self.keeps_failed, getattr(store, "origin", None))
         backing.replicate = replicate_of(store)
-        backing.look_closer = _weakly(self.look_closer, False)
+        backing.look_closer = weakly(self.look_closer, False)
         if getattr(store, "serves_ranges", None) is False:
             backing.read_in_order()
         if self.mapping.backing is not None:

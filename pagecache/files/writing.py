@@ -13,8 +13,6 @@ from pagecache.files.inode import Inode
 from pagecache.requests.backing import BackedMapping
 from pagecache.units import PAGE_SHIFT
 
-DURABILITY = ("write-back", "write-through", "dsync", "sync")
-
 
 class FileWrites(FileLines):
     """What `File` adds for writing; the hot part is in the extension type."""

@@ -361,7 +361,7 @@ cdef class FileCore(FilePosition):
         cdef uint64_t hint = load_relaxed_u64(&self.hint)
         cdef const char* source
         cdef bytes result
-        if (not PC_HAS_GIL or hint == 0 or nbytes - 1 >= HINT_MAX or load_relaxed_u32(&self.position_word) != 0
+        if (not PC_HAS_GIL or hint == 0 or nbytes - 1 >= HINT_MAX or futex_is_locked(&self.position_lock)
                 or self.seeks is not None or not self.is_open or self.seg.dead
                 or pos + nbytes > load_acquire_u64(&self.m.size)):
             return None

@@ -4,28 +4,27 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.errno cimport (EAGAIN, EBUSY, EEXIST, EINTR, EINVAL, EIO, ENODATA, ENOENT, ENOMEM, ENOSPC, ESTALE, errno)
+from libc.errno cimport EBUSY, EEXIST, EINVAL, EIO, ENOMEM, ENOSPC, errno
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as posix_close, getpid
 
 from pagecache.core.admit cimport policy_init
-from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u32, add_relaxed_u64, cas_acq_rel_u32, ctz32,
-                                    ctz64, exchange_acq_rel_u32, exchange_acq_rel_u64, fence_acquire, fence_seq_cst,
-                                    hint_u32, hint_u64, load_acquire_u32, load_acquire_u64, load_relaxed_u32,
-                                    load_relaxed_u64, pc_u32, pc_u64, prefetch_read,
-                                    store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64,
+from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u64, cas_acq_rel_u32, ctz64, exchange_acq_rel_u32,
+                                    exchange_acq_rel_u64, fence_acquire, fence_seq_cst, hint_u32, hint_u64,
+                                    load_acquire_u32, load_acquire_u64, load_relaxed_u32, load_relaxed_u64, pc_u32,
+                                    pc_u64, store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64,
                                     sub_acq_rel_u32)
 from pagecache.core.balloon cimport (balloon_give_excess, balloon_init, balloon_missing, balloon_present, balloon_wanted,
                                      descriptor_bytes, descriptor_pages, fixed_pages, metadata_allowance)
 from pagecache.core.buddy cimport memory_event
 from pagecache.core.charge cimport balloon_fill
-from pagecache.core.copy cimport copy_page, copy_shared, prefetch_range
+from pagecache.core.copy cimport copy_page, copy_shared
 from pagecache.core.dirty cimport dirty_charged, flusher_wake
 from pagecache.core.errseq cimport errseq_check_and_advance, errseq_sample, errseq_set
 from pagecache.core.fill cimport filemap_fill_page
-from pagecache.core.check cimport PAGECACHE_CHECKS, PC_OPTIMISTIC, pc_assert
-from pagecache.core.config cimport (BATCH_PAGES, MAX_FRAMES, MAX_ORDER, NIL, PAGE_SHIFT, PAGE_SIZE, NR_ORDERS)
+from pagecache.core.check cimport PC_OPTIMISTIC
+from pagecache.core.config cimport BATCH_PAGES, MAX_FRAMES, MAX_ORDER, NIL, PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_HANDOFF,
                                    FOLIO_LOCKED, FOLIO_LRU, FOLIO_MAPPED, FOLIO_READAHEAD, FOLIO_REFERENCED,
                                    FOLIO_UNEVICTABLE, FOLIO_UNUSED, FOLIO_UPTODATE, FOLIO_WAITERS, FOLIO_WORKINGSET,
@@ -35,7 +34,7 @@ from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FO
                                    folio_order, folio_ref_add, folio_seq_bump, folio_set, folio_state, folio_test,
                                    folio_test_clear, folio_try_get, folio_trylock, folio_unlock, folio_wait_slice,
                                    folio_write_begin, folio_write_end, state_order)
-from pagecache.core.futex cimport futex_is_native, futex_setup, futex_wait, futex_wake
+from pagecache.core.futex cimport futex_setup, futex_wait, futex_wake
 from pagecache.core.io cimport (bytes_on_disk, file_has_bytes, iovec, punch_hole_fd, run_read_fd, run_vector, run_write_fd,
                                 run_zero_tail, sync_file_system_of)
 from libc.stdlib cimport calloc, free
@@ -52,18 +51,16 @@ from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_fra
                                      filemap_remove_folio, filemap_replace_folio, filemap_zero_unshared,
                                      mapping_add_folio, mapping_alloc, mapping_free, mapping_not_truncated_since,
                                      mapping_remove, mapping_set_size, mapping_set_tenant)
-from pagecache.core.memory cimport memory_advise_huge, memory_file, memory_unmap, memory_unpoison
-from pagecache.core.reclaim cimport (KSWAPD_ENDED, folio_alloc, kswapd_end, kswapd_main, kswapd_wake, reclaim_pages,
-                                     reclaim_round)
+from pagecache.core.memory cimport memory_file, memory_unmap, memory_unpoison
+from pagecache.core.reclaim cimport folio_alloc, kswapd_end, kswapd_main, reclaim_pages
 from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_AHEAD, LRU_FIRST,
-                                     LRU_INACTIVE, LRU_LAST,
-                                     LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, MISSES, NR_COUNTERS, NR_DIRTY,
-                                     NR_FILE_PAGES, NR_PINNED, NR_PROBES, NR_TENANTS, NR_WRITEBACK, POLICY_ADAPTIVE,
-                                     READAHEAD_PAGES, STORE_READ_BYTES, STORE_READS, STORE_WRITE_BYTES, STORE_WRITES,
-                                     header_set_budget, header_set_dirty_limits, Adaptive as CAdaptive, Folio as CFolio,
-                                     Mapping as CMapping, Segment as CSegment, Header, count, count_store_read, counted,
-                                     folio_number, frame_address, segment_attach, segment_budget,
-                                     segment_create, segment_layout)
+                                     LRU_INACTIVE, LRU_LAST, LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, MISSES,
+                                     NR_COUNTERS, NR_DIRTY, NR_FILE_PAGES, NR_PINNED, NR_PROBES, NR_TENANTS,
+                                     NR_WRITEBACK, POLICY_ADAPTIVE, READAHEAD_PAGES, STORE_READ_BYTES, STORE_READS,
+                                     STORE_WRITE_BYTES, STORE_WRITES, header_set_budget, header_set_dirty_limits,
+                                     Adaptive as CAdaptive, Folio as CFolio, Mapping as CMapping, Segment as CSegment,
+                                     Header, count, count_store_read, counted, folio_number, segment_attach,
+                                     segment_budget, segment_create, segment_layout)
 from pagecache.core.split cimport folio_split
 from pagecache.core.stamp cimport (STAMP_DOUBTFUL as C_STAMP_DOUBTFUL, STAMP_OTHER as C_STAMP_OTHER,
                                    STAMP_SAME as C_STAMP_SAME, own_write_begin, own_write_end, stamp_is_current,

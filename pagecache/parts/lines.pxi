@@ -70,7 +70,7 @@ cdef class FileLines(FileCore):
         cdef bytes line = None
         cdef bint is_own
         cdef uint64_t pos = <uint64_t>self.position
-        if PC_HAS_GIL and load_relaxed_u32(&self.position_word) == 0 and self.seeks is None:    # no thread can come between
+        if PC_HAS_GIL and not futex_is_locked(&self.position_lock) and self.seeks is None:    # no thread can come between
             line = self.line_in_folio(pos, limit)
             if line is not None:
                 self.position = <int64_t>pos + len(line)

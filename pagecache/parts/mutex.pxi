@@ -1,4 +1,15 @@
 # Mutex: the lock of the Python layers.  MutexGuard: one hold on it.  EventCount: something to sleep on.
+cdef int futex_lock_interruptible(FutexLock* lock) except -1:
+    """Locks, with the GIL released while it waits. Raises what a signal handler raises."""
+    cdef int r
+    while True:
+        with nogil:
+            r = futex_lock_slice(lock)
+        if r == 0:
+            return 0
+        PyErr_CheckSignals()
+
+
 @cython.final
 cdef class Mutex:
     """A lock for sections of Python code: `with mutex.held():`. The thread that holds it may take it again.
@@ -32,19 +43,10 @@ cdef class Mutex:
         cdef uint64_t me = <uint64_t>PyThread_get_thread_ident()
         if load_relaxed_u64(&self.owner) != me:
             if not futex_trylock(&self.lock):
-                self.wait()
+                futex_lock_interruptible(&self.lock)
             store_relaxed_u64(&self.owner, me)
         self.depth += 1
         return 0
-
-    cdef int wait(self) except -1:
-        cdef int r
-        while True:
-            with nogil:
-                r = futex_lock_slice(&self.lock)
-            if r == 0:
-                return 0
-            PyErr_CheckSignals()
 
     cdef void give(self) noexcept:
         self.depth -= 1

@@ -40,7 +40,7 @@ cdef bint is_native_thread() except -1:
 
 
 cdef class FilePosition:
-    cdef pc_u32 position_word               # file position lock
+    cdef FutexLock position_lock
     cdef int64_t position                   # as the last operation has left it
     cdef int64_t sought                     # what Python's threads have sought and not read; -1: nothing
     cdef dict seeks                         # what native threads have sought and not read, by thread; None: none ever has
@@ -117,18 +117,10 @@ cdef class FilePosition:
         return target
 
     cdef int lock_position(self) except -1:
-        cdef uint32_t free = 0
-        if cas_acq_rel_u32(&self.position_word, &free, 1):
-            return 0
-        while exchange_acq_rel_u32(&self.position_word, 2) != 0:
-            with nogil:
-                futex_wait(&self.position_word, 2, WAIT_SLICE_NS)
-            PyErr_CheckSignals()
-        return 0
+        return 0 if futex_trylock(&self.position_lock) else futex_lock_interruptible(&self.position_lock)
 
     cdef void unlock_position(self) noexcept:
-        if exchange_acq_rel_u32(&self.position_word, 0) == 2:
-            futex_wake(&self.position_word, 1)
+        futex_unlock(&self.position_lock)
 
 
 @cython.final

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 from pagecache import _core
@@ -22,6 +22,7 @@ from pagecache._core import Mutex, MutexGuard, Segment
 from pagecache.requests import fill, workers
 from pagecache.requests.backing import OWN_WRITES_MASK, BackedMapping, Backing
 from pagecache.units import LAST_PAGE, MARK_DIRTY, MARK_WRITEBACK
+from pagecache.weak_members import weakly
 from pagecache.writeback.passes import WritebackControl, do_writepages
 from pagecache.writeback.throttle import WAIT_SLICE_S
 
@@ -93,7 +94,7 @@ class Flusher:
         self._thread: threading.Thread | None = None
         self._is_stopping = False
         self._at_work = Mutex()
-        fill.write_errors[segment] = _weakly(self.error_of_all)
+        fill.write_errors[segment] = weakly(self.error_of_all, None)
 
     # -- objects -------------------------------------------------------------------------------------------------------
 
@@ -291,17 +292,6 @@ class Flusher:
         self._is_stopping = True
         _busy.discard(self)
         self.segment.wake_flusher()
-
-
-def _weakly(method: Callable[[], OSError | None]) -> Callable[[], OSError | None]:
-    """Return a function that calls a method as long as its object lives, and does not keep it alive."""
-    reference = weakref.WeakMethod(method)
-
-    def call() -> OSError | None:
-        alive = reference()
-        return alive() if alive is not None else None
-
-    return call
 
 
 _busy: set[Flusher] = set()  # with objects that can be written, or are dirty: alive even if their caches are gone

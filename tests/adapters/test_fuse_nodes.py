@@ -391,14 +391,11 @@ class TestOperations:
             def __init__(self, lock):
                 self.lock, self.nr_wanted = lock, 0
 
-            def __enter__(self):
+            def held(self):
                 self.nr_wanted += 1
                 if self.nr_wanted == 2:
                     is_waited_for.set()
-                self.lock.acquire()
-
-            def __exit__(self, *exc):
-                self.lock.release()
+                return self.lock.held()
 
         def renamed_late(*args):
             is_moved.set()

@@ -493,7 +493,16 @@ class TestLife:
         origin = Origin(DATA)
         store = filled(level, origin)
         read_end, write_end = os.pipe()
-        level.lock.acquire()  # as if another thread held it
+        is_held, is_over = threading.Event(), threading.Event()
+
+        def hold():
+            with level.lock.held():
+                is_held.set()
+                is_over.wait(PATIENCE_S)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert is_held.wait(PATIENCE_S)
         level.flights[store._version_of("1").name(0)] = object()  # nor does it wait for that thread's request
         child = os.fork()
         if child == 0:
@@ -505,7 +514,8 @@ class TestLife:
                 os.write(write_end, b"y" if ok and level.stats()["fills"] == NR_EXTENTS else b"n")
             finally:
                 os._exit(0)
-        level.lock.release()
+        is_over.set()
+        holder.join(PATIENCE_S)
         level.flights.clear()
         os.close(write_end)
         assert os.read(read_end, 1) == b"y"

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from pagecache._core import Mutex
+
 STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
 MOUNT_SECONDS_MAX = 1000 if STRESS else 100  # then the process is killed, and all users of the mount get ENOTCONN
 PATIENCE_S = 60
@@ -51,16 +53,13 @@ class Interposed:
 
     def __init__(self, before):
         self._before = before
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
-    def __enter__(self):
+    def held(self):
         before, self._before = self._before, None
         if before is not None:
             before()
-        self._lock.acquire()
-
-    def __exit__(self, *exc):
-        self._lock.release()
+        return self._lock.held()
 
 
 def is_mounted(path):

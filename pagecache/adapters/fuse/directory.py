@@ -293,7 +293,7 @@ class DirectoryOperations:
         _check(old_name, new_name)
         old_directory, new_directory = self.nodes[old_parent], self.nodes[new_parent]
         with (
-            self.nodes.moving,
+            self.nodes.moving.held(),
             self.nodes.reach(old_directory) as old_fd,
             self.nodes.reach(new_directory) as new_fd,
             contextlib.ExitStack() as stack,

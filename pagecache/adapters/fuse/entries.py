@@ -4,9 +4,9 @@ import ctypes
 import errno
 import itertools
 import os
-import threading
 from struct import Struct
 
+from pagecache._core import Mutex
 from pagecache.adapters.fuse import beneath
 from pagecache.adapters.fuse.nodes import Node, Nodes
 from pagecache.adapters.fuse.protocol import dirent
@@ -22,7 +22,7 @@ class OpenDirectory:
         self.node = node
         self.fd = fd
         self.device = os.fstat(fd).st_dev
-        self.lock = threading.Lock()
+        self.lock = Mutex()
         self._offset = 0
 
     def read(self, offset: int, nbytes: int) -> list[tuple[int, int, int, bytes]]:
@@ -79,7 +79,7 @@ class OpenDirectories:
     def read(self, number: int, offset: int, nbytes: int) -> bytes:
         """Return entries from an offset as the kernel takes them."""
         opened = self[number]
-        with opened.lock:
+        with opened.lock.held():
             entries = opened.read(offset, nbytes)
         return b"".join(
             dirent(self._shown(opened, ino, name), following, kind << 12, name)

@@ -14,12 +14,12 @@ import errno
 import itertools
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pagecache import writeback
+from pagecache._core import Mutex
 from pagecache.adapters.fuse import beneath, fallocation
 from pagecache.adapters.fuse.credentials import Caller, is_member
 from pagecache.adapters.fuse.nodes import Key
@@ -63,7 +63,7 @@ class OpenFile:
         self._writes = itertools.count(1)
         self.written = self.settled = 0  # numbers of the last write, and of the last one that is in the source
         self._shown = 0  # number of the write whose time of change was shown last
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     def __del__(self, _close: Callable[[int], None] = os.close) -> None:
         _close(self.fd)
@@ -80,7 +80,7 @@ class OpenFile:
 
     def status(self) -> Status:
         """Return the attributes as all users of the mount see them."""
-        with self._lock:
+        with self._lock.held():
             source = os.fstat(self.fd)
             if not self.is_touched:
                 return status_of(source)
@@ -123,7 +123,7 @@ class OpenFile:
         one that is set is followed by a later ctime. So it is where the file is another user's, who only lets others write
         to it.
         """
-        with self._lock:
+        with self._lock.held():
             if self.settled == self.written:
                 return False
             if self._shown == self.written:
@@ -178,7 +178,7 @@ class Files:
         self._handles: dict[int, Handle] = {}
         self._opened: dict[Key, OpenFile] = {}
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class Files:
             file.close()
             raise
         key = (status.st_dev, status.st_ino)
-        with self._lock:
+        with self._lock.held():
             opened = self._opened.get(key)
             if opened is None:
                 opened = self._opened[key] = OpenFile(key, own_fd, file)
@@ -248,7 +248,7 @@ class Files:
             file.close()
             if handle.may_write and not is_last:
                 self._settle(opened, written)
-        with self._lock:
+        with self._lock.held():
             opened.nr_handles -= 1
             if opened.nr_handles:
                 return
@@ -298,7 +298,7 @@ class Files:
 
     def all(self) -> list[OpenFile]:
         """Return the files that are open."""
-        with self._lock:
+        with self._lock.held():
             return list(self._opened.values())
 
     def status(self, number: int) -> Status:

@@ -13,10 +13,10 @@ again behind whatever is moving it.
 import itertools
 import os
 import stat
-import threading
 
 import mmh3
 
+from pagecache._core import Mutex
 from pagecache.adapters.fuse import beneath
 from pagecache.adapters.fuse.protocol import ROOT_ID
 
@@ -74,12 +74,12 @@ class Nodes:
         self._by_number = {ROOT_ID: self.root}
         self._by_key = {self.root.key: self.root}
         self._numbers = itertools.count(ROOT_ID + 1)
-        self._lock = threading.Lock()
-        self.moving = threading.RLock()  # held while a name changes in the source, until the nodes know
+        self._lock = Mutex()
+        self.moving = Mutex()  # held while a name changes in the source, until the nodes know
 
     def close(self) -> None:
         """Give up the descriptors, when the mount is gone."""
-        with self._lock:
+        with self._lock.held():
             self._by_number.clear()
             self._by_key.clear()
         os.close(self.root_fd)
@@ -100,7 +100,7 @@ class Nodes:
     def looked_up(self, status: os.stat_result, directory: Node, name: bytes) -> Node:
         """Return the node of what has a name, counted as given to the kernel once more."""
         key, kind = (status.st_dev, status.st_ino), stat.S_IFMT(status.st_mode)
-        with self._lock:
+        with self._lock.held():
             node = self._by_key.get(key)
             if node is None or (node.kind != kind and node is not self.root):  # the inode number has come back
                 node = self._by_key[key] = Node(next(self._numbers), key, kind)
@@ -112,7 +112,7 @@ class Nodes:
 
     def forget(self, number: int, nr_lookups: int) -> None:
         """Take back a node that the kernel was given so many times; the last one takes it away."""
-        with self._lock:
+        with self._lock.held():
             node = self._by_number.get(number)
             if node is None or node is self.root:
                 return
@@ -136,7 +136,7 @@ class Nodes:
     def remove_name(self, key: Key, directory: Node, name: bytes, fd: int = -1) -> None:
         """Note that a file has lost a name. fd: an O_PATH descriptor of it, which the node keeps if that was its last, and
         is closed else."""
-        with self._lock:
+        with self._lock.held():
             node = self._by_key.get(key)
             if node is not None:
                 node.names = [other for other in node.names if other != (directory, name)]
@@ -147,7 +147,7 @@ class Nodes:
 
     def renamed(self, key: Key, old: tuple[Node, bytes], new: tuple[Node, bytes]) -> None:
         """Note that a file has another name now."""
-        with self._lock:
+        with self._lock.held():
             node = self._by_key.get(key)
             if node is not None:
                 node.names = [other for other in node.names if other != old]
@@ -168,7 +168,7 @@ class Nodes:
             return self.root_fd
         fd = self._find(node)
         if fd < 0:
-            with self.moving:  # what is being renamed has another name now
+            with self.moving.held():  # what is being renamed has another name now
                 fd = self._find(node)
         if fd < 0:
             raise beneath.stale(next((name for _, name in node.names), b"a removed file"))

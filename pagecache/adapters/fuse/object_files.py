@@ -15,10 +15,10 @@ import errno
 import itertools
 import os
 import tempfile
-import threading
 import time
 from typing import Any, cast
 
+from pagecache._core import Mutex
 from pagecache.adapters.fuse import beneath, fallocation, object_puts
 from pagecache.adapters.fuse.credentials import Caller
 from pagecache.adapters.fuse.files import WRITE_FLAGS
@@ -65,7 +65,7 @@ class OpenObject:
         self.is_gone = False
         self.mtime_ns = time.time_ns()
         self.written = self.put = 0  # numbers of the last change, and of the last one that the object has
-        self.lock = threading.RLock()
+        self.lock = Mutex()
 
     @property
     def size(self) -> int | None:
@@ -126,13 +126,13 @@ class ObjectFiles:
         self.options = options
         self._opened: dict[str, OpenObject] = {}
         self._handles: dict[int, ObjectHandle] = {}
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def open(self, remote: str, flags: int, *, is_new: bool = False) -> int:
         """Open an object; returns the number of the handle. is_new: there is none yet. Raises OSError."""
-        with self._lock:
+        with self._lock.held():
             opened = self._opened.get(remote)
             if opened is None:
                 opened = self._opened[remote] = OpenObject(remote)
@@ -159,7 +159,7 @@ class ObjectFiles:
     def _make_spool(self, opened: OpenObject, *, is_empty: bool, is_new: bool = False) -> None:
         """Let an object be changed. Its bytes are fetched, unless they are not wanted: then what is there now is
         replaced."""
-        with opened.lock:
+        with opened.lock.held():
             if is_empty:
                 base = None if is_new else object_puts.present_version(self.instance, opened.remote)
                 if opened.spool is None:
@@ -202,14 +202,14 @@ class ObjectFiles:
 
     def _give_up(self, opened: OpenObject) -> None:
         """Count one handle less; with the last one the object is put, and forgotten if it could be."""
-        with self._lock:
+        with self._lock.held():
             opened.nr_handles -= 1
             if opened.nr_handles:
                 return
         if not opened.is_put:
             with contextlib.suppress(OSError):
                 self.put(opened)
-        with self._lock:
+        with self._lock.held():
             if opened.nr_handles or not opened.is_put:
                 return
             if self._opened.get(opened.remote) is opened:
@@ -234,7 +234,7 @@ class ObjectFiles:
 
     def all(self) -> list[OpenObject]:
         """Return the objects that are open or kept."""
-        with self._lock:
+        with self._lock.held():
             return list(self._opened.values())
 
     def validator(self, number: int) -> str | None:
@@ -253,7 +253,7 @@ class ObjectFiles:
 
     def removed(self, opened: OpenObject) -> None:
         """Note that an object has no name any more."""
-        with self._lock:
+        with self._lock.held():
             opened.is_gone = True
             if self._opened.get(opened.remote) is opened:
                 del self._opened[opened.remote]
@@ -262,8 +262,8 @@ class ObjectFiles:
 
     def renamed(self, opened: OpenObject, remote: str, base: Version | None) -> None:
         """Note that an object has another name now, where the store has a version, or none."""
-        with opened.lock:
-            with self._lock:
+        with opened.lock.held():
+            with self._lock.held():
                 if self._opened.get(opened.remote) is opened:
                     del self._opened[opened.remote]
                 opened.remote = remote
@@ -295,7 +295,7 @@ class ObjectFiles:
     ) -> None:
         """Write all of a buffer at an offset, or at the end."""
         opened = self.opened(number)
-        with opened.lock:
+        with opened.lock.held():
             try:
                 opened.changed.pwrite(data, opened.changed.size if appends else offset)
             finally:
@@ -304,14 +304,14 @@ class ObjectFiles:
     def truncate(self, number: int, size: int) -> None:
         """Set the size (bytes)."""
         opened = self.opened(number)
-        with opened.lock:
+        with opened.lock.held():
             opened.changed.truncate(size)
             opened.touch()
 
     def allocate(self, number: int, mode: int, offset: int, length: int) -> None:
         """Do what fallocate(2) does. Raises OSError (EOPNOTSUPP for modes that are not known)."""
         opened = self.opened(number)
-        with opened.lock:
+        with opened.lock.held():
             fallocation.fallocate(opened.changed, mode, offset, length)
             opened.touch()
 
@@ -336,7 +336,7 @@ class ObjectFiles:
 
     def put(self, opened: OpenObject) -> None:
         """Replace the object as a whole by what was made of it. Raises OSError: it is the old one still."""
-        with opened.lock:
+        with opened.lock.held():
             if opened.is_put:
                 return
             written = opened.written

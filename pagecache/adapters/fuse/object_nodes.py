@@ -6,11 +6,11 @@ paths, so that they are the same in each answer; a node keeps its own for as lon
 
 import itertools
 import stat
-import threading
 from typing import Any
 
 import mmh3
 
+from pagecache._core import Mutex
 from pagecache.adapters.fuse.beneath import stale
 from pagecache.adapters.fuse.protocol import ROOT_ID
 
@@ -45,7 +45,7 @@ class ObjectNodes:
         self._by_path: dict[str, ObjectNode] = {"": self.root}
         self._inos = {ROOT_ID}
         self._numbers = itertools.count(ROOT_ID + 1)
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     def __getitem__(self, number: int) -> ObjectNode:
         """Return a node by the kernel's number. Raises OSError (ESTALE) if there is none."""
@@ -67,7 +67,7 @@ class ObjectNodes:
 
     def looked_up(self, path: str, kind: int) -> ObjectNode:
         """Return the node of a path, counted as given to the kernel once more."""
-        with self._lock:
+        with self._lock.held():
             node = self._by_path.get(path)
             if node is None or node.kind != kind:
                 node = self._by_path[path] = ObjectNode(next(self._numbers), path, kind, self._new_ino(path))
@@ -77,7 +77,7 @@ class ObjectNodes:
 
     def forget(self, number: int, nr_lookups: int) -> None:
         """Take back a node that the kernel was given so many times; the last one takes it away."""
-        with self._lock:
+        with self._lock.held():
             node = self._by_number.get(number)
             if node is None or node is self.root:
                 return
@@ -90,7 +90,7 @@ class ObjectNodes:
 
     def removed(self, path: str) -> None:
         """Note that a path names nothing any more."""
-        with self._lock:
+        with self._lock.held():
             node = self._by_path.pop(path, None)
             if node is not None:
                 node.path = None
@@ -98,7 +98,7 @@ class ObjectNodes:
     def renamed(self, old: str, new: str) -> None:
         """Note that what has been at one path is at another."""
         self.removed(new)
-        with self._lock:
+        with self._lock.held():
             node = self._by_path.pop(old, None)
             if node is not None:
                 node.path = new

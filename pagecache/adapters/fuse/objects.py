@@ -7,11 +7,11 @@ import os
 import posixpath
 import stat
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from pagecache._core import Mutex
 from pagecache.adapters.fuse import object_puts
 from pagecache.adapters.fuse.credentials import Caller
 from pagecache.adapters.fuse.files import SECTOR, WRITE_FLAGS
@@ -327,7 +327,7 @@ class ObjectOperations:
         """Remove an object; those that have it open keep its bytes."""
         path = self._below(parent, name)
         opened = self.files.preserve(self._remote(path))
-        with opened.lock if opened is not None else contextlib.nullcontext():
+        with opened.lock.held() if opened is not None else contextlib.nullcontext():
             if opened is None or not opened.is_only_here:
                 self._ask("rm_file", self._remote(path))
             if opened is not None:
@@ -344,7 +344,7 @@ class ObjectOperations:
         if self._find(old_path) is None and self._info(old_path)["type"] == "directory":
             raise refused(errno.EXDEV, new_path)  # programs copy then
         opened, replaced = self.files.find(self._remote(old_path)), self.files.preserve(self._remote(new_path))
-        with opened.lock if opened is not None else contextlib.nullcontext():
+        with opened.lock.held() if opened is not None else contextlib.nullcontext():
             if opened is None or not opened.is_only_here:
                 if opened is not None:
                     self.files.put(opened)
@@ -417,7 +417,7 @@ class ObjectDirectories:
         self._operations = operations
         self._opened: dict[int, tuple[str, list[bytes]]] = {}
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     def open(self, path: str) -> int:
         """Open a directory by its path. Returns the number of the handle."""

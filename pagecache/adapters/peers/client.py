@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from pagecache._core import Mutex
 from pagecache.adapters.peers import protocol, transport
 from pagecache.adapters.peers.membership import Member
 from pagecache.adapters.peers.protocol import ProtocolError, Request
@@ -41,13 +42,13 @@ class Suspects:
         self._suspect_s = suspect_s
         self._clock = clock
         self._until: dict[str, float] = {}
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     def may_ask(self, name: str) -> bool:
         """Whether to ask a member now. Of those that come when its time is over, one may."""
         if name not in self._until:
             return True
-        with self._lock:
+        with self._lock.held():
             now = self._clock()
             if now < self._until.get(name, now):
                 return False
@@ -56,18 +57,18 @@ class Suspects:
 
     def note_failure(self, name: str) -> None:
         """Suspect a member from now on."""
-        with self._lock:
+        with self._lock.held():
             self._until[name] = self._clock() + self._suspect_s
 
     def note_success(self, name: str) -> None:
         """Trust a member again."""
         if name in self._until:
-            with self._lock:
+            with self._lock.held():
                 self._until.pop(name, None)
 
     def keep_only(self, names: set[str]) -> None:
         """Forget members that have left."""
-        with self._lock:
+        with self._lock.held():
             self._until = {name: until for name, until in self._until.items() if name in names}
 
     def names(self) -> list[str]:
@@ -109,7 +110,6 @@ class PeerClient:
         self._silence = transport.Silence(timeout_s)
         self._closed = False
         self._pid = os.getpid()
-        self.epoch_seen = 0
 
     def fetch(self, request: Request, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers with what is asked for, in one attempt.
@@ -142,7 +142,6 @@ class PeerClient:
         while True:
             head = transport.receive(connection, protocol.ANSWER.size, ends_at, self._silence)
             answer = protocol.decode_answer(head, request)
-            self.epoch_seen = answer.epoch
             if answer.kind == protocol.DATA:
                 transport.receive_into(connection, buffers, ends_at, self._silence)
                 return

@@ -13,10 +13,10 @@ of an extent costs the reader one attempt, and the origin is asked.
 import contextlib
 import os
 import ssl
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pagecache._core import Mutex
 from pagecache.adapters.peers import pages, protocol, transport
 from pagecache.adapters.peers.client import PeerClient, PeerFailedError, PeerRefusedError, Suspects
 from pagecache.adapters.peers.membership import Member, Membership, object_digest, split_address
@@ -97,7 +97,7 @@ class PeerGroup:
         self._tls = tls
         self._cache = cache
         self._objects = ServedObjects(self._open_served, resolver or UrlResolver(storage_options))
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._clients: dict[str, PeerClient] = {}
         self._serving: dict[tuple[str, int], int] = {}  # extents that are being served as their owner
         self._served = {"served_requests": 0, "served_bytes": 0, "refused_requests": 0}
@@ -155,7 +155,7 @@ class PeerGroup:
         Returns whether it was taken. Context: reads go on meanwhile, by the old list or by the new one.
         """
         found = [Member.of(member) for member in members]
-        with self._lock:
+        with self._lock.held():
             if self._closed or (epoch is not None and epoch <= self._membership.epoch):
                 return False
             epoch = self._membership.epoch + 1 if epoch is None else epoch
@@ -237,7 +237,7 @@ class PeerGroup:
         client = self._clients.get(member.name)
         if client is not None and client.member == member:
             return client
-        with self._lock:
+        with self._lock.held():
             client = self._clients.get(member.name)
             if client is None or client.member != member:
                 client = PeerClient(
@@ -306,24 +306,24 @@ class PeerGroup:
     def _serves(self, request: Request) -> Iterator[None]:
         """While this lasts, this process reads the extent from the origin, whichever member owns it by then."""
         key = (request.key, request.offset // self.extent_bytes)
-        with self._lock:
+        with self._lock.held():
             self._serving[key] = self._serving.get(key, 0) + 1
         try:
             yield
         finally:
-            with self._lock:
+            with self._lock.held():
                 self._serving[key] -= 1
                 if not self._serving[key]:
                     del self._serving[key]
 
     def _note_served(self, **counts: int) -> None:
-        with self._lock:
+        with self._lock.held():
             for name, number in counts.items():
                 self._served[name] += number
 
     def stats(self) -> dict[str, Any]:
         """Return what this process has served to its peers, and what it thinks of them."""
-        with self._lock:
+        with self._lock.held():
             served = dict(self._served)
         return {**served, "members": len(self.members), "epoch": self.epoch, "suspected": self.suspects.names()}
 
@@ -336,7 +336,7 @@ class PeerGroup:
 
     def close(self) -> None:
         """Leave the group: nothing is served any more, and stores read from their origins. Idempotent."""
-        with self._lock:
+        with self._lock.held():
             if self._closed:
                 return
             self._closed = True

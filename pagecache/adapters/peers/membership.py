@@ -8,11 +8,12 @@ only the extents that it gains or had move, 1/n of all.
 The epoch is the scheduler's count of changes; of two lists the one of the later epoch counts.
 """
 
-import threading
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import mmh3
+
+from pagecache._core import Mutex
 
 OWNERS_MAX = 65536  # extents whose owner is remembered
 _NUMBER_BYTES = 8
@@ -73,7 +74,7 @@ class Membership:
         self._near = [(name, member) for name, member in self._all if own is not None and member.host == own.host]
         self._owners: dict[tuple[bytes, int], Member | None] = {}
         self._deputies: dict[tuple[bytes, int], Member | None] = {}
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     @property
     def members(self) -> list[Member]:
@@ -101,7 +102,7 @@ class Membership:
         except KeyError:
             pass
         best = max(members, key=lambda pair: (score(digest, extent, pair[0]), pair[0]), default=(b"", None))[1]
-        with self._lock:
+        with self._lock.held():
             if len(known) >= OWNERS_MAX:
                 known.clear()
             known[key] = best

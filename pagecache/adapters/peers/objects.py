@@ -7,7 +7,6 @@ not name, and a mistake in the configuration costs a visit to the origin, never 
 """
 
 import copy
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 import mmh3
 
+from pagecache._core import Mutex
 from pagecache.adapters.peers import protocol
 from pagecache.adapters.peers.server import RefusedError
 from pagecache.files.file import FADV_RANDOM
@@ -58,8 +58,8 @@ class ServedObjects:
         self._resolver = resolver
         self._own: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self._files: OrderedDict[tuple[str, str], Any] = OrderedDict()
-        self._opening = [threading.Lock() for _ in range(OPENING_MAX)]
-        self._lock = threading.Lock()
+        self._opening = [Mutex() for _ in range(OPENING_MAX)]
+        self._lock = Mutex()
         self._closed = False
 
     def note_own(self, origin: Any) -> None:
@@ -71,7 +71,7 @@ class ServedObjects:
 
     def find(self, key: str, validator: str) -> Any:
         """Return the open file of a version, or None."""
-        with self._lock:
+        with self._lock.held():
             file = self._files.get((key, validator))
             if file is not None and not file.closed:
                 self._files.move_to_end((key, validator))
@@ -80,7 +80,7 @@ class ServedObjects:
 
     def open(self, key: str, validator: str, name: str) -> Any:
         """Return the file of a version, opened if need be. Raises RefusedError. Context: may ask the origin."""
-        with self._opening[mmh3.hash(key, signed=False) % OPENING_MAX]:
+        with self._opening[mmh3.hash(key, signed=False) % OPENING_MAX].held():
             return self.find(key, validator) or self._open(key, validator, name)
 
     def _open(self, key: str, validator: str, name: str) -> Any:
@@ -93,7 +93,7 @@ class ServedObjects:
             file.close()
             raise RefusedError(protocol.STALE)
         file.fadvise(FADV_RANDOM)  # what is read is what was asked for: the reader reads ahead, not its owner
-        with self._lock:
+        with self._lock.held():
             self._files[key, validator] = file
             surplus = [self._files.popitem(last=False)[1] for _ in range(len(self._files) - OPEN_MAX)]
             if self._closed:
@@ -123,7 +123,7 @@ class ServedObjects:
 
     def close(self) -> None:
         """Close all files."""
-        with self._lock:
+        with self._lock.held():
             self._closed = True
             files, self._files = list(self._files.values()), OrderedDict()
         for file in files:

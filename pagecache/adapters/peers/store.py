@@ -6,23 +6,22 @@ as ever, under its own conditions (`If-Match`), whenever no peer has answered.
 """
 
 import copy
-import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from pagecache._core import Mutex
+from pagecache.adapters.layered import LayeredStore
 from pagecache.adapters.peers import protocol
 from pagecache.adapters.peers.client import PeerFailedError, PeerRefusedError
 from pagecache.adapters.peers.membership import object_digest
 from pagecache.requests import fill
-from pagecache.stores.base import hints_of
+from pagecache.stores.base import BackingStore, hints_of
 
 COUNTS = (
     "store_reads", "store_read_bytes", "peer_hits", "peer_bytes", "peer_failures", "peer_refusals", "origin_requests",
     "origin_bytes",
 )  # fmt: skip
 OF_ENGINE = ("store_reads", "store_read_bytes")
-READAHEAD_REQUESTS = 8
-PARALLEL_REQUESTS = 16
 
 
 class Group(Protocol):
@@ -58,54 +57,25 @@ class Group(Protocol):
         ...
 
 
-class PeerStore:
+class PeerStore(LayeredStore):
     """One object, read from the group's memory where it is there, else from the origin.
 
     origin: a BackingStore that is open for reading; it is closed with this. group: a PeerGroup. An origin without a
     validator is read without peers: nothing could tell their bytes from those of another version.
     """
 
-    latency = "device"  # some answers come from this machine and some from far: a fixed window fits both
-
-    def __init__(self, origin: Any, group: Group):
-        self.origin = origin
+    def __init__(self, origin: BackingStore, group: Group):
+        super().__init__(origin, COUNTS)
         self.group = group
-        self.key = str(origin.key)
         self.name = str(getattr(origin, "name", origin.key))
         hints = hints_of(origin)
         self.max_request = min(hints.max_request, group.request_bytes)
         self.preferred_request = min(hints.preferred_request, self.max_request)
         self.request_boundary = group.extent_bytes  # pages that wait for one owner wait for no other
-        self.parallel_requests = max(PARALLEL_REQUESTS, hints.parallel_requests) if hints.parallel_requests > 1 else 1
-        self.readahead_requests = min(READAHEAD_REQUESTS, self.parallel_requests)
         self._digest: tuple[str | None, bytes] = (None, b"")
-        self._lock = threading.Lock()
-        self._counts = dict.fromkeys(COUNTS, 0)
-        self.background_reads = hints.background_reads
+        self._lock = Mutex()
         if self.background_reads:
             group.note_own(origin)  # what peers ask for is read by threads that are not the user's
-
-    # -- what the origin says of the object ----------------------------------------------------------------------------
-
-    def size(self) -> int:
-        """Return the size of the object (bytes)."""
-        return int(self.origin.size())
-
-    def validator(self) -> str | None:
-        """Return the origin's validator."""
-        validator: str | None = self.origin.validator()
-        return validator
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("version", "refresh", "recheck", "is_immutable", "known_version"):
-            return getattr(self.origin, name)
-        raise AttributeError(f"'PeerStore' object has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "known_version":
-            self.origin.known_version = value
-        else:
-            super().__setattr__(name, value)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -176,13 +146,13 @@ class PeerStore:
     # -- counting ------------------------------------------------------------------------------------------------------
 
     def _count(self, **counts: int) -> None:
-        with self._lock:
+        with self._lock.held():
             for name, number in counts.items():
                 self._counts[name] += number
 
     def source_counts(self) -> dict[str, int]:
         """Return where the bytes came from so far; what the origin says of itself replaces what is known of it here."""
-        with self._lock:
+        with self._lock.held():
             counts = dict(self._counts)
         below = getattr(self.origin, "source_counts", None)
         if below is not None:
@@ -191,10 +161,6 @@ class PeerStore:
         return counts
 
     # -- life ----------------------------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Close the origin."""
-        self.origin.close()
 
     def __copy__(self) -> "PeerStore":
         return PeerStore(copy.copy(self.origin), self.group)

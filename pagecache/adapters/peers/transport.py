@@ -24,7 +24,6 @@ HELLO = b"PgH1"
 NONCE_BYTES = 32
 PROOF_BYTES = 32
 BUFFERS_MAX = 512  # of one call of sendmsg or recvmsg_into
-SOCKET_BYTES = 4 * 1024 * 1024
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 

@@ -15,13 +15,13 @@ import contextlib
 import ctypes
 import errno
 import os
-import threading
 import weakref
 from typing import Any
 
 import apsw
 
 from pagecache import _core, writeback
+from pagecache._core import Mutex
 from pagecache.adapters.sqlite import locks
 from pagecache.adapters.sqlite.errors import io_error
 from pagecache.adapters.sqlite.locks import NONE, SHARED, Holder, ObjectLock
@@ -203,7 +203,7 @@ class DatabaseFile:
         self.xWrite = file.pwrite
         self.xRead = file.pread if self._is_unlocked else self._read_unlocked
         if self._is_unlocked:
-            with database.lock.mutex:
+            with database.lock.mutex.held():
                 database.begin_use()
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class DatabaseFile:
         """Raise the lock, or say that others are busy. The first SHARED lock makes stale pages go."""
         database, holder = self._database, self._holder
         try:
-            with database.lock.mutex:
+            with database.lock.mutex.held():
                 before = holder.level
                 if not database.lock.lock(holder, level):
                     raise locks.busy()
@@ -263,7 +263,7 @@ class DatabaseFile:
         if holder.level > SHARED:
             self._file.write_back_or_discard()
         try:
-            with database.lock.mutex:
+            with database.lock.mutex.held():
                 before = holder.level
                 if before > SHARED:
                     database.note_own_commit()
@@ -277,7 +277,7 @@ class DatabaseFile:
     def xCheckReservedLock(self) -> bool:
         """Whether any connection prepares to write, or writes."""
         try:
-            with self._database.lock.mutex:
+            with self._database.lock.mutex.held():
                 return self._database.lock.is_reserved(self._holder)
         except OSError as error:
             raise io_error(apsw.SQLITE_IOERR_CHECKRESERVEDLOCK, error) from error
@@ -325,7 +325,7 @@ class DatabaseFile:
                 self.xUnlock(NONE)
         elif self._is_unlocked:
             self._file.write_back_or_discard()
-            with self._database.lock.mutex:
+            with self._database.lock.mutex.held():
                 self._database.note_own_commit()
                 self._database.end_use()
         close_database(self._vfs.cache, self._database, self._file)
@@ -338,16 +338,16 @@ class _Table:
     """The databases that are open through one cache, by key."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = Mutex()
         self.databases: dict[str, Database] = {}
 
 
 _tables: weakref.WeakKeyDictionary[PageCache, _Table] = weakref.WeakKeyDictionary()
-_tables_lock = threading.Lock()
+_tables_lock = Mutex()
 
 
 def _table_of(cache: PageCache) -> _Table:
-    with _tables_lock:
+    with _tables_lock.held():
         return _tables.setdefault(cache, _Table())
 
 
@@ -355,7 +355,7 @@ def open_database(cache: PageCache, place: Any, name: str, *, writable: bool, cr
     """Open a file on a database, on the inode of those that have it open already. Raises OSError, ValueError."""
     table = _table_of(cache)
     mode = "r+b" if writable else "rb"
-    with table.lock:
+    with table.lock.held():
         key = place.key_of(name)
         database = table.databases.get(key) if key is not None and (writable or place.is_local) else None
         if database is None or (writable and not database.inode.writable):
@@ -391,7 +391,7 @@ def _new_database(
 def close_database(cache: PageCache, database: Database, file: CachedFile) -> None:
     """Close a file on a database; with the last one it is no longer open. Raises apsw.Error."""
     table = _table_of(cache)
-    with table.lock:
+    with table.lock.held():
         database.nr_open -= 1
         if database.nr_open == 0 and table.databases.get(file.mapping.key) is database:
             del table.databases[file.mapping.key]
@@ -404,7 +404,7 @@ def close_database(cache: PageCache, database: Database, file: CachedFile) -> No
 def database_named(cache: PageCache, name: str) -> Database | None:
     """Return the database of a name that is open, if there is one."""
     table = _table_of(cache)
-    with table.lock:
+    with table.lock.held():
         return next((found for found in table.databases.values() if found.name == name), None)
 
 

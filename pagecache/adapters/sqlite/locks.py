@@ -26,10 +26,11 @@ import fcntl
 import os
 import struct
 import sys
-import threading
 import weakref
 
 import apsw
+
+from pagecache._core import Mutex
 
 NONE, SHARED, RESERVED, PENDING, EXCLUSIVE = range(5)
 PENDING_BYTE = 0x40000000
@@ -131,7 +132,7 @@ class ObjectLock:
     """
 
     def __init__(self, path: str | None, key: str | None = None):
-        self.mutex = threading.RLock()
+        self.mutex = Mutex()
         self.ranges: RangeLocks | _NoRangeLocks = RangeLocks(path, key) if path is not None else _NoRangeLocks()
         self.level = NONE  # the highest of any holder
         self.nr_shared = 0  # holders that are SHARED or more
@@ -215,12 +216,12 @@ class Holder:
 
 
 _locks: weakref.WeakValueDictionary[str, ObjectLock] = weakref.WeakValueDictionary()
-_table_lock = threading.Lock()
+_table_lock = Mutex()
 
 
 def lock_of(key: str, path: str | None) -> ObjectLock:
     """Return this process's lock of an object: one for each key. path: of a local file, else None. Raises OSError."""
-    with _table_lock:
+    with _table_lock.held():
         lock = _locks.get(key)
         if lock is None:
             lock = _locks[key] = ObjectLock(path, key)
@@ -234,7 +235,7 @@ def busy() -> Exception:
 
 def _after_fork_in_child() -> None:
     global _table_lock
-    _table_lock = threading.Lock()
+    _table_lock = Mutex()
     _locks.clear()
 
 

@@ -8,10 +8,10 @@ import errno
 import os
 import stat
 import tempfile
-import threading
 from collections.abc import Callable
 from typing import Any
 
+from pagecache._core import Mutex
 from pagecache.stores.file import FileStore
 
 PREFIX = "store:"
@@ -117,11 +117,11 @@ class Objects:
     def __init__(self, make_object: Callable[[str], Any]):
         self._make_object = make_object
         self._stores: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     def add(self, name: str, store: Any) -> None:
         """Give a store a name. Raises ValueError if one with another key has it."""
-        with self._lock:
+        with self._lock.held():
             if name in self._stores and self._stores[name].key != store.key:
                 raise ValueError(f"another store is named {name!r}")
             self._stores[name] = store
@@ -132,12 +132,12 @@ class Objects:
 
     def key_of(self, name: str) -> str | None:
         """Return the key of a store, None if there is none of that name."""
-        with self._lock:
+        with self._lock.held():
             return self._stores[name].key if name in self._stores else None
 
     def open(self, name: str, *, writable: bool, create: bool) -> Any:
         """Return the store of a name, made if need be. Raises OSError."""
-        with self._lock:
+        with self._lock.held():
             store = self._stores.get(name)
             if store is None and create:
                 store = self._stores[name] = self._make_object(name)
@@ -155,19 +155,19 @@ class Objects:
 
     def exists(self, name: str) -> bool:
         """Whether a store has that name, and something is in it."""
-        with self._lock:
+        with self._lock.held():
             store = self._stores.get(name)
         return store is not None and store.size() > 0
 
     def is_accessible(self, name: str, *, writable: bool) -> bool:
         """Whether a store can be read, or read and written."""
-        with self._lock:
+        with self._lock.held():
             store = self._stores.get(name)
         return store is not None and (not writable or hasattr(store, "writev"))
 
     def delete(self, name: str, *, durable: bool) -> None:
         """Forget a store. Raises FileNotFoundError."""
-        with self._lock:
+        with self._lock.held():
             if self._stores.pop(name, None) is None:
                 raise FileNotFoundError(errno.ENOENT, "no store has this name", name)
 

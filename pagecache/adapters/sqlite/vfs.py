@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 
 import apsw
 
+from pagecache._core import Mutex
 from pagecache.adapters.sqlite import journals
 from pagecache.adapters.sqlite.database import DatabaseFile, database_named, open_database
 from pagecache.adapters.sqlite.errors import io_error, is_refusal, open_error, sqlite_error
@@ -148,12 +148,12 @@ def _database_of(name: str) -> str:
 
 
 _default_vfs: weakref.WeakKeyDictionary[PageCache, weakref.ref[VFS]] = weakref.WeakKeyDictionary()
-_default_lock = threading.Lock()
+_default_lock = Mutex()
 
 
 def vfs_of(cache: PageCache) -> VFS:
     """Return a VFS on a cache, the same as long as it is used."""
-    with _default_lock:
+    with _default_lock.held():
         reference = _default_vfs.get(cache)
         vfs = reference() if reference is not None else None
         if vfs is None:

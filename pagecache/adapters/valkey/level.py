@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from pagecache._core import Mutex
 from pagecache.adapters.peers.client import Suspects
 from pagecache.adapters.valkey import connections
 from pagecache.adapters.valkey.connections import Item, ServerRefusedError, Take, Wire
@@ -138,7 +139,7 @@ class SecondLevel:
 
     def _begin(self) -> None:
         """Begin with no connection and nothing known."""
-        self.lock = threading.Lock()  # of the counts of stores, too
+        self.lock = Mutex()  # of the counts of stores, too
         self.flights: dict[bytes, Flight] = {}
         self.suspects = Suspects(self.suspect_s)
         self._places = threading.Semaphore(self._connections)
@@ -285,12 +286,12 @@ class SecondLevel:
 
     def attach(self) -> None:
         """Count one more store that is open."""
-        with self.lock:
+        with self.lock.held():
             self._nr_stores += 1
 
     def detach(self) -> None:
         """Count one store less; without any the connections are closed, and fills that wait are still written."""
-        with self.lock:
+        with self.lock.held():
             self._nr_stores -= 1
         if not self._nr_stores:
             self._drop_connections()
@@ -339,13 +340,13 @@ def _take_from(take: Take, first: int, position: int, value: memoryview) -> None
 
 _levels: weakref.WeakSet[SecondLevel] = weakref.WeakSet()
 _shared: dict[tuple[str, str], SecondLevel] = {}
-_shared_lock = threading.Lock()
+_shared_lock = Mutex()
 
 
 def level_of(url: str, settings: Mapping[str, Any] | None = None) -> SecondLevel:
     """Return this process's level of a URL: the same for the same settings, until it is closed. Raises as SecondLevel."""
     name = (url, repr(sorted((settings or {}).items())))
-    with _shared_lock:
+    with _shared_lock.held():
         level = _shared.get(name)
         if level is None or level.is_closed:
             level = _shared[name] = SecondLevel(url, **(settings or {}))
@@ -354,7 +355,7 @@ def level_of(url: str, settings: Mapping[str, Any] | None = None) -> SecondLevel
 
 def _after_fork_in_child() -> None:
     global _shared_lock
-    _shared_lock = threading.Lock()
+    _shared_lock = Mutex()
     for level in list(_levels):
         level.renew_after_fork()
 

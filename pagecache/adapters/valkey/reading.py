@@ -193,7 +193,7 @@ class TieredRead:
         self._flights: dict[int, Flight] = {}
         own: list[Part] = []
         others: list[tuple[Part, Flight]] = []
-        with self._level.lock:
+        with self._level.lock.held():
             for part in parts:
                 name = self._version.name(part.extent)
                 flight = self._level.flights.get(name)
@@ -212,7 +212,7 @@ class TieredRead:
         """End the fetching of an extent, once."""
         flight = self._flights.pop(part.extent, None)
         if flight is not None:
-            with self._level.lock:
+            with self._level.lock.held():
                 self._level.flights.pop(self._version.name(part.extent), None)
             flight.land(data)
 

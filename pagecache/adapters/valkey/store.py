@@ -7,12 +7,13 @@ one request; windows of readahead, whose ends lie anywhere, so fetch nothing twi
 """
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+from pagecache.adapters.layered import LayeredStore
 from pagecache.adapters.valkey.level import SecondLevel, level_of
 from pagecache.adapters.valkey.reading import TieredRead
-from pagecache.stores.base import hints_of, key_scope_of
+from pagecache.stores.base import BackingStore, hints_of, key_scope_of
 from pagecache.stores.validators import Version
 
 COUNTS = (
@@ -20,13 +21,11 @@ COUNTS = (
     "second_level_mismatches", "second_level_failures", "second_level_joined", "origin_requests", "origin_bytes",
 )  # fmt: skip
 MAX_REQUEST = 4 * 1024 * 1024
-PARALLEL_REQUESTS = 16
-READAHEAD_REQUESTS = 8
-OF_ORIGIN = ("version", "refresh", "recheck", "is_immutable", "known_version", "name", "modified_s", "writable")
-OF_WRITES = ("truncate", "punch_hole")  # each changes the object
+OF_WRITES = ("writev", "truncate", "punch_hole")  # each changes the object
+_Result = TypeVar("_Result")
 
 
-class TieredStore:
+class TieredStore(LayeredStore):
     """One object, read from a second level where it is there, else from the origin.
 
     origin: a BackingStore; it is closed with this, and written through this if it can be written. second_level: a
@@ -38,12 +37,11 @@ class TieredStore:
     Raises ValueError.
     """
 
-    latency = "device"  # some answers come from the server and some from far: a fixed window fits both
+    of_origin = (*LayeredStore.of_origin, "name", "modified_s", "writable", "sync")
 
-    def __init__(self, origin: Any, second_level: SecondLevel | str, *, key: str | None = None):
-        self.origin = origin
+    def __init__(self, origin: BackingStore, second_level: SecondLevel | str, *, key: str | None = None):
+        super().__init__(origin, COUNTS)
         self.second_level = level_of(second_level) if isinstance(second_level, str) else second_level
-        self.key = str(origin.key)
         self._given_key = key
         scope = key_scope_of(origin)
         if key is None and scope != "everywhere":
@@ -55,46 +53,21 @@ class TieredStore:
         extent_bytes = self.second_level.extent_bytes
         self.max_request = max(min(hints.max_request, MAX_REQUEST), extent_bytes)
         self.preferred_request = min(max(hints.preferred_request, extent_bytes), self.max_request)
-        self.parallel_requests = max(PARALLEL_REQUESTS, hints.parallel_requests) if hints.parallel_requests > 1 else 1
-        self.readahead_requests = min(READAHEAD_REQUESTS, self.parallel_requests)
         self.stable_writes = hints.stable_writes
-        self.background_reads = hints.background_reads
         self.request_boundary = hints.request_boundary
         self.origin_max_request = hints.max_request
         self.is_written = False
         self._version: tuple[tuple[str, int], Any] | None = None
-        self._counts = dict.fromkeys(COUNTS, 0)
         self._is_open = True
         self.second_level.attach()
 
     # -- what the origin says of the object ----------------------------------------------------------------------------
 
-    def size(self) -> int:
-        """Return the size of the object (bytes)."""
-        return int(self.origin.size())
-
-    def validator(self) -> str | None:
-        """Return the origin's validator."""
-        validator: str | None = self.origin.validator()
-        return validator
-
     def __getattr__(self, name: str) -> Any:
-        if name in OF_ORIGIN or name == "sync":
-            return getattr(self.origin, name)
-        if name in OF_WRITES:
-            return self._changing(getattr(self.origin, name))
-        if name == "writev":
-            return self._changing(self.origin.writev)
-        raise AttributeError(f"'TieredStore' object has no attribute {name!r}")
+        return self._changing(getattr(self.origin, name)) if name in OF_WRITES else super().__getattr__(name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "known_version":
-            self.origin.known_version = value
-        else:
-            super().__setattr__(name, value)
-
-    def _changing(self, method: Any) -> Any:
-        def call(*args: Any) -> Any:
+    def _changing(self, method: Callable[..., _Result]) -> Callable[..., _Result]:
+        def call(*args: Any) -> _Result:
             self.is_written = True
             return method(*args)
 
@@ -139,7 +112,7 @@ class TieredStore:
 
     def count(self, **counts: int) -> None:
         """Add to the counts."""
-        with self.second_level.lock:
+        with self.second_level.lock.held():
             for name, number in counts.items():
                 self._counts[name] += number
 
@@ -147,7 +120,7 @@ class TieredStore:
         """Return where the bytes came from so far: extents and bytes of the second level, requests and bytes of the
         origin; what was missing there (misses), was not right (mismatches), could not be asked for (failures), or was just
         being fetched by another thread (joined)."""
-        with self.second_level.lock:
+        with self.second_level.lock.held():
             return dict(self._counts)
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -157,7 +130,7 @@ class TieredStore:
         if self._is_open:
             self._is_open = False
             self.second_level.detach()
-        self.origin.close()
+        super().close()
 
     def __copy__(self) -> "TieredStore":
         again = TieredStore(copy.copy(self.origin), self.second_level, key=self._given_key)
@@ -171,7 +144,7 @@ class TieredStore:
         return f"<TieredStore {getattr(self.origin, 'name', self.key)} over {self.second_level!r}>"
 
 
-def _open_again(origin: Any, second_level: SecondLevel, key: str | None) -> TieredStore:
+def _open_again(origin: BackingStore, second_level: SecondLevel, key: str | None) -> TieredStore:
     return TieredStore(origin, second_level, key=key)
 
 
