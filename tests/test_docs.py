@@ -1,5 +1,6 @@
 """Every Python block of the README and of the pages in docs/ runs, page by page, and the site's pages are all there."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -91,6 +92,40 @@ class TestSite:
         assert done.returncode == 0, done.stderr
         reference = (tmp_path / "site" / "api" / "index.html").read_text()
         assert "Read up to nbytes at byte" in reference, "the docstrings of the compiled module are missing"
+        row = next((row for row in reference.split("<tr>") if "<td><code>dirty_limit</code></td>" in row), "")
+        assert "how much may be dirty" in row, "arguments are no tables"
+
+    def test_arguments_become_a_table(self, monkeypatch):
+        """What docstrings say of arguments, in whatever order, goes into the table; what follows it stays text."""
+        griffe = pytest.importorskip("griffe", reason="griffe is not installed")
+        monkeypatch.syspath_prepend(ROOT / "docs")
+        import argument_tables
+
+        code = 'def f(size: "int | str", *, first=0, last=None, **more): ...'
+        with griffe.temporary_visited_module(code) as module:
+            parameters = list(module["f"].parameters)
+        text = """Do it, as `size: 5` says.
+
+        size: bytes, or
+        "5%". first, last: pages; None: all. Raises ValueError. Context: any thread.
+
+        more: the rest."""
+        shown = argument_tables.with_table(inspect.cleandoc(text), parameters)
+        assert shown.split("\n\n") == [
+            "Do it, as `size: 5` says.",
+            "\n".join(
+                (
+                    "| argument | type | default | meaning |",
+                    "| --- | --- | --- | --- |",
+                    '| <code>size</code> | <code>int &#124; str</code> |  | bytes, or "5%" |',
+                    "| <code>first</code> |  | <code>0</code> | pages; None: all |",
+                    "| <code>last</code> |  | <code>None</code> | pages; None: all |",
+                    "| <code>**more</code> |  |  | the rest |",
+                )
+            ),
+            "Raises ValueError.",
+            "Context: any thread.",
+        ]
 
     def test_every_public_name_is_in_the_reference(self):
         import pagecache
