@@ -1,11 +1,11 @@
-/* An error that was seen, a second one, and two open files that look: each file is told of an error that came after its
+/* An error that was seen, a second one, and two open files that look: each file gets an error that came after its
  * last look, once, and of none that did not.
  * BUGS: BUG_NO_COUNTER BUG_PLAIN_ADVANCE */
 #include "model.h"
 
 enum { ERRNO = 0xFFF, SEEN = 1 << 12, COUNTER = 1 << 13, EIO_ = 5 };
 static pc_u32 word;
-static uint32_t since[2], told[2], last[2];     /* each by its file's thread */
+static uint32_t since[2], reported[2], last[2];     /* each by its file's thread */
 static uint32_t found;                          /* what the second error replaced */
 
 /* mirrors errseq.pxd: errseq_set */
@@ -31,7 +31,7 @@ static uint32_t check_and_advance(int file) {
     if (new != old) cas_acq_rel_u32(&word, &old, new);
 #endif
     since[file] = new;
-    told[file]++;
+    reported[file]++;
     last[file] = new & ERRNO;
     return last[file];
 }
@@ -46,7 +46,7 @@ int main(void) {
     set(EIO_);                                  /* an error of long ago, which both files know */
     check_and_advance(0);
     check_and_advance(1);
-    assert(told[0] == 1 && told[1] == 1);
+    assert(reported[0] == 1 && reported[1] == 1);
     before = load_relaxed_u32(&word);
     start(&threads[0], failure);
     start(&threads[1], first_file);
@@ -58,8 +58,8 @@ int main(void) {
     check_and_advance(0);
     check_and_advance(1);
     if (found != before) assert(last[0] == EIO_ + 1 && last[1] == EIO_ + 1);    /* it came last */
-    assert(told[1] == 2);                       /* both at once: one look at the second file */
-    assert(told[0] == 2 || told[0] == 3);
+    assert(reported[1] == 2);                       /* both at once: one look at the second file */
+    assert(reported[0] == 2 || reported[0] == 3);
     assert(check_and_advance(0) == 0 && check_and_advance(1) == 0);
     return 0;
 }

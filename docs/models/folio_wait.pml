@@ -1,4 +1,4 @@
-/* The folio lock's sleepers and wakers, under sequential consistency and without the time limit of a slice: nobody sleeps
+/* The folio lock's sleepers and wakers, under sequential consistency and without the time limit of a slice: no thread sleeps
  * for ever, with a designated waiter who may give up, and a sleeper without a reference whose folio is freed.
  * mirrors folio.pxd: folio_end_locked, folio_grant, folio_lock_slice, folio_lock_cancel, folio_wait_slice,
  * folio_release_frames

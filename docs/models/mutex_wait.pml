@@ -1,5 +1,5 @@
 /* The mutex of the Python layers, its sleepers and wakers, under sequential consistency and without the time limit of a
- * slice: one holder at a time, and nobody sleeps for ever, though a signal may end a wait at any moment.
+ * slice: one holder at a time, and no thread sleeps for ever, though a signal may end a wait at any moment.
  * mirrors lock.pxd: futex_trylock, futex_lock_slice, futex_unlock
  * BUGS: BUG_NO_WAKE BUG_SLEEPER_TAKES_AS_ONE BUG_NO_LOOK_BEFORE_GIVING_UP */
 byte word, inside, asleep, woken, finished;

@@ -1,5 +1,5 @@
 /* A page is copied without a lock or a reference while it is removed and its frame reused, for another page
- * (-DNEW_PAGE=OTHER_PAGE) or for the same one: the copy that the reader keeps is never of somebody else's bytes, nor of a
+ * (-DNEW_PAGE=OTHER_PAGE) or for the same one: the copy that the reader keeps is never of another page's bytes, nor of a
  * page that is being filled.
  * BUGS: BUG_STATE_FIRST BUG_NO_RELEASE_FENCE BUG_NO_ACQUIRE_FENCE BUG_NO_SECOND_LOOK BUG_LATE_SEQ */
 #include "model.h"

@@ -1,4 +1,4 @@
-/* Two writes of our own to a file, and a check whether somebody else changed it: nobody did, so no check says so; and in
+/* Two writes of our own to a file, and a check whether another program changed it: none did, so no check says so; and in
  * the end the stamp is that of the file. `file` is the kernel's: what fstat(2) says is what the last write(2) left.
  * BUGS: BUG_RELAXED_STAMP BUG_NO_GENERATION BUG_NO_SECOND_LOOK BUG_NO_RETAKE */
 #include "model.h"

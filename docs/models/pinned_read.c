@@ -1,5 +1,5 @@
-/* A page is looked up with a reference while it is removed and its frame reused for another page: whoever passes the
- * validation reads this page's bytes, by plain accesses, and nobody changes them until the reference is dropped.
+/* A page is looked up with a reference while it is removed and its frame reused for another page: a reader that passes the
+ * validation reads this page's bytes, by plain accesses, and no thread changes them until the reference is dropped.
  * BUGS: BUG_INDEX_FIRST BUG_NO_VALIDATION BUG_NO_FREEZE BUG_RELAXED_PUBLISH */
 #include "model.h"
 

@@ -1,4 +1,4 @@
-/* The read-write semaphore: a writer excludes everybody, and the turn that a writer leaves to readers ends, whether they
+/* The read-write semaphore: a writer excludes all others, and the turn that a writer leaves to readers ends, whether they
  * take it or give up: a turn that stayed would keep all writers out for ever.
  * BUGS: BUG_NO_FENCES BUG_NO_LOOK_BACK BUG_READERS_IN BUG_RELAXED_RELEASE */
 #include "model.h"

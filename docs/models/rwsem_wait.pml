@@ -1,5 +1,5 @@
 /* The read-write semaphore's sleepers and wakers, under sequential consistency and without the time limit of a slice:
- * nobody sleeps for ever, and nobody is inside beside a writer.
+ * no thread sleeps for ever, and none is inside beside a writer.
  * mirrors lock.pxd: rwsem_try_read, rwsem_read_slice, rwsem_read_end, rwsem_end_turn, rwsem_write_slice, rwsem_write_end,
  * rwsem_unlock_read, rwsem_unlock_write
  * BUGS: BUG_NO_WAKE_BY_WRITER BUG_TURN_STAYS BUG_NO_WAKE_BY_READER */

@@ -1,4 +1,4 @@
-/* Two writes into a folio while somebody copies without a lock: no copy that is kept has bytes of two writes.
+/* Two writes into a folio while a reader copies without a lock: no copy that is kept has bytes of two writes.
  * BUGS: BUG_NO_RELEASE_FENCE BUG_NO_ACQUIRE_FENCE BUG_RELAXED_END BUG_EVEN_ONLY */
 #include "model.h"
 

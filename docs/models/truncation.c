@@ -1,10 +1,10 @@
-/* A file is cut, the bytes behind the cut are zeroed, and a write fills them again, while a reader copies: the size is the
+/* A file is truncated, the bytes behind the new end are zeroed, and a write fills them again, while a reader copies: the size is the
  * same before and after the copy, but no read takes the zeros for bytes of the file.
  * BUGS: BUG_SIZE_ONLY BUG_COUNT_FIRST BUG_COUNT_LATE BUG_LOAD_AFTER_SIZE BUG_NO_ACQUIRE_FENCE BUG_NO_RELEASE_FENCE */
 #include "model.h"
 
 enum { LONG = 2, SHORT = 1, OLD_BYTES = 50, NEW_BYTES = 60 };
-static pc_u32 size, nr_truncations, seq, bytes;        /* bytes: the part of the page that is cut off */
+static pc_u32 size, nr_truncations, seq, bytes;        /* bytes: the part of the page that is truncated */
 
 /* mirrors folio.pxd: folio_write_begin, folio_write_end */
 static void store_bytes(uint32_t value) {
