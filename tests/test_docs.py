@@ -82,6 +82,17 @@ class TestSite:
         pages = {str(path.relative_to(ROOT / "docs")) for path in PAGES if path.is_relative_to(ROOT / "docs")}
         assert pages == set(re.findall(r"[\w/-]+\.md", navigation))
 
+    def test_measured_tables_say_how_they_were_made_and_are_quoted(self):
+        """Each has its command and the machine, and a page of docs/ links to it."""
+        quoted = "".join(path.read_text() for path in PAGES)
+        results = sorted((ROOT / "bench" / "results").glob("[!0-9]*.md"))
+        assert results
+        for path in results:
+            text = path.read_text()
+            assert re.search(r"python -m bench \w|`make \w+", text), f"{path.name} has no command"
+            assert re.search(r"machine|cores", text, re.IGNORECASE), f"{path.name} has no machine"
+            assert f"bench/results/{path.name})" in quoted, f"no page quotes {path.name}"
+
     def test_it_builds_without_a_warning(self, tmp_path):
         for module in ("mkdocs", "material", "mkdocstrings"):
             pytest.importorskip(module, reason=f"{module} is not installed")
