@@ -7,6 +7,8 @@
         header = file.pread(64, 0)
 """
 
+from typing import TYPE_CHECKING
+
 from pagecache import filemap, mm, readahead, stores, truncate, writeback
 from pagecache._core import CacheFullError, XArray
 from pagecache.cache import PageCache
@@ -37,3 +39,16 @@ __all__ = [
     "FileStats", "FileStore", "FsspecStore", "MemoryStore", "ObspecStore", "PageCache", "Stats", "VersionedFile", "XArray",
     "default_cache", "filemap", "get_include", "mm", "readahead", "serve_stats", "stores", "truncate", "using", "writeback",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:  # which would take every name for one of these
+    _MOVED = {"live": "pagecache.stats.server", "prefetch": "pagecache.files.prefetch"}  # until version 0.2
+
+    def __getattr__(name):
+        """Find a module where it was documented before, for one version."""
+        if name not in _MOVED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+        import warnings
+
+        warnings.warn(f"{__name__}.{name} is {_MOVED[name]} now", DeprecationWarning, stacklevel=2)
+        return importlib.import_module(_MOVED[name])

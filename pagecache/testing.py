@@ -11,14 +11,14 @@ pytest then collects a test for each rule of the protocol (`pagecache.stores.bas
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, cast
 
 import pytest
 
 from pagecache.cache import PageCache
 from pagecache.stores import BackingStore, hints_of
-from pagecache.stores.base import is_writable
+from pagecache.stores.base import WritableStore, is_writable
 
 PAGE = 4096
 SIZES = (0, 1, PAGE - 1, PAGE, PAGE + 1, 9 * PAGE + 77)
@@ -30,7 +30,7 @@ def _bytes_of(size: int) -> bytes:
     return b"".join(number.to_bytes(8, "little") for number in range(1, size // 8 + 2))[:size]
 
 
-def _read(store: Any, offset: int, sizes: Sequence[int], alignment: int = 1) -> bytes:
+def _read(store: BackingStore, offset: int, sizes: Sequence[int], alignment: int = 1) -> bytes:
     """Read into buffers of these sizes, once."""
     buffers = [memoryview(bytearray(size + alignment - 1)) for size in sizes]
     buffers = [_aligned(buffer, size, alignment) for buffer, size in zip(buffers, sizes, strict=True)]
@@ -48,6 +48,17 @@ def _aligned(buffer: memoryview, size: int, alignment: int) -> memoryview:
 
     skip = -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % alignment
     return buffer[skip : skip + size]
+
+
+class PunchableStore(WritableStore, Protocol):
+    """All that a store may have; what it has, the flags of `StoreTests` say."""
+
+    def punch_hole(self, offset: int, length: int) -> None:
+        """Make a range read as zeros."""
+        ...
+
+
+NewStore = Callable[[bytes], PunchableStore]
 
 
 class StoreTests:
@@ -68,15 +79,15 @@ class StoreTests:
 
     # -- what a subclass supplies --------------------------------------------------------------------------------------
 
-    def make_store(self, data: bytes) -> Any:
+    def make_store(self, data: bytes) -> BackingStore:
         """Return a new store, of an object of its own, that holds these bytes."""
         raise NotImplementedError("a subclass of StoreTests makes its stores")
 
-    def reopen(self, store: Any) -> Any:
+    def reopen(self, store: BackingStore) -> BackingStore | None:
         """Return another store of the same object, the first may be closed. None: there is no such thing."""
         return None
 
-    def change(self, store: Any, data: bytes) -> bool:
+    def change(self, store: PunchableStore, data: bytes) -> bool:
         """Put other bytes in place of the object's, as another writer would. Returns False if that cannot be done."""
         if not self.writable or self.alignment > 1:
             return False
@@ -87,19 +98,19 @@ class StoreTests:
     # -- helpers -------------------------------------------------------------------------------------------------------
 
     @pytest.fixture
-    def new(self) -> Iterator[Any]:
+    def new(self) -> Iterator[NewStore]:
         """A function that makes stores, which are closed in the end."""
-        made = []
+        made: list[PunchableStore] = []
 
-        def make(data: bytes) -> Any:
-            made.append(self.make_store(data))
+        def make(data: bytes) -> PunchableStore:
+            made.append(cast(PunchableStore, self.make_store(data)))
             return made[-1]
 
         yield make
         for store in made:
             store.close()
 
-    def contents(self, store: Any) -> bytes:
+    def contents(self, store: BackingStore) -> bytes:
         """Return all bytes of a store's object."""
         return _read(store, 0, [-(-(store.size() + 1) // PAGE) * PAGE], self.alignment)
 
@@ -111,7 +122,7 @@ class StoreTests:
 
     # -- identity ------------------------------------------------------------------------------------------------------
 
-    def test_has_what_a_store_needs(self, new: Any) -> None:
+    def test_has_what_a_store_needs(self, new: NewStore) -> None:
         store = new(b"x")
         assert isinstance(store, BackingStore), "key, size, validator, readv and close are needed"
         assert is_writable(store) == self.writable
@@ -119,21 +130,21 @@ class StoreTests:
             assert not self.writable or callable(getattr(store, name, None)), f"a writable store needs {name}"
         assert not self.holes or callable(getattr(store, "punch_hole", None))
 
-    def test_key_is_stable_and_tells_objects_apart(self, new: Any) -> None:
+    def test_key_is_stable_and_tells_objects_apart(self, new: NewStore) -> None:
         one, two = new(b"same"), new(b"same")
         assert isinstance(one.key, str)
         assert one.key
         assert one.key == one.key
         assert one.key != two.key, "two objects with one key would share their pages"
 
-    def test_hints_are_valid(self, new: Any) -> None:
+    def test_hints_are_valid(self, new: NewStore) -> None:
         hints = hints_of(new(b"x"))
         assert hints.preferred_request <= hints.max_request
         assert hints.max_request >= PAGE
         assert hints.latency in ("local", "device", "remote")
         assert isinstance(hints.stable_writes, bool)
 
-    def test_another_store_of_the_object_has_its_key_version_and_bytes(self, new: Any) -> None:
+    def test_another_store_of_the_object_has_its_key_version_and_bytes(self, new: NewStore) -> None:
         store = new(_bytes_of(3 * PAGE))
         other = self.reopen(store)
         if other is None:
@@ -147,12 +158,12 @@ class StoreTests:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("size", SIZES)
-    def test_size_and_bytes_are_those_of_the_object(self, new: Any, size: int) -> None:
+    def test_size_and_bytes_are_those_of_the_object(self, new: NewStore, size: int) -> None:
         store = new(_bytes_of(size))
         assert store.size() == size
         assert self.contents(store) == _bytes_of(size)
 
-    def test_any_range_can_be_read(self, new: Any) -> None:
+    def test_any_range_can_be_read(self, new: NewStore) -> None:
         data, rng = _bytes_of(20 * PAGE + 5), random.Random(1)
         store = new(data)
         for _ in range(100):
@@ -160,7 +171,7 @@ class StoreTests:
             sizes = [-(-rng.randrange(1, 3 * PAGE) // self.alignment) * self.alignment for _ in range(rng.randrange(1, 5))]
             assert _read(store, offset, sizes, self.alignment) == data[offset : offset + sum(sizes)]
 
-    def test_a_read_is_short_only_at_the_end(self, new: Any) -> None:
+    def test_a_read_is_short_only_at_the_end(self, new: NewStore) -> None:
         store = new(_bytes_of(2 * PAGE + 5))
         assert len(_read(store, 0, [2 * PAGE], self.alignment)) == 2 * PAGE
         assert len(_read(store, PAGE, [PAGE, PAGE], self.alignment)) == PAGE + 5
@@ -168,7 +179,7 @@ class StoreTests:
         assert _read(store, 3 * PAGE, [PAGE], self.alignment) == b""
         assert _read(store, 300 * PAGE, [PAGE], self.alignment) == b""
 
-    def test_many_threads_can_read(self, new: Any) -> None:
+    def test_many_threads_can_read(self, new: NewStore) -> None:
         data = _bytes_of(64 * PAGE)
         store, wrong = new(data), []
 
@@ -191,14 +202,14 @@ class StoreTests:
 
     # -- versions ------------------------------------------------------------------------------------------------------
 
-    def test_the_validator_stays_while_nothing_changes(self, new: Any) -> None:
+    def test_the_validator_stays_while_nothing_changes(self, new: NewStore) -> None:
         store = new(_bytes_of(PAGE))
         before = store.validator()
         assert before is None or isinstance(before, str)
         self.contents(store)
         assert store.validator() == before
 
-    def test_the_validator_changes_with_the_bytes(self, new: Any) -> None:
+    def test_the_validator_changes_with_the_bytes(self, new: NewStore) -> None:
         self.needs(validates=self.validates)
         store = new(_bytes_of(PAGE))
         seen = {store.validator()}
@@ -210,7 +221,7 @@ class StoreTests:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def _write(self, store: Any, offset: int, pieces: Sequence[bytes | bytearray]) -> None:
+    def _write(self, store: PunchableStore, offset: int, pieces: Sequence[bytes | bytearray]) -> None:
         """Write buffers, again what the store did not take; they are read-only, as those of a cache."""
         data = b"".join(pieces)
         done = 0
@@ -222,7 +233,7 @@ class StoreTests:
             done += wrote
 
     @pytest.mark.parametrize("offset", [0, 7, PAGE, 3 * PAGE - 1])
-    def test_what_is_written_is_read(self, new: Any, offset: int) -> None:
+    def test_what_is_written_is_read(self, new: NewStore, offset: int) -> None:
         self.needs(writable=self.writable, unaligned=self.alignment == 1)
         store, expected = new(_bytes_of(5 * PAGE)), bytearray(_bytes_of(5 * PAGE))
         self._write(store, offset, [b"one", b"", b"two" * PAGE, b"x"])
@@ -231,14 +242,14 @@ class StoreTests:
         assert self.contents(store) == expected
 
     @pytest.mark.parametrize("gap", [0, 1, 5 * PAGE])
-    def test_writing_behind_the_end_extends_and_the_gap_is_zeros(self, new: Any, gap: int) -> None:
+    def test_writing_behind_the_end_extends_and_the_gap_is_zeros(self, new: NewStore, gap: int) -> None:
         self.needs(writable=self.writable, extends=self.extends, unaligned=self.alignment == 1)
         store = new(_bytes_of(PAGE + 5))
         self._write(store, PAGE + 5 + gap, [b"far"])
         assert store.size() == PAGE + 8 + gap
         assert self.contents(store) == _bytes_of(PAGE + 5) + bytes(gap) + b"far"
 
-    def test_buffers_are_not_kept_nor_changed(self, new: Any) -> None:
+    def test_buffers_are_not_kept_nor_changed(self, new: NewStore) -> None:
         self.needs(writable=self.writable, unaligned=self.alignment == 1)
         store, source = new(bytes(2 * PAGE)), bytearray(_bytes_of(PAGE))
         self._write(store, 0, [source])
@@ -248,7 +259,7 @@ class StoreTests:
         source.clear()
 
     @pytest.mark.parametrize("size", [0, 1, PAGE, 2 * PAGE + 5, 3 * PAGE, 7 * PAGE + 1])
-    def test_truncate_cuts_and_extends_with_zeros(self, new: Any, size: int) -> None:
+    def test_truncate_cuts_and_extends_with_zeros(self, new: NewStore, size: int) -> None:
         self.needs(writable=self.writable)
         store, data = new(_bytes_of(3 * PAGE)), _bytes_of(3 * PAGE)
         store.truncate(size)
@@ -258,7 +269,7 @@ class StoreTests:
         assert self.contents(store) == data[:size] + bytes(8 * PAGE - min(size, 3 * PAGE)), "what was truncated came back"
 
     @pytest.mark.parametrize(("offset", "length"), [(0, PAGE), (10, 20), (PAGE, 3 * PAGE), (3 * PAGE, 50 * PAGE), (5, 0)])
-    def test_a_hole_is_zeros_and_the_size_stays(self, new: Any, offset: int, length: int) -> None:
+    def test_a_hole_is_zeros_and_the_size_stays(self, new: NewStore, offset: int, length: int) -> None:
         self.needs(writable=self.writable, holes=self.holes)
         store, data = new(_bytes_of(5 * PAGE)), _bytes_of(5 * PAGE)
         if length:
@@ -267,7 +278,7 @@ class StoreTests:
         assert store.size() == len(data)
         assert self.contents(store) == data[:offset] + bytes(end - offset) + data[end:]
 
-    def test_sync_can_be_asked_for_at_any_time(self, new: Any) -> None:
+    def test_sync_can_be_asked_for_at_any_time(self, new: NewStore) -> None:
         self.needs(writable=self.writable)
         store = new(_bytes_of(PAGE))
         store.sync()
@@ -285,14 +296,14 @@ class StoreTests:
 
     # -- in a cache ----------------------------------------------------------------------------------------------------
 
-    def test_a_cache_shows_its_bytes(self, new: Any) -> None:
+    def test_a_cache_shows_its_bytes(self, new: NewStore) -> None:
         data = _bytes_of(50 * PAGE + 11)
         with PageCache(16 * PAGE) as cache, cache.open(new(data)) as file:
             assert file.read() == data
             assert file.pread(2 * PAGE, 20 * PAGE + 3) == data[20 * PAGE + 3 : 22 * PAGE + 3]
             cache.check()
 
-    def test_what_is_written_through_a_cache_is_in_the_store(self, new: Any) -> None:
+    def test_what_is_written_through_a_cache_is_in_the_store(self, new: NewStore) -> None:
         self.needs(writable=self.writable, extends=self.extends)
         expected, rng = bytearray(_bytes_of(20 * PAGE + 11)), random.Random(2)
         store = new(bytes(expected))

@@ -245,6 +245,16 @@ class TestPublicNames:
             if isinstance(value, described) or callable(value):
                 assert (inspect.getdoc(value) or "").strip(), f"pagecache.{name} has no docstring"
 
+    @pytest.mark.parametrize(("name", "has"), [("live", "ask"), ("prefetch", "Prefetch")])
+    def test_moved_modules_are_found_where_they_were_documented(self, name, has):
+        with pytest.warns(DeprecationWarning, match=f"pagecache.{name} is pagecache"):
+            module = getattr(pagecache, name)
+        assert hasattr(module, has)
+
+    def test_a_name_that_there_never_was_is_none(self):
+        with pytest.raises(AttributeError, match="has no attribute 'open'"):
+            _ = pagecache.open
+
     def test_module_says_what_it_is(self):
         assert pagecache.__doc__
 

@@ -16,6 +16,7 @@ import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from pagecache.cache import PageCache
 from pagecache.extras import needs
 
 with needs("rasterio", __name__):
@@ -91,7 +92,7 @@ class PageCacheOpener(MultiByteRangeResourceContainer):
     Context: GDAL calls from any thread, with the GIL.
     """
 
-    def __init__(self, cache: Any, open_store: Callable[[str], Any], *, siblings: bool = False):
+    def __init__(self, cache: PageCache, open_store: Callable[[str], Any], *, siblings: bool = False):
         self.last_error: BaseException | None = None
         self._guards: dict[int, list[BaseException]] = {}
         self._objects = Objects(cache, open_store, keeps_absence=self._is_beside)

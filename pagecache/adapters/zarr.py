@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal
 
+from pagecache.cache import PageCache
 from pagecache.extras import needs
 
 with needs("zarr", __name__):
@@ -60,7 +61,7 @@ class PageCacheStore(WrapperStore[Store]):
     def __init__(
         self,
         store: Store,
-        cache: Any = None,
+        cache: PageCache | None = None,
         *,
         recheck: bool | float | Literal["open"] = "open",
         name: str | None = None,
@@ -85,7 +86,7 @@ class PageCacheStore(WrapperStore[Store]):
         cls,
         store_cls: type[Store],
         *args: Any,
-        cache: Any = None,
+        cache: PageCache | None = None,
         recheck: bool | float | Literal["open"] = "open",
         name: str | None = None,
         **kwargs: Any,

@@ -20,6 +20,7 @@ from typing import Any
 
 from pagecache._core import Mutex
 from pagecache.adapters.zarr_source import Answer, StoreSource, WouldBlockError
+from pagecache.cache import PageCache
 from pagecache.default import default_cache
 from pagecache.files.file import File
 from pagecache.files.prefetch import _order_for
@@ -79,7 +80,7 @@ class Values:
     Context: thread-safe; no lock is held while bytes are read.
     """
 
-    def __init__(self, cache: Any, name: str, anchor: Any, is_lasting: bool):
+    def __init__(self, cache: PageCache | None, name: str, anchor: Any, is_lasting: bool):
         self.name = name
         self._anchor = anchor
         self._given_cache = cache
@@ -293,7 +294,7 @@ _tables: weakref.WeakKeyDictionary[Any, OrderedDict[str, Table]] = weakref.WeakK
 _openings: OrderedDict[str, float] = OrderedDict()
 
 
-def values_of(cache: Any, name: str | None, source: StoreSource) -> Values:
+def values_of(cache: PageCache | None, name: str | None, source: StoreSource) -> Values:
     """Return the values of a store: those that its like have, or have left, on the same cache.
 
     cache: a `PageCache`, or None: the process's own. name: of the user's, in place of the source's identity.
@@ -310,7 +311,7 @@ def values_of(cache: Any, name: str | None, source: StoreSource) -> Values:
         return values
 
 
-def _table_of(cache: Any, identity: str) -> Table:
+def _table_of(cache: PageCache | None, identity: str) -> Table:
     """Return what is known of an identity, most recently used last; the oldest of too many are forgotten."""
     tables = _tables.setdefault(_process_default if cache is None else cache, OrderedDict())
     table = tables.setdefault(identity, OrderedDict())

@@ -24,6 +24,7 @@ from pagecache.adapters.peers.objects import Resolver, ServedObjects, UrlResolve
 from pagecache.adapters.peers.protocol import Request
 from pagecache.adapters.peers.server import PageServer, RefusedError, Views
 from pagecache.adapters.peers.store import PeerStore
+from pagecache.cache import PageCache
 from pagecache.stores.base import key_scope_of
 from pagecache.units import PAGE_SIZE, parse_size
 
@@ -65,7 +66,7 @@ class PeerGroup:
         members: Iterable[Member | str],
         me: Member | str,
         *,
-        cache: Any = None,
+        cache: PageCache | None = None,
         secret: bytes | str | None = None,
         tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
         resolver: Resolver | None = None,

@@ -16,7 +16,7 @@ import ctypes
 import errno
 import os
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import apsw
 
@@ -25,6 +25,7 @@ from pagecache._core import Mutex
 from pagecache.adapters.sqlite import locks
 from pagecache.adapters.sqlite.errors import io_error
 from pagecache.adapters.sqlite.locks import NONE, SHARED, Holder, ObjectLock
+from pagecache.adapters.sqlite.places import Place
 from pagecache.cache import PageCache
 from pagecache.files.file import File
 from pagecache.files.inode import Inode
@@ -41,7 +42,7 @@ SECTOR_SIZE = 4096  # a page of the cache is written as a whole
 class CachedFile(File):
     """A file whose failures are reported in SQLite's form. Hits cost nothing for that: only what is slow is wrapped."""
 
-    def _read_slow(self, target: Any, done: int, pos: int) -> int:
+    def _read_slow(self, target: _core.CopyTarget, done: int, pos: int) -> int:
         try:
             return super()._read_slow(target, done, pos)
         except OSError as error:
@@ -53,7 +54,7 @@ class CachedFile(File):
         except OSError as error:
             raise io_error(apsw.SQLITE_IOERR_READ, error) from error
 
-    def _write_slow(self, source: Any, done: int, pos: int) -> None:
+    def _write_slow(self, source: _core.CopySource, done: int, pos: int) -> None:
         try:
             super()._write_slow(source, done, pos)
         except OSError as error:
@@ -135,7 +136,7 @@ class Database:
     Context: `lock.mutex` guards `nr_locked`.
     """
 
-    def __init__(self, place: Any, name: str, inode: Inode, lock: ObjectLock):
+    def __init__(self, place: Place, name: str, inode: Inode, lock: ObjectLock):
         self.place = place
         self.name = name
         self.inode = inode
@@ -351,7 +352,9 @@ def _table_of(cache: PageCache) -> _Table:
         return _tables.setdefault(cache, _Table())
 
 
-def open_database(cache: PageCache, place: Any, name: str, *, writable: bool, create: bool) -> tuple[Database, CachedFile]:
+def open_database(
+    cache: PageCache, place: Place, name: str, *, writable: bool, create: bool
+) -> tuple[Database, CachedFile]:
     """Open a file on a database, on the inode of those that have it open already. Raises OSError, ValueError."""
     table = _table_of(cache)
     mode = "r+b" if writable else "rb"
@@ -372,7 +375,7 @@ def open_database(cache: PageCache, place: Any, name: str, *, writable: bool, cr
 
 
 def _new_database(
-    cache: PageCache, table: _Table, place: Any, name: str, store: Any, mode: str
+    cache: PageCache, table: _Table, place: Place, name: str, store: BackingStore, mode: str
 ) -> tuple[Database, CachedFile]:
     key = store.key
     file = cache.open_store(store, mode, file_type=CachedFile)
@@ -408,7 +411,7 @@ def database_named(cache: PageCache, name: str) -> Database | None:
         return next((found for found in table.databases.values() if found.name == name), None)
 
 
-def fit_folios(store: Any) -> None:
+def fit_folios(store: BackingStore) -> None:
     """Have a store's folios be as large as the pages of the database that is in it, so that each is found in one step, and
     a write touches no other. A store that does not take attributes keeps its own way."""
     header = bytearray(18)
@@ -422,4 +425,4 @@ def fit_folios(store: Any) -> None:
     else:
         page_size = 4096
     with contextlib.suppress(AttributeError):
-        store.folio_order = max(0, page_size.bit_length() - 13)
+        cast(Any, store).folio_order = max(0, page_size.bit_length() - 13)

@@ -7,13 +7,16 @@ pages go from it into the database.
 """
 
 import contextlib
-from typing import Any
+from collections.abc import Callable
+from typing import cast
 
 import apsw
 
 from pagecache.adapters.sqlite.database import SECTOR_SIZE, CachedFile, Database
 from pagecache.adapters.sqlite.errors import io_error
+from pagecache.adapters.sqlite.places import Place
 from pagecache.cache import PageCache
+from pagecache.stores.base import BackingStore, WritableStore
 
 
 class _NoLocks:
@@ -49,7 +52,7 @@ class _SyncsDirectory:
 
     __slots__ = ("_is_new", "_name", "_place")
 
-    def __init__(self, place: Any, name: str, *, is_new: bool):
+    def __init__(self, place: Place, name: str, *, is_new: bool):
         self._place, self._name, self._is_new = place, name, is_new
 
     def __call__(self) -> None:
@@ -69,8 +72,8 @@ class JournalFile(_NoLocks):
 
     __slots__ = ("_store", "_sync_directory")
 
-    def __init__(self, store: Any, sync_directory: Any = None):
-        self._store = store
+    def __init__(self, store: BackingStore, sync_directory: Callable[[], None] | None = None):
+        self._store = cast(WritableStore, store)  # read-only ones are never written
         self._sync_directory = sync_directory
 
     def xRead(self, amount: int, offset: int) -> bytes:
@@ -131,7 +134,7 @@ class LogFile(_NoLocks):
 
     __slots__ = ("_cache", "_database", "_file", "_sync_directory", "xRead", "xWrite")
 
-    def __init__(self, cache: PageCache, file: CachedFile, database: Database | None, sync_directory: Any):
+    def __init__(self, cache: PageCache, file: CachedFile, database: Database | None, sync_directory: Callable[[], None]):
         self._cache = cache
         self._file = file
         self._database = database
@@ -168,12 +171,14 @@ class LogFile(_NoLocks):
                 self._cache.forget(key)
 
 
-def make_journal(place: Any, name: str, store: Any, *, is_new: bool) -> JournalFile:
+def make_journal(place: Place, name: str, store: BackingStore, *, is_new: bool) -> JournalFile:
     """Return the handle of a journal."""
     return JournalFile(store, _SyncsDirectory(place, name, is_new=is_new))
 
 
-def make_log(cache: PageCache, place: Any, name: str, store: Any, database: Database | None, *, is_new: bool) -> LogFile:
+def make_log(
+    cache: PageCache, place: Place, name: str, store: BackingStore, database: Database | None, *, is_new: bool
+) -> LogFile:
     """Return the handle of a write-ahead log. Raises OSError."""
     cache.forget(store.key)
     mode = "r+b" if getattr(store, "writable", True) else "rb"

@@ -9,9 +9,10 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 from pagecache._core import Mutex
+from pagecache.stores.base import BackingStore
 from pagecache.stores.file import FileStore
 
 PREFIX = "store:"
@@ -34,11 +35,11 @@ class LocalFiles:
             return None
         return f"file:{status.st_dev:x}:{status.st_ino:x}"
 
-    def open(self, path: str, *, writable: bool, create: bool) -> Any:
+    def open(self, path: str, *, writable: bool, create: bool) -> BackingStore:
         """Open a database. Raises OSError."""
         return FileStore(path, ("a+b" if create else "r+b") if writable else "rb")
 
-    def open_beside(self, path: str, database: str, *, writable: bool, create: bool, exclusive: bool) -> Any:
+    def open_beside(self, path: str, database: str, *, writable: bool, create: bool, exclusive: bool) -> BackingStore:
         """Open a journal or log, which gets the permissions and the owner of the database it belongs to. Raises OSError."""
         if create:
             how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0)
@@ -89,13 +90,13 @@ class LocalFiles:
         finally:
             os.close(fd)
 
-    def is_moved(self, path: str, store: Any) -> bool:
+    def is_moved(self, path: str, store: BackingStore) -> bool:
         """Whether a path has ceased to name the file that is open on it."""
         status = self._status(path)
-        return status is None or not os.path.samestat(status, os.fstat(store.fd))
+        return status is None or not os.path.samestat(status, os.fstat(cast(FileStore, store).fd))
 
     @staticmethod
-    def open_temporary() -> Any:
+    def open_temporary() -> BackingStore:
         """Open a file that no other program finds, and that is gone when it is closed. Raises OSError."""
         fd, path = tempfile.mkstemp(prefix="pagecache-sqlite-")
         try:
@@ -114,12 +115,12 @@ class Objects:
 
     is_local = False
 
-    def __init__(self, make_object: Callable[[str], Any]):
+    def __init__(self, make_object: Callable[[str], BackingStore]):
         self._make_object = make_object
-        self._stores: dict[str, Any] = {}
+        self._stores: dict[str, BackingStore] = {}
         self._lock = Mutex()
 
-    def add(self, name: str, store: Any) -> None:
+    def add(self, name: str, store: BackingStore) -> None:
         """Give a store a name. Raises ValueError if one with another key has it."""
         with self._lock.held():
             if name in self._stores and self._stores[name].key != store.key:
@@ -135,7 +136,7 @@ class Objects:
         with self._lock.held():
             return self._stores[name].key if name in self._stores else None
 
-    def open(self, name: str, *, writable: bool, create: bool) -> Any:
+    def open(self, name: str, *, writable: bool, create: bool) -> BackingStore:
         """Return the store of a name, made if need be. Raises OSError."""
         with self._lock.held():
             store = self._stores.get(name)
@@ -147,7 +148,7 @@ class Objects:
             raise OSError(errno.EROFS, "this store cannot be written", name)
         return store
 
-    def open_beside(self, name: str, database: str, *, writable: bool, create: bool, exclusive: bool) -> Any:
+    def open_beside(self, name: str, database: str, *, writable: bool, create: bool, exclusive: bool) -> BackingStore:
         """Return the store of a journal or log, made if need be. Raises OSError."""
         if exclusive and self.key_of(name) is not None:
             raise FileExistsError(errno.EEXIST, "a store has this name", name)
@@ -174,7 +175,7 @@ class Objects:
     def sync_directory(self, name: str) -> None:
         """Do nothing: names are kept in memory."""
 
-    def is_moved(self, name: str, store: Any) -> bool:
+    def is_moved(self, name: str, store: BackingStore) -> bool:
         """Return False."""
         return False
 
@@ -192,7 +193,7 @@ class Urls:
         """Return None: only the store knows."""
         return None
 
-    def open(self, name: str, *, writable: bool, create: bool) -> Any:
+    def open(self, name: str, *, writable: bool, create: bool) -> BackingStore:
         """Open an object. Raises OSError: EROFS for writing."""
         from pagecache.stores.fsspec import store_of_url
 
@@ -200,7 +201,7 @@ class Urls:
             raise OSError(errno.EROFS, "URLs are opened for reading", name)
         return store_of_url(name)
 
-    def open_beside(self, name: str, database: str, *, writable: bool, create: bool, exclusive: bool) -> Any:
+    def open_beside(self, name: str, database: str, *, writable: bool, create: bool, exclusive: bool) -> BackingStore:
         """Raise OSError: nothing is looked for beside an object that is only read."""
         raise OSError(errno.EROFS, "URLs are opened for reading", name)
 
@@ -219,6 +220,9 @@ class Urls:
     def sync_directory(self, name: str) -> None:
         """Do nothing."""
 
-    def is_moved(self, name: str, store: Any) -> bool:
+    def is_moved(self, name: str, store: BackingStore) -> bool:
         """Return False."""
         return False
+
+
+Place = LocalFiles | Objects | Urls

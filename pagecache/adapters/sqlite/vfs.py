@@ -13,11 +13,12 @@ from pagecache._core import Mutex
 from pagecache.adapters.sqlite import journals
 from pagecache.adapters.sqlite.database import DatabaseFile, database_named, open_database
 from pagecache.adapters.sqlite.errors import io_error, is_refusal, open_error, sqlite_error
-from pagecache.adapters.sqlite.places import PREFIX, LocalFiles, Objects, Urls
+from pagecache.adapters.sqlite.places import PREFIX, LocalFiles, Objects, Place, Urls
 from pagecache.cache import PageCache
 from pagecache.default import default_cache
 from pagecache.options import unknown_option
 from pagecache.stores import MemoryStore
+from pagecache.stores.base import BackingStore
 
 MAX_PATHNAME = 4096  # bytes
 SUFFIXES = ("-journal", "-wal")
@@ -43,7 +44,7 @@ class VFS(apsw.VFS):
         *,
         name: str | None = None,
         makedefault: bool = False,
-        make_object: Callable[[str], Any] | None = None,
+        make_object: Callable[[str], BackingStore] | None = None,
     ):
         self.cache: PageCache = cache if cache is not None else default_cache()
         self.name = name if name is not None else f"pagecache-{next(_numbers)}"
@@ -52,13 +53,13 @@ class VFS(apsw.VFS):
         self._urls = Urls()
         super().__init__(self.name, "", makedefault, MAX_PATHNAME)
 
-    def add(self, store: Any, name: str | None = None) -> str:
+    def add(self, store: BackingStore, name: str | None = None) -> str:
         """Give a store a name. Returns what a connection is opened with. Raises ValueError if another store has it."""
         full = PREFIX + (name if name is not None else str(store.key))
         self._objects.add(full, store)
         return full
 
-    def _place_of(self, name: str) -> Any:
+    def _place_of(self, name: str) -> Place:
         if name[0] == "/":
             return self._files
         if name.startswith(PREFIX):
