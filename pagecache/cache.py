@@ -192,8 +192,8 @@ class PageCache:
 
         source: a path, a URL that fsspec knows, or a BackingStore. mode: "rb", "r+b", "w+b" (emptied), "x+b" (new), "ab"
         or "a+b" (writes at the position go to the end; made if missing). direct: read and write a local file past the
-        kernel's page cache. storage_options: for the file system of a URL, and `whole_up_to`, `key_without` (see
-        FsspecStore).
+        kernel's page cache. storage_options: for the file system of a URL, and `whole_up_to`, `key_without`, `timeout_s`,
+        `retries` (see FsspecStore).
 
         durability: when a write returns, its bytes are in the cache ("write-back"), in the store ("write-through"),
         durable ("dsync"), and durable with all metadata ("sync").

@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Collection, Iterable
 
 OF_OPEN = ("recheck", "on_change", "direct", "durability", "priority", "tenant")  # of `PageCache.open`
-OF_URLS = ("whole_up_to", "thread_safe", "key_without")  # more of them, for URLs
+OF_URLS = ("whole_up_to", "thread_safe", "key_without", "timeout_s", "retries")  # more of them, for URLs
+_OF_LIBRARIES = ("timeout",)  # what libraries take without naming it, and is not one of ours that was misspelled
 _IS_MEANT = 0.6  # from what likeness on a name is offered
 _IS_MISSPELLED = 0.86  # from what likeness on a name of another library's is taken for one of ours: "chek" is not
 
@@ -37,7 +38,8 @@ def check_spelling(given: Iterable[str], ours: Collection[str], theirs: Collecti
     ours: names that the caller knows. theirs: names that the library is known to have. Raises TypeError.
     """
     for name in given:
-        if name not in ours and name not in theirs and difflib.get_close_matches(name, ours, 1, _IS_MISSPELLED):
+        is_known = name in ours or name in theirs or name in _OF_LIBRARIES
+        if not is_known and difflib.get_close_matches(name, ours, 1, _IS_MISSPELLED):
             raise unknown_option(name, ours, owner)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pagecache import _core
 from pagecache._core import Folio
 from pagecache.requests.backing import BackedMapping
+from pagecache.requests.filling import look_of
 from pagecache.units import LAST_PAGE, PAGE_SHIFT, PAGE_SIZE
 
 TO_THE_END = -1
@@ -89,7 +90,7 @@ def lock_cached(mapping: BackedMapping, index: int) -> Folio | None:
         if folio is None:
             return None
         try:
-            folio.lock()
+            folio.lock(look_of(mapping))
         except BaseException:
             folio.put()
             raise
@@ -179,7 +180,7 @@ def _truncate_blocking(mapping: BackedMapping, start: int, end: int) -> None:
             folios, index = _core.find_folios(mapping, index, end)
             with referenced(folios):
                 for folio in folios:
-                    folio.lock()
+                    folio.lock(look_of(mapping))
                     try:
                         folio.wait_writeback()
                         is_whole = start <= folio.index and folio.index + folio.nr_pages <= end
@@ -232,7 +233,7 @@ def wait_for_folios(mapping: BackedMapping, start: int) -> None:
         with referenced(folios):
             for folio in folios:
                 if folio.index >= start and (folio.locked or folio.writeback):
-                    folio.lock()
+                    folio.lock(look_of(mapping))
                     try:
                         folio.wait_writeback()
                     finally:
@@ -298,7 +299,7 @@ def invalidate_inode_pages2_range(
 
 
 def _invalidate_folio2(mapping: BackedMapping, folio: Folio, launder: Callable[[Folio], None] | None) -> None:
-    folio.lock()
+    folio.lock(look_of(mapping))
     try:
         if folio.mapping_number != mapping.number:
             return

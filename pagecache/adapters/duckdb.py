@@ -19,6 +19,7 @@ with needs("duckdb", __name__):
 from pagecache.adapters.objects import Objects
 from pagecache.files.file import File
 from pagecache.options import check_options
+from pagecache.stores.abandoned import Calls
 
 PROTOCOL = "pagecache"
 
@@ -49,6 +50,7 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
         super().__init__()
         self.protocol = protocol
         self._objects = Objects(cache, open_store)
+        self._reads = Calls()
         self._glob = glob
 
     def _path_of(self, name: str) -> str:
@@ -60,7 +62,15 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
             raise OSError(30, f"mode {mode!r}: files are read through the cache, not written", path)
         file = self._objects.open(self._path_of(path))
         file.seeks_by_thread = True
+        file.calls = self._reads
         return file
+
+    def interrupt(self, connection: Any) -> None:
+        """Interrupt the query of a connection, as its own `interrupt` does, and the reads that it waits for: DuckDB itself
+        waits until they return. Those of other connections' queries through this file system end as well, with an OSError
+        (EINTR). Context: any thread but the one of the query."""
+        connection.interrupt()
+        self._reads.abandon()
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
         """Return name, size (bytes) and type of an object. Raises FileNotFoundError."""

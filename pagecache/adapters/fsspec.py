@@ -37,13 +37,15 @@ from pagecache.adapters.fsspec_target import Target
 from pagecache.cache import PageCache
 from pagecache.default import default_cache, forget_everywhere
 from pagecache.options import check_options, check_spelling, constructor_parameters
+from pagecache.stores.attempts import checked_attempts
 from pagecache.stores.call_options import key_part, request_options
 from pagecache.stores.fsspec import FsspecStore
 from pagecache.stores.signed_urls import checked_names, url_without
 from pagecache.stores.validators import Version, checked_recheck
 from pagecache.units import parse_size
 
-OF_A_CALL = ("recheck", "on_change", "whole_up_to")  # options of the file system that a call may have for itself
+# options of the file system that a call may have for itself
+OF_A_CALL = ("recheck", "on_change", "whole_up_to", "timeout_s", "retries")
 OF_FSSPEC = ("use_listings_cache", "listings_expiry_time", "max_paths", "skip_instance_cache")  # for any file system
 _PREFIXES = ("pagecache::", "pagecache://")
 ALL = 1 << 62  # more bytes than any object has: a read ends where the object ends
@@ -56,10 +58,10 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     target_protocol, target_options, fs: the target, by name and options or as an instance. size: the budget, if the
     process has no default cache yet (see `default_cache`). recheck, on_change: as for `PageCache.open`; `cat_file`,
     `cat_ranges` and their like keep an object open from its first use until `invalidate_cache`, so recheck="open" looks at
-    it once, and an object that changed raises ESTALE once and is then read anew. whole_up_to: as for FsspecStore.
-    These three may also be given to one call. thread_safe, key_without: as for FsspecStore. All other options of `open`,
-    `cat_file` and their like are the target's: they go to each of its requests, and what they brought is served to calls
-    with the same options only.
+    it once, and an object that changed raises ESTALE once and is then read anew. whole_up_to, timeout_s, retries: as for
+    FsspecStore. These may also be given to one call. thread_safe, key_without: as for FsspecStore. All other options of
+    `open`, `cat_file` and their like are the target's: they go to each of its requests, and what they brought is served to
+    calls with the same options only.
     Raises TypeError for an option that it does not have.
 
     Instances pickle as their arguments, and can be used in a child of fork() and from any thread or event loop. A hit of
@@ -83,6 +85,8 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         whole_up_to: int | str = 0,
         thread_safe: bool | None = None,
         key_without: str | Sequence[str] = (),
+        timeout_s: float | None = None,
+        retries: int = 0,
         **options: Any,
     ):
         check_options(options, self._parameters(), "pagecache://", "options of the target go into target_options={...}, or "
@@ -94,6 +98,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         self.on_change = on_change
         self.whole_up_to = parse_size(whole_up_to)
         self.key_without = checked_names(key_without)
+        self.attempts = checked_attempts(timeout_s, retries)
         self.size_of_cache = size
         self.target_protocol = target_protocol
         self._target = Target(fs, target_protocol, target_options or {}, thread_safe)
@@ -220,12 +225,13 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     def _open_file(self, path: str, options: Mapping[str, Any] = {}) -> Any:
         """Open a file with the options of a call, on what is known of its version, if that is recent enough."""
         own: dict[str, Any] = {"recheck": self.recheck, "on_change": self.on_change, "whole_up_to": self.whole_up_to}
+        own |= self.attempts._asdict()
         own |= {name: options[name] for name in OF_A_CALL if name in options}
-        recheck, on_change = checked_recheck(own["recheck"]), own["on_change"]
+        recheck, on_change = checked_recheck(own.pop("recheck")), own.pop("on_change")
         name, epoch = _name_of(path, options), self._handles.epoch
         known = self._handles.known_version(name, recheck)
         theirs = {name: value for name, value in options.items() if name not in OF_A_CALL}
-        how: dict[str, Any] = {"recheck": recheck, "whole_up_to": own["whole_up_to"], "key_without": self.key_without}
+        how: dict[str, Any] = {**own, "recheck": recheck, "key_without": self.key_without}
         store = FsspecStore(self.instance, path, version=known, options=theirs, **how)
         file = self.page_cache.open(store, recheck=recheck, on_change=on_change)
         self._handles.note_version(name, store.known_version, epoch)
@@ -363,7 +369,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         """Return the version of an object, as recent as `recheck` wants it. Raises OSError."""
         version = self._handles.known_version(path, self.recheck)
         if version is None:
-            epoch, store = self._handles.epoch, FsspecStore(self.instance, path, recheck=self.recheck)
+            epoch, store = self._handles.epoch, self._store_of(path, recheck=self.recheck)
             version = store.version
             self._handles.note_version(path, version, epoch)
         return version
@@ -371,7 +377,11 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     def ukey(self, path: str) -> str:
         """Return what changes when the object does: its validator, or what the target takes for it."""
         path = self._strip_protocol(path)
-        return FsspecStore(self.instance, path).validator() or str(self._in_turn("ukey", path))
+        return self._store_of(path).validator() or str(self._in_turn("ukey", path))
+
+    def _store_of(self, path: str, **how: Any) -> FsspecStore:
+        """Return the store of a path, to be asked what the object is."""
+        return FsspecStore(self.instance, path, **how, **self.attempts._asdict())
 
     def invalidate_cache(self, path: str | None = None) -> None:
         """Forget what is cached of a path and all below it, or of the whole target. Open files keep their version."""

@@ -3,7 +3,7 @@
 import errno
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pagecache.extras import needs
@@ -15,6 +15,7 @@ with needs("fsspec", __name__):
 
 from pagecache.default import default_cache
 from pagecache.options import check_options
+from pagecache.stores.attempts import Attempts, checked_attempts, no_limit_error
 from pagecache.stores.call_options import request_options
 from pagecache.stores.destination import Destination, TooLongError
 from pagecache.stores.errors import encoded_error
@@ -32,7 +33,8 @@ class FetcherStore:
     parallel_requests = 1
     background_reads = False  # it is not known what else is done with what it reads from
 
-    def __init__(self, fetcher: Callable[[int, int], Any], size: int):
+    def __init__(self, fetcher: Callable[[int, int], Any], size: int, retries: int = 0):
+        self._attempts = Attempts(None, retries)
         self._fetcher = fetcher
         self._size = size
         self.key = f"fetcher:{next(_numbers)}"
@@ -46,6 +48,9 @@ class FetcherStore:
 
     def readv(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """Fill the buffers from `offset`; return the bytes filled."""
+        return self._attempts.run(self.key, lambda: self._read(offset, buffers))
+
+    def _read(self, offset: int, buffers: Sequence[memoryview]) -> int:
         destination = Destination(buffers)
         try:
             destination.put(self._fetcher(offset, offset + destination.wanted))
@@ -65,9 +70,9 @@ class PageCacheType(BaseCache):
     Files of one file system and path share their pages, with each other and with `pagecache::` over the same target, as
     long as they are of one version and were opened with the same options. A fetcher that belongs to no file, and a file
     whose options are not known, have pages of their own.
-    recheck, on_change: as for `PageCache.open`, given as `cache_options`. whole_up_to, thread_safe: as for FsspecStore,
-    likewise.
-    Raises TypeError for another option.
+    recheck, on_change: as for `PageCache.open`, given as `cache_options`. whole_up_to, thread_safe, timeout_s, retries: as
+    for FsspecStore, likewise.
+    Raises TypeError for another option, ValueError for a time limit that cannot be kept.
     """
 
     name = "pagecache"
@@ -82,26 +87,30 @@ class PageCacheType(BaseCache):
         on_change: str = "error",
         whole_up_to: int | str = 0,
         thread_safe: bool | None = None,
+        timeout_s: float | None = None,
+        retries: int = 0,
         **unknown: Any,
     ):
-        check_options(unknown, ("recheck", "on_change", "whole_up_to", "thread_safe"), "cache_options of 'pagecache'")
+        known = ("recheck", "on_change", "whole_up_to", "thread_safe", "timeout_s", "retries")
+        check_options(unknown, known, "cache_options of 'pagecache'")
         super().__init__(blocksize, fetcher, size)
         self._options: dict[str, Any] = {"recheck": recheck, "on_change": on_change}
-        self._whole_up_to = whole_up_to
-        self._thread_safe = thread_safe
+        self._how: dict[str, Any] = {"whole_up_to": whole_up_to, "thread_safe": thread_safe}
+        self._how |= checked_attempts(timeout_s, retries)._asdict()
         owner = getattr(fetcher, "__self__", None)
         store = None
         if getattr(owner, "fs", None) is not None and isinstance(getattr(owner, "path", None), str):
-            store = _store_of(owner, recheck, whole_up_to, thread_safe)
+            store = _store_of(owner, recheck, self._how)
         if store is None:
-            pass
+            if timeout_s is not None:
+                raise no_limit_error("a fetcher")
         elif not store.serves_ranges and store.version.encoding is not None and store.size() != size:
             how = f"is stored with Content-Encoding {store.version.encoding}, in {size} bytes, and has {store.size()}"
             raise OSError(errno.ENOTSUP, f"{store.name} {how}: read it as pagecache::{store.name}, or with cat_file")
         elif not store.is_immutable and store.size() != size:
             sizes = f"it has {store.size()} bytes, the file was made for {size}"
             raise OSError(errno.ESTALE, f"{store.name} was replaced while it was being opened ({sizes}): open it again")
-        self._file = default_cache().open(store or FetcherStore(fetcher, size), **self._options)
+        self._file = default_cache().open(store or FetcherStore(fetcher, size, retries), **self._options)
 
     def _fetch(self, start: int | None, stop: int | None) -> bytes:
         start, stop = start or 0, self.size if stop is None else min(stop, self.size)
@@ -125,13 +134,11 @@ class PageCacheType(BaseCache):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = (*self._options.values(), self._whole_up_to, self._thread_safe)
+        options = (*self._options.values(), *self._how.values())
         return PageCacheType, (self.blocksize, self.fetcher, self.size, *options)
 
 
-def _store_of(
-    owner: Any, recheck: bool | str | float, whole_up_to: int | str, thread_safe: bool | None
-) -> FsspecStore | None:
+def _store_of(owner: Any, recheck: bool | str | float, how: Mapping[str, Any]) -> FsspecStore | None:
     """Return the store of an fsspec file's object, with the version that the file was opened on, if it knows one, and the
     options of the call that opened it. None if these are not known."""
     options = _options_of(owner)
@@ -143,8 +150,7 @@ def _store_of(
     is_known = validator_of(details) is not None and encoding_of(details) is None and not is_of_live_object
     if is_known and recheck is not False:
         version = version_of(details, owner.path, time.monotonic())
-    how: dict[str, Any] = {"recheck": recheck, "whole_up_to": whole_up_to, "thread_safe": thread_safe}
-    store = FsspecStore(owner.fs, owner.path, version=version, options=options, **how)
+    store = FsspecStore(owner.fs, owner.path, version=version, options=options, recheck=recheck, **how)
     if encoding_of(details) is not None and store.known_version is None:
         store.refresh()  # it may have another size than is stated
     return store

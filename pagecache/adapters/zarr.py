@@ -12,6 +12,7 @@ the synchronous ones.
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from pagecache.cache import PageCache
@@ -25,11 +26,12 @@ with needs("zarr", __name__):
 from pagecache.adapters.zarr_opening import Opening
 from pagecache.adapters.zarr_reading import MISS, Reader
 from pagecache.adapters.zarr_sources import source_of
-from pagecache.adapters.zarr_steps import awaited, blocked
+from pagecache.adapters.zarr_steps import Step, awaited, blocked, only
 from pagecache.adapters.zarr_values import Values, opened_s, values_of
 from pagecache.options import check_options, check_spelling
+from pagecache.stores.attempts import checked_attempts, no_limit_error
 
-OPTIONS = ("cache", "name", "recheck")
+OPTIONS = ("cache", "name", "recheck", "timeout_s", "retries")
 
 
 class PageCacheStore(WrapperStore[Store]):
@@ -42,6 +44,7 @@ class PageCacheStore(WrapperStore[Store]):
     known, too.
     name: in place of what the store reads: stores of one name on one cache are taken for the same. Stores that cannot tell
     what they read need it to find what another store of their kind has cached.
+    timeout_s, retries: as for `pagecache.FsspecStore`, of what is asked of the wrapped store to read.
 
     What is known, and the pages, are shared by all stores that read the same with the same rights (URL and options that
     matter, path, archive), and outlive them: a store that is made anew, or unpickled, begins with them. Forms of one store
@@ -65,6 +68,8 @@ class PageCacheStore(WrapperStore[Store]):
         *,
         recheck: bool | float | Literal["open"] = "open",
         name: str | None = None,
+        timeout_s: float | None = None,
+        retries: int = 0,
         _values: Values | None = None,
         _opening: str | None = None,
         **options: Any,
@@ -72,11 +77,15 @@ class PageCacheStore(WrapperStore[Store]):
         check_options(options, OPTIONS, "PageCacheStore")
         if not (recheck == "open" or (isinstance(recheck, (bool, int, float)) and recheck >= 0)):
             raise ValueError(f'recheck must be True, False, "open" or a number of seconds, not {recheck!r}')
+        attempts = checked_attempts(timeout_s, retries)
         super().__init__(store)
         self._recheck = recheck
         self._name = name
         self._opening_id = _opening or uuid.uuid4().hex
         self._source = source_of(store)
+        self._source.attempts = attempts
+        if timeout_s is not None and not self._source.background_reads:
+            raise no_limit_error(str(store))
         self._values = _values if _values is not None else values_of(cache, name, self._source)
         self._opening = Opening(self._source)
         self._reader = Reader(self._values, self._source, recheck, opened_s(self._opening_id), self._opening)
@@ -89,19 +98,25 @@ class PageCacheStore(WrapperStore[Store]):
         cache: PageCache | None = None,
         recheck: bool | float | Literal["open"] = "open",
         name: str | None = None,
+        timeout_s: float | None = None,
+        retries: int = 0,
         **kwargs: Any,
     ) -> "PageCacheStore":
         """Make a store of a class, open it, and return it wrapped. kwargs: of the class."""
         check_spelling(kwargs, OPTIONS, (), "PageCacheStore.open")
         store = store_cls(*args, **kwargs)
         await store._ensure_open()
-        return cls(store, cache, recheck=recheck, name=name)
+        return cls(store, cache, recheck=recheck, name=name, timeout_s=timeout_s, retries=retries)
 
     def _with_store(self, store: Store) -> "PageCacheStore":
-        return type(self)(store, recheck=self._recheck, name=self._name, _values=self._values, _opening=self._opening_id)
+        return type(self)(store, **self._how(), _values=self._values, _opening=self._opening_id)
 
     def __reduce__(self) -> Any:
-        return _unpickle, (type(self), self._store, self._recheck, self._name, self._opening_id)
+        return _unpickle, (type(self), self._store, self._how(), self._opening_id)
+
+    def _how(self) -> dict[str, Any]:
+        """Return the settings of this store."""
+        return {"recheck": self._recheck, "name": self._name, **self._source.attempts._asdict()}
 
     def __str__(self) -> str:
         return f"pagecache-{self._store}"
@@ -202,7 +217,8 @@ class PageCacheStore(WrapperStore[Store]):
         value = self._reader.known(key)
         if value is None:
             await self._ensure_open()
-            return int(await self._store.getsize(key))
+            step = Step(partial(self._store.getsize, key), _not_blocking)
+            return int(await awaited(self._reader.attempted(key, lambda: only(step))))
         if value.size is None:
             raise FileNotFoundError(key)
         return value.size
@@ -315,5 +331,9 @@ def _numbered(key: str, parts: Sequence[Any] | None, prototype: BufferPrototype)
     return [(number, prototype.buffer.from_bytes(part)) for number, part in enumerate(parts)]
 
 
-def _unpickle(kind: type[PageCacheStore], store: Store, recheck: Any, name: str | None, opening: str) -> PageCacheStore:
-    return kind(store, recheck=recheck, name=name, _opening=opening)
+def _not_blocking() -> None:
+    raise NotImplementedError("this is asked for in an event loop only")
+
+
+def _unpickle(kind: type[PageCacheStore], store: Store, how: dict[str, Any], opening: str) -> PageCacheStore:
+    return kind(store, **how, _opening=opening)

@@ -35,6 +35,7 @@ from pagecache.adapters.zarr_source import (
 )
 from pagecache.adapters.zarr_steps import Step, Steps
 from pagecache.files.aio import in_worker
+from pagecache.stores.attempts import time_left_s, time_limit_error
 from pagecache.stores.fsspec import FsspecStore
 from pagecache.stores.fsspec_instances import Callers, Instance, identity_of, instance_of, own_instance
 from pagecache.stores.fsspec_kinds import WRAPPER, is_kind, is_local, is_thread_safe, unwrapped
@@ -147,9 +148,12 @@ class FsspecSource(StoreSource):
                 raise WouldBlockError
             future = start()
             try:
-                return future.result()
-            except BaseException:
+                return future.result(time_left_s())
+            except BaseException as error:
+                is_late = isinstance(error, TimeoutError) and not future.done()
                 future.cancel()
+                if is_late:
+                    raise time_limit_error(self.attempts.timeout_s) from None
                 raise
 
         return Step(run, block)
@@ -189,7 +193,7 @@ class FsspecSource(StoreSource):
         """Ask for size and version of a value. Raises OSError."""
 
         def ask() -> Version:
-            return FsspecStore(self.fs, path_of(self.store, key)).version
+            return FsspecStore(self.fs, path_of(self.store, key), **self.attempts._asdict()).version
 
         version: Version = yield Step(partial(in_worker, ask), ask)
         return version
@@ -198,7 +202,7 @@ class FsspecSource(StoreSource):
         """Return the backing store of a value: with a version it is that of `cache.open(url)`, and shares its pages."""
         if version is None:
             return super().backing(prefix, key, size, version, validator)
-        store = FsspecStore(self.fs, path_of(self.store, key), version=version)
+        store = FsspecStore(self.fs, path_of(self.store, key), version=version, **self.attempts._asdict())
         store.preferred_request, store.max_request = PREFERRED_REQUEST, MAX_REQUEST
         store.parallel_requests = PARALLEL_REQUESTS
         return store

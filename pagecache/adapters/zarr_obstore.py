@@ -134,7 +134,7 @@ class ObstoreSource(StoreSource):
         """Return the backing store of a value."""
         if version is None:
             return super().backing(prefix, key, size, version, validator)
-        store = ObspecStore(self._objects, key, version=version)
+        store = ObspecStore(self._objects, key, version=version, **self.attempts._asdict())
         store.preferred_request, store.max_request = PREFERRED_REQUEST, MAX_REQUEST
         store.parallel_requests = PARALLEL_REQUESTS
         return store

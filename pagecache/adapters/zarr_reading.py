@@ -12,10 +12,11 @@ An error ends the reads that waited for it, and is forgotten: what was known sta
 
 import asyncio
 import errno
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from zarr.abc.store import OffsetByteRequest
 
@@ -28,11 +29,13 @@ from pagecache.adapters.zarr_source import (
     needs_end,
     span_of,
 )
-from pagecache.adapters.zarr_steps import Step, Steps
+from pagecache.adapters.zarr_steps import Step, Steps, attempted, only
 from pagecache.adapters.zarr_values import LoadCancelled, Loading, Value, Values
 from pagecache.files.aio import in_worker
 from pagecache.units import PAGE_SIZE
 
+_Result = TypeVar("_Result")
+logger = logging.getLogger("pagecache")
 MISS: Any = object()
 GONE = "the key is gone of which a part was read: read it again"
 INLINE_BYTES_MAX = 1024 * 1024  # what is copied into the cache by the thread of the event loop
@@ -174,7 +177,7 @@ class Reader:
                 self.values.note_same(key, mine, old, asked_s)
                 return old, MISS
             yield from self._opening.steps()
-            answer = yield from self.source.first(key, wanted)
+            answer = yield from self.attempted(key, partial(self.source.first, key, wanted))
             value = self.values.end_load(key, mine, answer, asked_s)
         except BaseException as error:
             self.values.fail_load(key, mine, error)
@@ -196,7 +199,7 @@ class Reader:
         if loading.is_stale:
             return None, MISS
         if answer is not None and answer.size is None:  # it is of no use to others
-            data = yield Step(partial(self.source.get, key, wanted), partial(self.source.get_blocking, key, wanted))
+            data = yield from self._got(key, wanted)
             return None, None if data is None else Answer(data, 0, None)
         value = self.values.get(key)
         if value is None or value.checked_s < not_before or not value.is_sure:
@@ -208,7 +211,7 @@ class Reader:
         if old.size is None or old.version is None or not self.source.has_versions:
             return False
         try:
-            version = yield from self.source.stat(key)
+            version = yield from self.attempted(key, partial(self.source.stat, key))
         except Exception:  # of a question that is not needed
             return False
         return old.has_version(version)
@@ -218,13 +221,30 @@ class Reader:
         size = value.size or 0
         start = max(0, size - 1) // PAGE_SIZE * PAGE_SIZE
         asked = OffsetByteRequest(start)
-        data = yield Step(partial(self.source.get, key, asked), partial(self.source.get_blocking, key, asked))
+        data = yield from self._got(key, asked)
         if data is not None and start + len(data) == size:
             value.is_sure = True
             self.values.keep(key, value, Answer(data, start, size), self.source)
             return True
         self.values.forget(key)
         return False
+
+    def _got(self, key: str, asked: Any) -> Steps[memoryview | None]:
+        """Return what the store has of a range of a key; None if there is no such key."""
+        step = Step(partial(self.source.get, key, asked), partial(self.source.get_blocking, key, asked))
+        data: memoryview | None = yield from self.attempted(key, lambda: only(step))
+        return data
+
+    def attempted(self, key: str, begin: Callable[[], Steps[_Result]]) -> Steps[_Result]:
+        """Return what the steps of a request to the store return, tried as often, and for as long, as it may be."""
+        asked_s = time.monotonic()
+        try:
+            result = yield from attempted(self.source.attempts, key, begin, self.source.limited)
+        except BaseException as error:
+            logger.debug("key %s of %s: %s", key, self.source.store, str(error) or type(error).__name__)
+            raise
+        logger.debug("key %s of %s: asked for in %.1f ms", key, self.source.store, (time.monotonic() - asked_s) * 1000)
+        return result
 
     # -- many ranges ---------------------------------------------------------------------------------------------------
 

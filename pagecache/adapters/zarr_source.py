@@ -24,6 +24,10 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 from zarr.core.buffer import default_buffer_prototype
 
 from pagecache.adapters.zarr_steps import Step, Steps
+from pagecache.stores.abandoned import lending
+from pagecache.stores.apart import call_apart
+from pagecache.stores.attempts import NO_ATTEMPTS, TimeLimitError, is_limited, time_left_s
+from pagecache.stores.destination import Destination
 from pagecache.stores.validators import Version
 from pagecache.units import PAGE_SIZE
 
@@ -184,7 +188,12 @@ def _run_on(begin: Callable[[], Coroutine[Any, Any, Any]], loop: asyncio.Abstrac
         raise _LoopEndedError from None
     while True:
         try:
-            return future.result(POLL_S)
+            left_s = time_left_s()
+        except TimeLimitError:
+            future.cancel()
+            raise
+        try:
+            return future.result(POLL_S if left_s is None else min(POLL_S, left_s))
         except CancelledError:
             raise _LoopEndedError from None
         except TimeoutError:
@@ -201,7 +210,7 @@ class StoreSource:
     identity: what is the same for stores that read the same values with the same rights, in this process; None if nothing
     tells. anchor: an object that has to live as long as the identity is used, which names its address; None: none has.
     has_versions: whether `stat` tells versions. is_blocking: whether a thread without an event loop can read.
-    parallel_requests, background_reads: as of a BackingStore.
+    parallel_requests, background_reads: as of a BackingStore. attempts: how requests are tried.
     """
 
     has_versions = False
@@ -209,12 +218,18 @@ class StoreSource:
     is_blocking = False
     parallel_requests = PARALLEL_REQUESTS
     background_reads = True
+    attempts = NO_ATTEMPTS
 
     def __init__(self, store: Store, identity: str | None = None, anchor: Any = None):
         self.store = store
         self.identity = identity
         self.anchor = anchor
         self.loop: asyncio.AbstractEventLoop | None = None  # where the store was used last
+
+    def limited(self, function: Callable[[], Any]) -> Any:
+        """Return what a call that blocks brings: another thread makes it, if it has to end in time, and does not see to
+        that itself, as one does that waits for an event loop. Raises TimeLimitError."""
+        return call_apart(function, time_left_s) if self.is_blocking and is_limited() else function()
 
     # -- the wrapped store ---------------------------------------------------------------------------------------------
 
@@ -332,13 +347,13 @@ class ValueStore:
         nbytes = min(sum(map(len, buffers)), max(0, self._size - offset))
         if nbytes == 0:
             return 0
-        data = self._source.read(self._path, offset, offset + nbytes, self._version)
-        done = 0
-        for buffer in buffers:
-            piece = data[done : done + len(buffer)]
-            buffer[: len(piece)] = piece
-            done += len(piece)
-        return done
+        source = self._source
+        read = partial(source.read, self._path, offset, offset + nbytes, self._version)
+        data = source.attempts.run(self.name, lambda: source.limited(read))
+        destination = Destination(buffers)
+        with lending(destination.detach):
+            destination.put(data)
+        return destination.done
 
     def close(self) -> None:
         """Do nothing: the Zarr store is closed by its opener."""

@@ -22,6 +22,7 @@ from pagecache.mm import flags
 from pagecache.mm.vm_fault import BusError, FaultFile, FaultWalk, VmFault, VmOperations
 from pagecache.requests import fill
 from pagecache.requests.backing import BackedMapping
+from pagecache.requests.filling import look_of
 from pagecache.units import PAGE_SHIFT
 
 
@@ -207,7 +208,7 @@ def lock_folio_maybe_drop_mmap(vmf: VmFault, folio: Folio, fpin: FaultFile | Non
     if vmf.flags & flags.FAULT_FLAG_RETRY_NOWAIT:
         return False, fpin
     fpin = maybe_unlock_mmap_for_io(vmf, fpin)
-    folio.lock()
+    folio.lock(look_of(vmf.vma.file.mapping))
     return True, fpin
 
 

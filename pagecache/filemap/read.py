@@ -13,6 +13,7 @@ from pagecache._core import CacheFullError, CopyTarget, FileRaState, Folio, Foli
 from pagecache.readahead.ondemand import page_cache_async_ra, page_cache_sync_ra
 from pagecache.requests import fill, replicas
 from pagecache.requests.backing import BackedMapping
+from pagecache.requests.filling import look_of, sharing
 from pagecache.units import MAX_FOLIO_ORDER, PAGE_SHIFT
 
 FGP_ACCESSED, FGP_LOCK, FGP_CREAT, FGP_WRITE, FGP_NOFS, FGP_NOWAIT = (1 << bit for bit in range(6))
@@ -93,7 +94,7 @@ def _act_on_found(mapping: BackedMapping, index: int, folio: Folio, fgp_flags: i
             if not folio.trylock():
                 if fgp_flags & FGP_NOWAIT:
                     raise BlockingIOError(errno.EAGAIN, f"page {index} of {mapping.name} is locked")
-                folio.lock()
+                folio.lock(look_of(mapping))
             locked = True
             if not folio.is_page_of(mapping, index):
                 folio.unlock()
@@ -274,7 +275,7 @@ def filemap_create_folio(mapping: BackedMapping, index: int) -> FolioBatch | Non
     Raises OSError and CacheFullError.
     """
     with fill.alloc_folio(mapping.segment) as folio:
-        with mapping.shared():
+        with sharing(mapping):
             if index >= nr_file_pages(mapping):
                 return None
             result = mapping.add_folio(folio, index)
@@ -291,7 +292,7 @@ def filemap_update_page(mapping: BackedMapping, ra: FileRaState, folio: Folio) -
 
     Raises OSError: of the read that was waited for, or of one's own.
     """
-    with mapping.shared():
+    with sharing(mapping):
         if folio.trylock():
             return _update_locked(mapping, ra, folio)
     fill.wait_for_folio(mapping, folio)

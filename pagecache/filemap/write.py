@@ -15,6 +15,7 @@ from pagecache.mm import flags
 from pagecache.mm.vm_fault import BusError, VmFault
 from pagecache.requests import fill
 from pagecache.requests.backing import BackedMapping
+from pagecache.requests.filling import look_of
 from pagecache.units import MAX_FOLIO_ORDER, PAGE_SHIFT, PAGE_SIZE
 from pagecache.writeback.throttle import wait_for_dirty_room
 
@@ -100,7 +101,7 @@ def _try_to_begin(mapping: BackedMapping, pos: int, nbytes: int, dropbehind: boo
 def _lock_page(mapping: BackedMapping, folio: Folio, index: int) -> bool:
     """Lock a cached folio and make it uptodate. False: look the page up again; the reference is gone."""
     try:
-        folio.lock()
+        folio.lock(look_of(mapping))
         if folio.is_page_of(mapping, index):
             if folio.uptodate:
                 if mapping.backing is not None and mapping.backing.hints.stable_writes:
@@ -187,7 +188,7 @@ def filemap_page_mkwrite(vmf: VmFault) -> int:
     mapping, folio = vmf.vma.file.mapping, vmf.folio
     assert folio is not None
     while True:
-        folio.lock()
+        folio.lock(look_of(mapping))
         if not folio.is_page_of(mapping, vmf.pgoff) or not folio.uptodate:
             folio.unlock()
             return flags.VM_FAULT_NOPAGE

@@ -20,6 +20,7 @@ from pagecache.mm.mmap_object import Mmap, map_file
 from pagecache.mm.vma import Closable
 from pagecache.requests import fill
 from pagecache.stats.numbers import FileStats
+from pagecache.stores.abandoned import Calls
 from pagecache.units import MAX_FOLIO_ORDER, PAGE_SHIFT, PAGE_SIZE
 
 ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, ACCESS_COPY = 0, 1, 2, 3
@@ -91,6 +92,7 @@ class File(FileWrites):
         self.mode = mode
         self.durability = durability
         self.no_reuse = False
+        self.calls: Calls | None = None  # reads that miss can be abandoned by it
         self._window_factor = 1
         self._is_stream = False
         self._attach(
@@ -143,6 +145,12 @@ class File(FileWrites):
     # -- the slow side of reads --------------------------------------------------------------------------------------
 
     def _read_slow(self, target: CopyTarget, done: int, pos: int) -> int:
+        if self.calls is not None:
+            nbytes: int = self.calls.run(self._read_missing, target, done, pos)
+            return nbytes
+        return self._read_missing(target, done, pos)
+
+    def _read_missing(self, target: CopyTarget, done: int, pos: int) -> int:
         inode = self.inode
         try:
             while True:

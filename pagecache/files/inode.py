@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from typing import Protocol, TypeVar, cast
 
@@ -95,6 +96,7 @@ class Inode(ObjectVersion):
         request_queue = RequestQueue(workers.shared_pool, hints.parallel_requests)
         request_queue.on_idle = weakly(self.close_retired, None)
         backing = Backing(hints, request_queue, self.flusher, self.keeps_failed, getattr(store, "origin", None))
+        request_queue.while_waiting = weakref.WeakMethod(backing.end_overdue)
         backing.replicate = replicate_of(store)
         backing.look_closer = weakly(self.look_closer, False)
         if getattr(store, "serves_ranges", None) is False:
@@ -382,6 +384,9 @@ class Inode(ObjectVersion):
             if surplus is not None and (self.store is None or (is_writable(surplus) and not self.writable)):
                 self._use(surplus)
                 surplus = None
+            take_attempts = getattr(self.store, "take_attempts", None)
+            if surplus is not None and take_attempts is not None:
+                take_attempts(surplus)
             self.nr_open += 1
             self._apply_priority()
             self.nr_writers += writes

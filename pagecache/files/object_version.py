@@ -19,6 +19,7 @@ from pagecache import _core, truncate
 from pagecache._core import STAMP_DOUBTFUL, STAMP_SAME
 from pagecache.requests import fill
 from pagecache.requests.backing import BackedMapping
+from pagecache.requests.filling import look_of
 from pagecache.stores.base import BackingStore
 from pagecache.stores.validators import Version
 from pagecache.units import LAST_PAGE, PAGE_SHIFT
@@ -253,7 +254,7 @@ def agrees_with_file(mapping: BackedMapping) -> bool:
         folios, index = _core.find_folios(mapping, index, LAST_PAGE)
         with truncate.referenced(folios):
             for folio in folios:
-                folio.lock()
+                folio.lock(look_of(mapping))
                 try:
                     if folio.mapping_number != mapping.number or folio.dirty or folio.writeback or not folio.uptodate:
                         continue

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from pagecache._core import EventCount, Mutex
 from pagecache.requests import submit, workers
 from pagecache.requests.backing import BackedMapping, Backing
+from pagecache.requests.filling import sharing
+from pagecache.stores.abandoned import Abandoned, Call
+from pagecache.stores.worker_pool import run_guarded
 from pagecache.units import PAGE_SHIFT
 
 
@@ -64,20 +67,29 @@ class Prefetch:
         error = None
         try:
             try:
-                read_missing(self._mapping, start, end)
+                self._read_missing(start, end)
             except OSError as failed:
                 if failed.errno != errno.ESTALE or not self._mapping.backing.look_closer():
                     raise
-                read_missing(self._mapping, start, end)
+                self._read_missing(start, end)
         except OSError as failed:
             error = failed
             self._mapping.segment.add_count("readahead_errors", 1)
+        except Abandoned:
+            error = TimeoutError(errno.ETIMEDOUT, f"a request for {self._mapping.name} hung, and was given up for a reader")
         except BaseException as failed:  # a worker has no caller to raise to
             error = OSError(errno.EIO, str(failed) or type(failed).__name__)
             if not self._mapping.backing.hints.background_reads and not isinstance(failed, Exception):
                 self._count(end - start + 1, error)
                 raise
         self._count(end - start + 1, error)
+
+    def _read_missing(self, start: int, end: int) -> None:
+        """As `read_missing`. In a worker, no thread waits for it: a reader that does may take it over if it hangs."""
+        if self._mapping.backing.hints.background_reads:
+            Call(in_background=True).run(read_missing, self._mapping, start, end)
+        else:
+            read_missing(self._mapping, start, end)
 
     def _count(self, nr_pages: int, error: OSError | None = None) -> None:
         """Note that so many pages more are read; the last ones end the prefetch."""
@@ -90,7 +102,7 @@ class Prefetch:
                 self._mapping.backing.prefetches.discard(self)
         self._changed.advance()
         for callback in callbacks:
-            workers.run_guarded(functools.partial(callback, self))
+            run_guarded(functools.partial(callback, self))
 
     @property
     def nr_pages_done(self) -> int:
@@ -174,7 +186,7 @@ def read_missing(mapping: BackedMapping, start: int, end: int) -> None:
     """
     is_urgent = not mapping.backing.hints.background_reads  # then it is the user's own thread
     end = min(end, -(-mapping.size >> PAGE_SHIFT) - 1)
-    with mapping.shared():
+    with sharing(mapping):
         for batch in submit.missing_batches(mapping, start, end, _order_for(end - start + 1)):
             try:
                 submit.read_now(mapping, batch, urgent=is_urgent)

@@ -141,9 +141,10 @@ cdef class Folio:
             self.is_lock_holder = True
         return taken
 
-    def lock(self):
+    def lock(self, while_waiting=None):
         """Locks, sleeping if needed.
 
+        while_waiting: called again and again meanwhile; what it raises ends the wait.
         Raises whatever a signal handler raises (KeyboardInterrupt); then the lock is not held.
         Context: releases the GIL while it waits; ascending index order when several folios are locked.
         """
@@ -163,6 +164,8 @@ cdef class Folio:
                     self.is_lock_holder = True
                     return
                 PyErr_CheckSignals()
+                if while_waiting is not None:
+                    while_waiting()
         except BaseException:
             folio_lock_cancel(&self.segment.seg, folio, &waiter)
             raise
@@ -173,16 +176,16 @@ cdef class Folio:
         self.is_lock_holder = False
         folio_unlock(&self.segment.seg, self.folio)
 
-    def wait_unlocked(self, bint drop=False):
+    def wait_unlocked(self, bint drop=False, while_waiting=None):
         """Waits until the folio is not locked, or is another one. drop: the reference is given up first, so that the
-        wait hinders no other. Context: releases the GIL."""
-        self.wait_flag(FOLIO_LOCKED, drop)
+        wait hinders no other. while_waiting: as for `lock`. Context: releases the GIL."""
+        self.wait_flag(FOLIO_LOCKED, drop, while_waiting)
 
     def wait_writeback(self):
         """Waits until the folio is not under write-back. Context: releases the GIL."""
-        self.wait_flag(FOLIO_WRITEBACK, False)
+        self.wait_flag(FOLIO_WRITEBACK, False, None)
 
-    cdef object wait_flag(self, uint32_t flag, bint drop):
+    cdef object wait_flag(self, uint32_t flag, bint drop, while_waiting):
         cdef CFolio* folio = self.alive()
         cdef uint32_t seq = load_acquire_u32(&folio.seq)
         cdef int r
@@ -194,6 +197,8 @@ cdef class Folio:
             if r == 0:
                 return None
             PyErr_CheckSignals()
+            if while_waiting is not None:
+                while_waiting()
 
     def end_read(self, bint success):
         """Ends a read into the locked folio: unlocks it, and if it succeeded makes it uptodate in the same step."""

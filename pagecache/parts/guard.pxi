@@ -23,6 +23,11 @@ cdef class LockGuard:
     def __exit__(self, *exc):
         self.end()
 
+    def give_up(self):
+        """Ends the hold for the thread that has it: that does nothing any more for which it needs it, but to end.
+        Context: the caller has seen to it that the two do not end it at the same time."""
+        self.end()
+
     def __dealloc__(self):
         if not self.mapping.seg.dead:
             self.end()

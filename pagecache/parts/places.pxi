@@ -26,6 +26,17 @@ cdef class Places:
         while limit < had and not cas_acq_rel_u32(&self.nr_places, &had, limit):
             pass
 
+    def lend(self):
+        """Has one place more, until `take_back`, in the place of one that a request has for which no thread waits."""
+        add_acq_rel_u32(&self.nr_places, 1)
+        futex_wake(&self.nr_taken, WAKE_ALL)
+
+    def take_back(self):
+        """Ends a `lend`. One place is left in any case."""
+        cdef uint32_t had = load_relaxed_u32(&self.nr_places)
+        while had > 1 and not cas_acq_rel_u32(&self.nr_places, &had, had - 1):
+            pass
+
     @property
     def taken(self):
         """Places in use now."""
@@ -64,13 +75,15 @@ cdef class Places:
                 return
         raise RuntimeError("no place is taken")
 
-    def urgent(self):
+    def urgent(self, while_waiting=None):
         """`with places.urgent():` holds a place for the calling thread, which waits for one before all others.
 
+        while_waiting: called again and again while it waits; what it raises ends the wait.
         Context: releases the GIL while it waits; Ctrl-C ends the wait.
         """
         cdef PlaceGuard guard = PlaceGuard.__new__(PlaceGuard)
         guard.places = self
+        guard.while_waiting = while_waiting
         return guard
 
 
@@ -79,6 +92,7 @@ cdef class Places:
 cdef class PlaceGuard:
     """Holds a place from `__enter__` to `__exit__`."""
     cdef Places places
+    cdef object while_waiting
     cdef bint held
 
     def __enter__(self):
@@ -93,6 +107,8 @@ cdef class PlaceGuard:
                         with nogil:
                             futex_wait(&places.nr_taken, taken, WAIT_SLICE_NS)
                     PyErr_CheckSignals()
+                    if self.while_waiting is not None:
+                        self.while_waiting()
             finally:
                 sub_acq_rel_u32(&places.nr_urgent, 1)
         self.held = True

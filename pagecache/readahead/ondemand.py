@@ -14,6 +14,7 @@ All sizes here are pages, unless a name says bytes.
 from pagecache._core import FileRaState, Folio
 from pagecache.readahead.neighbourhood import block_pages, is_small, part_to_read, reads_around
 from pagecache.requests.backing import BackedMapping
+from pagecache.requests.filling import sharing
 from pagecache.requests.submit import ENOSPC, missing_batches, read_block, read_pages
 from pagecache.units import MAX_FOLIO_ORDER, PAGE_SHIFT
 
@@ -173,7 +174,7 @@ def page_cache_ra_order(mapping: BackedMapping, ra: FileRaState, *, demand_end: 
     async_size = ra.async_size
     mark = start + size - async_size
     index, result = start, 0
-    with mapping.shared():
+    with sharing(mapping):
         limit = min(-(-mapping.size >> PAGE_SHIFT), start + size) - 1
         while index <= limit and result in (0, ENOSPC):
             batch = mapping.new_batch(index)
@@ -224,7 +225,7 @@ def page_cache_ra_unbounded(
 
     Context: takes invalidate_lock shared.
     """
-    with mapping.shared():
+    with sharing(mapping):
         order = max(0, wanted_order(mapping))
         for batch in missing_batches(mapping, index, index + nr - 1, order, mark, demand_end, dropbehind):
             read_pages(mapping, batch, demand_end, background)

@@ -1,13 +1,16 @@
 """What reading and writing one object needs to know: its store's hints and speed, a queue, what is not durable."""
 
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from pagecache._core import AddressSpace, Mutex, own_write_word
+from pagecache.requests.filling import Filling
 from pagecache.requests.locality import Locality
 from pagecache.requests.speed import PROBE_PAGES, is_far, request_bytes, speed_of
 from pagecache.requests.workers import RequestQueue
+from pagecache.stores.abandoned import current_call
 from pagecache.stores.base import BackingStore, StoreHints
 from pagecache.units import PAGE_SHIFT
 from pagecache.weak_members import WeakMembers
@@ -17,6 +20,7 @@ WHOLE_SHARE = 2  # no larger part of the cache is read by one miss
 HOLE_BYTES = 64 * 1024
 HOLE_BYTES_MAX = 1024 * 1024
 UNSYNCED_MAX = 4096  # runs of pages that are remembered one by one
+logger = logging.getLogger("pagecache")
 
 
 def holds_beside_own_writes(mapping: "BackedMapping", is_same: Callable[[], bool]) -> bool:
@@ -74,6 +78,7 @@ class Backing:
         self.request_queue = request_queue
         self.speed = speed_of(origin)
         self.prefetches: WeakMembers[BackgroundRead] = WeakMembers()  # those that are not done
+        self.unattended: WeakMembers[Filling] = WeakMembers()  # requests for which no reader of theirs waits
         self.is_crowded = False  # whether the budget, not the store, limits windows now
         self.reads_in_order = False  # whether the store can read the object from its beginning only
         self.locality = Locality()
@@ -165,6 +170,18 @@ class Backing:
         """Return up to how many pages that are not wanted are read through, as another request would cost more."""
         free = int(self.speed.free_bytes) if self.is_far() else 0
         return max(HOLE_BYTES, min(free, HOLE_BYTES_MAX)) >> PAGE_SHIFT
+
+    def end_overdue(self) -> None:
+        """Give up the requests that seem to hang, of those that are unattended: a thread waits for one of their folios, or
+        for a place. Raises Abandoned if no thread waits for the thread's own call. Context: any thread."""
+        call = current_call()
+        if call is not None:
+            call.check()
+        for filling in self.unattended:
+            if filling.is_overdue:
+                self.unattended.discard(filling)
+                logger.debug("a request for %s seems to hang: it is given up, and a reader makes it again", filling.name)
+                filling.take_over()
 
     # -- versions ------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,9 @@ A folio becomes readable only when all its bytes have arrived and the object is 
 cached.  A request that fails, ends early or brings too much fills nothing: its folios leave the cache.
 """
 
+import contextlib
 import errno
+import logging
 import operator
 import time
 import traceback
@@ -15,12 +17,15 @@ from typing import TypeVar
 from pagecache._core import CacheFullError, Folio, FolioBatch, Segment
 from pagecache.requests import replicas
 from pagecache.requests.backing import BackedMapping, holds_beside_own_writes
+from pagecache.requests.filling import Filling
+from pagecache.stores.abandoned import current_call
 from pagecache.stores.base import NoRangesError
 
 ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that others hold for a moment
 SEQ_STEP = 2  # what a removal adds to a folio's sequence counter
 PINNED_TIMEOUT_S = 0.2  # the same when views and maps hold all there is
 
+logger = logging.getLogger("pagecache")
 _Found = TypeVar("_Found")
 _SINK = bytearray(65536)  # where what is not wanted goes, of all requests
 
@@ -161,14 +166,31 @@ def read_runs(mapping: BackedMapping, batches: Sequence[FolioBatch]) -> None:
 
 
 def _read(mapping: BackedMapping, batches: Sequence[FolioBatch]) -> None:
-    offset = batches[0].start * 4096
     sizes = [batch.data_bytes() for batch in batches]
-    expected = batches[-1].start * 4096 + sizes[-1] - offset
+    expected = (batches[-1].start - batches[0].start) * 4096 + sizes[-1]
+    call = current_call() if mapping.fd < 0 else None
+    if call is None:
+        _ask(mapping, batches, expected, None)
+    else:
+        filling = Filling(mapping, call, batches, expected)
+        filling.carry_out(lambda: _ask(mapping, batches, expected, filling))
+    for batch, size in zip(batches, sizes, strict=True):
+        if mapping.fd >= 0:
+            batch.end_read_filled()
+            continue
+        if mapping.backing.replicate != "all":
+            replicas.mark_replicas(mapping, batch)
+        batch.end_read(size)
+
+
+def _ask(mapping: BackedMapping, batches: Sequence[FolioBatch], expected: int, filling: Filling | None) -> None:
+    """Have the folios of batches filled, and see to it that all bytes have come, of the version that is cached."""
+    offset = batches[0].start * 4096
     try:
         if mapping.fd >= 0:
             got = batches[0].read_fd(mapping.fd, mapping.direct)
         else:
-            got = _read_store(mapping, batches, offset, expected)
+            got = _read_store(mapping, batches, offset, expected, filling)
         changed = _has_changed(mapping, got < expected)
     except (CacheFullError, NoRangesError):
         raise
@@ -178,13 +200,6 @@ def _read(mapping: BackedMapping, batches: Sequence[FolioBatch]) -> None:
         raise stale_error(mapping, offset + got)
     if got < expected:
         raise _early_end(mapping, offset + got)
-    for batch, size in zip(batches, sizes, strict=True):
-        if mapping.fd >= 0:
-            batch.end_read_filled()
-            continue
-        if mapping.backing.replicate != "all":
-            replicas.mark_replicas(mapping, batch)
-        batch.end_read(size)
 
 
 def fill_known(batch: FolioBatch, data: memoryview) -> None:
@@ -237,7 +252,9 @@ def _memory_of(batches: Sequence[FolioBatch]) -> list[memoryview]:
     return buffers
 
 
-def _read_store(mapping: BackedMapping, batches: Sequence[FolioBatch], offset: int, expected: int) -> int:
+def _read_store(
+    mapping: BackedMapping, batches: Sequence[FolioBatch], offset: int, expected: int, filling: Filling | None
+) -> int:
     """Ask a Python store for the bytes, again for what a short read left out. Returns the bytes there are."""
     if expected == 0:
         return 0
@@ -247,7 +264,12 @@ def _read_store(mapping: BackedMapping, batches: Sequence[FolioBatch], offset: i
     try:
         while done < expected:
             asked = min(limit, expected - done)
-            got = _ask_store(mapping, offset + done, pieces(buffers, done, asked), asked)
+            asked_pieces = pieces(buffers, done, asked)
+            try:
+                with contextlib.nullcontext() if filling is None else filling.lent([*asked_pieces, *buffers]):
+                    got = _ask_store(mapping, offset + done, asked_pieces, asked)
+            finally:
+                release(asked_pieces)
             if got == 0:
                 break
             done += got
@@ -274,13 +296,18 @@ def _ask_store(mapping: BackedMapping, offset: int, pieces: list[memoryview], as
     """Make one request. Returns the bytes it brought."""
     host = mapping.host
     assert host is not None
+    started = time.perf_counter()
     try:
         got = getattr(host, "readv_in_ranges", host.readv)(offset, pieces)
     except NoRangesError:
         mapping.backing.read_in_order()
         raise
-    finally:
-        release(pieces)
+    except BaseException as error:
+        logger.debug("%s: %d bytes from %d on: %s", mapping.name, asked, offset, str(error) or type(error).__name__)
+        raise
+    if logger.isEnabledFor(logging.DEBUG):
+        taken_ms = (time.perf_counter() - started) * 1000
+        logger.debug("%s: %d bytes from %d on, in %.1f ms", mapping.name, asked, offset, taken_ms)
     if isinstance(got, bool):
         raise TypeError("readv returned bool, not a number of bytes")
     try:
@@ -337,15 +364,17 @@ def wait_for_folio(mapping: BackedMapping, folio: Folio) -> None:
 
     Raises the error that ended its read, if one did. Context: no lock may be held.
     """
+    while_waiting = None
     if mapping.backing is not None:
         mapping.backing.request_queue.wake()
+        while_waiting = mapping.backing.end_overdue
     frame, seq = folio.frame, folio.seq
     if folio.mapping_number == 0:
         folio.wait_unlocked()  # until its removal is over: the failure stands under the seq it had before
         seq = folio.seq - SEQ_STEP
         folio.put()
     else:
-        folio.wait_unlocked(drop=True)
+        folio.wait_unlocked(True, while_waiting)
     failure = mapping.failure_of(frame, seq % (1 << 32))
     if failure is not None:
         raise OSError(*failure)

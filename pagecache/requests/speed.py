@@ -26,6 +26,8 @@ FAR_LATENCY_S = 0.0005  # from here on waiting for a request costs more than cop
 FLAT = 1.05  # a large request that takes no more than this times what a small one takes is all latency, as far as is known
 TRUSTED_GROWTH = 20  # no request carries so much more than the largest one that was measured
 PROBE_PAGES = 256  # what is read to measure bandwidth
+PATIENCE_MIN_S = 4.0  # no request is taken for one that hangs before
+PATIENCE_FACTOR = 32  # nor before this times what the best of its size would take: so many may share a connection
 MAX_ORIGINS = 256
 
 
@@ -70,6 +72,11 @@ class StoreSpeed:
         else:
             self.latency_s = min(small_seconds, large_seconds)
             self.bandwidth_bytes_s = large_bytes / self.latency_s if self.latency_s else 0.0
+
+    def patience_s(self, nbytes: int) -> float:
+        """Return for how long (seconds) a request of so many bytes is not taken for one that hangs."""
+        carrying_s = nbytes / self.bandwidth_bytes_s if self.bandwidth_bytes_s else 0.0
+        return max(PATIENCE_MIN_S, PATIENCE_FACTOR * (self.latency_s + carrying_s))
 
     @property
     def in_flight_bytes(self) -> float:

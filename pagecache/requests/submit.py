@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pagecache._core import FolioBatch
 from pagecache.requests import fill
 from pagecache.requests.backing import BackedMapping
+from pagecache.requests.filling import sharing
+from pagecache.stores.abandoned import Call
 from pagecache.stores.base import NoRangesError
 from pagecache.units import PAGE_SHIFT
 
@@ -104,7 +106,7 @@ def read_block(mapping: BackedMapping, first: int, end: int, index: int, dropbeh
     Context: takes invalidate_lock shared.
     """
     own: list[FolioBatch] = []
-    with mapping.shared():
+    with sharing(mapping):
         per_request = mapping.backing.block_request_pages(mapping, end - first)
         try:
             for request in requests_for(mapping, [(first, end - 1)], per_request, dropbehind=dropbehind):
@@ -235,9 +237,11 @@ def submit_request(mapping: BackedMapping, batches: Sequence[FolioBatch]) -> Non
         _read_here(mapping, batches)
         return
 
+    call = Call(in_background=True)
+
     def task() -> None:
         try:
-            read_timed(mapping, batches)
+            call.run(read_timed, mapping, batches)
         except BaseException:  # a worker has no caller to raise to: waiters read for themselves and see their own error
             mapping.segment.add_count("readahead_errors", 1)
         finally:

@@ -1,120 +1,23 @@
-"""Worker threads for stores written in Python: many stores share the threads, each has a limit of its own.
+"""What one object lets run at once: many stores share threads, each has a limit of its own.
 
 A `RequestQueue` belongs to one object: it lets `limit` requests run at once and keeps the rest in order.  Requests that a
-reader waits for go before readahead.  The threads are daemons that come when there is work and go when there is none,
-so that a store that hangs holds up neither other stores, nor closing, nor the end of the program.
+reader waits for go before readahead.  The threads are those of `worker_pool.py`.
 """
 
-import _thread
-import logging
 import os
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TypeVarTuple
+from contextlib import contextmanager
 
-from pagecache._core import Mutex, Places
+from pagecache._core import Places
+from pagecache.stores.worker_pool import Task, WorkerPool, run_guarded
 
-MAX_WORKERS = 256
-IDLE_TIMEOUT_S = 10.0
 POLL_S = 0.001  # how often a worker looks where nothing wakes it
 
-Task = Callable[[], None]
-_Arguments = TypeVarTuple("_Arguments")
-logger = logging.getLogger("pagecache")
 
-
-def run_guarded(task: Task) -> None:
-    """Run what no thread waits for: an exception is logged, and harms neither the thread nor the tasks behind."""
-    try:
-        task()
-    except BaseException:
-        logger.exception("a task in the background failed")
-
-
-def start_thread(name: str, target: Callable[[*_Arguments], None], *args: *_Arguments) -> threading.Thread:
-    """Start a daemon thread. Returns it; it may not run yet. Raises RuntimeError if the system has none left.
-
-    Context: `Thread.start` waits for the new thread on a lock that an exception out of a signal handler would leave
-    locked, with the new thread behind it for ever. Signals strike the main thread only, so another one starts it.
-    """
-    thread = threading.Thread(target=target, args=args, name=name, daemon=True)
-
-    def start() -> None:
-        try:
-            thread.start()
-        except RuntimeError:  # the system has no further thread, but this one
-            target(*args)
-
-    if threading.current_thread() is threading.main_thread():
-        _thread.start_new_thread(start, ())
-    else:
-        thread.start()
-    return thread
-
-
-class WorkerPool:
-    """Threads on demand. Context: tasks run without any lock of the pool."""
-
-    def __init__(self, max_workers: int = MAX_WORKERS):
-        self._lock = Mutex()  # guards all but the queue
-        self._tasks: deque[Task] = deque()
-        self._wake_ups: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each idle worker that has to look
-        self._max_workers = max_workers
-        self._nr_workers = 0
-        self._nr_idle = 0
-
-    @property
-    def nr_workers(self) -> int:
-        """Threads there are now, idle ones included."""
-        return self._nr_workers
-
-    def run(self, task: Task) -> None:
-        """Run a task in some thread, at once if there are fewer than max_workers busy."""
-        with self._lock.held():
-            self._tasks.append(task)
-            if self._nr_idle:
-                self._wake_ups.put(None)
-            if self._nr_idle >= len(self._tasks) or self._nr_workers >= self._max_workers:
-                return
-        try:
-            start_thread("pagecache-io", self._work)
-        except RuntimeError:  # the system has no thread left: another worker will come by, or this one does the work
-            if self._nr_workers == 0:
-                with suppress(IndexError):
-                    run_guarded(self._tasks.popleft())
-
-    def _work(self) -> None:
-        with self._lock.held():  # counted here, where no signal strikes
-            if self._nr_workers >= self._max_workers:
-                return
-            self._nr_workers += 1
-        while True:
-            with self._lock.held():
-                task = self._tasks.popleft() if self._tasks else None
-                self._nr_idle += task is None
-            if task is None:
-                is_late = self._wait()
-                with self._lock.held():  # a task is taken and a worker no longer idle at the same time
-                    self._nr_idle -= 1
-                    task = self._tasks.popleft() if self._tasks else None
-                    if task is None and is_late:
-                        self._nr_workers -= 1
-                        return
-            if task is not None:
-                run_guarded(task)
-                task = None  # an idle thread keeps nothing alive
-
-    def _wait(self) -> bool:
-        """Wait for something to do. Returns whether that took too long."""
-        try:
-            self._wake_ups.get(timeout=IDLE_TIMEOUT_S)
-        except queue.Empty:
-            return True
-        return False
+def _nothing() -> None:
+    """Return None."""
 
 
 class RequestQueue:
@@ -132,6 +35,7 @@ class RequestQueue:
         self._places = Places(limit)
         self._waiting: deque[Task] = deque()
         self.on_idle: Task | None = None  # called, without a lock, whenever the last request has ended
+        self.while_waiting: Callable[[], Task | None] = _nothing  # returns what is called while a thread waits for a place
 
     @property
     def limit(self) -> int:
@@ -141,6 +45,21 @@ class RequestQueue:
     def narrow(self, limit: int) -> None:
         """Let no more requests than `limit` run at once from now on."""
         self._places.narrow(limit)
+
+    def lend(self, may_overlap: bool = False) -> bool:
+        """Let one request more run until `take_back`, as one that runs will never be used.
+
+        may_overlap: also where requests are made one at a time. Returns whether it did.
+        """
+        if self.limit == 1 and not may_overlap:
+            return False
+        self._places.lend()
+        self.wake()
+        return True
+
+    def take_back(self) -> None:
+        """End a `lend`."""
+        self._places.take_back()
 
     @property
     def nr_running(self) -> int:
@@ -179,11 +98,12 @@ class RequestQueue:
         """A place for a request that the calling thread carries out itself.
 
         urgent: before all that is waiting; otherwise behind it, which only workers may ask for.
+        Raises Abandoned while it waits, if no thread waits for the thread's call any more.
         Context: sleeps while all places are taken; Ctrl-C ends the wait.
         """
         try:
             if urgent:
-                with self._places.urgent():
+                with self._places.urgent(self.while_waiting()):
                     yield
             else:
                 self._wait_in_line()
@@ -197,6 +117,9 @@ class RequestQueue:
     def _wait_in_line(self) -> None:
         while self._waiting or not self._places.take():
             self.wake()
+            look = self.while_waiting()
+            if look is not None:
+                look()
             time.sleep(POLL_S)
 
     def wait_idle(self, timeout_s: float) -> bool:

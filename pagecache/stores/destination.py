@@ -35,6 +35,11 @@ class Destination:
         """Whether there is nothing left to fill."""
         return self.done >= self.wanted
 
+    @property
+    def is_detached(self) -> bool:
+        """Whether nothing is written any more."""
+        return self._is_detached
+
     def put(self, data: Any) -> None:
         """Copy a piece behind the last one. Raises TooLongError if it does not fit."""
         with self._lock.held(), memoryview(data) as piece:

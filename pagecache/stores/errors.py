@@ -23,17 +23,18 @@ def says_absent(error: BaseException) -> bool:
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         is_of_transport = type(error).__module__.partition(".")[0] in _TRANSPORTS
         return not is_of_transport and not isinstance(error, (OSError, TimeoutError))
-    cause = _cause_of(error)
+    cause = cause_of(error)
     return cause is None or says_absent(cause)
 
 
-def _cause_of(error: BaseException) -> BaseException | None:
+def cause_of(error: BaseException) -> BaseException | None:
+    """Return what an error was raised from."""
     return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _hidden_error(error: Exception) -> Exception:
     """Return what an error that hides something was raised from."""
-    while isinstance(error, FileNotFoundError) and isinstance(cause := _cause_of(error), Exception):
+    while isinstance(error, FileNotFoundError) and isinstance(cause := cause_of(error), Exception):
         error = cause
     return error
 

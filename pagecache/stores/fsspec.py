@@ -11,18 +11,27 @@ So a version that is no longer there is an error (ESTALE), never a mix.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pagecache.extras import extra_of_url, needs
 from pagecache.options import OF_OPEN, OF_URLS, check_spelling, constructor_parameters
 from pagecache.stores import fsspec_ranges
-from pagecache.stores.abandoned import Abandoned, current_call
+from pagecache.stores.abandoned import Abandoned, current_call, waiting
+from pagecache.stores.apart import call_apart
+from pagecache.stores.attempts import (
+    TimeLimitError,
+    checked_attempts,
+    is_limited,
+    no_limit_error,
+    time_left_s,
+    time_limit_error,
+)
 from pagecache.stores.call_options import are_of_this_process, key_part, request_options
 from pagecache.stores.described import Described, Memory
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
+from pagecache.stores.fsspec_async import AsyncRanges
 from pagecache.stores.fsspec_instances import (
     Callers,
     Instance,
@@ -33,12 +42,14 @@ from pagecache.stores.fsspec_instances import (
     instance_of_url,
 )
 from pagecache.stores.fsspec_kinds import is_of_machine
+from pagecache.stores.fsspec_remake import can_be_remade
 from pagecache.stores.in_order import Body
 from pagecache.stores.signed_urls import checked_names, url_without
 from pagecache.stores.validators import Version
 from pagecache.stores.versioned import VersionedStore
 
 _OF_TEXT_FILES = ("compression", "encoding", "errors", "expand", "mode", "name_function", "newline", "num")
+_Result = TypeVar("_Result")
 _newest_paths = Memory()  # URLs that were asked for last, by keys that leave a part of them out
 PARALLEL_REQUESTS = 32  # of one object; the library behind may carry out fewer at once
 
@@ -62,8 +73,11 @@ class FsspecStore(VersionedStore):
     that is made from the same arguments. exclusive: only the cache calls this file system, so that it may be read in the
     background, one call at a time. key_without: "signature" for URLs that are signed anew now and then: what is cached is
     found again by the next one, and read on by it; or names of the parameters of the URL that do not choose the bytes.
+    timeout_s: seconds that a request may take; of an answer that is read in order, without anything coming; None: as the
+    library has it. retries: how often a request is tried again after an error that can pass (time-outs, connections that
+    were cut, status 429 or 5xx), with pauses that grow (stores/attempts.py).
     Raises FileNotFoundError, IsADirectoryError, OSError; ENOTSUP if the object has no size; TypeError for an option that
-    the file system does not have.
+    the file system does not have; ValueError for a time limit that cannot be kept.
     Context: requests of asynchronous file systems run on fsspec's loop while the calling thread waits; do not call this
     on that loop. What threads call the others, and how many at once: stores/fsspec_instances.py.
     """
@@ -84,7 +98,10 @@ class FsspecStore(VersionedStore):
         thread_safe: bool | None = None,
         exclusive: bool = False,
         key_without: str | Sequence[str] = (),
+        timeout_s: float | None = None,
+        retries: int = 0,
     ):
+        attempts = checked_attempts(timeout_s, retries)
         self._thread_safe = thread_safe
         self._instance: Instance
         if isinstance(fs, (Shared, Own, Callers)):
@@ -97,7 +114,7 @@ class FsspecStore(VersionedStore):
         self._was_asked = False  # so that its signature is known to hold
         lasting_path = url_without(self._own_path, self.key_without)
         name = self.template.unstrip_protocol(lasting_path)
-        super().__init__(name, recheck=recheck, version=version, whole_up_to=whole_up_to)
+        super().__init__(name, recheck=recheck, version=version, whole_up_to=whole_up_to, attempts=attempts)
         self._ranges = fsspec_ranges.ranges_of(self.template)
         self.options = request_options(options)
         self._ranges.check_options(self)
@@ -109,6 +126,10 @@ class FsspecStore(VersionedStore):
         self.origin = f"fsspec:{self._instance.identity}:{_place_of(lasting_path)}"
         self.parallel_requests = PARALLEL_REQUESTS if self._instance.is_parallel else 1
         self.background_reads = self._instance.background_reads
+        self.leaves_behind = isinstance(self._instance, Own) and can_be_remade(self.template)
+        self._is_asynchronous = isinstance(self._ranges, AsyncRanges) and self._ranges.reads_ranges(self)
+        if timeout_s is not None and not self._is_asynchronous and not self.background_reads:
+            raise no_limit_error(type(self.template).__name__)
         self.latency = "remote" if self._ranges.remote else "local"
         scope = "everywhere" if self._ranges.remote and not is_of_machine(self.template) else "machine"
         numbered = self._instance.is_numbered or are_of_this_process(self.options)
@@ -173,11 +194,25 @@ class FsspecStore(VersionedStore):
         with self._instance.turn():
             return super()._fill(version, offset, destination, tells)
 
-    def run(self, coroutine: Coroutine[Any, Any, Any], destination: Destination | None = None) -> Any:
+    def limited(self, function: Callable[[], _Result]) -> _Result:
+        """Return what a request brings: one that blocks is made by another thread, if it has to end in time. Raises
+        TimeLimitError."""
+        if self._is_asynchronous or not is_limited():
+            return function()
+        try:
+            result: _Result = call_apart(function, time_left_s)
+        except TimeLimitError:
+            self._instance.leave_behind()
+            raise
+        return result
+
+    def run(
+        self, coroutine: Coroutine[Any, Any, Any], destination: Destination | None = None, *, is_whole: bool = False
+    ) -> Any:
         """Run a coroutine on the file system's loop and return its result.
 
-        destination: what it fills; taken away when the wait ends early. Raises RuntimeError on the loop's own thread;
-        Abandoned when no thread waits for the call any more.
+        destination: what it fills; taken away when the wait ends early. is_whole: it keeps time limits itself.
+        Raises RuntimeError on the loop's own thread; Abandoned when no thread waits for the call any more; TimeLimitError.
         """
         loop = self.fs.loop
         if asyncio._get_running_loop() is loop:
@@ -186,40 +221,34 @@ class FsspecStore(VersionedStore):
         call = current_call()
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
-            with contextlib.nullcontext() if call is None else call.waiting(future.cancel):
-                return future.result()
-        except BaseException:
+            with waiting(future.cancel):
+                return future.result(None if is_whole else time_left_s())
+        except BaseException as error:
+            if isinstance(error, TimeoutError) and not future.done():
+                error = time_limit_error(self.attempts.timeout_s)
             if not future.done() or future.cancelled():  # else it is its own error, and it writes nothing any more
                 if destination is not None:
                     destination.detach()
                 future.cancel()
                 if call is not None and call.is_abandoned:
                     raise Abandoned from None
+                raise error from None
             raise
 
     def __reduce__(self) -> tuple[Any, ...]:
-        is_ours = isinstance(self._instance, Own)
-        how = (self.recheck, self.whole_up_to, self._thread_safe, self.options, self.key_without)
-        return _open_again, (self._instance.template, is_ours, self.path, *how)
+        return _open_again, (self._instance.template, isinstance(self._instance, Own), self.path, self._how())
 
     def __copy__(self) -> "FsspecStore":
-        how = (self.recheck, self.whole_up_to, self._thread_safe, self.options, self.key_without)
-        return _open_again(self._instance, False, self.path, *how)
+        return _open_again(self._instance, False, self.path, self._how())
+
+    def _how(self) -> dict[str, Any]:
+        """Return the arguments of this store, but for the object and its version."""
+        how = {"recheck": self.recheck, "whole_up_to": self.whole_up_to, "thread_safe": self._thread_safe}
+        return {**how, "options": self.options, "key_without": self.key_without, **self.attempts._asdict()}
 
 
-def _open_again(
-    fs: Any,
-    is_ours: bool,
-    path: str,
-    recheck: bool | str | float,
-    whole_up_to: int,
-    thread_safe: bool | None,
-    options: Mapping[str, Any],
-    key_without: Sequence[str],
-) -> FsspecStore:
-    fs = instance_made_for_us(fs) if is_ours else fs
-    how: dict[str, Any] = {"recheck": recheck, "whole_up_to": whole_up_to, "thread_safe": thread_safe}
-    return FsspecStore(fs, path, options=options, key_without=key_without, **how)
+def _open_again(fs: Any, is_ours: bool, path: str, how: Mapping[str, Any]) -> FsspecStore:
+    return FsspecStore(instance_made_for_us(fs) if is_ours else fs, path, **how)
 
 
 def store_of_url(
@@ -229,11 +258,14 @@ def store_of_url(
     whole_up_to: int | str = 0,
     thread_safe: bool | None = None,
     key_without: str | Sequence[str] = (),
+    timeout_s: float | None = None,
+    retries: int = 0,
     **storage_options: Any,
 ) -> FsspecStore:
     """Return the store of a URL, which may be chained.
 
-    recheck, whole_up_to, thread_safe, key_without: as for FsspecStore. storage_options: as `fsspec.open` takes them.
+    recheck, whole_up_to, thread_safe, key_without, timeout_s, retries: as for FsspecStore. storage_options: as
+    `fsspec.open` takes them.
     Raises ImportError, with what to install, when fsspec or the protocol's library is missing; TypeError for options that
     would be lost; else as FsspecStore.
     """
@@ -246,7 +278,8 @@ def store_of_url(
         except ValueError as error:
             raise ValueError(f"cannot open {url}: {error}") from error
     how: dict[str, Any] = {"recheck": recheck, "whole_up_to": whole_up_to, "thread_safe": thread_safe}
-    return FsspecStore(instance, path, key_without=key_without, **how)
+    how |= {"key_without": key_without, "timeout_s": timeout_s, "retries": retries}
+    return FsspecStore(instance, path, **how)
 
 
 def _check_storage_options(url: str, options: Mapping[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """How a range of an object is read from a file system of fsspec that has coroutines, but no conditional requests."""
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from pagecache.stores.attempts import time_limit_error
 from pagecache.stores.call_options import are_read_by_cat_file
 from pagecache.stores.destination import Destination
 from pagecache.stores.fsspec_sync import SyncRanges, fresh_options, put_range
@@ -36,13 +38,23 @@ class AsyncBody:
 
     def pump(self, take: Take) -> None:
         """Give what comes next. Context: waits on fsspec's loop, where `take` is called."""
-        self._store.run(self._pump(take))
+        self._store.run(self._pump(take), is_whole=True)
 
     async def _pump(self, take: Take) -> None:
-        while piece := await self._read(PIECE):
+        while piece := await self._piece():
             self._nr_given += len(piece)
             if not take(piece):
                 return
+
+    async def _piece(self) -> bytes:
+        timeout_s = self._store.attempts.timeout_s
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                return await self._read(PIECE)
+        except TimeoutError:
+            if limit.expired():
+                raise time_limit_error(timeout_s) from None
+            raise
 
     def close(self) -> int:
         """Close the connection, unless all of it has been read. In a child of fork it is the parent's."""
@@ -78,13 +90,13 @@ class AsyncRanges(SyncRanges):
         return data
 
     @staticmethod
-    def _reads_ranges(store: Any) -> bool:
+    def reads_ranges(store: Any) -> bool:
         """Whether `_cat_file` takes the options of the store."""
         return are_read_by_cat_file(store.template, "_cat_file", store.options)
 
     def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
         """Fill the destination from byte `start`; whether the bytes are known to be of this version."""
-        if not self._reads_ranges(store):
+        if not self.reads_ranges(store):
             return super().read(store, version, start, destination)
         return bool(store.run(self._fetch(store, version, start, destination), destination))
 

@@ -21,7 +21,7 @@ class GcsRanges(AsyncRanges):
         check_spelling(store.options, ("generation",), (), f"{type(store.fs).__name__}.open")
 
     @staticmethod
-    def _reads_ranges(store: Any) -> bool:
+    def reads_ranges(store: Any) -> bool:
         """Return True: `_cat_file` takes a generation, though not by name; files of gcsfs read the live object."""
         return True
 

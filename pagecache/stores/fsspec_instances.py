@@ -24,9 +24,11 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from pagecache._core import Mutex
+from pagecache.stores.abandoned import waiting
 from pagecache.stores.base import NoRangesError
 from pagecache.stores.fsspec_kinds import (
     DIRECTORY,
@@ -73,6 +75,9 @@ class Shared:
         self.identity = identity_of(fs)
         self.is_numbered = _NUMBER in fields_of(fs)
 
+    def leave_behind(self) -> None:
+        """Do nothing: others may call it while a call hangs."""
+
     @contextmanager
     def turn(self) -> Iterator[Any]:
         """The file system, for one call."""
@@ -117,13 +122,26 @@ class Own(Turns):
         Raises RuntimeError if the parent's cannot be made anew, and what its class raises. Context: may connect.
         """
         with self.lock.held():
-            if self._fs is None:
-                again = remade(self.template)
-                if again is None:
-                    kind = type(self.template).__name__
-                    raise RuntimeError(f"{kind} is the parent process's, and its arguments do not say how to make another")
-                self._fs = self._kept[-1] = again
-            return self._fs
+            return self._made()
+
+    def _made(self) -> Any:
+        """Return the instance. Context: the turn is the calling thread's."""
+        if self._fs is None:
+            again = remade(self.template)
+            if again is None:
+                kind = type(self.template).__name__
+                raise RuntimeError(f"{kind} is the parent process's, and its arguments do not say how to make another")
+            self._fs = self._kept[-1] = again
+        return self._fs
+
+    def leave_behind(self, lock: Mutex | None = None) -> None:
+        """Leave the instance to a call that hangs: the next ones are made on a new one.
+
+        lock: of that call's turn; None: of whatever call is under way.
+        """
+        with _lock.held():
+            if lock in (None, self.lock) and self.lock.is_held and can_be_remade(self.template):
+                self.lock, self._fs = Mutex(), None
 
     def renew_after_fork(self) -> None:
         """Give a child a lock of its own, and let it make an instance of its own."""
@@ -135,15 +153,22 @@ class Own(Turns):
     @contextmanager
     def turn(self) -> Iterator[Any]:
         """The file system, for one call. Context: waits for the calls of other threads; a signal ends the wait."""
-        with self.lock.held():
-            try:
-                yield self.fs
-            except _ANSWERS:
-                raise
-            except BaseException:
-                if self._is_connected and can_be_remade(self.template):
-                    self._fs = None
-                raise
+        while True:
+            lock = self.lock
+            with lock.held():
+                if lock is not self.lock:
+                    continue  # the call that was waited for was left behind
+                try:
+                    fs = self._made()
+                    with waiting(partial(self.leave_behind, lock)):
+                        yield fs
+                except _ANSWERS:
+                    raise
+                except BaseException:
+                    if self._is_connected and lock is self.lock and can_be_remade(self.template):
+                        self._fs = None
+                    raise
+                return
 
 
 class Callers:
@@ -157,6 +182,9 @@ class Callers:
         self.fs = self.template = fs
         self.identity = _numbered(fs)
         self._turns = sorted(_turns_of(fs), key=lambda turns: turns.number)
+
+    def leave_behind(self) -> None:
+        """Do nothing: it is its user's."""
 
     @contextmanager
     def turn(self) -> Iterator[Any]:
@@ -283,7 +311,7 @@ def _made_like(fs: Any) -> Own | None:
     try:
         again = remade(fs)
     except Exception as error:  # a server that allows one connection, a password that counts once
-        logger.info("%s cannot be made anew, and is read in the threads of its user only: %s", type(fs).__name__, error)
+        logger.warning("%s cannot be made anew, and is read in the threads of its user only: %s", type(fs).__name__, error)
         return None
     return None if again is None else _kept(Own(again))
 

@@ -25,7 +25,7 @@ class S3Ranges(AsyncRanges):
         """Do nothing: the names are those of the service's own calls, and checked when it is asked."""
 
     @staticmethod
-    def _reads_ranges(store: Any) -> bool:
+    def reads_ranges(store: Any) -> bool:
         """Return True: what `_cat_file` of s3fs does not take, the request does."""
         return True
 

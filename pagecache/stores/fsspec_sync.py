@@ -36,7 +36,7 @@ class SyncRanges:
     def check_options(self, store: Any) -> None:
         """Check that the requests of an object take the options of its store. Raises TypeError."""
         fs = store.template
-        read, name = (fs.cat_file, "cat_file") if self._reads_ranges(store) else (fs._open, "open")
+        read, name = (fs.cat_file, "cat_file") if self.reads_ranges(store) else (fs._open, "open")
         check_taken(read, store.options, f"{type(fs).__name__}.{name}")
         check_taken(fs.info, store.options, f"{type(fs).__name__}.info")
 
@@ -100,7 +100,7 @@ class SyncRanges:
         return body
 
     @staticmethod
-    def _reads_ranges(store: Any) -> bool:
+    def reads_ranges(store: Any) -> bool:
         """Whether `cat_file` is the file system's own, not one that opens a file with readahead, and takes the options."""
         from fsspec import AbstractFileSystem
 
@@ -113,7 +113,7 @@ class SyncRanges:
     def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
         """Fill the destination from byte `start`; whether the bytes are known to be of this version."""
         end = start + destination.wanted
-        if self._reads_ranges(store):
+        if self.reads_ranges(store):
             put_range(self.cat(store, start, end), version, destination)
             return False
         with _open_unbuffered(store.fs, store.path, store.options) as file:

@@ -6,8 +6,9 @@ response is begun anew only for a range that has passed.
 
     waiting --(the range comes next, no thread drives)--> driving --(its last byte was given)--> filled
     waiting --(another thread drives past its last byte)--> filled
+    driving --(its caller has gone, and the call that it is in hangs)--> left: the next one drives, a response of its own
 
-Both steps are made under one lock, which is held to look and to copy, never while waiting for the server.  Ranges and
+All steps are made under one lock, which is held to look and to copy, never while waiting for the server.  Ranges and
 driver are known by weak references, so that a thread that a signal ends half way leaves nothing for which others wait.
 
 Benefits: an object that is read in order is transferred once, and many ranges that are wanted at once in one pass.  Costs:
@@ -83,6 +84,11 @@ class _Range:
     def is_filled(self) -> bool:
         return self.next >= self.end
 
+    @property
+    def is_left(self) -> bool:
+        """Whether it is no longer wanted."""
+        return self._destination.is_detached
+
     def take(self, at: int, piece: bytes, is_proved: bool) -> int:
         """Take what is wanted next of a piece from byte `at` on. Returns the bytes taken."""
         if not at <= self.next < min(at + len(piece), self.end):
@@ -153,7 +159,11 @@ class InOrder:
         """Whether the response is to be read by this thread now: no other does, and its range comes first of those that are
         waited for, the ones that have passed last."""
         with self._lock.held():
-            waiting = [one for one in self._ranges if not one.is_filled]
+            driver = self._driver()
+            if driver is not None and driver.is_left:
+                self._driver = lambda: None
+                self._forget_body()
+            waiting = [one for one in self._ranges if not one.is_filled and not one.is_left]
             comes_next = min(waiting, key=lambda one: (one.next < self._next, one.next), default=None)
             if self._driver() is not None or comes_next is not mine:
                 return False
@@ -169,20 +179,29 @@ class InOrder:
             try:
                 self._pump(mine, version, open_body)
             except Exception:
-                if not is_kept or mine.is_filled:
+                if not is_kept or mine.is_filled or self._driver() is not mine:
                     raise
                 self._give_up()
                 self._pump(mine, version, open_body)
         except BaseException:
-            self._give_up()
+            with self._lock.held():
+                if self._driver() is mine:
+                    self._forget_body()
             raise
         finally:
-            self._driver = lambda: None
+            with self._lock.held():
+                if self._driver() is mine:
+                    self._driver = lambda: None
             self._changed.advance()
 
     def _pump(self, mine: _Range, version: Version, open_body: Callable[[], Body]) -> None:
         if self._body is None:
-            self._body, self._version = open_body(), version
+            opened = open_body()
+            with self._lock.held():
+                if self._driver() is not mine:
+                    opened.close()
+                    raise OSError(errno.EIO, "the answer is not wanted any more")
+                self._body, self._version = opened, version
         body = self._body
 
         def take(piece: bytes) -> bool:
@@ -196,8 +215,8 @@ class InOrder:
         if not mine.is_filled:
             reason = f"the answer ended after {self._next} bytes, though the object has {version.size}"
             raise OSError(errno.EIO, reason)
-        if self._next >= version.size:
-            with self._lock.held():
+        with self._lock.held():
+            if self._next >= version.size and self._body is body:
                 self._body = None
                 self._surplus_bytes += body.close()
 
@@ -219,10 +238,18 @@ class InOrder:
 
     def _give_up(self) -> None:
         with self._lock.held():
-            body, self._body, self._next = self._body, None, 0
-            self._settle_last()
-            if body is not None:
-                self._surplus_bytes += body.close()
+            self._forget_body()
+
+    def _forget_body(self) -> None:
+        """Close the response that is open. Context: lock held."""
+        body, self._body, self._next = self._body, None, 0
+        self._settle_last()
+        if body is not None:
+            self._surplus_bytes += body.close()
+
+    def wake(self) -> None:
+        """Have the threads that wait look again: one has gone."""
+        self._changed.advance()
 
     def add_surplus(self, nbytes: int) -> None:
         """Count bytes that came and were thrown away elsewhere."""

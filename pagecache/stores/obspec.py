@@ -14,10 +14,15 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import threading
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pagecache._core import Mutex
+from pagecache.stores.abandoned import current_call
+from pagecache.stores.apart import call_apart
+from pagecache.stores.attempts import checked_attempts, is_limited, no_limit_error, time_left_s
 from pagecache.stores.described import Described, Memory, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.errors import failed_request, meant_error
@@ -35,6 +40,7 @@ _turns: dict[int, Turns] = {}  # by number
 _heads_untrue = Memory()  # keys of objects of which `head` says something else than `get`
 _NOT_THIS_VERSION = ("PreconditionError", "NotModifiedError")  # by name: obspec's are classes without an import of theirs
 _NO_RANGES = ("NotSupportedError",)
+_Result = TypeVar("_Result")
 _NO_RIGHT = ("PermissionDeniedError", "UnauthenticatedError")
 
 
@@ -124,8 +130,9 @@ class ObspecStore(VersionedStore):
     Only stores that are for threads share it.
     thread_safe: whether any number of threads may call the store, while its user calls it too; None: if it is obstore's.
     Otherwise it is called by the threads that read through the cache, while they wait, one at a time.
-    Raises FileNotFoundError, OSError, and what `head` raises.
-    Context: obstore reads without the GIL.
+    timeout_s, retries: as for FsspecStore; a try of so many seconds is one request here, as far as its last byte.
+    Raises FileNotFoundError, OSError, and what `head` raises; ValueError for a time limit that cannot be kept.
+    Context: obstore reads without the GIL. It looks for no signals meanwhile, so the main thread has another one call it.
     """
 
     preferred_request = 128 * 1024
@@ -142,17 +149,22 @@ class ObspecStore(VersionedStore):
         version: Version | None = None,
         whole_up_to: int | str = 0,
         thread_safe: bool | None = None,
+        timeout_s: float | None = None,
+        retries: int = 0,
     ):
+        attempts = checked_attempts(timeout_s, retries)
         missing = [name for name in ("head", "get_range") if not hasattr(store, name)]
         if missing:
             raise TypeError(f"{type(store).__name__} is no obspec store: it lacks {', '.join(missing)}")
         name = f"{type(store).__name__}:{path}"
-        super().__init__(name, recheck=recheck, version=version, whole_up_to=whole_up_to)
+        super().__init__(name, recheck=recheck, version=version, whole_up_to=whole_up_to, attempts=attempts)
         self.store = store
         self.path = path
         self._given_key = key
         self._thread_safe = thread_safe
         is_for_threads = _is_for_threads(store) if thread_safe is None else thread_safe
+        if timeout_s is not None and not is_for_threads:
+            raise no_limit_error(type(store).__name__)
         self.background_reads = is_for_threads
         self.parallel_requests = PARALLEL_REQUESTS if is_for_threads else 1
         self._turns = None if is_for_threads else _turns_of(store)
@@ -165,6 +177,7 @@ class ObspecStore(VersionedStore):
             self.key += "#unverified"  # what was read without looking is not served to those that have it verified
         self.key_scope = "process" if not is_for_threads else "everywhere" if key else scope_of(store)
         self.latency = "local" if type(store).__name__ in ("MemoryStore", "LocalStore") else "remote"
+        self._blocks_signals = is_for_threads and self.latency == "remote" and type(store).__module__.startswith("obstore")
         self._head_may_fail = self._conditional and type(store).__name__ == "HTTPStore"
         if version is None and not self.is_immutable:
             self.refresh()
@@ -209,6 +222,17 @@ class ObspecStore(VersionedStore):
     def _turn(self) -> Any:
         """For the length of a call of the store. Context: waits for the calls of others, if it is one at a time."""
         return contextlib.nullcontext() if self._turns is None else self._turns.lock.held()
+
+    def limited(self, function: Callable[[], _Result]) -> _Result:
+        """Return what a request brings: it is made by another thread, if it has to end in time, or by a signal. Raises
+        TimeLimitError."""
+        call = current_call()
+        is_main = threading.current_thread() is threading.main_thread()
+        has_to_return = self._blocks_signals and (is_main or (call is not None and call.returns))
+        if not is_limited() and not has_to_return:
+            return function()
+        result: _Result = call_apart(function, time_left_s)
+        return result
 
     def _fill(self, version: Version, offset: int, destination: Destination, tells: bool) -> bool:
         with self._turn():
@@ -267,11 +291,14 @@ class ObspecStore(VersionedStore):
         return ObspecBody(answer, self._is_of_version(answer, version))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        how = (self.recheck, self._given_key, self.whole_up_to, self._thread_safe)
-        return _open_again, (self.store, self.path, *how)
+        how = {"recheck": self.recheck, "key": self._given_key, "whole_up_to": self.whole_up_to}
+        how |= {"thread_safe": self._thread_safe, **self.attempts._asdict()}
+        return _open_again, (self.store, self.path, how)
 
     def __copy__(self) -> "ObspecStore":
-        return _open_again(self.store, self.path, self.recheck, self._given_key, self.whole_up_to, self._thread_safe)
+        function, arguments = self.__reduce__()
+        again: ObspecStore = function(*arguments)
+        return again
 
 
 def _says_absent(error: BaseException) -> bool:
@@ -282,7 +309,5 @@ def _is_named(error: BaseException, names: tuple[str, ...]) -> bool:
     return type(error).__name__ in names
 
 
-def _open_again(
-    store: Any, path: str, recheck: bool | str | float, key: str | None, whole_up_to: int, thread_safe: bool | None
-) -> ObspecStore:
-    return ObspecStore(store, path, recheck=recheck, key=key, whole_up_to=whole_up_to, thread_safe=thread_safe)
+def _open_again(store: Any, path: str, how: dict[str, Any]) -> ObspecStore:
+    return ObspecStore(store, path, **how)

@@ -15,10 +15,14 @@ of a read follows from that:
 import errno
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+from pagecache.stores.abandoned import lending
+from pagecache.stores.attempts import NO_ATTEMPTS, Attempts
 from pagecache.stores.base import NoRangesError
-from pagecache.stores.described import Described, Memory, WholeAnswerError
+from pagecache.stores.degraded import warn_once
+from pagecache.stores.described import Described, WholeAnswerError
 from pagecache.stores.destination import Destination, TooLongError
 from pagecache.stores.errors import encoded_error, meant_error
 from pagecache.stores.in_order import Body, InOrder
@@ -26,7 +30,7 @@ from pagecache.stores.validators import ChangedError, Version, checked_recheck, 
 from pagecache.units import parse_size
 
 logger = logging.getLogger("pagecache")
-_warned_of = Memory()  # origins
+_Result = TypeVar("_Result")
 
 
 class VersionedStore:
@@ -34,10 +38,14 @@ class VersionedStore:
 
     name: for messages. recheck: False for objects that never change: they are not looked at after reads whose answers do
     not say which version they are of. version: what is known of the object; None: it is asked for when it is needed.
-    whole_up_to: bytes; an object no larger is read whole by its first miss. origin: of the object, see `speed_of`.
+    whole_up_to: bytes; an object no larger is read whole by its first miss. attempts: how requests are tried. origin: of
+    the object, see `speed_of`. lets_go: reads leave the buffers alone from the moment at which `Call.let_go` has returned.
+    leaves_behind: a call that hangs keeps no other one from being made, though they are made one at a time.
     """
 
     origin: str
+    lets_go = True
+    leaves_behind = False
 
     def __init__(
         self,
@@ -46,8 +54,10 @@ class VersionedStore:
         recheck: bool | str | float,
         version: Version | None,
         whole_up_to: int | str,
+        attempts: Attempts,
     ):
         self.name = name
+        self.attempts = attempts
         self.recheck = checked_recheck(recheck)
         self.is_immutable = self.recheck is False
         self.whole_up_to = parse_size(whole_up_to)
@@ -77,6 +87,15 @@ class VersionedStore:
     def doubt_head(self) -> None:
         """Do not believe what HEAD says about the object any more."""
 
+    def limited(self, function: Callable[[], _Result]) -> _Result:
+        """Return what a request brings. Raises TimeLimitError when the try that it belongs to is over, if a subclass can
+        end it."""
+        return function()
+
+    def take_attempts(self, other: Any) -> None:
+        """Try requests as another store of the object wants it, where it says something."""
+        self.attempts = self.attempts.merged(getattr(other, "attempts", NO_ATTEMPTS))
+
     # -- versions ------------------------------------------------------------------------------------------------------
 
     @property
@@ -87,9 +106,13 @@ class VersionedStore:
     def refresh(self) -> Version:
         """Ask for the present version. Raises OSError."""
         asked_at = time.monotonic()
-        described = self.describe()
+        described = self.attempts.run(self.name, lambda: self.limited(self.describe))
         version = version_of(described.info, self.name, asked_at)
         self._is_by_head = described.by_head
+        logger.debug("%s: %d bytes, %s", self.name, version.size, version.validator or "no validator")
+        if version.validator is None and not self.is_immutable:
+            how = "a change cannot be noticed, and every opening begins with nothing cached, but for recheck=False"
+            warn_once("no validator", self.origin, "nothing tells versions of %s apart: %s", self.name, how)
         if described.serves_ranges is False:
             self._note_no_ranges()
         if described.body is not None:
@@ -101,12 +124,8 @@ class VersionedStore:
     def _note_no_ranges(self) -> None:
         """Read the object from its beginning from now on, and say so."""
         self.serves_ranges = False
-        if _warned_of.is_first(self.origin):
-            logger.warning(
-                "%s cannot be read in ranges: its first miss reads it whole if half the cache holds it, else it is read "
-                "from the beginning up to what is wanted. This is said once for each server, bucket or file system",
-                self.name,
-            )
+        how = "its first miss reads it whole if half the cache holds it, else from its beginning as far as wanted"
+        warn_once("no ranges", self.origin, "%s cannot be read in ranges: %s", self.name, how)
 
     def size(self) -> int:
         """Return the size (bytes) of the version that is known."""
@@ -139,15 +158,42 @@ class VersionedStore:
         self._in_order.add_surplus(nbytes)
 
     def _read(self, offset: int, buffers: Sequence[memoryview], tells: bool) -> int:
+        return self.attempts.run(self.name, lambda: self._try(offset, buffers, tells))
+
+    def _try(self, offset: int, buffers: Sequence[memoryview], tells: bool) -> int:
+        """Read once; the buffers are let go of at the end, though a late answer may still come."""
         version = self.version
         destination = Destination(buffers)
+
+        def let_go() -> None:
+            destination.detach()
+            self._in_order.wake()
+
+        try:
+            with lending(let_go):
+                done, is_verified = self._read_version(version, offset, destination, tells)
+        finally:
+            let_go()
+        if version.validator is not None:
+            now = self.version if is_verified or self.is_immutable else self.refresh()
+            if now.validator != version.validator:
+                raise stale_error(self.name, offset, self.is_immutable)
+        return done
+
+    def _read_version(self, version: Version, offset: int, destination: Destination, tells: bool) -> tuple[int, bool]:
+        """Fill a destination. Returns (bytes filled, whether they are known to be of the version). Raises OSError,
+        NoRangesError."""
+
+        def fill() -> bool:
+            return self._fill(version, offset, destination, tells)
+
         try:
             try:
-                verified = self._fill(version, offset, destination, tells)
+                is_verified = self.limited(fill)
             except ChangedError as change:
                 if not self._refuses_what_holds(version, change):
                     raise
-                verified = self._fill(version, offset, destination, tells)
+                is_verified = self.limited(fill)
         except ChangedError as change:
             raise self._change_error(version, offset, change) from None
         except NoRangesError:
@@ -159,13 +205,7 @@ class VersionedStore:
             if meant is None:
                 raise
             raise meant from error
-        finally:
-            destination.detach()
-        if version.validator is not None:
-            now = self.version if verified or self.is_immutable else self.refresh()
-            if now.validator != version.validator:
-                raise stale_error(self.name, offset, self.is_immutable)
-        return destination.done
+        return destination.done, is_verified
 
     def _fill(self, version: Version, offset: int, destination: Destination, tells: bool) -> bool:
         """Fill a destination from `offset` on. Returns whether the bytes are known to be of the version."""
@@ -185,6 +225,8 @@ class VersionedStore:
         if not change.is_refusal or version.validator is None or self.refresh().validator != version.validator:
             return False
         self.sends_conditions = False
+        how = "no conditions are made any more, and versions are compared with what the answers say"
+        warn_once("no conditions", self.origin, "%s was refused under a condition that holds: %s", self.name, how)
         return True
 
     def _change_error(self, version: Version, offset: int, change: ChangedError) -> OSError:
@@ -196,6 +238,8 @@ class VersionedStore:
         if not self._is_by_head:
             return OSError(errno.EIO, f"{self.name} is not what the store says it is: {change}")
         self.doubt_head()
+        how = "HEAD is not believed any more, and a GET asks for size and version"
+        warn_once("untrue HEAD", self.origin, "%s is not what HEAD says it is: %s", self.name, how)
         self.refresh()
         return OSError(errno.ESTALE, f"{self.name} is not what HEAD says it is: {change}; open it again: now GET is asked")
 

@@ -19,8 +19,9 @@ from typing import Protocol
 
 from pagecache import _core
 from pagecache._core import Mutex, MutexGuard, Segment
-from pagecache.requests import fill, workers
+from pagecache.requests import fill
 from pagecache.requests.backing import OWN_WRITES_MASK, BackedMapping, Backing
+from pagecache.stores.worker_pool import start_thread
 from pagecache.units import LAST_PAGE, MARK_DIRTY, MARK_WRITEBACK
 from pagecache.weak_members import weakly
 from pagecache.writeback.passes import WritebackControl, do_writepages
@@ -106,7 +107,7 @@ class Flusher:
             if not self._is_stopping:
                 _busy.add(self)
             if self._thread is None and not self._is_stopping:
-                self._thread = workers.start_thread("pagecache-flush", _run, weakref.ref(self), self.segment)
+                self._thread = start_thread("pagecache-flush", _run, weakref.ref(self), self.segment)
 
     def drop_if_done(self, inode: WrittenInode) -> bool:
         """Let go of an object that cannot be written to any more, that is clean, and that the store has made durable.

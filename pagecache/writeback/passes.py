@@ -19,6 +19,7 @@ Failures     A folio that could not be written stays dirty and is tried again (o
 
 import contextlib
 import errno
+import logging
 import operator
 import os
 import threading
@@ -34,6 +35,8 @@ from pagecache.requests.fill import clear_frames
 from pagecache.stores.base import WritableStore
 from pagecache.units import LAST_PAGE, MARK_DIRTY, MARK_TOWRITE, MARK_WRITEBACK
 from pagecache.writeback.own_writes import CHANGED
+
+logger = logging.getLogger("pagecache")
 
 WB_SYNC_NONE, WB_SYNC_ALL = range(2)
 SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE, SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
@@ -184,8 +187,12 @@ def _offer(mapping: BackedMapping, offset: int, pieces: list[memoryview], asked:
     """Make one request. Returns the bytes that the store took."""
     try:
         wrote = _checked_count(cast(WritableStore, mapping.host).writev(offset, pieces), asked)
+    except BaseException as error:
+        logger.debug("%s: write of %d bytes at %d: %s", mapping.name, asked, offset, str(error) or type(error).__name__)
+        raise
     finally:
         fill.release(pieces)
+    logger.debug("%s: %d bytes written at %d", mapping.name, wrote, offset)
     mapping.segment.add_count("store_writes", 1)
     mapping.segment.add_count("store_write_bytes", wrote)
     return wrote

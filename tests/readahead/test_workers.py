@@ -11,8 +11,9 @@ import threading
 import pytest
 from support import PATIENCE_S, STRESS, Crew, wait_until
 
-from pagecache.requests import workers
-from pagecache.requests.workers import RequestQueue, WorkerPool
+from pagecache.requests.workers import RequestQueue
+from pagecache.stores import worker_pool
+from pagecache.stores.worker_pool import WorkerPool
 
 
 class Interrupted(BaseException):
@@ -96,7 +97,7 @@ class TestPool:
         assert "ZeroDivisionError" in caplog.text
 
     def test_threads_go_when_there_is_nothing_to_do(self, monkeypatch):
-        monkeypatch.setattr(workers, "IDLE_TIMEOUT_S", 0.01)
+        monkeypatch.setattr(worker_pool, "IDLE_TIMEOUT_S", 0.01)
         pool, done = WorkerPool(), threading.Event()
         pool.run(done.set)
         assert done.wait(PATIENCE_S)
@@ -109,7 +110,7 @@ class TestPool:
         def no_thread(*args):
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(workers._thread, "start_new_thread", no_thread)
+        monkeypatch.setattr(worker_pool._thread, "start_new_thread", no_thread)
         pool, ran = WorkerPool(), []
         pool.run(lambda: ran.append(1))
         assert ran == [1]

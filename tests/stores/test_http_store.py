@@ -23,7 +23,7 @@ import pagecache
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
 pytest.importorskip("aiohttp", reason="aiohttp is not installed")
-from pagecache.stores import fsspec_http, versioned  # noqa: E402
+from pagecache.stores import degraded, fsspec_http  # noqa: E402
 from pagecache.stores.described import Memory  # noqa: E402
 from pagecache.stores.fsspec import store_of_url  # noqa: E402
 from pagecache.stores.http_answers import Part, part_of  # noqa: E402
@@ -39,7 +39,7 @@ def server(monkeypatch):
     """A server, of which nothing is known that another one of the same address may have shown."""
     for name in ("_heads_refused", "_heads_untrue", "_measured"):
         monkeypatch.setattr(fsspec_http, name, Memory())
-    monkeypatch.setattr(versioned, "_warned_of", Memory())
+    monkeypatch.setattr(degraded, "_said", Memory())
     with FaultyServer() as running:
         yield running
 

@@ -5,6 +5,7 @@ seconds it is not asked; after that one request tries it, while the others wait 
 """
 
 import itertools
+import logging
 import os
 import select
 import socket
@@ -35,11 +36,16 @@ class PeerRefusedError(Exception):
         self.reason = reason
 
 
-class Suspects:
-    """Members that failed lately. suspect_s: for how long they are not asked (seconds). Safe from any thread."""
+logger = logging.getLogger("pagecache")
 
-    def __init__(self, suspect_s: float, clock: Callable[[], float] = time.monotonic):
+
+class Suspects:
+    """Members that failed lately. suspect_s: for how long they are not asked (seconds). what: they are, for the log.
+    Safe from any thread."""
+
+    def __init__(self, suspect_s: float, clock: Callable[[], float] = time.monotonic, what: str = "peer"):
         self._suspect_s = suspect_s
+        self._what = what
         self._clock = clock
         self._until: dict[str, float] = {}
         self._lock = Mutex()
@@ -56,15 +62,21 @@ class Suspects:
             return True
 
     def note_failure(self, name: str) -> None:
-        """Suspect a member from now on."""
+        """Suspect a member from now on. It is said in the log when that begins."""
         with self._lock.held():
+            is_new = name not in self._until
             self._until[name] = self._clock() + self._suspect_s
+        if is_new:
+            how = "it is asked again after %g s, and the bytes come from elsewhere meanwhile"
+            logger.warning(f"%s %s failed: {how}", self._what, name, self._suspect_s)
 
     def note_success(self, name: str) -> None:
         """Trust a member again."""
         if name in self._until:
             with self._lock.held():
-                self._until.pop(name, None)
+                was_suspected = self._until.pop(name, None) is not None
+            if was_suspected:
+                logger.info("%s %s answers again", self._what, name)
 
     def keep_only(self, names: set[str]) -> None:
         """Forget members that have left."""

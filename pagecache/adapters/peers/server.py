@@ -20,7 +20,7 @@ from typing import Any
 
 from pagecache.adapters.peers import protocol, transport
 from pagecache.adapters.peers.protocol import Answer, ProtocolError, Request
-from pagecache.requests.workers import WorkerPool
+from pagecache.stores.worker_pool import WorkerPool
 
 WORKERS_MAX = 64
 CONNECTIONS_MAX = 4096

@@ -141,7 +141,7 @@ class SecondLevel:
         """Begin with no connection and nothing known."""
         self.lock = Mutex()  # of the counts of stores, too
         self.flights: dict[bytes, Flight] = {}
-        self.suspects = Suspects(self.suspect_s)
+        self.suspects = Suspects(self.suspect_s, what="second level's")
         self._places = threading.Semaphore(self._connections)
         self._idle: deque[Wire] = deque()
         self._fills = Fills(self._queue_bytes, self._send)
