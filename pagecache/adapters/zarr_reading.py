@@ -85,7 +85,7 @@ class Reader:
             return None
         if not value.is_sure and needs_end(byte_range, value.size):
             return MISS
-        offset, nbytes = span_of(byte_range, value.size)
+        offset, nbytes = (0, value.size) if byte_range is None else span_of(byte_range, value.size)
         if nbytes == 0:
             return b""
         file = value.file

@@ -113,7 +113,8 @@ def span_of(byte_range: Any, size: int) -> tuple[int, int]:
         start, end = max(0, size - byte_range.suffix), size
     else:
         raise ValueError(f"Unexpected byte_range, got {byte_range}.")
-    return start, max(0, min(end, size) - start)
+    nbytes = (end if end < size else size) - start
+    return start, nbytes if nbytes > 0 else 0
 
 
 def whole_pages(byte_range: Any) -> Any:

@@ -33,6 +33,7 @@ MAX_FILES = 2048  # open files
 MAX_TABLES = 1024  # identities that are known
 MAX_OPENINGS = 65536  # openings of stores that are remembered
 _names = itertools.count(1)
+_process: object = object()  # another one in a forked child: looking at it costs less than asking the system each time
 _versions = itertools.count(1)  # an old value's pages must never be taken for a new one's
 
 
@@ -94,7 +95,7 @@ class Values:
         self._files: OrderedDict[str, Value] = OrderedDict()  # those with an open file
         self.loading: dict[str, Loading] = {}
         weakref.finalize(self, _close_files, self._files)
-        self._process = os.getpid()
+        self._process = _process
 
     @property
     def cache(self) -> Any:
@@ -103,16 +104,17 @@ class Values:
         return default_cache() if cache is None or cache.segment.dead else cache
 
     def _check_process(self) -> None:
-        if self._process != os.getpid():  # locks and files are the parent's
+        if self._process is not _process:  # locks and files are the parent's
             with _shared_lock.held():
-                if self._process != os.getpid():
+                if self._process is not _process:
                     self._begin()
 
     # -- what is known -------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> Value | None:
         """Return what is known of a key."""
-        self._check_process()
+        if self._process is not _process:
+            self._check_process()
         return self._values.get(key)
 
     def begin_load(self, key: str, mine: Loading) -> Loading:
@@ -334,7 +336,8 @@ def opened_s(opening: str) -> float:
 
 def _after_fork_in_child() -> None:
     """What was known may have been changing, and the lock may be held by a thread that is not there."""
-    global _shared_lock, _tables, _openings
+    global _shared_lock, _tables, _openings, _process
+    _process = object()
     _shared_lock, _tables, _openings = Mutex(), weakref.WeakKeyDictionary(), OrderedDict()
 
 
