@@ -12,7 +12,7 @@ RADIX = "bare radix walk, pointers"
 RADIX_NUMBERS = "bare radix walk, 32-bit numbers"
 HYPER_CLOCK = "RocksDB HyperClockCache"
 SPEEDUP_GOAL = 1.9
-COMMAND = "PAGECACHE_BENCH=1 PAGECACHE_MODE=release python setup.py -q lane\n" + (
+COMMAND = "PAGECACHE_BENCH=1 PAGECACHE_MODE=release python setup.py -q build_mode\n" + (
     "python -m bench anchors --write"
 )
 

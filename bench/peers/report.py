@@ -10,7 +10,7 @@ from .runs import Runs
 from .timing import Cell
 
 KIB = 1024
-COMMAND = "PAGECACHE_BENCH=1 PAGECACHE_MODE=release python setup.py -q lane\n" + (
+COMMAND = "PAGECACHE_BENCH=1 PAGECACHE_MODE=release python setup.py -q build_mode\n" + (
     "python -m bench peers --write"
 )
 TITLES = {"ours": "this library", "system": "the system", "cache": "caches"}

@@ -297,7 +297,7 @@ def build(clone):
     """Build with Cython and gcc in the clone: the engine itself if there is time, else a module over a part of it."""
     if STRESS:
         environment = {**os.environ, "PAGECACHE_MODE": "check", "CFLAGS": "-O0"}
-        run(sys.executable, "setup.py", "-q", "lane", cwd=clone, env=environment)
+        run(sys.executable, "setup.py", "-q", "build_mode", cwd=clone, env=environment)
         library = clone / "build" / "lib-check"
     else:
         library = clone / "build"
