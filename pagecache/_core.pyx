@@ -29,6 +29,7 @@ include "parts/versioned.pxi"   # VersionedCore: reads at the position where the
 include "parts/xa_entry.pxi"    # XArray on its own: objects as entries
 include "parts/xarray.pxi"      # XArray: a sparse array with marks and multi-index entries
 include "parts/xa_cursor.pxi"   # its cursor
+include "parts/fuse.pxi"        # FuseHandles: open files of a mount, served without the GIL
 include "parts/c_api.pxi"       # the table of functions for other extension modules
 
 futex_setup()

@@ -20,12 +20,18 @@ from pagecache._core import Mutex
 STRESS = os.environ.get("PAGECACHE_STRESS") == "1"
 MOUNT_SECONDS_MAX = 1000 if STRESS else 100  # then the process is killed, and all users of the mount get ENOTCONN
 PATIENCE_S = 60
-KINDS = {"direct_io": ("--size", "4MiB"), "kernel_cache": ("--size", "4MiB", "--kernel-cache")}  # what caches
+ANSWERS = "PAGECACHE_MOUNT_ANSWERS"
+KINDS = {  # what caches; what answers requests that need nothing but an open file: the engine, or Python
+    "direct_io": ("--size", "4MiB"),
+    "kernel_cache": ("--size", "4MiB", "--kernel-cache"),
+    "by_python": ("--size", "4MiB", f"{ANSWERS}=python"),
+}
 FEW_KINDS = list(KINDS) if STRESS else ["direct_io"]  # for tests that take long
 MAPS_DIRECT_FILES = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 6)  # shared, with direct_io
 SERVE = Path(__file__).resolve().parent / "fuse_serve.py"
 AS_USER = Path(__file__).resolve().parent / "fuse_as_user.py"
 NOBODY = 65534
+ENVIRONMENT = re.compile(r"[A-Z_]+=")
 
 
 def needs_fuse():
@@ -69,8 +75,8 @@ def is_mounted(path):
 
 
 class Mount:
-    """A source mounted while the block runs. words: of the command line. serve: run tests/fuse_serve.py with them.
-    uid: of another user, who mounts."""
+    """A source mounted while the block runs. words: of the command line, and NAME=VALUE for the environment. serve: run
+    tests/fuse_serve.py with them. uid: of another user, who mounts."""
 
     def __init__(self, source, *words, serve=False, uid=None):
         self.source = source
@@ -81,7 +87,9 @@ class Mount:
             os.chown(self.path, uid, uid)
             self._directory.chmod(0o755)
         program = [str(SERVE)] if serve else ["-m", "pagecache", "mount"] if uid is None else [str(AS_USER), str(uid)]
-        self._command = [sys.executable, "-P", *program, str(source), str(self.path), *map(str, words)]
+        self._environment = dict(word.split("=", 1) for word in map(str, words) if ENVIRONMENT.match(word))
+        words = [word for word in map(str, words) if not ENVIRONMENT.match(word)]
+        self._command = [sys.executable, "-P", *program, str(source), str(self.path), *words]
         self.output = ""
         self.returncode = None
 
@@ -89,7 +97,7 @@ class Mount:
         self._log = open(self._directory / "log", "w+")
         self.process = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=end_with_parent,
+            preexec_fn=end_with_parent, env={**os.environ, **self._environment},
         )  # fmt: skip
         self._guard = threading.Timer(MOUNT_SECONDS_MAX, self.process.kill)
         self._guard.daemon = True

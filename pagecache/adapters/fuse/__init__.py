@@ -7,10 +7,12 @@
 From the kernel to the cache: `mounting` puts the mount in its place, `session` reads requests and `answers` tells them
 apart, by the structures of `protocol`.  `directory` serves a directory: `nodes` and `beneath` find its files, `credentials`
 says with whose rights, `entries` lists, `files` are the open ones, over the descriptors of `stores`, with `fallocation`.
-`objects` serves the objects of an fsspec file system, with `object_files`.
+`objects` serves the objects of an fsspec file system, with `object_files`.  What needs nothing but an open file is answered
+by the engine (`handles`).
 """
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -24,6 +26,7 @@ from pagecache.options import check_options
 
 __all__ = ["mount"]
 
+COUNTS = b"user.pagecache.requests"  # extended attribute of a mount's root: where its requests were answered
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 logger = logging.getLogger("pagecache.fuse")
 
@@ -52,6 +55,7 @@ def mount(
     Context: blocks the calling thread, which must be the main one for the signals to be heard.
     """
     from pagecache.adapters.fuse import mounting
+    from pagecache.adapters.fuse.handles import counts_text
     from pagecache.adapters.fuse.protocol import Init
     from pagecache.adapters.fuse.session import Session
 
@@ -73,7 +77,9 @@ def mount(
         operations = DirectoryOperations(
             cache, source.removeprefix("file://"), kernel_cache=kernel_cache, serves_others=serves_others, **options
         )
-    operations.virtual_xattrs.update({os.fsencode(name): value for name, value in (xattrs or {}).items()})
+    for name, value in (xattrs or {}).items():
+        operations.virtual_xattrs[os.fsencode(name)] = functools.partial(bytes, value)
+    operations.virtual_xattrs[COUNTS] = lambda: counts_text(operations.files.handles)
     read_only = read_only or not operations.can_write
     try:
         place = mounting.Mountpoint(

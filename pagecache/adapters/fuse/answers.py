@@ -15,11 +15,13 @@ Answer = bytes | memoryview | None  # a body; a part of the request's buffer rig
 
 
 class Request:
-    """One request. buffer: of its thread, which begins with it and may be written over once it is understood."""
+    """One request. fd: where it came from, and the answer goes. buffer: of its thread, which begins with it and may be
+    written over once it is understood."""
 
-    __slots__ = ("buffer", "nbytes", "node", "opcode", "unique")
+    __slots__ = ("buffer", "fd", "nbytes", "node", "opcode", "unique")
 
-    def __init__(self, buffer: memoryview, nbytes: int):
+    def __init__(self, fd: int, buffer: memoryview, nbytes: int):
+        self.fd = fd
         self.opcode, self.unique, self.node = protocol.REQUEST.unpack_from(buffer)
         self.buffer = buffer
         self.nbytes = nbytes

@@ -45,7 +45,7 @@ class DirectoryOperations:
         self.nodes = Nodes(root_fd)
         self.directories = OpenDirectories(self.nodes)
         self.kernel_cache = kernel_cache
-        self.virtual_xattrs: dict[bytes, bytes] = {}
+        self.virtual_xattrs: dict[bytes, Callable[[], bytes]] = {}
         self.invalidate: Callable[[int], None] = lambda number: None  # has the kernel forget attributes of a node
 
     def finish(self) -> None:
@@ -184,7 +184,7 @@ class DirectoryOperations:
         """Return an extended attribute; those of the mount itself are on its root."""
         node = self.nodes[number]
         if node is self.nodes.root and name in self.virtual_xattrs:
-            return self.virtual_xattrs[name]
+            return self.virtual_xattrs[name]()
         try:
             with self._reach(node) as fd, self._reading(caller, name):
                 return os.getxattr(beneath.of_descriptor(fd), name)
@@ -358,6 +358,7 @@ class DirectoryOperations:
 
     def _treated(self, node: Node, handle: int, flags: int) -> Opened:
         """Return how the kernel treats an open file: its pages stay if the file is as it was when it was opened last."""
+        self.files.note_node(handle, node.number, self.nodes.shown_ino(*node.key))
         treated = Opened(0) if flags & (WRITE_FLAGS | os.O_TRUNC) else Opened.NOFLUSH
         if not self.kernel_cache:
             return treated | Opened.DIRECT_IO | Opened.PARALLEL_DIRECT_WRITES

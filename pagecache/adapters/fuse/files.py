@@ -5,30 +5,32 @@ long as a handle is open on it.  As long as something was written that may not b
 change are ours: the source's own would be those of the last write-back.  When all is written back (`settle`), the source is
 given that time, so a file's time of change does not move after the program has closed it.
 
-READ, WRITE and GETATTR of an open file need its handle alone: `Files.read`, `Files.write` and `Files.status`.
+READ, WRITE and GETATTR of an open file need its handle alone: `Files.read`, `Files.write` and `Files.status`.  Most of them
+never come here, as the engine answers them (`handles`); what both have to know is in `FuseStatus`.
 """
 
 import contextlib
 import copy
 import errno
-import itertools
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pagecache import writeback
-from pagecache._core import Mutex
+from pagecache._core import FuseStatus, Mutex
 from pagecache.adapters.fuse import beneath, fallocation
 from pagecache.adapters.fuse.credentials import Caller, is_member
+from pagecache.adapters.fuse.handles import make_handles
 from pagecache.adapters.fuse.nodes import Key
 from pagecache.adapters.fuse.stores import AppendStore, DescriptorStore
 from pagecache.buffers import Buffer
 from pagecache.cache import PageCache
 from pagecache.files.file import File
 from pagecache.files.modes import Durability, Mode
+from pagecache.files.recorded import RecordedFile
 
+PLAIN_FILES = (File, RecordedFile)  # that do not ask the store before they read cached bytes
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR
 SECTOR, PAGE_SECTORS = 512, 8
 
@@ -56,22 +58,28 @@ class OpenFile:
     def __init__(self, key: Key, fd: int, file: File):
         self.key = key
         self.fd = fd
-        self.file = file  # the last one that was opened: changes by others make older ones stale
+        self.file = file
         self.nr_handles = 0
-        self.has_privileges = False  # bits that a write takes away
-        self.mtime_ns = 0
-        self._writes = itertools.count(1)
-        self.written = self.settled = 0  # numbers of the last write, and of the last one that is in the source
-        self._shown = 0  # number of the write whose time of change was shown last
-        self._lock = Mutex()
+        self.number = 0  # by which its attributes are served
+        self.state = FuseStatus(fd)
 
     def __del__(self, _close: Callable[[int], None] = os.close) -> None:
         _close(self.fd)
 
+    def follow(self, file: Any) -> None:
+        """Take a file for the present one: changes by others make older ones stale."""
+        self.file = file
+        self.state.follow(file.inode.mapping if type(file) in PLAIN_FILES else None)
+
+    @property
+    def written(self) -> int:
+        """Number of the last write."""
+        return self.state.written
+
     @property
     def is_touched(self) -> bool:
         """Whether size and time of change are ours, not the source's."""
-        return self.written != self.settled
+        return self.state.written != self.state.settled
 
     @property
     def is_gone(self) -> bool:
@@ -80,12 +88,13 @@ class OpenFile:
 
     def status(self) -> Status:
         """Return the attributes as all users of the mount see them."""
-        with self._lock.held():
+        with self.state.lock.held():
             source = os.fstat(self.fd)
-            if not self.is_touched:
+            written = self.state.written
+            if written == self.state.settled:
                 return status_of(source)
-            self._shown = self.written
-            size, mtime_ns, blocks = self.file.size, self.mtime_ns, source.st_blocks
+            self.state.shown = written
+            size, mtime_ns, blocks = self.file.size, self.state.mtime_ns, source.st_blocks
         wanted = -(-size // SECTOR)
         if blocks < wanted:  # holes, or what is not written back yet
             nr_dirty = self.file.inode.mapping.cachestat(0, writeback.LAST_PAGE)[1]
@@ -94,12 +103,12 @@ class OpenFile:
 
     def note_mode(self, mode: int) -> None:
         """Note the mode that the file has now."""
-        self.has_privileges = bool(mode & (stat.S_ISUID | stat.S_ISGID))
+        self.state.has_privileges = bool(mode & (stat.S_ISUID | stat.S_ISGID))
 
     def drop_privileges(self, caller: Caller) -> None:
         """Take the bits away that a change by a program without the right to them must not leave: set-user-id, and
         set-group-id where it is more than a mark of mandatory locks, or of another group."""
-        if not self.has_privileges:
+        if not self.state.has_privileges:
             return
         status = os.fstat(self.fd)
         mode = kept = stat.S_IMODE(status.st_mode) & ~stat.S_ISUID
@@ -108,12 +117,11 @@ class OpenFile:
         if kept != stat.S_IMODE(status.st_mode):
             with self.own_change():
                 os.chmod(self.fd, kept)
-        self.has_privileges = bool(kept & stat.S_ISGID)
+        self.state.has_privileges = bool(kept & stat.S_ISGID)
 
     def touch(self) -> None:
         """Note that the file has just been changed through the cache."""
-        self.mtime_ns = time.time_ns()
-        self.written = next(self._writes)
+        self.state.touch()
 
     def settle(self, written: int) -> bool:
         """Give the source our time of change, after the writes up to a number have been written back. Returns whether there
@@ -123,13 +131,14 @@ class OpenFile:
         one that is set is followed by a later ctime. So it is where the file is another user's, who only lets others write
         to it.
         """
-        with self._lock.held():
-            if self.settled == self.written:
+        state = self.state
+        with state.lock.held():
+            if state.settled == state.written:
                 return False
-            if self._shown == self.written:
+            if state.shown == state.written:
                 with contextlib.suppress(PermissionError):
-                    self.set_times(None, self.mtime_ns)
-            self.settled = written
+                    self.set_times(None, state.mtime_ns)
+            state.settled = written
             return True
 
     def own_change(self) -> contextlib.AbstractContextManager[None]:
@@ -175,9 +184,9 @@ class Files:
         self.direct = direct
         self.options = options
         self._changed = changed
+        self.handles = make_handles()
         self._handles: dict[int, Handle] = {}
         self._opened: dict[Key, OpenFile] = {}
-        self._numbers = itertools.count(1)
         self._lock = Mutex()
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -225,20 +234,31 @@ class Files:
             opened = self._opened.get(key)
             if opened is None:
                 opened = self._opened[key] = OpenFile(key, own_fd, file)
+                opened.number = self.handles.new()
+                self.handles.serve(opened.number, None, opened.state)
                 own_fd = -1
-            opened.file = file
+            opened.follow(file)
             opened.note_mode(status.st_mode)
             opened.nr_handles += 1
-            number = next(self._numbers)
+            number = self.handles.new()
             self._handles[number] = Handle(file, opened, may_write)
         if own_fd >= 0:
             os.close(own_fd)
+        if type(file) in PLAIN_FILES:
+            self.handles.serve(number, file, opened.state)
         return number
+
+    def note_node(self, number: int, node: int, shown_ino: int) -> None:
+        """Note by which number the kernel knows the file of a handle, and the inode number that is shown of it."""
+        opened = self.opened(number)
+        opened.state.note_node(node, shown_ino)
+        self.handles.serve_node(node, opened.number)
 
     def release(self, number: int) -> None:
         """Give a handle up. What could not be written has been reported by `flush`, and is tried again in the
         background."""
         handle = self._handles.pop(number)
+        self.handles.give_up(number)
         opened, file = handle.opened, handle.file
         is_last = opened.nr_handles == 1 and opened.is_gone
         if is_last:
@@ -253,6 +273,7 @@ class Files:
             if opened.nr_handles:
                 return
             del self._opened[opened.key]
+        self.handles.give_up(opened.number)
         if opened.is_gone:
             self.discard(opened.key)
 
@@ -390,7 +411,7 @@ class Files:
             yield
         except OSError as error:
             if error.errno == errno.ESTALE:
-                opened.settled = written
+                opened.state.settled = written
                 if self._changed is not None:
                     self._changed(opened.key)
             raise

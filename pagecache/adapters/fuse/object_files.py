@@ -21,7 +21,8 @@ from typing import Any, cast
 from pagecache._core import Mutex
 from pagecache.adapters.fuse import beneath, fallocation, object_puts
 from pagecache.adapters.fuse.credentials import Caller
-from pagecache.adapters.fuse.files import WRITE_FLAGS
+from pagecache.adapters.fuse.files import PLAIN_FILES, WRITE_FLAGS
+from pagecache.adapters.fuse.handles import make_handles
 from pagecache.adapters.fuse.object_puts import Put
 from pagecache.adapters.fuse.stores import DescriptorStore
 from pagecache.buffers import Buffer
@@ -124,6 +125,7 @@ class ObjectFiles:
         self.cache = cache
         self.instance = instance
         self.options = options
+        self.handles = make_handles()
         self._opened: dict[str, OpenObject] = {}
         self._handles: dict[int, ObjectHandle] = {}
         self._lock = Mutex()
@@ -146,9 +148,19 @@ class ObjectFiles:
         except BaseException:
             self._give_up(opened)
             raise
-        number = next(_numbers)
-        self._handles[number] = ObjectHandle(opened, file, flags)
+        number = self.handles.new()
+        with opened.lock.held():
+            self._handles[number] = ObjectHandle(opened, file, flags)
+            if opened.spool is None and isinstance(file, PLAIN_FILES):
+                self.handles.serve(number, file)
         return number
+
+    def _stop_serving(self, opened: OpenObject) -> None:
+        """Have reads of an object come here from now on: its bytes are about to be another file's. Context: opened.lock
+        held."""
+        for number, handle in list(self._handles.items()):
+            if handle.opened is opened:
+                self.handles.stop(number)
 
     def _open_version(self, remote: str, **options: Any) -> File | VersionedFile:
         options = {**self.options, **options}
@@ -163,7 +175,9 @@ class ObjectFiles:
             if is_empty:
                 base = None if is_new else object_puts.present_version(self.instance, opened.remote)
                 if opened.spool is None:
-                    opened.spool = self.cache.open(Spool(opened.remote), "r+b", recheck="open")
+                    spool_file = self.cache.open(Spool(opened.remote), "r+b", recheck="open")
+                    self._stop_serving(opened)
+                    opened.spool = spool_file
                 else:
                     opened.spool.truncate(0)
                 opened.base = base
@@ -175,7 +189,9 @@ class ObjectFiles:
                 except BaseException:
                     spool.close()
                     raise
-                opened.spool = self.cache.open(spool, "r+b", recheck="open")
+                spool_file = self.cache.open(spool, "r+b", recheck="open")
+                self._stop_serving(opened)
+                opened.spool = spool_file
 
     def _fetch(self, remote: str, fd: int) -> Version:
         """Copy an object into a file, all of one version. Returns that."""
@@ -196,6 +212,7 @@ class ObjectFiles:
     def release(self, number: int) -> None:
         """Give a handle up. An object that could not be put is kept, and tried again when the mount ends."""
         handle = self._handles.pop(number)
+        self.handles.give_up(number)
         if handle.file is not None:
             handle.file.close()
         self._give_up(handle.opened)
@@ -271,6 +288,7 @@ class ObjectFiles:
             if opened.spool is not None:
                 opened.base = base
                 return
+            self._stop_serving(opened)
             for handle in list(self._handles.values()):
                 if handle.opened is opened and handle.file is not None:
                     old, handle.file = handle.file, self._open_version(remote)

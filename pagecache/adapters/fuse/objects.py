@@ -67,7 +67,7 @@ class ObjectOperations:
         self.files = ObjectFiles(cache, self.instance, **options)
         self.nodes = ObjectNodes()
         self.directories = ObjectDirectories(self)
-        self.virtual_xattrs: dict[bytes, bytes] = {}
+        self.virtual_xattrs: dict[bytes, Callable[[], bytes]] = {}
         self.invalidate: Callable[[int], None] = lambda number: None
         self._made: set[str] = set()  # directories made here, and perhaps empty
         self._listed: dict[str, tuple[float, Info]] = {}  # path -> when, what
@@ -271,7 +271,7 @@ class ObjectOperations:
     def getxattr(self, caller: Caller, number: int, name: bytes) -> bytes:
         """Return an extended attribute of the mount itself."""
         if self.nodes[number] is self.nodes.root and name in self.virtual_xattrs:
-            return self.virtual_xattrs[name]
+            return self.virtual_xattrs[name]()
         raise refused(errno.ENODATA)
 
     def listxattr(self, caller: Caller, number: int) -> list[bytes]:
