@@ -11,13 +11,14 @@ from libc.string cimport memset
 from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 from pagecache.core.atomic cimport add_acq_rel_u32, cpu_relax, load_acquire_u32, pc_u32, store_relaxed_u32
 from pagecache.core.balloon cimport balloon_init
+from pagecache.core.charge cimport mapping_add_ensured, records_ensure
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.folio cimport (FOLIO_LOCKED, FOLIO_UPTODATE, folio_alloc_nowait, folio_clear, folio_end_read,
                                    folio_trylock, folio_unlock)
 from pagecache.core.futex cimport futex_setup
 from pagecache.core.lookup cimport filemap_get_entry, read_cached
 from pagecache.core.lru cimport folio_free_last, folio_put
-from pagecache.core.mapping cimport entry_frame, filemap_remove_clean, mapping_add_folio, mapping_alloc
+from pagecache.core.mapping cimport entry_frame, filemap_remove_clean, mapping_alloc
 from pagecache.core.memory cimport memory_unmap
 from pagecache.core.segment cimport Folio, Segment, frame_address, folio_number, segment_create
 from pagecache.core.thread cimport monotonic_ns, pc_thread, thread_join, thread_start
@@ -87,7 +88,7 @@ cdef int insert_evict(Bench* bench, uint64_t index) noexcept nogil:
     cdef int error
     if folio == NULL:
         return -1
-    error = mapping_add_folio(seg, bench.number, folio, index, FOLIO_UPTODATE, False)
+    error = mapping_add_ensured(seg, bench.number, folio, index, FOLIO_UPTODATE, False)
     if error == 0:
         error = filemap_remove_clean(seg, folio, 1, True)
     if error == 0:
@@ -174,7 +175,7 @@ cdef int fill(Bench* bench) noexcept nogil:
         folio = folio_alloc_nowait(&bench.seg, 0)
         if folio == NULL:
             return -1
-        error = mapping_add_folio(&bench.seg, bench.number, folio, index, 0, False)
+        error = mapping_add_ensured(&bench.seg, bench.number, folio, index, 0, False)
         if error != 0:
             return error
         memset(frame_address(&bench.seg, folio_number(&bench.seg, folio)), 1, PAGE_SIZE)
@@ -242,6 +243,7 @@ cdef class Pages:
         for i, index in enumerate(random.Random(1).sample(range(nr_pages), nr_pages)):
             self.bench.indices[i] = index
         balloon_init(&self.bench.seg, self.bench.seg.nr_frames)
+        records_ensure(&self.bench.seg)
         self.bench.number = mapping_alloc(&self.bench.seg)
         if fill(&self.bench) != 0:
             raise MemoryError("no room for the pages")

@@ -62,6 +62,14 @@ METRICS = (
     Metric("resident_bytes", "Bytes of cached pages.", "By", False, _of("resident_bytes")),
     Metric("budget_bytes", "Bytes that the cache may hold.", "By", False, _of("budget_bytes")),
     Metric("overhead_bytes", "Bytes of descriptors and index.", "By", False, _of("overhead_bytes")),
+    Metric("memory_held_bytes", "Bytes in use that are not cached: views, copies.", "By", False, _of("memory_held_bytes")),
+    Metric("memory_free_bytes", "Bytes of frames that are free.", "By", False, _of("memory_free_bytes")),
+    Metric("memory_balloon_bytes", "Bytes of frames that may not be used now.", "By", False, _of("memory_balloon_bytes")),
+    Metric("memory_descriptors_bytes", "Bytes of descriptors of frames.", "By", False, _of("memory_descriptors_bytes")),
+    Metric("memory_nodes_bytes", "Bytes of the index.", "By", False, _of("memory_nodes_bytes")),
+    Metric("memory_shadows_bytes", "Of those, of what was evicted.", "By", False, _of("memory_shadows_bytes")),
+    Metric("memory_records_bytes", "Bytes of records of objects.", "By", False, _of("memory_records_bytes")),
+    Metric("memory_tables_bytes", "Bytes of what every cache has.", "By", False, _of("memory_tables_bytes")),
 )  # fmt: skip
 
 

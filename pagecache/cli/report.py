@@ -34,6 +34,13 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def memory_lines(memory: dict[str, int]) -> list[str]:
+    """Return where the memory of a cache is, as `Stats.memory` has it, as lines of text."""
+    parts = [(name, memory[name]) for name in ("pages", "held", "free", "descriptors", "nodes", "records", "tables")]
+    shown = ", ".join(f"{format_size(nbytes)} {name}" for name, nbytes in parts if nbytes)
+    return [f"memory     {shown}", f"           {format_size(memory['balloon'])} not in use"]
+
+
 def pass_as_json(each: Pass) -> dict[str, Any]:
     """Return one pass as an object of JSON."""
     return {

@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
             open_seconds = time.perf_counter() - started
             end = file.size if nbytes is None else min(file.size, offset + nbytes)
             found = read_through(file, min(offset, end), end, read_bytes)
-            found = {"cache_bytes": cache.size, "open_seconds": open_seconds, **describe(file), **found}
+            memory = cache.stats().memory
+            found = {"memory": memory, "cache_bytes": cache.size, "open_seconds": open_seconds, **describe(file), **found}
             shares = residency.cell_shares(file.mincore(), JSON_CELLS_MAX)
             if arguments.json:
                 print(json.dumps({**found, "cell_shares": shares}))
@@ -140,6 +141,7 @@ def as_text(found: dict[str, Any], resident: bytes, encoding: str | None) -> lis
         f"readahead  {found['readahead_pages']:,} pages: {found['readahead_hits']:,} used, "
         f"{found['readahead_wasted']:,} wasted, {found['readahead_waiting']:,} not used yet",
     ]
+    lines += ["", *report.memory_lines(found["memory"])]
     if resident:
         lines += ["", *report.residency_lines(resident, encoding, "now")]
     return lines

@@ -29,7 +29,7 @@ The floor: a cache of less than about 80 MiB has more metadata than 1.8 %: heade
 always allowed, so that caches of 1, 2, 3 frames keep them all.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagecache.core.atomic cimport (add_acq_rel_u32, load_acquire_u32, load_relaxed_u32, store_relaxed_u32,
+from pagecache.core.atomic cimport (add_acq_rel_u32, hint_u32, load_acquire_u32, load_relaxed_u32, store_relaxed_u32,
                                     store_release_u32, sub_acq_rel_u32)
 from pagecache.core.block cimport (BLOCK_DESCRIBED, BLOCK_PAGES, FIRST_SEQ, block_advise_small, block_enter, block_leave,
                                    descriptors_begin, descriptors_populate, frames_give_back)
@@ -40,10 +40,12 @@ from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.memory cimport memory_advise_huge, memory_populate
 from pagecache.core.segment cimport (POLICY_ADAPTIVE, Adaptive, Block, Folio, Header, Segment, segment_budget,
                                      segment_nr_blocks)
+from pagecache.core.xa_node cimport XaGroup
+from pagecache.core.xa_pool cimport GROUP_PAGES
 
 cdef enum:
     FOLIO_BALLOON = 1 << 22         # head of a block in the balloon; beside the order the only bit set then
-    FLOOR_PAGES = 24                # of metadata that every cache may have: four groups of index nodes, and records
+    FLOOR_PAGES = 32                # of metadata that every cache may have: five groups of index nodes, and records
     CHUNK_PART = 512                # of the budget: what is charged at once
 
 
@@ -69,6 +71,12 @@ cdef inline uint32_t descriptor_pages(Segment* seg) noexcept nogil:
     """Pages of descriptors that are in memory."""
     return (pages_of(<uint64_t>load_relaxed_u32(&seg.header.nr_opened) * sizeof(Folio))
             - load_relaxed_u32(&seg.header.nr_out) * BLOCK_PAGES)
+
+
+cdef inline uint32_t node_pages(Segment* seg) noexcept nogil:
+    """Pages of index nodes, and of what is known of their groups, that are in memory."""
+    cdef uint32_t nr_groups = hint_u32(&seg.pool.header.nr_groups)
+    return (nr_groups - hint_u32(&seg.pool.header.nr_away)) * GROUP_PAGES + pages_of(nr_groups * sizeof(XaGroup))
 
 
 cdef inline uint32_t metadata_allowance(Segment* seg) noexcept nogil:
@@ -293,6 +301,8 @@ cdef inline uint32_t balloon_give_block(Segment* seg, uint32_t nr) noexcept nogi
         sub_acq_rel_u32(&seg.header.nr_out, 1)
     block_enter(seg, frame)
     nr = nr if nr < <uint32_t>BLOCK_FRAMES else <uint32_t>BLOCK_FRAMES
+    if nr < <uint32_t>BLOCK_FRAMES:
+        block_advise_small(seg, frame)      # the others stay in the balloon
     futex_lock(&seg.header.buddy_lock)
     frames_free(seg, frame, MAX_ORDER, nr)
     balloon_count_given(seg, nr)
@@ -353,6 +363,12 @@ cdef inline void balloon_give_excess(Segment* seg) noexcept nogil:
         gave = balloon_give_unopened(seg, excess) > 0 or gave
     if gave:
         memory_event(seg)
+
+
+cdef inline void metadata_uncharge(Segment* seg, uint32_t nr_pages) noexcept nogil:
+    """Pages are not touched any more: their memory is the system's again."""
+    sub_acq_rel_u32(&seg.header.nr_metadata, nr_pages)
+    balloon_give_excess(seg)
 
 
 # -- the beginning -----------------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 error to explain. The layer above does all the rest."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport load_acquire_u64
+from pagecache.core.charge cimport mapping_add_ensured, nodes_ensure
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.folio cimport folio_end_read, folio_unlock
 from pagecache.core.io cimport bytes_on_disk, run_read_fd
 from pagecache.core.lru cimport folio_put
-from pagecache.core.mapping cimport filemap_remove_folio, mapping_add_folio
+from pagecache.core.mapping cimport filemap_remove_folio
 from pagecache.core.reclaim cimport folio_alloc
 from pagecache.core.segment cimport Folio, Mapping, Segment
 from pagecache.core.stamp cimport stamp_is_current
@@ -22,10 +23,12 @@ cdef inline Folio* filemap_fill_page(Segment* seg, uint32_t number, uint64_t ind
     cdef Folio* folio
     if pos >= load_acquire_u64(&mapping.size):
         return NULL
+    if not nodes_ensure(seg):
+        return NULL
     folio = folio_alloc(seg, 0, False)
     if folio == NULL:
         return NULL
-    if mapping_add_folio(seg, number, folio, index, 0, False) != 0:
+    if mapping_add_ensured(seg, number, folio, index, 0, False) != 0:
         folio_put(seg, folio)
         return NULL
     wanted = bytes_on_disk(mapping)

@@ -25,6 +25,7 @@ from pagecache.core.atomic cimport (pc_u32, load_relaxed_u32, load_acquire_u32, 
                                     fence_seq_cst)
 from pagecache.core.check cimport pc_assert
 from pagecache.core.futex cimport futex_wait, futex_wake
+from pagecache.core.lock_watch cimport lock_watch_released, lock_watch_taken
 
 cdef enum:
     SPIN_TRIES = 100
@@ -44,9 +45,18 @@ ctypedef struct RwSem:
     pc_u32 nr_readers_waiting
 
 
-cdef inline bint futex_trylock(FutexLock* lock) noexcept nogil:
+cdef inline bint futex_take(FutexLock* lock) noexcept nogil:
+    """Tries to lock. With `futex_lock_slice` and `futex_give` for locks of the layers above, whose holders may touch
+    anything: page faults under them are not counted."""
     cdef uint32_t free = 0
     return cas_acq_rel_u32(&lock.word, &free, 1)
+
+
+cdef inline bint futex_trylock(FutexLock* lock) noexcept nogil:
+    cdef bint taken = futex_take(lock)
+    if taken:
+        lock_watch_taken()
+    return taken
 
 
 cdef inline void futex_lock_slow(FutexLock* lock) noexcept nogil:
@@ -57,6 +67,7 @@ cdef inline void futex_lock_slow(FutexLock* lock) noexcept nogil:
         cpu_relax()
     while exchange_acq_rel_u32(&lock.word, 2) != 0:
         futex_wait(&lock.word, 2, -1)
+    lock_watch_taken()
 
 
 cdef inline void futex_lock(FutexLock* lock) noexcept nogil:
@@ -77,6 +88,11 @@ cdef inline int futex_lock_slice(FutexLock* lock) noexcept nogil:
 
 
 cdef inline void futex_unlock(FutexLock* lock) noexcept nogil:
+    lock_watch_released()
+    futex_give(lock)
+
+
+cdef inline void futex_give(FutexLock* lock) noexcept nogil:
     cdef uint32_t before = exchange_acq_rel_u32(&lock.word, 0)
     pc_assert(before != 0)
     if before == 2:

@@ -27,6 +27,7 @@ from pagecache.core.folio cimport (FOLIO_DIRTY, FOLIO_LOCKED, FOLIO_UNUSED, FOLI
 from pagecache.core.dirty cimport dirty_uncharge
 from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.lru cimport folio_put_many
+from pagecache.core.node_memory cimport nodes_trim
 from pagecache.core.segment cimport (ALL_ON_DISK, NR_DIRTY, NR_FILE_HUGEPAGES, NR_FILE_PAGES, PRIORITY_NORMAL,
                                      READAHEAD_WASTED, Folio,
                                      Mapping, Segment, count, folio_number)
@@ -114,6 +115,7 @@ cdef inline void mapping_free(Segment* seg, uint32_t number) noexcept nogil:
     mapping_forget_shadows(seg, mapping)
     futex_unlock(&mapping.pages.lock)
     pc_assert(xa_empty(&mapping.pages))
+    nodes_trim(seg)
     store_release_u32(&mapping.in_use, 0)
     futex_lock(&seg.header.mapping_lock)
     mapping.next_free = seg.header.free_mapping

@@ -18,6 +18,7 @@ from pagecache.core.futex cimport futex_wait, futex_wake
 from pagecache.core.ghost cimport folio_hash, ghost_add, ghost_word
 from pagecache.core.kernel_lru cimport kernel_round
 from pagecache.core.lock cimport WAKE_ALL, futex_lock, futex_unlock
+from pagecache.core.node_memory cimport nodes_trim
 from pagecache.core.policy cimport (Scan, folio_must_stay, folio_rotate, folio_stamp, list_tail, listed_pages, scan_look,
                                     victim_take)
 from pagecache.core.priority cimport reclaim_batch
@@ -194,6 +195,7 @@ cdef inline uint32_t reclaim_round(Segment* seg, uint32_t nr_wanted, bint backgr
         count(seg, PGSCAN_KSWAPD if background else PGSCAN_DIRECT, <int64_t>scan.nr_pages)
         count(seg, PGSTEAL_KSWAPD if background else PGSTEAL_DIRECT, freed)
     shadow_nodes_trim(seg)
+    nodes_trim(seg)
     return freed
 
 

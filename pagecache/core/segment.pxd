@@ -31,7 +31,8 @@ from pagecache.core.config cimport (BLOCK_FRAMES, FRAME_ALIGNMENT, MAX_FRAMES, N
 from pagecache.core.lock cimport RwSem, FutexLock
 from pagecache.core.memory cimport memory_advise_huge, memory_advise_nodump, memory_map, memory_poison, memory_unmap
 from pagecache.core.thread cimport thread_slot
-from pagecache.core.xa_node cimport XaNode, XaPool, XaPoolHeader, XArray, xa_pool_init
+from pagecache.core.xa_node cimport XaGroup, XaNode, XaPool, XaPoolHeader, XArray
+from pagecache.core.xa_pool cimport GROUP_NODES, pool_nr_groups, xa_pool_init
 
 cdef enum:
     SEGMENT_MAGIC = 0x50434853      # "PCHS"
@@ -232,6 +233,7 @@ ctypedef struct Header:
     uint64_t nodes_offset
     uint64_t folios_offset
     uint64_t frames_offset
+    uint64_t groups_offset
     uint64_t blocks_offset
     uint64_t adaptive_offset
     uint32_t nr_frames
@@ -248,6 +250,7 @@ ctypedef struct Header:
     pc_u32 open_limit               # frames that may be: from nr_opened to here they are free; written under buddy_lock
     pc_u32 budget                   # pages: the size of the cache now
     pc_u32 nr_metadata              # pages of everything but frames that were ever touched
+    pc_u32 nr_record_pages          # of mappings: charged and populated
     pc_u32 nr_out                   # blocks whose descriptors are the system's
     pc_u32 nr_unreturned            # frames in the balloon whose memory the system did not take
     pc_u32 fail_advice              # fault injection: so many times from now on the system takes no memory
@@ -303,7 +306,7 @@ cdef inline uint64_t round_up(uint64_t value, uint64_t alignment) noexcept nogil
 
 cdef inline uint32_t segment_nr_nodes(uint32_t nr_frames) noexcept nogil:
     """Nodes for the worst case, every cached page alone in its branch, plus the paths above."""
-    return <uint32_t>(<uint64_t>nr_frames * 5 + 4096)
+    return <uint32_t>((<uint64_t>nr_frames * 5 + 4096) // GROUP_NODES * GROUP_NODES)
 
 
 cdef inline uint32_t segment_nr_blocks(uint32_t nr_frames) noexcept nogil:
@@ -321,6 +324,8 @@ cdef inline uint64_t segment_layout(Header* out, uint32_t nr_frames, uint32_t nr
     at = round_up(at + <uint64_t>nr_mappings * sizeof(Mapping), PAGE_SIZE)
     out.nodes_offset = at
     at = round_up(at + <uint64_t>out.nr_nodes * sizeof(XaNode), PAGE_SIZE)
+    out.groups_offset = at
+    at = round_up(at + <uint64_t>pool_nr_groups(out.nr_nodes) * sizeof(XaGroup), PAGE_SIZE)
     out.folios_offset = at
     at = round_up(at + <uint64_t>nr_frames * sizeof(Folio), PAGE_SIZE)
     out.blocks_offset = at
@@ -341,6 +346,7 @@ cdef inline void segment_view(Segment* seg, char* base, const Header* layout) no
     seg.mappings = <Mapping*>(base + layout.mappings_offset)
     seg.pool.header = &seg.header.pool
     seg.pool.nodes = <XaNode*>(base + layout.nodes_offset)
+    seg.pool.groups = <XaGroup*>(base + layout.groups_offset)
     seg.folios = <Folio*>(base + layout.folios_offset)
     seg.blocks = <Block*>(base + layout.blocks_offset)
     seg.adaptive = <Adaptive*>(base + layout.adaptive_offset)
@@ -397,7 +403,7 @@ cdef inline void segment_init_header(Header* header) noexcept nogil:
     header.policy_pages = header.nr_frames
     header.free_mapping = NIL
     header.nr_mappings_touched = 1          # number 0 means "no mapping"
-    xa_pool_init(&header.pool, header.nr_nodes)
+    xa_pool_init(&header.pool, header.nr_nodes, False)
     header_set_budget(header, header.nr_frames)
     header_set_dirty_limits(header, header.nr_frames // DIRTY_PART, header.nr_frames // BACKGROUND_PART)
     header.layout_sum = header_layout_sum(header)
@@ -439,7 +445,8 @@ cdef inline bint header_layout_ok(const Header* header, uint64_t file_bytes) noe
             and segment_layout(&expected, header.nr_frames, header.nr_mappings, header.has_data) == file_bytes
             and expected.mappings_offset == header.mappings_offset and expected.nodes_offset == header.nodes_offset
             and expected.folios_offset == header.folios_offset and expected.frames_offset == header.frames_offset
-            and expected.blocks_offset == header.blocks_offset and expected.adaptive_offset == header.adaptive_offset
+            and expected.groups_offset == header.groups_offset and expected.blocks_offset == header.blocks_offset
+            and expected.adaptive_offset == header.adaptive_offset
             and header.total_bytes == file_bytes and header.nr_nodes == expected.nr_nodes)
 
 
@@ -463,8 +470,11 @@ cdef inline bint header_links_ok(const Header* header) noexcept nogil:
             and link_ok(header.free_mapping, header.nr_mappings)
             and header.policy < NR_POLICIES and link_ok(header.sieve_hand, header.nr_frames)
             and 0 < header.nr_mappings_touched <= header.nr_mappings and header.nr_mappings_used < header.nr_mappings
-            and pool.nr_nodes == header.nr_nodes and pool.nr_touched <= pool.nr_nodes
-            and pool.nr_used <= pool.nr_nodes and link_ok(pool.free_head, pool.nr_nodes)
+            and pool.nr_nodes == header.nr_nodes and pool.nr_groups <= pool_nr_groups(pool.nr_nodes)
+            and pool.nr_used <= pool.nr_nodes and link_ok(pool.partial_first, pool_nr_groups(pool.nr_nodes))
+            and link_ok(pool.partial_last, pool_nr_groups(pool.nr_nodes))
+            and link_ok(pool.empty_first, pool_nr_groups(pool.nr_nodes))
+            and link_ok(pool.away_first, pool_nr_groups(pool.nr_nodes))
             and link_ok(pool.shadow_head, pool.nr_nodes) and link_ok(pool.shadow_tail, pool.nr_nodes))
 
 

@@ -10,7 +10,7 @@ A finding names the broken invariant by number (the boundary has the words), the
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport load_relaxed_u32, load_relaxed_u64
 from pagecache.core.balloon cimport (FOLIO_BALLOON, balloon_missing, balloon_present, balloon_wanted, descriptor_pages,
-                                     fixed_pages)
+                                     fixed_pages, node_pages, pages_of)
 from pagecache.core.block cimport BLOCK_DESCRIBED, block_is_out
 from pagecache.core.buddy cimport FOLIO_FREE
 from pagecache.core.config cimport BLOCK_FRAMES, MAX_ORDER, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE
@@ -27,6 +27,8 @@ from pagecache.core.xa_check cimport xa_check
 from pagecache.core.xa_entry cimport xa_entry, xa_is_pointer
 from pagecache.core.xa_find cimport xas_find
 from pagecache.core.xa_multi cimport xas_get_order
+from pagecache.core.xa_node cimport XaPoolHeader
+from pagecache.core.xa_pool cimport GROUP_NODES
 from pagecache.core.xa_state cimport XaState, xas_get_mark, xas_init
 from pagecache.core.xa_walk cimport xa_load
 
@@ -96,7 +98,7 @@ cdef inline bint verify_free_lists(Segment* seg, Finding* out) noexcept nogil:
 
 cdef inline uint32_t metadata_pages(Segment* seg) noexcept nogil:
     """Pages of everything but frames that are in memory, array by array."""
-    return fixed_pages(seg) + descriptor_pages(seg)
+    return fixed_pages(seg) + descriptor_pages(seg) + node_pages(seg) + load_relaxed_u32(&seg.header.nr_record_pages)
 
 
 cdef inline uint32_t blocks_out(Segment* seg) noexcept nogil:
@@ -138,6 +140,9 @@ cdef inline bint verify_balloon(Segment* seg, Finding* out) noexcept nogil:
         return fail(out, BAD_BALLOON, 0, total, load_relaxed_u32(&seg.header.nr_balloon))
     if blocks_out(seg) != load_relaxed_u32(&seg.header.nr_out):
         return fail(out, BAD_BALLOON, 2, blocks_out(seg), load_relaxed_u32(&seg.header.nr_out))
+    total = pages_of(<uint64_t>seg.header.nr_mappings_touched * sizeof(Mapping))
+    if seg.header.nr_mappings_touched > 1 and total > load_relaxed_u32(&seg.header.nr_record_pages):
+        return fail(out, BAD_METADATA, 1, <int64_t>total, load_relaxed_u32(&seg.header.nr_record_pages))
     if metadata_pages(seg) != load_relaxed_u32(&seg.header.nr_metadata):
         return fail(out, BAD_METADATA, 0, metadata_pages(seg), load_relaxed_u32(&seg.header.nr_metadata))
     if balloon_missing(seg) != 0:
@@ -326,6 +331,33 @@ cdef inline bint verify_tenants(Segment* seg, Finding* out) noexcept nogil:
     return True
 
 
+cdef inline bint verify_groups(Segment* seg, Finding* out) noexcept nogil:
+    """Free nodes are counted, in their groups and all together; each group is on the list that they say."""
+    cdef XaPoolHeader* header = &seg.pool.header[0]
+    cdef uint32_t number = header.partial_first, nr_free = 0, nr_partial = 0, nr_empty = 0, nr_away = 0, previous = NIL
+    while number != NIL and nr_partial <= header.nr_groups:
+        if seg.pool.groups[number].prev != previous or not 0 < seg.pool.groups[number].nr_free < <uint32_t>GROUP_NODES:
+            return fail(out, BAD_NODES, number, 1, seg.pool.groups[number].nr_free)
+        nr_free += seg.pool.groups[number].nr_free
+        nr_partial += 1
+        previous = number
+        number = seg.pool.groups[number].next
+    number = header.empty_first
+    while number != NIL and nr_empty <= header.nr_groups:
+        nr_free += seg.pool.groups[number].nr_free
+        nr_empty += 1
+        number = seg.pool.groups[number].next
+    number = header.away_first
+    while number != NIL and nr_away <= header.nr_groups:
+        nr_away += 1
+        number = seg.pool.groups[number].next
+    if nr_free != header.nr_spare or nr_empty != header.nr_empty or nr_away != header.nr_away:
+        return fail(out, BAD_NODES, NIL, nr_free, header.nr_spare)
+    if (header.nr_groups - nr_away) * GROUP_NODES != header.nr_used + header.nr_spare:
+        return fail(out, BAD_NODES, NIL, (header.nr_groups - nr_away) * GROUP_NODES, header.nr_used + header.nr_spare)
+    return True
+
+
 cdef inline bint verify_mappings(Segment* seg, Finding* out) noexcept nogil:
     cdef uint64_t nr_nodes = 0, nr_pages = 0
     cdef int64_t nr_dirty = 0, nr_writeback = 0, nr_charged = 0
@@ -345,6 +377,8 @@ cdef inline bint verify_mappings(Segment* seg, Finding* out) noexcept nogil:
         return fail(out, BAD_COUNTER, <int>NR_WRITEBACK, nr_writeback, counted(seg, <int>NR_WRITEBACK))
     if nr_charged != load_relaxed_u32(&seg.header.nr_dirty_charged):
         return fail(out, BAD_CHARGE, 0, nr_charged, load_relaxed_u32(&seg.header.nr_dirty_charged))
+    if not verify_groups(seg, out):
+        return False
     if nr_nodes != seg.pool.header.nr_used:
         return fail(out, BAD_NODES, 0, nr_nodes, seg.pool.header.nr_used)
     return True

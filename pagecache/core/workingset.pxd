@@ -18,7 +18,8 @@ from pagecache.core.lock cimport futex_lock, futex_trylock, futex_unlock
 from pagecache.core.segment cimport (LRU_ACTIVE, POLICY_KERNEL, WORKINGSET_ACTIVATE, WORKINGSET_NODERECLAIM,
                                      WORKINGSET_REFAULT, WORKINGSET_RESTORE, Folio, Mapping, Segment, count)
 from pagecache.core.xa_entry cimport xa_entry, xa_mk_value, xa_to_value
-from pagecache.core.xa_node cimport XaNode, XaPool, XArray, xa_shadow_list_add, xa_shadow_list_del
+from pagecache.core.xa_node cimport XaNode, XaPool, XArray
+from pagecache.core.xa_pool cimport xa_shadow_list_add, xa_shadow_list_del
 from pagecache.core.xa_state cimport XaState, xas_init, xas_store
 
 cdef enum:

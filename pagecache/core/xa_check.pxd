@@ -14,6 +14,7 @@ from pagecache.core.config cimport NIL
 from pagecache.core.xa_entry cimport (XA_CHUNK_SHIFT, XA_CHUNK_SIZE, XA_ZERO_ENTRY, xa_entry, xa_is_internal,
                                       xa_is_node, xa_is_sibling, xa_is_value, xa_to_node, xa_to_sibling)
 from pagecache.core.xa_node cimport XA_MAX_MARKS, XaNode, XaPool, XArray, head_entry, head_shift
+from pagecache.core.xa_pool cimport GROUP_NODES
 from pagecache.core.xa_state cimport slot_run
 
 cdef enum XaBroken:
@@ -99,7 +100,7 @@ cdef inline int check_slots(XArray* xa, XaPool* pool, uint32_t number, uint64_t*
 cdef inline int check_node(XArray* xa, XaPool* pool, uint32_t number, uint32_t shift, uint32_t parent, uint32_t offset,
                            uint64_t* nr_nodes) noexcept nogil:
     cdef XaNode* node
-    if number >= pool.header.nr_touched or pool.nodes[number].owner == <uint32_t>NIL:
+    if number // GROUP_NODES >= pool.header.nr_groups or pool.nodes[number].owner == <uint32_t>NIL:
         return XA_BAD_NODE
     node = &pool.nodes[number]
     nr_nodes[0] += 1

@@ -4,7 +4,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport ctz32, store_release_u32
 from pagecache.core.config cimport NIL
 from pagecache.core.xa_entry cimport XA_CHUNK_SHIFT, XA_CHUNK_SIZE, xa_entry, xa_is_value, xa_mk_node, xa_mk_sibling
-from pagecache.core.xa_node cimport XA_MAX_MARKS, XaNode, xa_node_alloc, xa_node_free
+from pagecache.core.xa_node cimport XA_MAX_MARKS, XaNode
+from pagecache.core.xa_pool cimport xa_node_alloc, xa_node_free
 from pagecache.core.xa_state cimport (XaState, slot_run, xas_init, xas_is_node, xas_load, xas_shrink, xas_update)
 
 

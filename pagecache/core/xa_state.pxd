@@ -30,7 +30,8 @@ from pagecache.core.xa_entry cimport (XA_CHUNK_MASK, XA_CHUNK_SHIFT, XA_CHUNK_SI
                                       xa_entry, xa_is_internal, xa_is_node, xa_is_sibling, xa_is_value, xa_mk_node,
                                       xa_mk_sibling, xa_to_node, xa_to_sibling)
 from pagecache.core.xa_node cimport (XA_MAX_MARKS, XaNode, XaPool, XArray, head_entry, head_generation, head_shift,
-                                     mk_head, xa_node_alloc, xa_node_free)
+                                     mk_head)
+from pagecache.core.xa_pool cimport xa_node_alloc, xa_node_free
 
 ctypedef void (*xa_update_fn)(XaPool* pool, XArray* xa, uint32_t node) noexcept nogil
 

@@ -150,6 +150,8 @@ cdef class FolioBatch:
                 k = ctz64(index)
             while k > 0 and index + (<uint64_t>1 << k) - 1 > limit:
                 k -= 1
+            if not nodes_ensure(self.seg):
+                return -ENOMEM
             folio = folio_alloc(self.seg, k, False)
             while folio == NULL and k > 0:
                 k -= 1
@@ -161,7 +163,7 @@ cdef class FolioBatch:
                 flags |= FOLIO_READAHEAD
             if index >= demand_end:
                 flags |= FOLIO_UNUSED
-            r = mapping_add_folio(self.seg, self.mapping.number, folio, index, flags, False)
+            r = mapping_add_ensured(self.seg, self.mapping.number, folio, index, flags, False)
             if r != 0:
                 folio_put(self.seg, folio)
                 return r

@@ -8,6 +8,7 @@ def set_budget(Segment segment not None, uint32_t nr_pages):
         raise ValueError(f"the budget must be 1..{segment.seg.nr_frames} pages, not {nr_pages}")
     with nogil:
         header_set_budget(segment.seg.header, nr_pages)
+        nodes_trim(&segment.seg)
         balloon_give_excess(&segment.seg)
 
 
@@ -56,9 +57,17 @@ def memory_of(Segment segment not None):
         "balloon": present * PAGE_SIZE,
         "unreturned": load_relaxed_u32(&header.nr_unreturned) * PAGE_SIZE,
         "descriptors": descriptor_pages(seg) * PAGE_SIZE,
-        "nodes": <uint64_t>header.pool.nr_touched * sizeof(XaNode),
+        "nodes": node_pages(seg) * PAGE_SIZE,
         "shadows": <uint64_t>hint_u32(&header.pool.nr_shadow_nodes) * sizeof(XaNode),
-        "records": <uint64_t>header.nr_mappings_touched * sizeof(CMapping),
+        "records": <uint64_t>load_relaxed_u32(&header.nr_record_pages) * PAGE_SIZE,
         "tables": fixed_pages(seg) * PAGE_SIZE,
         "allowance": metadata_allowance(seg) * PAGE_SIZE,
     }
+
+
+def watch_locks(bint watches):
+    """Begins or ends counting the page faults that threads meet while they hold an engine lock.
+
+    Returns how many there were since it began; -1 in builds without checks. Context: for tests, with no lock held.
+    """
+    return lock_watch_set(watches)

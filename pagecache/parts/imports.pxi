@@ -16,9 +16,10 @@ from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u64, cas_acq_re
                                     pc_u64, store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64,
                                     sub_acq_rel_u32)
 from pagecache.core.balloon cimport (balloon_give_excess, balloon_init, balloon_missing, balloon_present, balloon_wanted,
-                                     descriptor_bytes, descriptor_pages, fixed_pages, metadata_allowance)
+                                     descriptor_bytes, descriptor_pages, fixed_pages, metadata_allowance, node_pages)
+from pagecache.core.node_memory cimport nodes_trim
 from pagecache.core.buddy cimport memory_event
-from pagecache.core.charge cimport balloon_fill
+from pagecache.core.charge cimport balloon_fill, mapping_add_ensured, nodes_ensure, records_ensure
 from pagecache.core.copy cimport copy_page, copy_shared
 from pagecache.core.dirty cimport dirty_charged, flusher_wake
 from pagecache.core.errseq cimport errseq_check_and_advance, errseq_sample, errseq_set
@@ -43,13 +44,15 @@ from pagecache.core.io_queue cimport (IO_RING, IoQueue, IoRequest, io_prepare, i
 from pagecache.core.lock cimport (RwSem, FutexLock, WAIT_SLICE_NS, WAKE_ALL, rwsem_read_begin, rwsem_read_end,
                                   rwsem_read_slice, rwsem_try_read, rwsem_try_write, rwsem_unlock_read,
                                   rwsem_unlock_write, rwsem_write_begin, rwsem_write_end, rwsem_write_slice,
-                                  futex_is_locked, futex_lock, futex_lock_slice, futex_trylock, futex_unlock)
+                                  futex_give, futex_is_locked, futex_lock, futex_lock_slice, futex_take,
+                                  futex_unlock)
+from pagecache.core.lock_watch cimport lock_watch_set
 from pagecache.core.lookup cimport (COPY_PAGE_MAX, filemap_get_entry, folio_hint, folio_is, folio_readable, folio_used,
                                     hint_holds, hint_source, prefetch_cached, read_cached)
 from pagecache.core.lru cimport (folio_free_last, folio_put, folio_put_many, lru_move)
 from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_frame, entry_order, filemap_remove_clean,
                                      filemap_remove_folio, filemap_replace_folio, filemap_zero_unshared,
-                                     mapping_add_folio, mapping_alloc, mapping_free, mapping_not_truncated_since,
+                                     mapping_alloc, mapping_free, mapping_not_truncated_since,
                                      mapping_remove, mapping_set_size, mapping_set_tenant)
 from pagecache.core.memory cimport memory_file, memory_unmap, memory_unpoison
 from pagecache.core.reclaim cimport folio_alloc, kswapd_end, kswapd_main, reclaim_pages

@@ -31,12 +31,17 @@ cdef class AddressSpace:
     cdef object __weakref__
 
     def __cinit__(self, Segment segment not None, name="object", *, uint32_t number=0):
+        cdef bint has_room
         self.segment = segment
         self.seg = &segment.seg
         if self.seg.dead:
             raise RuntimeError("the cache belongs to the parent process")
         self.is_maker = number == 0
         if self.is_maker:
+            with nogil:
+                has_room = records_ensure(self.seg)
+            if not has_room:
+                raise CacheFullError("no page can be freed to know one more object: release views, or enlarge the cache")
             number = mapping_alloc(self.seg)
             if number == 0:
                 raise OSError(_errno.ENFILE, f"all {segment.seg.header.nr_mappings - 1} mappings of the cache are in use")
@@ -288,7 +293,7 @@ cdef class AddressSpace:
             flags |= FOLIO_REFERENCED
         if dropbehind:
             flags |= FOLIO_DROPBEHIND
-        cdef int r = mapping_add_folio(self.seg, self.number, raw, index, flags, writing)
+        cdef int r = mapping_add_ensured(self.seg, self.number, raw, index, flags, writing)
         folio.is_lock_holder = r == 0
         return r
 

@@ -42,7 +42,7 @@ cdef class Mutex:
     cdef int take(self) except -1:
         cdef uint64_t me = <uint64_t>PyThread_get_thread_ident()
         if load_relaxed_u64(&self.owner) != me:
-            if not futex_trylock(&self.lock):
+            if not futex_take(&self.lock):
                 futex_lock_interruptible(&self.lock)
             store_relaxed_u64(&self.owner, me)
         self.depth += 1
@@ -52,7 +52,7 @@ cdef class Mutex:
         self.depth -= 1
         if self.depth == 0:
             store_relaxed_u64(&self.owner, 0)
-            futex_unlock(&self.lock)
+            futex_give(&self.lock)
 
 
 @cython.final

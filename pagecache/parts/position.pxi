@@ -117,10 +117,10 @@ cdef class FilePosition:
         return target
 
     cdef int lock_position(self) except -1:
-        return 0 if futex_trylock(&self.position_lock) else futex_lock_interruptible(&self.position_lock)
+        return 0 if futex_take(&self.position_lock) else futex_lock_interruptible(&self.position_lock)
 
     cdef void unlock_position(self) noexcept:
-        futex_unlock(&self.position_lock)
+        futex_give(&self.position_lock)
 
 
 @cython.final

@@ -288,6 +288,9 @@ cdef class Segment:
             raise ValueError(f"order must be in 0..{MAX_ORDER}, not {order}")
         with nogil:
             folio = folio_alloc(&self.seg, order, hard)
+            if folio != NULL and not nodes_ensure(&self.seg):
+                folio_put(&self.seg, folio)
+                folio = NULL
         return None if folio == NULL else folio_object(self, folio)
 
     def wait_for_memory(self, double timeout_s):

@@ -3,7 +3,7 @@ cdef bint trace_fill(CSegment* seg, uint32_t number, uint64_t index) noexcept no
     cdef CFolio* folio = folio_alloc(seg, 0, True)
     if folio == NULL:
         return False
-    if mapping_add_folio(seg, number, folio, index, FOLIO_REFERENCED, False) != 0:
+    if mapping_add_ensured(seg, number, folio, index, FOLIO_REFERENCED, False) != 0:
         folio_put(seg, folio)
         return False
     folio_end_read(seg, folio, True)

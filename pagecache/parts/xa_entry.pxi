@@ -19,8 +19,9 @@ from pagecache.core.xa_entry cimport (XA_CHUNK_SHIFT, XA_RETRY_ENTRY, XA_ZERO_EN
 from pagecache.core.xa_find cimport (ANY_MARK, xas_find, xas_find_conflict, xas_find_marked, xas_next, xas_pause,
                                      xas_prev)
 from pagecache.core.xa_multi cimport xas_get_order, xas_split, xas_try_split
-from pagecache.core.xa_node cimport (XA_MAX_MARKS, XaNode, XaPool, XaPoolHeader, XArray as CXArray, head_entry,
-                                     head_shift, xa_pool_init)
+from pagecache.core.xa_node cimport (XA_MAX_MARKS, XaGroup, XaNode, XaPool, XaPoolHeader, XArray as CXArray, head_entry,
+                                     head_shift)
+from pagecache.core.xa_pool cimport pool_nr_groups, xa_pool_init
 from pagecache.core.xa_state cimport (XAS_BOUNDS, XAS_HEAD, XAS_RESTART, XaState as CXaState,
                                       xas_clear_mark, xas_error, xas_get_mark, xas_init, xas_init_marks, xas_is_node,
                                       xas_load, xas_reload, xas_reset, xas_retry, xas_set, xas_set_err, xas_set_mark,

@@ -8,6 +8,11 @@ while Python code may run: objects are let go of when the array is in order agai
 cdef class XaCursor
 
 
+cdef size_t pool_bytes(uint32_t nr_nodes) noexcept:
+    """Of a pool of an array's own: nodes, then groups."""
+    return max(<size_t>nr_nodes, 1) * NODE_BYTES + pool_nr_groups(nr_nodes) * sizeof(XaGroup)
+
+
 @cython.final
 @cython.no_gc_clear
 cdef class XArray:
@@ -36,14 +41,15 @@ cdef class XArray:
             raise ValueError(f"nr_nodes must be in 0..{MAX_NODES}, not {nr_nodes}")
         self._table = EntryTable()
         self._pool.header = &self._header
-        self._pool.nodes = <XaNode*>memory_map(max(<size_t>nr_nodes, 1) * NODE_BYTES, NODE_ALIGNMENT, -1)
+        self._pool.nodes = <XaNode*>memory_map(pool_bytes(nr_nodes), NODE_ALIGNMENT, -1)
         if self._pool.nodes == NULL:
             raise MemoryError(f"no address space for {nr_nodes} nodes")
-        xa_pool_init(&self._header, nr_nodes)
+        self._pool.groups = <XaGroup*>(self._pool.nodes + <size_t>nr_nodes)
+        xa_pool_init(&self._header, nr_nodes, True)
 
     def __dealloc__(self):
         if self._pool.nodes != NULL:
-            memory_unmap(self._pool.nodes, max(<size_t>self._header.nr_nodes, 1) * NODE_BYTES)
+            memory_unmap(self._pool.nodes, pool_bytes(self._header.nr_nodes))
 
     # -- what the methods share ----------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pagecache import _core
 from pagecache._core import AddressSpace, Segment
 from pagecache.stats.sources import SOURCES, shown_counts
 from pagecache.units import PAGE_SIZE, format_size
@@ -12,7 +13,8 @@ from pagecache.units import PAGE_SIZE, format_size
 FILES_SHOWN = 20  # rows of a table
 
 _SHOWN = (
-    "hits", "misses", "hit_ratio", "resident_bytes", "budget_bytes", "overhead_bytes", "nr_dirty", "nr_pinned",
+    "hits", "misses", "hit_ratio", "resident_bytes", "budget_bytes", "overhead_bytes", "memory_free_bytes",
+    "memory_descriptors_bytes", "memory_nodes_bytes", "memory_records_bytes", "nr_dirty", "nr_pinned",
     "pgmajfault", "readahead_pages", "readahead_hits", "evictions", "workingset_refault_file", "store_reads",
     "store_read_bytes",
 )  # fmt: skip
@@ -71,6 +73,12 @@ class Stats:
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers by name."""
         return dict(self.__dict__)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Where the memory of the cache is, bytes by name (docs/memory.md): `memory_..._bytes` of the other numbers."""
+        parts = (name for name in self.__dict__ if name.startswith("memory_"))
+        return {name.removeprefix("memory_").removesuffix("_bytes"): self.__dict__[name] for name in parts}
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"no statistic named {name!r}; there are: {', '.join(sorted(self.__dict__))}")
@@ -141,6 +149,7 @@ def read_stats(segment: Segment, counts: Mapping[str, int]) -> Stats:
     sizes = segment.sizes()
     values["budget_bytes"] = segment.nr_frames * PAGE_SIZE
     values["resident_bytes"] = values["nr_file_pages"] * PAGE_SIZE
+    values |= {f"memory_{part}_bytes": nbytes for part, nbytes in _core.memory_of(segment).items()}
     values["overhead_bytes"] = sum(sizes[name][2] for name in ("header", "mappings", "nodes", "folios"))
     values |= shown_counts(counts, values["store_reads"], values["store_read_bytes"])
     return Stats(values)

@@ -18,6 +18,7 @@ from pagecache.core.admit cimport policy_init
 from pagecache.core.atomic cimport (add_acq_rel_u32, cpu_relax, load_acquire_u32, pc_u32, store_relaxed_u32,
                                     store_relaxed_u64, store_release_u32)
 from pagecache.core.balloon cimport balloon_init
+from pagecache.core.charge cimport records_ensure
 from pagecache.core.config cimport PAGE_SIZE
 from pagecache.core.errseq cimport errseq_sample
 from pagecache.core.futex cimport futex_setup
@@ -146,6 +147,7 @@ cdef int prepare(Work* work, list descriptors, uint32_t nr_frames, uint32_t poli
     io_queue_init(&work.queue, &work.seg, False, False)
     page_bytes = bytearray(PAGE_SIZE)
     for m in range(NR_FILES):
+        records_ensure(&work.seg)
         work.files[m].number = mapping_alloc(&work.seg)
         work.files[m].fd = descriptors[m]
         for page in range(NR_PAGES):

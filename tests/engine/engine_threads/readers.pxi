@@ -11,7 +11,8 @@ from pagecache.core.lock cimport (RwSem, rwsem_read_begin, rwsem_read_end, rwsem
                                   rwsem_unlock_write, rwsem_write_begin, rwsem_write_end, rwsem_write_slice)
 from pagecache.core.lookup cimport filemap_get_entry, prefetch_cached, read_cached
 from pagecache.core.lru cimport folio_put
-from pagecache.core.mapping cimport filemap_remove_folio, mapping_add_folio
+from pagecache.core.charge cimport mapping_add_ensured
+from pagecache.core.mapping cimport filemap_remove_folio
 from pagecache.core.reclaim cimport folio_alloc
 from pagecache.core.segment cimport Folio, Mapping
 from pagecache.core.stamp cimport stamp_is_current
@@ -136,7 +137,7 @@ cdef void fill_page(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
     lock_shared(&mapping.invalidate_lock)
     folio = folio_alloc(&work.seg, order, order == 0)
     if folio != NULL:
-        if (index << PAGE_SHIFT) < load_acquire_u64(&mapping.size) and mapping_add_folio(
+        if (index << PAGE_SHIFT) < load_acquire_u64(&mapping.size) and mapping_add_ensured(
                 &work.seg, file.number, folio, index, FOLIO_READAHEAD if random_below(worker, 8) == 0 else 0, False) == 0:
             on_disk = bytes_on_disk(mapping)
             wanted = on_disk - (index << PAGE_SHIFT) if on_disk > index << PAGE_SHIFT else 0
@@ -166,7 +167,7 @@ cdef void read_ahead(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
         folios[nr] = folio_alloc(&work.seg, 0, False)
         if folios[nr] == NULL:
             break
-        if mapping_add_folio(&work.seg, file.number, folios[nr], page + nr, 0, False) != 0:
+        if mapping_add_ensured(&work.seg, file.number, folios[nr], page + nr, 0, False) != 0:
             folio_put(&work.seg, folios[nr])
             break
         nr += 1

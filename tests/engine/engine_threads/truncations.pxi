@@ -8,7 +8,7 @@ cdef void put_page(Worker* worker, uint32_t page, uint64_t nr_ones) noexcept nog
     """Caches a page that begins with so many ones, and is zeros from there on."""
     cdef Work* work = worker.work
     cdef Folio* folio = folio_alloc(&work.seg, 0, True)
-    if folio == NULL or mapping_add_folio(&work.seg, work.files[0].number, folio, page, 0, False) != 0:
+    if folio == NULL or mapping_add_ensured(&work.seg, work.files[0].number, folio, page, 0, False) != 0:
         work_failed(work, SHORT_FILE, page, 0, 0, 0)
     else:
         memset(folio_address(&work.seg, folio), 1, nr_ones)

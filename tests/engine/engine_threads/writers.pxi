@@ -59,7 +59,7 @@ cdef uint32_t write_new(Worker* worker, uint32_t m, uint32_t page, const char* s
     cdef uint32_t done = 0
     if folio == NULL:
         return 0
-    if mapping_add_folio(&work.seg, file.number, folio, page, 0, True) == 0:
+    if mapping_add_ensured(&work.seg, file.number, folio, page, 0, True) == 0:
         if folio_mark_dirty(&work.seg, folio):
             memcpy(folio_address(&work.seg, folio), source, PAGE_SIZE)
             folio_set(folio, FOLIO_UPTODATE)
