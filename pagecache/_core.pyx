@@ -8,6 +8,7 @@ below are its boundary: each parses arguments, releases the GIL once, calls the 
 include "parts/imports.pxi"     # what the parts use of the core
 include "parts/errors.pxi"      # negative errno to exceptions; waiting with signals
 include "parts/segment.pxi"     # Segment: the mapped region, its counters, its check, the background reclaimer
+include "parts/directory.pxi"   # ObjectKey: what is known of objects that are not open
 include "parts/folio.pxi"       # Folio: one reference to a folio
 include "parts/batch.pxi"       # FolioBatch: a run of folios that is filled, copied or removed together
 include "parts/mapping.pxi"     # AddressSpace: the cached pages of one store object

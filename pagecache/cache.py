@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
-from pagecache import budget, truncate
+from pagecache import budget
 from pagecache._core import Mutex, Segment
 from pagecache.files.aio import in_worker
 from pagecache.files.file import File
 from pagecache.files.inode import Inode, Streams
-from pagecache.files.inode_table import InodeTable
+from pagecache.files.inode_table import IdleObject, InodeTable
 from pagecache.files.modes import Durability, Mode, Name, OnChange, Policy, Priority, Recheck, check_choices, checked_mode
 from pagecache.files.opening import store_of
 from pagecache.files.recorded import RecordedFile, Recorder
@@ -84,7 +84,7 @@ class PageCache:
         self._files: WeakMembers[File] = WeakMembers()
         self._totals = SourceTotals()
         self._inodes = InodeTable(
-            partial(Inode, self.segment, Streams(), self.flusher, on_write_error == "retry", self._totals)
+            self.segment, partial(Inode, self.segment, Streams(), self.flusher, on_write_error == "retry", self._totals)
         )
         self._wrap_store: Callable[[BackingStore], BackingStore] | None = None
         self._maps: WeakMembers[Closable] = WeakMembers()
@@ -260,7 +260,7 @@ class PageCache:
         """Open a file of a type of one's own on a store, which is closed if that fails; for adapters."""
         try:
             self.flusher.limit_undurable()
-            if getattr(store, "is_immutable", False) and self.find(store.key) is None:
+            if getattr(store, "is_immutable", False) and not self._inodes.knows(store.key):
                 store.validator()  # asks the store, which is better done without the cache's lock
             inode = self._inodes.acquire(store, writes=mode != "rb")
         except BaseException:
@@ -374,10 +374,10 @@ class PageCache:
             stats.__dict__["files"] = sorted(files, key=lambda file: (-file.store_read_bytes, file.name))
         return stats
 
-    def inodes(self) -> list[Inode]:
-        """Return the objects that are open or cached."""
+    def inodes(self) -> list[Inode | IdleObject]:
+        """Return the objects that are open or cached; of those that only the directory knows the 4,096 largest."""
         self._check_usable()
-        return list(self._inodes)
+        return [*self._inodes, *self._inodes.largest_idle()]
 
     def forget(self, *keys: str, whole: bool = True) -> None:
         """Let objects be opened as new the next time, with nothing cached; files that are open keep what they have.
@@ -427,7 +427,7 @@ class PageCache:
     def drop_caches(self) -> int:
         """Drop every page that is clean and not in use. Returns the pages dropped."""
         self._check_usable()
-        return sum(truncate.invalidate_mapping_pages(inode.mapping, 0, LAST_PAGE) for inode in self._inodes.known())
+        return self._inodes.drop_clean()
 
     def sync(self) -> None:
         """Write back, and make durable, all that was written through the cache.

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from zarr.abc.store import OffsetByteRequest
 
+from pagecache._core import read_object
 from pagecache.adapters.zarr_opening import Opening
 from pagecache.adapters.zarr_source import (
     Answer,
@@ -30,7 +31,7 @@ from pagecache.adapters.zarr_source import (
     span_of,
 )
 from pagecache.adapters.zarr_steps import Step, Steps, attempted, only
-from pagecache.adapters.zarr_values import LoadCancelled, Loading, Value, Values
+from pagecache.adapters.zarr_values import LoadCancelled, Loading, Place, Value, Values
 from pagecache.files.aio import in_worker
 from pagecache.units import PAGE_SIZE
 
@@ -39,6 +40,15 @@ logger = logging.getLogger("pagecache")
 MISS: Any = object()
 GONE = "the key is gone of which a part was read: read it again"
 INLINE_BYTES_MAX = 1024 * 1024  # what is copied into the cache by the thread of the event loop
+
+
+def _read_at(place: Place, nbytes: int, offset: int) -> Any:
+    """Return bytes of an object if all of them are cached, else MISS. Never waits."""
+    segment = place[0]()
+    if segment is None or segment.dead:
+        return MISS
+    data = read_object(segment, place[1], place[2], nbytes, offset)
+    return MISS if data is None else data
 
 
 class Reader:
@@ -53,6 +63,7 @@ class Reader:
         self.source = source
         self._recheck = recheck
         self._opened_s = opened_s
+        self._is_per_opening = recheck == "open"
         self._opening = opening
 
     # -- what is known -------------------------------------------------------------------------------------------------
@@ -75,8 +86,10 @@ class Reader:
     def cached(self, key: str, byte_range: Any) -> Any:
         """Return the bytes of a range, None for a key that does not exist, or MISS. Never waits."""
         value = self.values.get(key)
-        if value is None or value.checked_s < (self._opened_s if self._recheck == "open" else self.not_before()):
+        if value is None or value.checked_s < (self._opened_s if self._is_per_opening else self.not_before()):
             return MISS
+        if byte_range is None and value.is_sure and value.place is not None and value.size:
+            return _read_at(value.place, value.size, 0)
         return self._cached_of(value, byte_range)
 
     @staticmethod
@@ -88,14 +101,7 @@ class Reader:
         offset, nbytes = (0, value.size) if byte_range is None else span_of(byte_range, value.size)
         if nbytes == 0:
             return b""
-        file = value.file
-        if file is None:
-            return MISS
-        try:
-            data = file.pread_cached(nbytes, offset)
-        except (ValueError, RuntimeError):  # closed, or of the parent process
-            return MISS
-        return MISS if data is None else data
+        return MISS if value.place is None else _read_at(value.place, nbytes, offset)
 
     # -- one range -----------------------------------------------------------------------------------------------------
 
@@ -135,13 +141,13 @@ class Reader:
         """Return the bytes of a range of a known value, or MISS when it has to be looked at again. May block."""
         if value.size is None:
             return None
-        file = self.values.file_of(key, value, self.source)
-        if file is None:
-            return MISS
         offset, nbytes = span_of(byte_range, value.size)
-        # The first page of a file begins a stream; the first chunk of a shard does not.
-        file.is_random = offset < PAGE_SIZE and nbytes < value.size // 2
-        return self._of_file(key, file, lambda: file.pread(nbytes, offset))
+        with self.values.opened(key, value, self.source) as file:
+            if file is None:
+                return MISS
+            # The first page of a file begins a stream; the first chunk of a shard does not.
+            file.is_random = offset < PAGE_SIZE and nbytes < value.size // 2
+            return self._of_file(key, file, lambda: file.pread(nbytes, offset))
 
     def _of_file(self, key: str, file: Any, call: Callable[[], Any]) -> Any:
         """Return what a call with a file returns, or MISS if that is closed: the key was written, or many others opened."""
@@ -265,11 +271,13 @@ class Reader:
             return MISS
 
     def _read_many(self, key: str, value: Value, byte_ranges: Sequence[Any]) -> Any:
-        file = self.values.file_of(key, value, self.source)
-        if file is None or value.size is None:
+        if value.size is None:
             return MISS
         spans = [span_of(wanted, value.size) for wanted in byte_ranges]
-        return self._of_file(key, file, lambda: file.preadv_many([(nbytes, offset) for offset, nbytes in spans]))
+        with self.values.opened(key, value, self.source) as file:
+            if file is None:
+                return MISS
+            return self._of_file(key, file, lambda: file.preadv_many([(nbytes, offset) for offset, nbytes in spans]))
 
 
 async def _result_of(loading: Loading) -> Answer | None:

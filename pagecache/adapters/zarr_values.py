@@ -1,9 +1,12 @@
-"""The values of Zarr stores that are known, and the files open on them.
+"""The values of Zarr stores that are known, and where their bytes are in the cache.
 
 What is known of a value is its size and version, or that it does not exist, and when the store was asked. It is known by
 the store's identity (what it reads, and with which rights) and by cache, and is kept when no store of that identity is
 left: the next one that is made, in a function or by unpickling, begins with it, and with the pages, which the cache keeps
 under keys made of the same identity. Whether it may be used as it is, `recheck` says.
+
+A value is read without a file, by its place in the cache. Where that does not have all of it, a file is opened for the
+read; only large values, which are read in parts, keep one, up to MAX_FILES of them, so that readahead knows how.
 
 `Values` is what the live stores of one identity share: the table of what is known, the requests under way, the open files.
 The files are closed with the last store; the tables stay, as long as they hold fewer than MAX_KEYS keys together.
@@ -15,10 +18,11 @@ import os
 import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from pagecache._core import Mutex
+from pagecache._core import Mutex, Segment
 from pagecache.adapters.zarr_source import Answer, StoreSource, WouldBlockError
 from pagecache.cache import PageCache
 from pagecache.default import default_cache
@@ -29,7 +33,8 @@ from pagecache.stores.validators import Version
 from pagecache.units import PAGE_SHIFT
 
 MAX_KEYS = 1_000_000  # known keys; an entry takes about 300 bytes
-MAX_FILES = 2048  # open files
+MAX_FILES = 64  # open files, of values that are read in parts
+WHOLE_MAX = 1024 * 1024  # up to so many bytes a value is read by a few reads: no file is kept open on it
 MAX_TABLES = 1024  # identities that are known
 MAX_OPENINGS = 65536  # openings of stores that are remembered
 _names = itertools.count(1)
@@ -37,11 +42,15 @@ _process: object = object()  # another one in a forked child: looking at it cost
 _versions = itertools.count(1)  # an old value's pages must never be taken for a new one's
 
 
+Place = tuple["weakref.ref[Segment]", int, int]  # the cache's segment, number and generation: see `read_object`
+
+
 class Value:
     """What is known of one key. size: bytes, or None when there is no such key. is_sure: whether that is more than what the
-    store says of it. checked_s: when the store was asked (monotonic seconds). validator: of its pages."""
+    store says of it. checked_s: when the store was asked (monotonic seconds). validator: of its pages. place: of the object
+    in a cache that had some of them (`Place`), or None. file: kept open on it, or None."""
 
-    __slots__ = ("checked_s", "file", "is_sure", "size", "validator", "version")
+    __slots__ = ("checked_s", "file", "is_sure", "place", "size", "validator", "version")
 
     def __init__(self, answer: Answer | None, checked_s: float):
         self.size = None if answer is None else answer.size
@@ -49,6 +58,7 @@ class Value:
         self.is_sure = answer is None or answer.is_sure
         self.checked_s = checked_s
         self.file: File | None = None
+        self.place: Place | None = None
         validator = self.version.validator if self.version is not None else None
         self.validator = validator or f"load {next(_versions)}"
 
@@ -130,7 +140,7 @@ class Values:
         asked_s: taken before the store was asked. Returns what is known now; None if the answer tells no size.
         """
         value = None if answer is not None and answer.size is None else Value(answer, asked_s)
-        dropped: list[File | None] = []
+        dropped: list[tuple[str, File | None]] = []
         with self._lock.held():
             if not loading.is_stale:
                 del self.loading[key]
@@ -139,14 +149,13 @@ class Values:
                     old.checked_s = max(old.checked_s, asked_s)
                     value = old
                 else:
-                    dropped.append(self._forget(key))
+                    dropped += self._forget(key)
                     if value is not None:
                         self._values[key] = value
                 while len(self._values) > MAX_KEYS:
-                    dropped.append(self._forget(next(iter(self._values))))
+                    dropped += self._forget(next(iter(self._values)))
         loading.set_result(answer)
-        for file in dropped:
-            _drop(file)
+        self._drop(dropped)
         return value
 
     def note_same(self, key: str, loading: Loading, value: Value, asked_s: float) -> None:
@@ -168,33 +177,45 @@ class Values:
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
-    def file_of(self, key: str, value: Value, source: StoreSource) -> File | None:
-        """Return the open file of an existing value, or None when the key was written meanwhile. Raises OSError.
+    def key_of(self, key: str) -> str:
+        """Return the key under which the cache knows a value."""
+        return f"zarr:{self.name}/{key}"
 
-        source: reads it, if it is not open yet.
+    @contextlib.contextmanager
+    def opened(self, key: str, value: Value, source: StoreSource) -> Iterator[File | None]:
+        """An open file of an existing value, None when the key was written meanwhile, for a `with` block. Raises OSError.
+
+        source: reads it. What is read in parts keeps its file, as that knows how it is read; up to MAX_FILES do.
         """
         file = value.file
         if file is not None and not file.closed and not file.mapping.segment.dead:
-            return file
+            yield file
+            return
         assert value.size is not None, "a file needs a value"
-        store = source.backing(f"zarr:{self.name}", key, value.size, value.version, value.validator)
-        file = self.cache.open(store)
+        file = self.cache.open(source.backing(f"zarr:{self.name}", key, value.size, value.version, value.validator))
+        try:
+            if self._values.get(key) is not value:
+                yield None
+                return
+            place = file.mapping.place
+            value.place = None if place is None else (weakref.ref(file.mapping.segment), *place)
+            yield file
+        finally:
+            self._close_or_keep(key, value, file)
+
+    def _close_or_keep(self, key: str, value: Value, file: File) -> None:
         surplus: list[File | None] = [file]
-        with self._lock.held():
-            if self._values.get(key) is value:
-                if value.file is None or value.file.closed or value.file.mapping.segment.dead:
+        if value.size is not None and value.size > WHOLE_MAX:
+            with self._lock.held():
+                if self._values.get(key) is value and (value.file is None or value.file.closed):
                     surplus = [value.file]
                     value.file, self._files[key] = file, value
                     self._files.move_to_end(key)
                 while len(self._files) > MAX_FILES:
                     surplus.append(_taken_from(self._files.popitem(last=False)[1]))
-                file = value.file
-            else:
-                file = None
         for old in surplus:
             if old is not None:
                 old.close()
-        return file
 
     def keep(self, key: str, value: Value, answer: Answer, source: StoreSource) -> None:
         """Put the whole pages of what an answer brought into the cache, as far as there is room.
@@ -206,9 +227,10 @@ class Values:
             return
         first = -(-answer.start >> PAGE_SHIFT)
         last = (-(-end >> PAGE_SHIFT) if end == answer.size else end >> PAGE_SHIFT) - 1
-        with contextlib.suppress(OSError, ValueError):  # what cannot be kept has been read nevertheless
-            file = self.file_of(key, value, source) if first <= last else None
-            if file is not None:
+        if first > last:
+            return
+        with contextlib.suppress(OSError, ValueError), self.opened(key, value, source) as file:
+            if file is not None:  # what cannot be kept has been read nevertheless
                 self._fill(file, value, answer, first, last)
 
     @staticmethod
@@ -231,16 +253,27 @@ class Values:
         """Know nothing of a key any more: it was, or will be, written."""
         self._check_process()
         with self._lock.held():
-            file = self._forget(key)
-        _drop(file)
+            dropped = self._forget(key)
+        self._drop(dropped)
 
-    def _forget(self, key: str) -> File | None:
-        self._values.pop(key, None)
+    def _forget(self, key: str) -> list[tuple[str, File | None]]:
+        """Know nothing of a key. Returns it and its file if something of it may be cached. Context: the lock held."""
+        value = self._values.pop(key, None)
         loading = self.loading.pop(key, None)
         if loading is not None:
             loading.is_stale = True
-        value = self._files.pop(key, None)
-        return None if value is None else _taken_from(value)
+        self._files.pop(key, None)
+        if value is None or (value.file is None and value.place is None):
+            return []
+        return [(key, _taken_from(value))]
+
+    def _drop(self, dropped: list[tuple[str, File | None]]) -> None:
+        """Close files whose pages will not be read again, and let those go."""
+        for key, file in dropped:
+            if file is not None:
+                file.close()
+            with contextlib.suppress(ValueError, RuntimeError, OSError):  # the cache was closed, or is the parent process's
+                self.cache.discard(self.key_of(key))
 
     def forget_prefix(self, prefix: str) -> None:
         """Know nothing of any key that begins so any more."""
@@ -260,14 +293,6 @@ def _taken_from(value: Value) -> File | None:
     """Return the file of a value, which has none any more: a closed one would keep its object from being forgotten."""
     file, value.file = value.file, None
     return file
-
-
-def _drop(file: File | None) -> None:
-    """Close a file whose pages will not be read again."""
-    if file is not None:
-        with contextlib.suppress(ValueError, RuntimeError, OSError):  # the cache was closed, or is the parent process's
-            file.fadvise(4)  # FADV_DONTNEED
-        file.close()
 
 
 def _close_files(files: OrderedDict[str, Value]) -> None:

@@ -72,5 +72,6 @@ static inline void cpu_relax(void) {
 }
 #define prefetch_read(address) __builtin_prefetch((address), 0, 3)
 #define ctz32(v) ((uint32_t)__builtin_ctz(v))
+#define clz64(v) ((uint32_t)__builtin_clzll(v))
 #define ctz64(v) ((uint32_t)__builtin_ctzll(v))
 #endif

@@ -48,4 +48,5 @@ cdef extern from "core/atomic.h" nogil:
     void cpu_relax() noexcept
     void prefetch_read(const void* address) noexcept
     uint32_t ctz32(uint32_t v) noexcept
+    uint32_t clz64(uint64_t v) noexcept
     uint32_t ctz64(uint64_t v) noexcept

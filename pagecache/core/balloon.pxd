@@ -29,8 +29,8 @@ The floor: a cache of less than about 80 MiB has more metadata than 1.8 %: heade
 always allowed, so that caches of 1, 2, 3 frames keep them all.
 """
 from libc.stdint cimport uint32_t, uint64_t
-from pagecache.core.atomic cimport (add_acq_rel_u32, hint_u32, load_acquire_u32, load_relaxed_u32, store_relaxed_u32,
-                                    store_release_u32, sub_acq_rel_u32)
+from pagecache.core.atomic cimport (add_acq_rel_u32, hint_u32, load_acquire_u32, load_relaxed_u32, pc_u32,
+                                    store_relaxed_u32, store_release_u32, sub_acq_rel_u32)
 from pagecache.core.block cimport (BLOCK_DESCRIBED, BLOCK_PAGES, FIRST_SEQ, block_advise_small, block_enter, block_leave,
                                    descriptors_begin, descriptors_populate, frames_give_back)
 from pagecache.core.buddy cimport (FOLIO_ORDER_SHIFT, buddy_alloc, buddy_free, buddy_merge, buddy_open, memory_event)
@@ -38,14 +38,14 @@ from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport BLOCK_FRAMES, FRAME_ALIGNMENT, MAX_ORDER, NIL, PAGE_SHIFT, PAGE_SIZE
 from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.memory cimport memory_advise_huge, memory_populate
-from pagecache.core.segment cimport (POLICY_ADAPTIVE, Adaptive, Block, Folio, Header, Segment, segment_budget,
+from pagecache.core.segment cimport (POLICY_ADAPTIVE, Adaptive, Block, Folio, Header, Mapping, Segment, segment_budget,
                                      segment_nr_blocks)
 from pagecache.core.xa_node cimport XaGroup
 from pagecache.core.xa_pool cimport GROUP_PAGES
 
 cdef enum:
     FOLIO_BALLOON = 1 << 22         # head of a block in the balloon; beside the order the only bit set then
-    FLOOR_PAGES = 32                # of metadata that every cache may have: five groups of index nodes, and records
+    FLOOR_PAGES = 38                # of metadata that every cache may have: five groups of index nodes, and 48 records
     CHUNK_PART = 512                # of the budget: what is charged at once
 
 
@@ -53,6 +53,17 @@ cdef enum:
 
 cdef inline uint32_t pages_of(uint64_t nbytes) noexcept nogil:
     return <uint32_t>((nbytes + PAGE_SIZE - 1) >> PAGE_SHIFT)
+
+
+cdef inline uint32_t bucket_pages(uint32_t nr_record_pages) noexcept nogil:
+    """Pages of the directory's table that so many pages of records need: a bucket a record."""
+    return pages_of(<uint64_t>nr_record_pages * (PAGE_SIZE // sizeof(Mapping)) * sizeof(pc_u32))
+
+
+cdef inline uint32_t records_pages(Segment* seg) noexcept nogil:
+    """Pages of records, and of the directory's table, that are charged."""
+    cdef uint32_t nr = load_relaxed_u32(&seg.header.nr_record_pages)
+    return nr + bucket_pages(nr)
 
 
 cdef inline uint32_t fixed_pages(Segment* seg) noexcept nogil:

@@ -14,7 +14,7 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport add_acq_rel_u32, cas_acq_rel_u32, hint_u32, load_acquire_u32, store_release_u32
 from pagecache.core.balloon cimport (balloon_add, balloon_chunk, balloon_missing, balloon_take_free, balloon_take_unopened,
-                                     metadata_uncharge, pages_of)
+                                     bucket_pages, metadata_uncharge, pages_of)
 from pagecache.core.compact cimport folio_alloc_emptied
 from pagecache.core.config cimport MAX_ORDER, NIL, PAGE_SHIFT
 from pagecache.core.folio cimport folio_ref_freeze
@@ -153,15 +153,19 @@ cdef inline int mapping_add_ensured(Segment* seg, uint32_t number, Folio* folio,
 cdef inline bint records_ensure(Segment* seg) noexcept nogil:
     """Sees to it that a record may be taken (`mapping_alloc`). Returns whether it may. No lock is held."""
     cdef uint32_t had = load_acquire_u32(&seg.header.nr_record_pages), touched, limit, nr
+    cdef uint32_t first, nr_beside
     touched = hint_u32(&seg.header.nr_mappings_touched)
     limit = touched + RECORDS_SPARE if touched + RECORDS_SPARE < seg.header.nr_mappings else seg.header.nr_mappings
     if pages_of(<uint64_t>limit * sizeof(Mapping)) <= had:
         return True
     limit = pages_of(<uint64_t>seg.header.nr_mappings * sizeof(Mapping))
     nr = RECORD_PAGES if limit - had > <uint32_t>RECORD_PAGES else limit - had
-    if not metadata_charge(seg, nr):
-        return hint_u32(&seg.header.free_mapping) != NIL
+    first = bucket_pages(had)
+    nr_beside = bucket_pages(had + nr) - first
+    if not metadata_charge(seg, nr + nr_beside):
+        return hint_u32(&seg.header.free_mapping) != NIL or hint_u32(&seg.header.idle_first) != 0
     memory_populate(<char*>seg.mappings + (<uint64_t>had << PAGE_SHIFT), <size_t>nr << PAGE_SHIFT)
+    memory_populate(<char*>seg.buckets + (<uint64_t>first << PAGE_SHIFT), <size_t>nr_beside << PAGE_SHIFT)
     if not cas_acq_rel_u32(&seg.header.nr_record_pages, &had, had + nr):
-        metadata_uncharge(seg, nr)      # another thread was faster
+        metadata_uncharge(seg, nr + nr_beside)      # another thread was faster
     return True

@@ -15,15 +15,17 @@ from libc.errno cimport EBUSY, EEXIST, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 from pagecache.core.admit cimport lru_admit
-from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u64, ctz32, fence_acquire, load_acquire_u64,
+from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u64, ctz32, fence_acquire, hint_u32, load_acquire_u64,
                                     load_relaxed_u32, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64,
                                     store_release_u32, store_release_u64)
 from pagecache.core.check cimport pc_assert
-from pagecache.core.config cimport NIL
+from pagecache.core.config cimport NIL, PAGE_SHIFT
 from pagecache.core.folio cimport (FOLIO_DIRTY, FOLIO_LOCKED, FOLIO_UNUSED, FOLIO_WAITERS, FOLIO_WRITEBACK,
                                    folio_address, folio_clear, folio_index, folio_mapping, folio_nr_pages, folio_order,
                                    folio_ref_add, folio_ref_freeze, folio_ref_unfreeze, folio_seq_bump, folio_set,
                                    folio_test, folio_test_clear, folio_write_begin, folio_write_end)
+from pagecache.core.directory cimport (HOLDING_HELD, HOLDING_NONE, directory_unpublish, generation_begin, idle_reuse,
+                                       mapping_emptied)
 from pagecache.core.dirty cimport dirty_uncharge
 from pagecache.core.lock cimport futex_lock, futex_unlock
 from pagecache.core.lru cimport folio_put_many
@@ -68,23 +70,46 @@ cdef inline void mapping_forget_counts(Mapping* mapping) noexcept nogil:
     store_relaxed_u64(&mapping.readahead_wasted, 0)
 
 
+cdef inline void mapping_forget_shadows(Segment* seg, Mapping* mapping) noexcept nogil:
+    """Empties an index that holds only shadows. xa_lock is held."""
+    cdef XaState xas
+    xas_init(&xas, &mapping.pages, &seg.pool, 0, 63)
+    xas.update = workingset_update_node
+    xas_store(&xas, 0)
+
+
 cdef inline uint32_t mapping_alloc(Segment* seg) noexcept nogil:
-    """Takes an unused mapping: empty index, size 0. Returns its number, or 0 when all are taken."""
+    """Takes an unused mapping, or the one that has been idle and without pages for longest: empty index, size 0. Returns
+    its number, or 0 when all are held or have pages."""
     cdef uint32_t number
     cdef Mapping* mapping
+    cdef bint is_reused = False
     futex_lock(&seg.header.mapping_lock)
     number = seg.header.free_mapping
     if number != NIL:
         seg.header.free_mapping = seg.mappings[number].next_free
-    elif seg.header.nr_mappings_touched < seg.header.nr_mappings:
+    elif (seg.header.nr_mappings_touched < seg.header.nr_mappings
+            and (seg.header.nr_mappings_touched + 1) * <uint64_t>sizeof(Mapping)
+            <= <uint64_t>load_relaxed_u32(&seg.header.nr_record_pages) << PAGE_SHIFT      # those were paid for
+            and seg.header.nr_listed_mappings < hint_u32(&seg.header.idle_kept)):
         number = seg.header.nr_mappings_touched
         seg.header.nr_mappings_touched += 1
     else:
-        futex_unlock(&seg.header.mapping_lock)
-        return 0
-    seg.header.nr_mappings_used += 1
+        number = idle_reuse(seg)
+        is_reused = number != 0
+        if number == 0:
+            futex_unlock(&seg.header.mapping_lock)
+            return 0
+    if not is_reused:
+        seg.header.nr_mappings_used += 1
+        store_relaxed_u32(&seg.mappings[number].holding, HOLDING_HELD)
+        generation_begin(&seg.mappings[number])
     futex_unlock(&seg.header.mapping_lock)
     mapping = &seg.mappings[number]
+    if is_reused:
+        futex_lock(&mapping.pages.lock)
+        mapping_forget_shadows(seg, mapping)
+        futex_unlock(&mapping.pages.lock)
     mapping.pages.owner = number
     mapping.pages.flags = 0
     store_relaxed_u64(&mapping.size, 0)
@@ -99,18 +124,11 @@ cdef inline uint32_t mapping_alloc(Segment* seg) noexcept nogil:
     return number
 
 
-cdef inline void mapping_forget_shadows(Segment* seg, Mapping* mapping) noexcept nogil:
-    """Empties an index that holds only shadows. xa_lock is held."""
-    cdef XaState xas
-    xas_init(&xas, &mapping.pages, &seg.pool, 0, 63)
-    xas.update = workingset_update_node
-    xas_store(&xas, 0)
-
-
 cdef inline void mapping_free(Segment* seg, uint32_t number) noexcept nogil:
-    """Gives an emptied mapping back; shadows that are left go with it."""
+    """Gives an emptied mapping back, out of the directory; shadows that are left go with it."""
     cdef Mapping* mapping = &seg.mappings[number]
     pc_assert(load_relaxed_u64(&mapping.nrpages) == 0)
+    directory_unpublish(seg, number)
     futex_lock(&mapping.pages.lock)
     mapping_forget_shadows(seg, mapping)
     futex_unlock(&mapping.pages.lock)
@@ -118,6 +136,7 @@ cdef inline void mapping_free(Segment* seg, uint32_t number) noexcept nogil:
     nodes_trim(seg)
     store_release_u32(&mapping.in_use, 0)
     futex_lock(&seg.header.mapping_lock)
+    store_relaxed_u32(&mapping.holding, HOLDING_NONE)
     mapping.next_free = seg.header.free_mapping
     seg.header.free_mapping = number
     seg.header.nr_mappings_used -= 1
@@ -229,7 +248,10 @@ cdef inline int mapping_add_folio(Segment* seg, uint32_t number, Folio* folio, u
 cdef inline void mapping_unaccount(Segment* seg, Mapping* mapping, Folio* folio) noexcept nogil:
     cdef uint32_t order = folio_order(folio)
     cdef int64_t nr = <int64_t>1 << order
-    store_relaxed_u64(&mapping.nrpages, load_relaxed_u64(&mapping.nrpages) - <uint64_t>nr)
+    cdef uint64_t nrpages = load_relaxed_u64(&mapping.nrpages) - <uint64_t>nr
+    store_relaxed_u64(&mapping.nrpages, nrpages)
+    if nrpages == 0:
+        mapping_emptied(seg, mapping)
     if load_relaxed_u32(&mapping.tenant) != 0:
         add_relaxed_u64(&seg.header.tenants[load_relaxed_u32(&mapping.tenant)].nr_pages, <uint64_t>-nr)
     count(seg, NR_FILE_PAGES, -nr)

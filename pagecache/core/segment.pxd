@@ -1,6 +1,6 @@
 """The segment: one mapped region that holds all engine state.
 
-    header | mappings | xarray nodes | folio descriptors (one per frame) | blocks | probes | page frames
+    header | mappings | directory | xarray nodes | folio descriptors (one per frame) | blocks | probes | page frames
 
 It has frames for the largest size that the cache may get; how many may be used now is the balloon's (balloon.pxd).
 
@@ -36,9 +36,11 @@ from pagecache.core.xa_pool cimport GROUP_NODES, pool_nr_groups, xa_pool_init
 
 cdef enum:
     SEGMENT_MAGIC = 0x50434853      # "PCHS"
-    SEGMENT_VERSION = 7
+    SEGMENT_VERSION = 8
     DIRTY_PART = 5                  # a fifth of the frames may be dirty, a tenth starts the flusher
     BACKGROUND_PART = 10
+    IDLE_KEPT_MIN = 16              # mappings without pages that are kept however small the budget is
+    IDLE_KEPT_PART = 64             # and one for so many of its pages: 0.2 % of the bytes
 
 cdef enum:
     MAPPING_STABLE_WRITES = 1       # Mapping.flags: the store needs bytes that stay as they are while it writes them
@@ -203,7 +205,7 @@ ctypedef struct Mapping:
     uint32_t next_free              # mapping_lock
     pc_u32 nr_inflight              # background requests
     uint64_t writeback_index        # page; racy by design
-    uint64_t[2] key_hash            # mmh3 of the store key; fixed while in use
+    pc_u64[2] key_hash              # mmh3 of the store key; fixed while in the directory
     RwSem inode_lock                # i_rwsem: writers and truncation, one at a time
     pc_u32 own_writes               # writes to the store under way: its stamp says nothing meanwhile (stamp.pxd)
     pc_u32 stamp_seq                # changes with the stamp
@@ -220,6 +222,14 @@ ctypedef struct Mapping:
     pc_u64 readahead_wasted         # of those: left the cache before they were used
     pc_u32 priority                 # PriorityNumber
     pc_u32 tenant                   # written under xa_lock
+    pc_u32 generation               # odd: not in the directory, or its text changes (directory.pxd)
+    pc_u32 hash_next                # next record of the bucket, 0: none; mapping_lock
+    pc_u32 holding                  # Holding; mapping_lock
+    uint32_t idle_prev              # mapping_lock
+    uint32_t idle_next
+    uint32_t unused                 # for the member that holds it
+    pc_u64 text_sizes               # bytes of key, validator and name, and flags
+    pc_u64[32] text                 # TEXT_WORDS of them
 
 ctypedef struct Block:              # of 512 frames (block.pxd)
     pc_u32 seq                      # 0: its descriptors are in use, or were never
@@ -230,6 +240,7 @@ ctypedef struct Header:
     uint32_t version
     uint64_t total_bytes
     uint64_t mappings_offset
+    uint64_t buckets_offset
     uint64_t nodes_offset
     uint64_t folios_offset
     uint64_t frames_offset
@@ -239,6 +250,7 @@ ctypedef struct Header:
     uint32_t nr_frames
     uint32_t nr_nodes
     uint32_t nr_mappings
+    uint32_t nr_buckets_max
     uint32_t has_data               # 0: descriptors only, for running access traces
     uint64_t layout_sum             # of everything above, which never changes
     FutexLock buddy_lock             # guards the free lists
@@ -267,10 +279,17 @@ ctypedef struct Header:
     uint32_t nr_listed              # lru_lock: folios on the policy's lists
     uint32_t sieve_hand             # lru_lock: folio to look at next, or NIL
     QueueRules rules                # lru_lock
-    FutexLock mapping_lock           # guards the free list of mappings
+    FutexLock mapping_lock           # guards the free list of mappings, the directory, and who holds a mapping
     uint32_t free_mapping
-    uint32_t nr_mappings_touched
+    uint32_t nr_mappings_touched    # mappings ever used; those beyond were never touched
     uint32_t nr_mappings_used
+    pc_u32 nr_buckets               # of the directory; those beyond were never touched
+    uint32_t nr_known               # mappings in the directory
+    uint32_t nr_idle_mappings       # without a holder
+    uint32_t nr_listed_mappings     # of those: without pages, so that they may be reused
+    uint32_t idle_first             # longest without pages
+    uint32_t idle_last
+    uint32_t idle_kept              # mappings without pages that are kept before one of them is reused
     XaPoolHeader pool
     uint32_t watermark_low          # frames: background reclaim starts below
     uint32_t watermark_high         # frames: and stops above
@@ -287,6 +306,7 @@ ctypedef struct Segment:
     char* base
     Header* header
     Mapping* mappings
+    pc_u32* buckets                 # first record of each bucket of the directory, 0: none
     XaPool pool
     Folio* folios
     Block* blocks
@@ -319,9 +339,12 @@ cdef inline uint64_t segment_layout(Header* out, uint32_t nr_frames, uint32_t nr
     out.nr_frames = nr_frames
     out.nr_nodes = segment_nr_nodes(nr_frames)
     out.nr_mappings = nr_mappings
+    out.nr_buckets_max = nr_mappings
     out.has_data = has_data
     out.mappings_offset = at
     at = round_up(at + <uint64_t>nr_mappings * sizeof(Mapping), PAGE_SIZE)
+    out.buckets_offset = at
+    at = round_up(at + <uint64_t>out.nr_buckets_max * sizeof(pc_u32), PAGE_SIZE)
     out.nodes_offset = at
     at = round_up(at + <uint64_t>out.nr_nodes * sizeof(XaNode), PAGE_SIZE)
     out.groups_offset = at
@@ -344,6 +367,7 @@ cdef inline void segment_view(Segment* seg, char* base, const Header* layout) no
     seg.base = base
     seg.header = <Header*>base
     seg.mappings = <Mapping*>(base + layout.mappings_offset)
+    seg.buckets = <pc_u32*>(base + layout.buckets_offset)
     seg.pool.header = &seg.header.pool
     seg.pool.nodes = <XaNode*>(base + layout.nodes_offset)
     seg.pool.groups = <XaGroup*>(base + layout.groups_offset)
@@ -380,6 +404,7 @@ cdef inline void header_set_budget(Header* header, uint32_t nr_pages) noexcept n
     """Sets how large the cache shall be, and what follows from that but the limits of what is dirty."""
     store_relaxed_u32(&header.budget, nr_pages)
     set_hint_u32(&header.max_nodes, nr_pages // 36 + 8)
+    set_hint_u32(&header.idle_kept, IDLE_KEPT_MIN + nr_pages // IDLE_KEPT_PART)
     set_hint_u32(&header.watermark_low, nr_pages // 128 if nr_pages >= 1024 else 0)
     set_hint_u32(&header.watermark_high, nr_pages // 64 if nr_pages >= 1024 else 0)
 
@@ -403,6 +428,7 @@ cdef inline void segment_init_header(Header* header) noexcept nogil:
     header.policy_pages = header.nr_frames
     header.free_mapping = NIL
     header.nr_mappings_touched = 1          # number 0 means "no mapping"
+    store_relaxed_u32(&header.nr_buckets, 1)
     xa_pool_init(&header.pool, header.nr_nodes, False)
     header_set_budget(header, header.nr_frames)
     header_set_dirty_limits(header, header.nr_frames // DIRTY_PART, header.nr_frames // BACKGROUND_PART)
@@ -443,7 +469,8 @@ cdef inline bint header_layout_ok(const Header* header, uint64_t file_bytes) noe
             and header.layout_sum == header_layout_sum(header) and 0 < header.nr_frames <= MAX_FRAMES
             and 0 < header.nr_mappings <= MAX_FRAMES and header.has_data <= 1
             and segment_layout(&expected, header.nr_frames, header.nr_mappings, header.has_data) == file_bytes
-            and expected.mappings_offset == header.mappings_offset and expected.nodes_offset == header.nodes_offset
+            and expected.mappings_offset == header.mappings_offset and expected.buckets_offset == header.buckets_offset
+            and expected.nr_buckets_max == header.nr_buckets_max and expected.nodes_offset == header.nodes_offset
             and expected.folios_offset == header.folios_offset and expected.frames_offset == header.frames_offset
             and expected.groups_offset == header.groups_offset and expected.blocks_offset == header.blocks_offset
             and expected.adaptive_offset == header.adaptive_offset
@@ -470,6 +497,8 @@ cdef inline bint header_links_ok(const Header* header) noexcept nogil:
             and link_ok(header.free_mapping, header.nr_mappings)
             and header.policy < NR_POLICIES and link_ok(header.sieve_hand, header.nr_frames)
             and 0 < header.nr_mappings_touched <= header.nr_mappings and header.nr_mappings_used < header.nr_mappings
+            and 0 < load_relaxed_u32(&header.nr_buckets) <= header.nr_buckets_max
+            and header.idle_first < header.nr_mappings and header.idle_last < header.nr_mappings
             and pool.nr_nodes == header.nr_nodes and pool.nr_groups <= pool_nr_groups(pool.nr_nodes)
             and pool.nr_used <= pool.nr_nodes and link_ok(pool.partial_first, pool_nr_groups(pool.nr_nodes))
             and link_ok(pool.partial_last, pool_nr_groups(pool.nr_nodes))

@@ -2,6 +2,7 @@
 
     * each frame is in exactly one place: a free block, a folio, or inside one of them;
     * free lists, lists of the eviction policy, indexes and counters agree;
+    * records of objects are found by their keys, and counted by what holds them;
     * the balloon holds what the budget and the charged metadata want;
     * marks and flags agree; no lock is held, no thread waits; references are the page cache's and the pins.
 
@@ -10,10 +11,11 @@ A finding names the broken invariant by number (the boundary has the words), the
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.atomic cimport load_relaxed_u32, load_relaxed_u64
 from pagecache.core.balloon cimport (FOLIO_BALLOON, balloon_missing, balloon_present, balloon_wanted, descriptor_pages,
-                                     fixed_pages, node_pages, pages_of)
+                                     fixed_pages, node_pages, pages_of, records_pages)
 from pagecache.core.block cimport BLOCK_DESCRIBED, block_is_out
 from pagecache.core.buddy cimport FOLIO_FREE
 from pagecache.core.config cimport BLOCK_FRAMES, MAX_ORDER, NIL, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE
+from pagecache.core.directory cimport HOLDING_IDLE, HOLDING_LISTED, HOLDING_NONE, bucket_of
 from pagecache.core.folio cimport (FOLIO_ALLOCATED, FOLIO_DIRTY, FOLIO_GRANTED, FOLIO_HANDOFF, FOLIO_LOCKED, FOLIO_LRU,
                                    FOLIO_UPTODATE, FOLIO_WRITEBACK, folio_address, folio_index, folio_mapping,
                                    folio_nr_pages, folio_order, folio_state)
@@ -56,6 +58,9 @@ cdef enum:
     BAD_BALLOON
     BAD_METADATA
     BAD_BUDGET
+    BAD_DIRECTORY
+    BAD_IDLE_LIST
+    BAD_HOLDING
 
 ctypedef struct Finding:
     int what                        # 0: nothing is wrong
@@ -98,7 +103,7 @@ cdef inline bint verify_free_lists(Segment* seg, Finding* out) noexcept nogil:
 
 cdef inline uint32_t metadata_pages(Segment* seg) noexcept nogil:
     """Pages of everything but frames that are in memory, array by array."""
-    return fixed_pages(seg) + descriptor_pages(seg) + node_pages(seg) + load_relaxed_u32(&seg.header.nr_record_pages)
+    return fixed_pages(seg) + descriptor_pages(seg) + node_pages(seg) + records_pages(seg)
 
 
 cdef inline uint32_t blocks_out(Segment* seg) noexcept nogil:
@@ -358,6 +363,50 @@ cdef inline bint verify_groups(Segment* seg, Finding* out) noexcept nogil:
     return True
 
 
+cdef inline bint verify_idle_list(Segment* seg, Finding* out) noexcept nogil:
+    """What may be reused is on the list, once, and without pages."""
+    cdef uint32_t number = seg.header.idle_first, previous = 0, nr = 0
+    while number != 0:
+        if (number >= seg.header.nr_mappings_touched or nr > seg.header.nr_listed_mappings
+                or load_relaxed_u32(&seg.mappings[number].holding) != HOLDING_LISTED
+                or load_relaxed_u64(&seg.mappings[number].nrpages) != 0 or seg.mappings[number].idle_prev != previous):
+            return fail(out, BAD_IDLE_LIST, number, previous, load_relaxed_u32(&seg.mappings[number].holding))
+        previous = number
+        number = seg.mappings[number].idle_next
+        nr += 1
+    if nr != seg.header.nr_listed_mappings or seg.header.idle_last != previous:
+        return fail(out, BAD_IDLE_LIST, previous, seg.header.nr_listed_mappings, nr)
+    return True
+
+
+cdef inline bint verify_directory(Segment* seg, Finding* out) noexcept nogil:
+    """Each record of the directory is in the bucket of its hash, once; who holds it says why it is there."""
+    cdef uint32_t bucket, number, nr_buckets = load_relaxed_u32(&seg.header.nr_buckets)
+    cdef uint32_t nr = 0, nr_even = 0, nr_idle = 0, holding
+    for bucket in range(nr_buckets):
+        number = load_relaxed_u32(&seg.buckets[bucket])
+        while number != 0:
+            nr += 1
+            if (number >= seg.header.nr_mappings_touched or nr > seg.header.nr_known
+                    or load_relaxed_u32(&seg.mappings[number].generation) & 1
+                    or bucket_of(load_relaxed_u64(&seg.mappings[number].key_hash[0]), nr_buckets) != bucket):
+                return fail(out, BAD_DIRECTORY, number, bucket, nr)
+            number = load_relaxed_u32(&seg.mappings[number].hash_next)
+    for number in range(1, seg.header.nr_mappings_touched):
+        holding = load_relaxed_u32(&seg.mappings[number].holding)
+        nr_even += not load_relaxed_u32(&seg.mappings[number].generation) & 1
+        nr_idle += holding >= <uint32_t>HOLDING_IDLE
+        if ((holding == HOLDING_NONE) != (load_relaxed_u32(&seg.mappings[number].in_use) == 0)
+                or (holding == HOLDING_IDLE and load_relaxed_u64(&seg.mappings[number].nrpages) == 0)
+                or (holding >= <uint32_t>HOLDING_IDLE and load_relaxed_u32(&seg.mappings[number].generation) & 1)):
+            return fail(out, BAD_HOLDING, number, load_relaxed_u32(&seg.mappings[number].in_use), holding)
+    if nr != seg.header.nr_known or nr_even != nr:
+        return fail(out, BAD_DIRECTORY, 0, seg.header.nr_known, nr if nr != seg.header.nr_known else nr_even)
+    if nr_idle != seg.header.nr_idle_mappings:
+        return fail(out, BAD_HOLDING, 0, seg.header.nr_idle_mappings, nr_idle)
+    return verify_idle_list(seg, out)
+
+
 cdef inline bint verify_mappings(Segment* seg, Finding* out) noexcept nogil:
     cdef uint64_t nr_nodes = 0, nr_pages = 0
     cdef int64_t nr_dirty = 0, nr_writeback = 0, nr_charged = 0
@@ -367,7 +416,7 @@ cdef inline bint verify_mappings(Segment* seg, Finding* out) noexcept nogil:
             continue
         if not verify_mapping(seg, number, &nr_nodes, &nr_pages, &nr_dirty, &nr_writeback, &nr_charged, out):
             return False
-    if not verify_tenants(seg, out):
+    if not verify_tenants(seg, out) or not verify_directory(seg, out):
         return False
     if <int64_t>nr_pages != counted(seg, <int>NR_FILE_PAGES):
         return fail(out, BAD_MEMBERSHIP, 0, counted(seg, <int>NR_FILE_PAGES), nr_pages)

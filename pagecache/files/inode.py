@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar, cast
 from pagecache import _core, truncate, writeback
 from pagecache._core import AddressSpace, Mutex, Segment
 from pagecache.filemap import write
-from pagecache.files.object_version import ObjectVersion, size_of
+from pagecache.files.object_version import DescriptorStore, ObjectVersion, attributes_of, size_of
 from pagecache.readahead.window import share_pages, wanted_pages, window_pages
 from pagecache.requests import workers
 from pagecache.requests.backing import Backing
@@ -31,6 +31,7 @@ ZEROS = 1024 * 1024  # bytes written at once where a store knows no holes
 TRIES = 8  # at what must not be left half done
 STORE_PATIENCE_S = 0.5  # how long closing waits for the engine's reads of a descriptor
 _Result = TypeVar("_Result")
+Memo = tuple[Version | None, dict[str, int]]  # the version that was known last, and what was counted by source
 logger = logging.getLogger("pagecache")
 
 
@@ -50,7 +51,8 @@ class Streams:
 class Inode(ObjectVersion):
     """The cached object that files of one key share.
 
-    segment: where its pages live. store: serves it; closed with the last file, while the pages stay.
+    segment: where its pages live. store: serves it; closed with the last file, while the pages stay. mapping: of an object
+    that is cached, of which more may be known (`recall`); it has no store then.
     Context: opening an object, for the first time or once more, holds the cache's lock.
     """
 
@@ -61,7 +63,8 @@ class Inode(ObjectVersion):
         flusher: Flusher | None,
         keeps_failed: bool,
         totals: SourceTotals | None,
-        store: BackingStore,
+        store: BackingStore | None,
+        mapping: "AddressSpace[Backing, BackingStore | None] | None" = None,
     ):
         super().__init__()
         self.streams = streams
@@ -71,13 +74,18 @@ class Inode(ObjectVersion):
         self._sync_lock = Mutex()
         self._window_of: tuple[Backing, int, int, int] | None = None  # what `_window_pages` was made of
         self._window_pages = 1
-        self.name = str(getattr(store, "name", store.key))
-        self.mapping = AddressSpace(segment, self.name)
-        self.mapping.key = store.key
+        if mapping is None:
+            assert store is not None, "an object that is not known needs a store"
+            mapping, is_known = AddressSpace(segment), False
+            mapping.key = store.key
+        else:
+            is_known = True
+        self.mapping = mapping
+        self.name = mapping.name = mapping.name if store is None else str(getattr(store, "name", store.key))
         self.nr_open = 0
         self.idle_since = 0.0  # when the last open file went (monotonic seconds)
         self.nr_no_reuse = 0  # files open that were advised FADV_NOREUSE
-        self._priority = "normal"
+        self._priority = _core.priority_of(mapping)
         self._lock = Mutex()  # a collected file may release the object anywhere
         self._retired: list[BackingStore] = []
         self.totals = totals or SourceTotals()
@@ -85,14 +93,17 @@ class Inode(ObjectVersion):
         self._closed_counts: dict[str, int] = {}
         self.store: BackingStore | None = None
         self.known_version: Version | None = None  # what the last store knew of the object when it was given up
+        if is_known or store is None:  # what opens it has a store
+            self._renew_backing(store)
+            return
         self._use(store)
         self._take_version()
         self.mapping.size = size_of(store)
 
-    def _use(self, store: BackingStore) -> None:
-        """Serve the object by this store from now on: it has the version that is cached, if anything is."""
-        hints = hints_of(store)
-        self.hints = hints
+    def _renew_backing(self, of: BackingStore | None) -> None:
+        """Make what stands between the pages and a store."""
+        store = cast(BackingStore, of)  # its hints are optional, so none need be there
+        hints = self.hints = hints_of(store)
         request_queue = RequestQueue(workers.shared_pool, hints.parallel_requests)
         request_queue.on_idle = weakly(self.close_retired, None)
         backing = Backing(hints, request_queue, self.flusher, self.keeps_failed, getattr(store, "origin", None))
@@ -106,6 +117,10 @@ class Inode(ObjectVersion):
         self.mapping.backing = backing
         _core.set_stable_writes(self.mapping, hints.stable_writes)
         self.io_pages = max(1, hints.max_request >> PAGE_SHIFT)
+
+    def _use(self, store: BackingStore) -> None:
+        """Serve the object by this store from now on: it has the version that is cached, if anything is."""
+        self._renew_backing(store)
         if self.store is not None:
             self._retired.append(self.store)
         if getattr(store, "is_immutable", False):
@@ -298,6 +313,23 @@ class Inode(ObjectVersion):
         """Whether nothing would be lost if the object were forgotten: it is not open, and what was written is durable."""
         return self.nr_open == 0 and not is_dirty(self) and not self.needs_sync
 
+    @property
+    def may_be_parked(self) -> bool:
+        """Whether the directory holds all that the next one who opens the object needs. Context: the object is idle."""
+        mapping, backing = self.mapping, self.mapping.backing
+        is_read = backing.prefetches or backing.request_queue.nr_running
+        is_sure = mapping.validator is not None and not backing.has_lost_version and not backing.sync_failed
+        return self.store is None and not self._retired and not is_read and is_sure
+
+    def memo(self) -> Memo | None:
+        """Return what is worth remembering of the object beside that, or None."""
+        return (self.known_version, self._closed_counts) if self.known_version is not None or self._closed_counts else None
+
+    def recall(self, memo: Memo | None) -> None:
+        """Know again what was remembered."""
+        if memo is not None:
+            self.known_version, self._closed_counts = memo
+
     def start_writeback(self, first: int, last: int) -> None:
         """Have pages first..last written back by the flusher, without waiting."""
         if _core.has_mark(self.mapping, writeback.MARK_DIRTY):
@@ -387,6 +419,8 @@ class Inode(ObjectVersion):
             take_attempts = getattr(self.store, "take_attempts", None)
             if surplus is not None and take_attempts is not None:
                 take_attempts(surplus)
+            if writes and self._attributes is None and self.mapping.fd >= 0:
+                self._attributes = attributes_of(cast(DescriptorStore, self.store))
             self.nr_open += 1
             self._apply_priority()
             self.nr_writers += writes

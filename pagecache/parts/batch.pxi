@@ -1,3 +1,7 @@
+cdef enum:
+    READ_BATCH_FOLIOS = 31          # most folios one step of a read looks at
+
+
 @cython.final
 @cython.freelist(8)
 cdef class CopyTarget:

@@ -59,7 +59,7 @@ def memory_of(Segment segment not None):
         "descriptors": descriptor_pages(seg) * PAGE_SIZE,
         "nodes": node_pages(seg) * PAGE_SIZE,
         "shadows": <uint64_t>hint_u32(&header.pool.nr_shadow_nodes) * sizeof(XaNode),
-        "records": <uint64_t>load_relaxed_u32(&header.nr_record_pages) * PAGE_SIZE,
+        "records": <uint64_t>records_pages(seg) * PAGE_SIZE,
         "tables": fixed_pages(seg) * PAGE_SIZE,
         "allowance": metadata_allowance(seg) * PAGE_SIZE,
     }

@@ -353,3 +353,17 @@ cdef Folio locked_folio_object(Segment segment, CFolio* folio):
     cdef Folio self = folio_object(segment, folio)
     self.is_lock_holder = True
     return self
+
+
+cdef bint range_is_cached(CSegment* seg, CMapping* m, uint64_t pos, uint64_t nbytes) noexcept nogil:
+    """Whether all pages of a byte range are cached and readable as they are."""
+    cdef uint64_t index = pos >> PAGE_SHIFT
+    cdef uint64_t end = (pos + nbytes + PAGE_SIZE - 1) >> PAGE_SHIFT
+    cdef xa_entry entry
+    while index < end:
+        entry = xa_load(&m.pages, &seg.pool, index)
+        if not xa_is_pointer(entry) or not folio_readable(
+                folio_state(&seg.folios[entry_frame(entry)]), entry_order(entry)):
+            return False
+        index = (index & ~((<uint64_t>1 << entry_order(entry)) - 1)) + (<uint64_t>1 << entry_order(entry))
+    return True

@@ -16,12 +16,18 @@ from pagecache.core.atomic cimport (add_acq_rel_u32, add_relaxed_u64, cas_acq_re
                                     pc_u64, store_relaxed_u32, store_relaxed_u64, store_release_u32, store_release_u64,
                                     sub_acq_rel_u32)
 from pagecache.core.balloon cimport (balloon_give_excess, balloon_init, balloon_missing, balloon_present, balloon_wanted,
-                                     descriptor_bytes, descriptor_pages, fixed_pages, metadata_allowance, node_pages)
+                                     descriptor_bytes, descriptor_pages, fixed_pages, metadata_allowance, node_pages,
+                                     records_pages)
 from pagecache.core.node_memory cimport nodes_trim
 from pagecache.core.buddy cimport memory_event
 from pagecache.core.charge cimport balloon_fill, mapping_add_ensured, nodes_ensure, records_ensure
 from pagecache.core.copy cimport copy_page, copy_shared
 from pagecache.core.dirty cimport dirty_charged, flusher_wake
+from pagecache.core.directory cimport (HAS_VALIDATOR, HOLDING_IDLE, KEY_BYTES_MAX, KEY_IS_HASHED, NAME_IS_PART, TEXT_WORDS,
+                                       VALIDATOR_BYTES_MAX, VALIDATOR_IS_HASHED, directory_claim, directory_find,
+                                       directory_publish, directory_set_text, directory_unpublish, generation_is,
+                                       mapping_claim, mapping_park, text_load, words_of, ObjectKey as CObjectKey,
+                                       ObjectText as CObjectText)
 from pagecache.core.errseq cimport errseq_check_and_advance, errseq_sample, errseq_set
 from pagecache.core.fill cimport filemap_fill_page
 from pagecache.core.check cimport PC_OPTIMISTIC

@@ -1,9 +1,5 @@
 STAMP_SAME, STAMP_DOUBTFUL, STAMP_OTHER = C_STAMP_SAME, C_STAMP_DOUBTFUL, C_STAMP_OTHER
 
-cdef enum:
-    READ_BATCH_FOLIOS = 31          # most folios one step of a read looks at
-    GIL_COPY_MAX = 65536            # bytes; longer copies release the GIL
-
 
 @cython.final
 @cython.no_gc_clear      # what it holds is given back when it is deallocated
@@ -11,7 +7,11 @@ cdef class AddressSpace:
     """The cached pages of one store object.
 
     segment: where they live. name: what error messages call the object. host: the store. number: adopts a mapping that
-    another AddressSpace made, perhaps through another view of the segment; it belongs to its maker, and ends with it.
+    another AddressSpace made, perhaps through another view of the segment; it ends with its maker. key: an ObjectKey;
+    becomes the holder of the object that the directory knows by it, as with number and generation; raises KeyError if there
+    is none, or it has a holder.
+
+    With its holder an object gives up its pages, unless it is in the directory (`publish`) and `stays`.
     """
     cdef readonly Segment segment
     cdef CSegment* seg
@@ -21,7 +21,9 @@ cdef class AddressSpace:
     cdef public object name
     cdef public object host                 # the store
     cdef public object key
-    cdef public object validator            # of the bytes that are cached
+    cdef object _validator                  # of the bytes that are cached
+    cdef ObjectKey _published               # by what the directory has it
+    cdef public bint stays                  # in the directory, when it has no holder any more
     cdef public int fd                      # descriptor the engine may read from, or -1
     cdef public bint direct                 # the descriptor needs aligned whole pages (O_DIRECT)
     cdef readonly object store_lock         # Mutex: one at a time changes the file that fd names
@@ -30,14 +32,20 @@ cdef class AddressSpace:
     cdef dict failures
     cdef object __weakref__
 
-    def __cinit__(self, Segment segment not None, name="object", *, uint32_t number=0):
+    def __cinit__(self, Segment segment not None, name="object", *, uint32_t number=0, ObjectKey key=None,
+                  generation=None):
         cdef bint has_room
         self.segment = segment
         self.seg = &segment.seg
         if self.seg.dead:
             raise RuntimeError("the cache belongs to the parent process")
         self.is_maker = number == 0
-        if self.is_maker:
+        if key is not None or generation is not None:
+            number = claimed_number(self.seg, number, key, generation)
+            self.is_maker, self._published = True, key
+            known = known_object(self.seg, number)
+            self._validator, name = known[4], known[5]
+        elif self.is_maker:
             with nogil:
                 has_room = records_ensure(self.seg)
             if not has_room:
@@ -56,9 +64,23 @@ cdef class AddressSpace:
         self.failures = {}
 
     def __dealloc__(self):
-        if self.number != 0 and self.is_maker and not self.seg.dead:
-            self.drop_all()
-            mapping_free(self.seg, self.number)
+        if self.number == 0 or not self.is_maker or self.seg.dead:
+            return
+        self.wait_for_requests()
+        if self.stays and self._published is not None and mapping_park(self.seg, self.number):
+            return
+        directory_unpublish(self.seg, self.number)
+        self.drop_all()
+        mapping_free(self.seg, self.number)
+
+    cdef void wait_for_requests(self) noexcept:
+        cdef uint32_t nr_inflight
+        with nogil:
+            while True:
+                nr_inflight = load_acquire_u32(&self.m.nr_inflight)
+                if nr_inflight == 0:
+                    break
+                futex_wait(&self.m.nr_inflight, nr_inflight, WAIT_SLICE_NS)
 
     cdef void drop_all(self) noexcept:
         """Removes every folio, dirty or not: they cannot be reached any more."""
@@ -66,14 +88,8 @@ cdef class AddressSpace:
         cdef xa_entry entry
         cdef CFolio* folio
         cdef CSegment* seg = self.seg
-        cdef uint32_t nr_inflight
         cdef uint64_t at = 0        # shadows before it are not walked over again for every folio
         with nogil:
-            while True:
-                nr_inflight = load_acquire_u32(&self.m.nr_inflight)
-                if nr_inflight == 0:
-                    break
-                futex_wait(&self.m.nr_inflight, nr_inflight, WAIT_SLICE_NS)
             while True:
                 futex_lock(&self.m.pages.lock)
                 xas_init(&xas, &self.m.pages, &seg.pool, at, 0)
@@ -95,6 +111,39 @@ cdef class AddressSpace:
                     filemap_remove_folio(seg, folio)
                 folio_unlock(seg, folio)
                 folio_put(seg, folio)
+
+    def publish(self, ObjectKey key not None):
+        """Lets the directory find the object by its key. Returns whether it does: not if another one is known by it."""
+        cdef CObjectText text
+        text_pack(&text, &key.key, self._validator, str(self.name))
+        if self._published is None and directory_publish(self.seg, self.number, &key.key, &text):
+            self._published = key
+            return True
+        return False
+
+    def unpublish(self):
+        """Lets the directory find the object no more: it ends with who holds it."""
+        directory_unpublish(self.seg, self.number)
+        self._published = None
+
+    @property
+    def place(self):
+        """(number, generation) for `read_object`, or None where the directory does not know the object."""
+        cdef uint32_t generation = load_acquire_u32(&self.m.generation)
+        return None if generation & 1 else (self.number, generation)
+
+    @property
+    def validator(self):
+        """What tells the version of the cached bytes from others; reads by `place` are of one version."""
+        return self._validator
+
+    @validator.setter
+    def validator(self, value):
+        cdef CObjectText text
+        self._validator = value
+        if self._published is not None:
+            text_pack(&text, &self._published.key, value, str(self.name))
+            directory_set_text(self.seg, self.number, &text)
 
     # -- size ----------------------------------------------------------------------------------------------------------
 
@@ -548,17 +597,3 @@ cdef class AddressSpace:
             entry = xas_find(&xas, <uint64_t>-1)
         futex_unlock(&self.m.pages.lock)
         return nr
-
-
-cdef bint range_is_cached(CSegment* seg, CMapping* m, uint64_t pos, uint64_t nbytes) noexcept nogil:
-    """Whether all pages of a byte range are cached and readable as they are."""
-    cdef uint64_t index = pos >> PAGE_SHIFT
-    cdef uint64_t end = (pos + nbytes + PAGE_SIZE - 1) >> PAGE_SHIFT
-    cdef xa_entry entry
-    while index < end:
-        entry = xa_load(&m.pages, &seg.pool, index)
-        if not xa_is_pointer(entry) or not folio_readable(
-                folio_state(&seg.folios[entry_frame(entry)]), entry_order(entry)):
-            return False
-        index = (index & ~((<uint64_t>1 << entry_order(entry)) - 1)) + (<uint64_t>1 << entry_order(entry))
-    return True

@@ -22,6 +22,9 @@ _FINDINGS = {
     21: "a block in the balloon is none, or their count is wrong",
     22: "touched pages of metadata and those that are charged disagree",
     23: "the balloon holds fewer frames than budget and metadata want",
+    24: "a record of the directory is not found by its key, or is found though it is not in it",
+    25: "the list of records that may be reused is broken",
+    26: "a record is idle, and not counted or kept as one",
 }
 
 _COUNTER_NAMES = (
@@ -34,11 +37,11 @@ _COUNTER_NAMES = (
     "store_writes", "store_write_bytes", "bytes_asked", "drop_pagecache", "optimistic_retries",
 )
 cdef enum:
-    MAPPINGS_MIN = 65536
+    MAPPINGS_BESIDE_FRAMES = 65536
 
 _POLICIES = ("kernel", "s3fifo", "sieve", "lirs", "adaptive")
 _COUNTERS = {name: number for number, name in enumerate(_COUNTER_NAMES)}
-if len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or sizeof(CFolio) != 64 or sizeof(CMapping) > 256:
+if len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or sizeof(CFolio) != 64 or sizeof(CMapping) != 512:
     raise ImportError("the layout of the segment does not add up")
 
 
@@ -48,7 +51,7 @@ cdef class Segment:
 
     nr_frames: page frames (4096 bytes each). max_frames: as many as there may be one day (`set_budget`).
     nr_mappings: records of store objects there is room for; None: one for each
-    frame, 65,536 at least, which take memory as they are used. data: False for
+    frame and 65,536 beside, which take memory as they are used. data: False for
     descriptors without frames (running access traces). shared: back the region by a memory file, so that `attach`
     can map it again at another address. policy: what leaves when frames are short: "kernel", "s3fifo", "sieve", "lirs" or
     "adaptive".
@@ -87,7 +90,7 @@ cdef class Segment:
         if not nr_frames <= max_frames <= MAX_FRAMES:
             raise ValueError(f"max_frames must be in {nr_frames}..{MAX_FRAMES}, not {max_frames}")
         if nr_mappings is None:
-            nr_mappings = min(max(max_frames, MAPPINGS_MIN), MAX_FRAMES - 1) + 1
+            nr_mappings = min(max_frames + MAPPINGS_BESIDE_FRAMES, MAX_FRAMES)
         if not 2 <= nr_mappings <= MAX_FRAMES:
             raise ValueError(f"nr_mappings must be in 2..{MAX_FRAMES}, not {nr_mappings}")
         if policy not in _POLICIES:
@@ -233,6 +236,8 @@ cdef class Segment:
         out["nr_dirty_threshold"] = header.dirty_limit
         out["nr_dirty_background_threshold"] = header.dirty_background
         out["nr_mappings"] = header.nr_mappings_used
+        out["nr_objects_known"] = hint_u32(&header.nr_known)
+        out["nr_objects_idle"] = hint_u32(&header.nr_idle_mappings)
         out["nr_waiting_for_memory"] = load_relaxed_u32(&header.nr_waiting_for_memory)
         out["nr_nodes"] = hint_u32(&header.pool.nr_used)
         out["workingset_nodes"] = hint_u32(&header.pool.nr_shadow_nodes)
@@ -250,6 +255,7 @@ cdef class Segment:
         return {
             "header": (sizeof(Header) + probes, 1, sizeof(Header) + probes),
             "mappings": (sizeof(CMapping), header.nr_mappings, header.nr_mappings_used * sizeof(CMapping)),
+            "directory": (4, header.nr_buckets_max, load_relaxed_u32(&header.nr_buckets) * 4),
             "nodes": (320, header.nr_nodes, hint_u32(&header.pool.nr_used) * 320),
             "folios": (sizeof(CFolio), header.nr_frames, descriptor_bytes(&self.seg)),
             "frames": (PAGE_SIZE, header.nr_frames, (self.seg.nr_frames - balloon_present(&self.seg)

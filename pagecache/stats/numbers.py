@@ -150,6 +150,6 @@ def read_stats(segment: Segment, counts: Mapping[str, int]) -> Stats:
     values["budget_bytes"] = segment.nr_frames * PAGE_SIZE
     values["resident_bytes"] = values["nr_file_pages"] * PAGE_SIZE
     values |= {f"memory_{part}_bytes": nbytes for part, nbytes in _core.memory_of(segment).items()}
-    values["overhead_bytes"] = sum(sizes[name][2] for name in ("header", "mappings", "nodes", "folios"))
+    values["overhead_bytes"] = sum(sizes[name][2] for name in ("header", "mappings", "directory", "nodes", "folios"))
     values |= shown_counts(counts, values["store_reads"], values["store_read_bytes"])
     return Stats(values)

@@ -14,7 +14,7 @@ import pagecache
 from pagecache import truncate
 from pagecache._core import AddressSpace, Segment
 
-LAYOUT_BYTES = 64  # fixed fields at the start of the header
+LAYOUT_BYTES = 88  # fixed fields at the start of the header
 EINVAL = 22
 
 
@@ -257,15 +257,15 @@ class TestSizes:
         assert sizes["frames"] == (PAGE, nr_frames, 0)
         assert sizes["mappings"][1] == nr_mappings
         assert sizes["mappings"][2] == sizes["nodes"][2] == 0
-        offsets = struct.unpack_from("<4Q", os.pread(segment.fd, LAYOUT_BYTES, 0), 16)
+        offsets = struct.unpack_from("<5Q", os.pread(segment.fd, LAYOUT_BYTES, 0), 16)
         starts = (0, *offsets, os.fstat(segment.fd).st_size)
-        names = ("header", "mappings", "nodes", "folios", "frames")
+        names = ("header", "mappings", "directory", "nodes", "folios", "frames")
         for name, start, end in zip(names, starts, starts[1:], strict=False):
             record, count, _ = sizes[name]
             room = count * record if name != "frames" or data else 0
             assert start % PAGE == 0
             assert start + room <= end, name
-        assert offsets[3] % (2 << 20) == 0
+        assert offsets[4] % (2 << 20) == 0
 
     def test_descriptors_and_index_cost_at_most_1_8_percent_of_the_cached_bytes(self):
         nr_frames = 8192
@@ -274,7 +274,7 @@ class TestSizes:
             for pos in range(0, store.size(), 1 << 20):
                 file.pread(1 << 20, pos)
             stats, sizes = cache.stats(), cache.segment.sizes()
-            in_use = sum(sizes[name][2] for name in ("header", "mappings", "nodes", "folios"))
+            in_use = sum(sizes[name][2] for name in ("header", "mappings", "directory", "nodes", "folios"))
             assert stats.overhead_bytes == in_use
             assert stats.resident_bytes > 0.95 * cache.size
             assert in_use <= 0.018 * cache.size

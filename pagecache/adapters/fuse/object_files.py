@@ -257,7 +257,8 @@ class ObjectFiles:
     def validator(self, number: int) -> str | None:
         """Return the validator of the version that a handle reads; None for an object that is being changed."""
         handle = self._handles[number]
-        return None if handle.opened.spool is not None else handle.current.mapping.validator
+        validator = handle.current.mapping.validator if handle.opened.spool is None else None
+        return None if validator is None else str(validator)
 
     # -- names ---------------------------------------------------------------------------------------------------------
 

@@ -339,7 +339,8 @@ class TestWrites:
 
 
 class TestWhatIsKept:
-    def test_files_are_closed_with_the_last_store(self, cache, tmp_path):
+    def test_files_are_closed_with_the_last_store(self, cache, tmp_path, monkeypatch):
+        monkeypatch.setattr(zarr_values, "WHOLE_MAX", 1000)
         stores = [PageCacheStore(LocalStore(tmp_path), cache) for _ in range(2)]
         sync(stores[0].set("c/0", buffer(OLD)))
         get(stores[0])
@@ -353,14 +354,30 @@ class TestWhatIsKept:
         gc.collect()
         assert file.closed and not files and value.file is None
 
-    def test_no_object_is_held_by_what_is_only_known(self, cache, monkeypatch):
+    @pytest.mark.parametrize("whole_max, nr_files", [(1 << 20, 0), (1000, 4)])
+    def test_no_file_is_kept_but_of_values_that_are_read_in_parts(self, cache, monkeypatch, whole_max, nr_files):
         monkeypatch.setattr(zarr_values, "MAX_FILES", 4)
-        inner = MemoryStore({f"k{number}": buffer(bytes(5000)) for number in range(40)})
+        monkeypatch.setattr(zarr_values, "WHOLE_MAX", whole_max)
+        inner = MemoryStore({f"k{number}": buffer(bytes([number]) * 5000) for number in range(40)})
         store = PageCacheStore(inner, cache)
+        for _ in range(2):
+            for number in range(40):
+                assert get(store, f"k{number}") == bytes([number]) * 5000
+        assert sum(value.file is not None for value in store._values._values.values()) == nr_files
+        assert sum(inode.nr_open for inode in cache.inodes()) == nr_files
+        assert cache.stats().hits >= 40
+
+    def test_what_was_evicted_is_read_anew_and_what_was_written_is_not_read(self, cache):
+        inner = MemoryStore({f"k{number}": buffer(bytes([number]) * 5000) for number in range(40)})
+        store = PageCacheStore(inner, cache, recheck=False)
         for number in range(40):
             get(store, f"k{number}")
-        assert sum(value.file is not None for value in store._values._values.values()) == 4
-        assert sum(inode.nr_open for inode in cache.inodes()) == 4
+        cache.drop_caches()
+        assert all(get(store, f"k{number}") == bytes([number]) * 5000 for number in range(40))
+        sync(store.set("k3", buffer(b"new" * 2000)))
+        assert get(store, "k3") == b"new" * 2000
+        cache.forget(store._values.key_of("k4"))
+        assert get(store, "k4") == bytes([4]) * 5000
 
     def test_an_array_of_more_chunks_than_any_table_used_to_have(self, make_cache):
         """12,000 chunks, of which the cache holds some: once this was an error after 8,192."""
