@@ -1,17 +1,41 @@
 """The memory of a cache: a segment for the largest budget that it may have, the budget now and what follows from it, and
-what becomes of segments in a child of fork()."""
+what becomes of segments in a child of fork().
+
+`PageCache("25%", max_size="8GiB")` is a quarter of what its process may use at any time. When tasks wait for memory it
+becomes smaller, by an eighth at each look, down to a quarter of that; when they no longer do it grows again. Between the
+two marks of pressure it stays as it is, and changes of the limit by less than a sixteenth are passed over: memory that
+comes and goes costs more than it gives.
+"""
 
 import errno
 import logging
 import os
 import resource
+import weakref
+from typing import NamedTuple
 
 from pagecache import _core
-from pagecache._core import Mutex, Segment
-from pagecache.requests import fill
+from pagecache._core import CacheFullError, EventCount, Mutex, Segment
+from pagecache.requests import fill, workers
 from pagecache.shares import Shares
-from pagecache.units import MAX_BUDGET_BYTES, PAGE_SIZE, budget_pages, format_size, memory_limit, parse_size
+from pagecache.units import (
+    MAX_BUDGET_BYTES,
+    PAGE_SIZE,
+    budget_pages,
+    format_size,
+    memory_limit,
+    memory_pressure,
+    parse_size,
+    part_of_memory,
+)
 from pagecache.weak_members import WeakMembers
+
+LOOK_S = 5.0  # how often a cache that follows looks
+PRESSURE_HIGH = 10.0  # percent of the last ten seconds in which some task waited for memory: smaller
+PRESSURE_LOW = 1.0  # as large as it may be again
+STEP = 1 / 8
+SQUEEZED = 1 / 4  # of the share: pressure alone takes no more
+IGNORED = 1 / 16  # of the size
 
 logger = logging.getLogger("pagecache")
 _segments: WeakMembers[Segment] = WeakMembers()  # those of closed caches too: something may still hold them
@@ -26,6 +50,8 @@ def make_segment(size: int | str, policy: str, max_size: int | str | None = None
     """
     nbytes = _checked_size(size)
     most = nbytes if max_size is None else _checked_size(max_size)
+    if part_of_memory(size) is not None:
+        nbytes = min(nbytes, most)
     if most < nbytes:
         raise ValueError(
             f"a budget of {format_size(nbytes)} is more than max_size, {format_size(most)}: give a larger max_size"
@@ -59,6 +85,36 @@ def _checked_size(size: int | str) -> int:
     return nbytes
 
 
+class Reading(NamedTuple):
+    """limit_bytes: what the process may use. pressure: percent of the last ten seconds in which some task waited for
+    memory, None where the system does not say."""
+
+    limit_bytes: int
+    pressure: float | None
+
+
+class Follower:
+    """How large a cache is to be that has a share of the memory which its process may use.
+
+    share: 0 to 1. max_bytes: the most.
+    """
+
+    def __init__(self, share: float, max_bytes: int):
+        self._share, self._max_bytes = share, max_bytes
+        self._allowed = 1.0  # what pressure leaves of the share
+
+    def size_for(self, reading: Reading, size: int) -> int:
+        """Return what the size (bytes) is to become, which may be what it is."""
+        before = self._allowed
+        if reading.pressure is not None and reading.pressure >= PRESSURE_HIGH:
+            self._allowed = max(SQUEEZED, self._allowed * (1 - STEP))
+        elif reading.pressure is None or reading.pressure <= PRESSURE_LOW:
+            self._allowed = min(1.0, self._allowed + STEP)
+        wanted = min(reading.limit_bytes * self._share * self._allowed, self._max_bytes)
+        wanted = max(int(wanted) // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE)
+        return size if self._allowed == before and abs(wanted - size) < size * IGNORED else wanted
+
+
 class Budget:
     """How large a cache is, and what follows from that: how much may be dirty, and the shares of tenants.
 
@@ -70,7 +126,41 @@ class Budget:
         self._segment = segment
         self._dirty = dirty_limit, dirty_background
         self._lock = Mutex()
+        self._follower: Follower | None = None
+        self._stopped = EventCount()
         self._fit()
+
+    def follow(self, size: int | str) -> None:
+        """Follow the memory that the process may use from now on if the size is a part of that, else no longer."""
+        share = part_of_memory(size)
+        is_new = self._follower is None
+        self._follower = None if share is None else Follower(share, self._segment.max_frames * PAGE_SIZE)
+        if is_new and share is not None:
+            self._stopped = EventCount()
+            workers.start_thread("pagecache-follow", _follow, weakref.ref(self), self._stopped)
+        elif share is None:
+            self._stopped.advance()
+
+    def look(self, reading: Reading) -> None:
+        """Follow what was read, if this budget follows. What cannot be had now is tried again at the next look."""
+        follower, size = self._follower, self._segment.nr_frames * PAGE_SIZE
+        if follower is None or self._segment.dead:
+            return
+        wanted = follower.size_for(reading, size)
+        if wanted == size:
+            return
+        try:
+            self.resize(wanted)
+        except CacheFullError as error:
+            logger.info("the cache stays at %s: %s", format_size(size), error)
+
+    def stop(self) -> None:
+        """Follow no longer; the thread is not waited for."""
+        self._follower = None
+        self._stopped.advance()
+
+    def __del__(self) -> None:
+        self._stopped.advance()
 
     def _fit(self) -> None:
         """Fit what is a part of the budget to it."""
@@ -122,6 +212,19 @@ class Budget:
         if taken < 0:
             raise OSError(errno.ENOMEM, f"{what}: the system does not take memory back that is locked (mlockall)")
         return taken > 0
+
+
+def _follow(reference: "weakref.ref[Budget]", stopped: EventCount) -> None:
+    """The thread of a budget that follows: holds it only while it works."""
+    while not stopped.wait(0, LOOK_S):
+        budget = reference()
+        if budget is None:
+            return
+        try:
+            budget.look(Reading(memory_limit(), memory_pressure()))
+        except Exception:  # of a store that is written to
+            logger.exception("the cache could not follow the limit of memory; it is tried again")
+        del budget
 
 
 def adopt(segment: Segment) -> None:

@@ -39,7 +39,8 @@ class PageCache:
 
     size: bytes as an int, "512MiB", or "25%" of what this process may use. The budget is the memory of the cached
     pages; descriptors and index add 1.8 % at most, and take the place of pages where they are more. max_size: what `resize`
-    may make of it; addresses, no memory. nr_objects: ignored; the budget alone limits objects.
+    may make of it; addresses, no memory. With it, "25%" follows the limit of the control group and the pressure on
+    memory (docs/memory.md). nr_objects: ignored; the budget alone limits objects.
     dirty_limit, dirty_background: how much may be dirty or under write-back (bytes, or a part of the budget), and from
     how much on it is written back in the background; dirty_expire_s: and from what age on. on_write_error: "retry"
     keeps pages that could not be written, and tries again; "drop" reports the error and loses them.
@@ -78,6 +79,8 @@ class PageCache:
         if register_frames and self.segment.max_frames > self.segment.nr_frames:
             raise ValueError("register_frames keeps all frames in memory, those up to max_size too: give one of the two")
         self._budget = budget.Budget(self.segment, dirty_limit, dirty_background)
+        if max_size is not None:
+            self._budget.follow(size)
         self.flusher = Flusher(self.segment, dirty_expire_s, min(DIRTY_INTERVAL_S, max(dirty_expire_s / 2, 0.01)))
         self.io_backend = self.segment.start_io(ring=io != "threads", register_frames=register_frames)
         self._lock = Mutex()
@@ -329,7 +332,6 @@ class PageCache:
         """Note that a file of an object was closed. Context: wherever a file is collected: takes no lock."""
         self._inodes.note_closed(inode)
 
-
     # -- the whole cache -----------------------------------------------------------------------------------------------
 
     @property
@@ -340,13 +342,15 @@ class PageCache:
     def resize(self, size: int | str) -> None:
         """Change the budget, up to `max_size`. Returns when no more memory is used than that, and the rest is the system's.
 
-        size: as for `PageCache`. Making it smaller evicts, and writes back what is dirty. If that is not enough all stays
-        as it was, and CacheFullError says what holds the pages (views, or dirty ones that cannot be written). Limits and
-        shares that are parts ("20%") follow. Raises ValueError for a size that this cache cannot have.
+        size: as for `PageCache`; "25%" is followed from then on, any other size is not. Making it smaller evicts, and
+        writes back what is dirty. If that is not enough all stays as it was, and CacheFullError says what holds the pages
+        (views, or dirty ones that cannot be written). Limits and shares that are parts ("20%") follow.
+        Raises ValueError for a size that this cache cannot have.
         Context: waits for stores; other threads go on reading and writing.
         """
         self._check_usable()
         self._budget.resize(size)
+        self._budget.follow(size)
 
     @property
     def closed(self) -> bool:
@@ -471,6 +475,7 @@ class PageCache:
             live.caches.add(self)
             raise
         self.flusher.stop()
+        self._budget.stop()
         lost = [inode for inode in self.flusher.inodes() if is_dirty(inode)]
         for inode in lost:
             inode.discard()

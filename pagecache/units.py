@@ -17,6 +17,7 @@ _UNITS = {
     "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
+_PRESSURE = re.compile(r"some avg10=([0-9.]+) ")
 _PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*|%)\s*\Z")
 
 
@@ -33,8 +34,25 @@ def memory_limit() -> int:
     return limit
 
 
+def memory_pressure() -> float | None:
+    """Return in how many percent of the last ten seconds some task waited for memory (PSI): in this process's control
+    group, or the closest one above that says so, or on the machine; None where the system does not say."""
+    groups = [path.parent for path in _cgroup_limit_files() if path.name == "memory.max"]
+    for path in [*(group / "memory.pressure" for group in reversed(groups)), Path("/proc/pressure/memory")]:
+        try:
+            found = _PRESSURE.match(path.read_text())
+        except OSError:
+            continue
+        if found:
+            return float(found[1])
+    return None
+
+
 def _cgroup_limit_files() -> list[Path]:
-    """Return the files that may hold a limit: of this process's group and of every group above it."""
+    """Return the files that may hold a limit: of this process's group and of every group above it, the outermost first.
+
+    `memory.high` counts as one: above it the kernel slows a process down until its memory is reclaimed.
+    """
     root = Path("/sys/fs/cgroup")
     files = [root / "memory.max", root / "memory/memory.limit_in_bytes"]
     try:
@@ -46,7 +64,7 @@ def _cgroup_limit_files() -> list[Path]:
         parts = [part for part in group.split("/") if part not in ("", "..")]
         for depth in range(1, len(parts) + 1):
             if not controllers:
-                files.append(root.joinpath(*parts[:depth]) / "memory.max")
+                files += [root.joinpath(*parts[:depth]) / name for name in ("memory.high", "memory.max")]
             elif "memory" in controllers.split(","):
                 files.append((root / "memory").joinpath(*parts[:depth]) / "memory.limit_in_bytes")
     return files
@@ -65,6 +83,12 @@ def budget_pages(part: int | str, nr_frames: int) -> int:
             raise ValueError(f"cannot use {part!r}: more than the whole budget")
         return int(nr_frames * float(match[1]) / 100)
     return parse_size(part) // PAGE_SIZE
+
+
+def part_of_memory(size: int | str) -> float | None:
+    """Return the share, 0 to 1, that a size such as "25%" is of what the process may use; None for any other size."""
+    match = _PATTERN.match(size) if isinstance(size, str) else None
+    return float(match[1]) / 100 if match is not None and match[2] == "%" else None
 
 
 def parse_size(size: int | str) -> int:
