@@ -1,0 +1,1 @@
+"""What a cache's budget costs in memory."""
