@@ -17,8 +17,8 @@ from libc.string cimport memset
 from pagecache.core.admit cimport policy_init
 from pagecache.core.atomic cimport (add_acq_rel_u32, cpu_relax, load_acquire_u32, pc_u32, store_relaxed_u32,
                                     store_relaxed_u64, store_release_u32)
-from pagecache.core.balloon cimport balloon_init
-from pagecache.core.charge cimport records_ensure
+from pagecache.core.balloon cimport balloon_give_excess, balloon_init, balloon_missing
+from pagecache.core.charge cimport balloon_fill, records_ensure
 from pagecache.core.config cimport PAGE_SIZE
 from pagecache.core.errseq cimport errseq_sample
 from pagecache.core.futex cimport futex_setup
@@ -26,7 +26,8 @@ from pagecache.core.io_queue cimport io_queue_end, io_queue_init
 from pagecache.core.mapping cimport mapping_alloc, mapping_free, mapping_set_tenant
 from pagecache.core.memory cimport memory_unmap, memory_unpoison
 from pagecache.core.reclaim cimport kswapd_end, kswapd_main, reclaim_pages
-from pagecache.core.segment cimport NR_PRIORITIES, READAHEAD_ERRORS, counted, header_set_dirty_limits, segment_create
+from pagecache.core.segment cimport (NR_PRIORITIES, READAHEAD_ERRORS, counted, header_set_budget,
+                                     header_set_dirty_limits, segment_create)
 from pagecache.core.stamp cimport stamp_take
 from pagecache.core.thread cimport pc_thread, thread_join, thread_main as thread_function, thread_start
 from pagecache.core.verify cimport Finding, segment_verify
@@ -44,7 +45,7 @@ cdef enum:
     THREADS_MAX = 16
 
 OPERATIONS = ("read", "read_pinned", "read_ahead", "write", "write_back", "sync", "truncate", "evict", "split", "sample",
-              "read_line")
+              "read_line", "resize")
 POLICIES = ("kernel", "s3fifo", "sieve", "lirs", "adaptive")     # in the order of PolicyNumber
 
 
@@ -84,9 +85,12 @@ cdef void step(Worker* worker) noexcept nogil:
     elif choice < 96:
         what = 7
         evict(worker, m, page)
-    elif choice < 98:
+    elif choice < 97:
         what = 8
         split(worker, m, page)
+    elif choice < 98:
+        what = 11
+        resize(worker)
     else:
         what = 9
         errseq_sample(&worker.work.seg.mappings[worker.work.files[m].number].wb_err)
@@ -176,6 +180,8 @@ cdef int finish(Work* work) except -1:
             sync_pages(&last, m)            # the first may have reported an error of before
     raise_failure(work)
     with nogil:
+        header_set_budget(work.seg.header, work.seg.nr_frames)
+        balloon_give_excess(&work.seg)
         good = segment_verify(&work.seg, &finding)
     assert good, f"invariant {finding.what} at {finding.where}: expected {finding.expected}, found {finding.found}"
     assert counted(&work.seg, <int>READAHEAD_ERRORS) == 0, "a background read failed"

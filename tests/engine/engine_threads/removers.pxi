@@ -99,6 +99,19 @@ cdef void evict(Worker* worker, uint32_t m, uint32_t page) noexcept nogil:
     folio_put(&work.seg, folio)
 
 
+cdef void resize(Worker* worker) noexcept nogil:
+    """Gives the cache another size, between a half and all of the frames, and takes some steps towards it."""
+    cdef Segment* seg = &worker.work.seg
+    cdef uint32_t missing, i
+    cdef bint refused = False
+    header_set_budget(seg.header, seg.nr_frames - random_below(worker, seg.nr_frames // 2 + 1))
+    balloon_give_excess(seg)
+    for i in range(3):
+        missing = balloon_missing(seg)
+        if missing > 0:
+            balloon_fill(seg, missing, True, &refused)
+
+
 cdef void hold_block(Worker* worker) noexcept nogil:
     """Takes some frames side by side, out of the hands of whatever is cached there, and writes to all of them."""
     cdef Work* work = worker.work
