@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from pagecache import _core
 from pagecache._core import CacheFullError, EventCount, Mutex, Segment
-from pagecache.requests import fill, workers
+from pagecache.requests import fill
 from pagecache.shares import Shares
+from pagecache.stores.worker_pool import start_thread
 from pagecache.units import (
     MAX_BUDGET_BYTES,
     PAGE_SIZE,
@@ -137,7 +138,7 @@ class Budget:
         self._follower = None if share is None else Follower(share, self._segment.max_frames * PAGE_SIZE)
         if is_new and share is not None:
             self._stopped = EventCount()
-            workers.start_thread("pagecache-follow", _follow, weakref.ref(self), self._stopped)
+            start_thread("pagecache-follow", _follow, weakref.ref(self), self._stopped)
         elif share is None:
             self._stopped.advance()
 
