@@ -378,7 +378,7 @@ class Arrays(Client):
         obstore = pytest.importorskip("obstore", reason="obstore is not installed")
         super().__init__(server, cache)
         self.errors = (OSError, ValueError, TypeError, zipfile.BadZipFile, aiohttp.ClientError)
-        self.errors += (obstore.exceptions.BaseError,)
+        self.errors += (obstore.exceptions.BaseError, ExceptionGroup)
         self.look_again()
 
     def source(self):

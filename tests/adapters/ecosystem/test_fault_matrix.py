@@ -33,6 +33,8 @@ def kind_of(error):
     """Return what an error says of the object: "absent", "denied", "changed", or nothing but that it "failed"."""
     chain = []
     while error is not None and error not in chain:
+        if isinstance(error, ExceptionGroup):  # as Zarr 3.4 has it of a store without a cache
+            error = error.exceptions[0]
         chain.append(error)
         error = error.__cause__ or error.__context__
     text = " ".join(str(each) for each in chain).lower()
