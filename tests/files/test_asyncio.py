@@ -123,13 +123,20 @@ class TestCancelling:
         async def main(file):
             cancelled = asyncio.create_task(file.pread_async(PAGE, 0))
             kept = asyncio.create_task(file.pread_async(PAGE, 0))
-            while not store.entered.is_set():
+            while not store.entered.is_set() or not is_awaited(file):
                 await asyncio.sleep(0.001)
             cancelled.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await cancelled
             store.go_on.set()
             return await kept
+
+        def is_awaited(file):
+            folio = file.inode.mapping.get_folio(0)
+            if folio is None:
+                return False
+            with folio:
+                return folio.waiters
 
         with cache.open(store) as file:
             assert run(main(file)) == DATA[:PAGE]
