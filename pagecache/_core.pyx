@@ -6,9 +6,10 @@ The core (`pagecache/core`, C structs and free functions without the GIL) is com
 below are its boundary: each parses arguments, releases the GIL once, calls the engine and maps errors.
 """
 include "parts/imports.pxi"     # what the parts use of the core
-include "parts/errors.pxi"      # negative errno to exceptions; waiting with signals
+include "parts/errors.pxi"      # negative errno to exceptions; waiting with signals, and without the GIL
 include "parts/segment.pxi"     # Segment: the mapped region, its counters, its check, the background reclaimer
 include "parts/directory.pxi"   # ObjectKey: what is known of objects that are not open
+include "parts/memory_wait.pxi" # MemoryWait: waiting for page frames, with no chance missed
 include "parts/folio.pxi"       # Folio: one reference to a folio
 include "parts/batch.pxi"       # FolioBatch: a run of folios that is filled, copied or removed together
 include "parts/mapping.pxi"     # AddressSpace: the cached pages of one store object
@@ -34,3 +35,5 @@ include "parts/fuse.pxi"        # FuseHandles: open files of a mount, served wit
 include "parts/c_api.pxi"       # the table of functions for other extension modules
 
 futex_setup()
+pc_python_setup()
+fork_setup(fork_before, fork_parent, fork_child)

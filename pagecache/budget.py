@@ -9,7 +9,6 @@ comes and goes costs more than it gives.
 
 import errno
 import logging
-import os
 import resource
 import weakref
 from typing import NamedTuple
@@ -29,7 +28,6 @@ from pagecache.units import (
     parse_size,
     part_of_memory,
 )
-from pagecache.weak_members import WeakMembers
 
 LOOK_S = 5.0  # how often a cache that follows looks
 PRESSURE_HIGH = 10.0  # percent of the last ten seconds in which some task waited for memory: smaller
@@ -39,7 +37,6 @@ SQUEEZED = 1 / 4  # of the share: pressure alone takes no more
 IGNORED = 1 / 16  # of the size
 
 logger = logging.getLogger("pagecache")
-_segments: WeakMembers[Segment] = WeakMembers()  # those of closed caches too: something may still hold them
 
 
 def make_segment(size: int | str, policy: str, max_size: int | str | None = None) -> Segment:
@@ -71,7 +68,6 @@ def make_segment(size: int | str, policy: str, max_size: int | str | None = None
         remedy = "give less" if limit == resource.RLIM_INFINITY else f"give less, or raise RLIMIT_AS ({format_size(limit)})"
         reason = f"a budget of {format_size(most)} needs more addresses than there are: {remedy}"
         raise OSError(error.errno, reason) from error
-    adopt(segment)
     return segment
 
 
@@ -226,18 +222,3 @@ def _follow(reference: "weakref.ref[Budget]", stopped: EventCount) -> None:
         except Exception:  # of a store that is written to
             logger.exception("the cache could not follow the limit of memory; it is tried again")
         del budget
-
-
-def adopt(segment: Segment) -> None:
-    """Have a segment known as the parent's in a child of fork()."""
-    _segments.add(segment)
-
-
-def _after_fork_in_child() -> None:
-    """A child has none of the parent's threads, and perhaps its locks: every inherited cache is unusable in it."""
-    for segment in list(_segments):
-        segment.mark_dead()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

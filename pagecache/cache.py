@@ -97,7 +97,6 @@ class PageCache:
         self.recorder: Recorder | None = None
         self._closed = False
         live.caches.add(self)
-        budget.adopt(self.segment)
         if live.ENVIRONMENT in os.environ:
             live.serve_stats_once()
 

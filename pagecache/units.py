@@ -94,7 +94,7 @@ def part_of_memory(size: int | str) -> float | None:
 def parse_size(size: int | str) -> int:
     """Return a size in bytes.
 
-    size: bytes as an int, or text: "1073741824", "512MiB", "1GB", "25%" (of `memory_limit`).
+    size: bytes as an int, or text: "1073741824", "512MiB", "1GB", "25%" (of `memory_limit`, as far as one cache can be).
     Raises TypeError and ValueError, which name what was given.
     """
     if not isinstance(size, str):
@@ -108,7 +108,7 @@ def parse_size(size: int | str) -> int:
     if unit == "%":
         if number > 100:
             raise ValueError(f"cannot use {size!r}: more than all memory")
-        return int(memory_limit() * number / 100)
+        return min(int(memory_limit() * number / 100), MAX_BUDGET_BYTES)
     if unit not in _UNITS:
         raise ValueError(f"unknown unit {match[2]!r} in the size {size!r}: use B, KB, MB, GB, KiB, MiB, GiB or %")
     return int(number * _UNITS[unit])

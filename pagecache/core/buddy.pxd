@@ -14,6 +14,7 @@ from pagecache.core.config cimport MAX_ORDER, NIL, NR_ORDERS
 from pagecache.core.futex cimport futex_wake
 from pagecache.core.lock cimport WAKE_ALL, futex_lock, futex_unlock
 from pagecache.core.segment cimport Folio, Segment
+from pagecache.core.thread cimport thread_count_event
 
 cdef enum:
     FOLIO_FREE = 1 << 20            # head of a free block; beside the order the only bit set then
@@ -51,6 +52,7 @@ cdef inline void memory_event(Segment* seg) noexcept nogil:
     """Wakes threads that wait for memory. Costs one load when none waits."""
     if load_relaxed_u32(&seg.header.nr_waiting_for_memory) != 0:
         add_acq_rel_u32(&seg.header.memory_event, 1)
+        thread_count_event()
         futex_wake(&seg.header.memory_event, WAKE_ALL)
 
 

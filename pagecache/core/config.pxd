@@ -12,7 +12,7 @@ cdef enum:
     SWAP_CLUSTER_MAX = 32           # folios a reclaim scan isolates at once
     DEF_PRIORITY = 12               # reclaim scans list size >> priority, from here down to 0
     BATCH_PAGES = 512               # most folios one batch (a readahead window piece, a truncation step) holds
-    STAT_SHARDS = 16                # counter lines; threads share one only beyond this many
+    STAT_SHARDS = 16                # counter lines, PC_THREAD_SLOTS of them; one of them for all threads beyond
 
 cdef enum:
     NIL = 0xFFFFFFFF                # "no such index" in every 32-bit link

@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <time.h>
+#include "check.h"
+#include "interpreter.h"
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -40,9 +42,11 @@ static inline pc_parking_lot *pc_parking_of(const void *word) {
 }
 
 /* Sleeps while *word == expected, at most timeout_ns (negative: for ever). Returns 0 when woken or when the word
- * differs, -EINTR after a signal, -ETIMEDOUT. Spurious returns of 0 are allowed: callers loop. */
+ * differs, -EINTR after a signal, -ETIMEDOUT. Spurious returns of 0 are allowed: callers loop. Never with the
+ * interpreter held: other threads could not run, perhaps not the one that is waited for. */
 static inline int futex_wait(void *word, uint32_t expected, int64_t timeout_ns) {
     struct timespec limit;
+    pc_assert(!interpreter_is_held());
     if (timeout_ns >= 0) { limit.tv_sec = timeout_ns / 1000000000; limit.tv_nsec = timeout_ns % 1000000000; }
 #if PC_HAVE_FUTEX
     if (pc_futex_native) {

@@ -1,6 +1,6 @@
 """Lines of a file out of its cached pages: the line feed is looked for in the folio, and only the line is copied.
 
-Next line in the folio of the last one (`line_source`)
+Next line in the folio of the last one (`hint_source`)
     As a short read at the position: frame and seq of the folio are known (lookup.pxd), so no index is walked and no
     reference taken.  Search, copy, then look at seq again: a write changes it too, so what was found and what was copied
     are of one moment.
@@ -41,22 +41,6 @@ ctypedef struct LinePiece:          # what one folio holds of a line
     const char* source
     uint64_t nbytes
     uint32_t seq
-
-
-cdef inline const char* line_source(Segment* seg, uint64_t hint, uint64_t pos, uint64_t* nbytes) noexcept nogil:
-    """Where the bytes from `pos` on lie, if the hint's folio still holds them, and how many of nbytes it does; else NULL.
-    Ask `hint_holds` when they have been copied."""
-    cdef Folio* folio = &seg.folios[hint >> 32]
-    cdef uint64_t offset, length
-    if hint == 0 or load_acquire_u32(&folio.seq) != <uint32_t>hint:
-        return NULL
-    length = <uint64_t>PAGE_SIZE << folio_order(folio)
-    offset = pos - (folio_index(folio) << PAGE_SHIFT)
-    if offset >= length:
-        return NULL
-    if nbytes[0] > length - offset:
-        nbytes[0] = length - offset
-    return frame_address(seg, <uint32_t>(hint >> 32)) + offset
 
 
 cdef inline PinResult line_pin(LinePiece* piece, Segment* seg, uint32_t number, uint64_t pos, uint64_t nbytes,

@@ -7,7 +7,10 @@ FutexLock (words 0 free, 1 held, 2 held and a thread sleeps)
   lock     0 -> 1 by compare-and-swap (acquire); after a short spin exchange to 2 and sleep while it is 2.
   unlock   exchange to 0 (release); if it was 2 wake one sleeper, which takes the lock as 2, so that no later sleeper is
            forgotten.
-  Held for bounded sections without system calls; never held while the GIL is wanted.
+  Held for bounded sections without system calls; never held while the GIL is wanted. A thread of Python's that has to
+  sleep for one gives up the interpreter first, and takes it back when it holds none any more (interpreter.h): so no
+  wait keeps other threads from running, wherever in a call it is met.
+  Long walks give the lock up every so often (futex_lock_pass), and let a sleeper have it.
 
 RwSem (word: bit 31 a writer holds it, bit 30 it is the waiting readers' turn, bits 0..29 count of readers; and the
 numbers of writers and of readers that wait)
@@ -25,12 +28,15 @@ from pagecache.core.atomic cimport (pc_u32, load_relaxed_u32, load_acquire_u32, 
                                     fence_seq_cst)
 from pagecache.core.check cimport pc_assert
 from pagecache.core.futex cimport futex_wait, futex_wake
+from pagecache.core.interpreter cimport interpreter_leave, lock_count_add, lock_count_sub
 from pagecache.core.lock_watch cimport lock_watch_released, lock_watch_taken
+from pagecache.core.thread cimport thread_nap
 
 cdef enum:
     SPIN_TRIES = 100
     WAIT_SLICE_NS = 50_000_000      # a sleeping thread looks for signals this often at least
     WAKE_ALL = 0x7FFFFFFF
+    PASS_NAP_NS = 50_000            # about what a woken thread needs to take the lock
 
 cdef enum:
     RWSEM_WRITER = 0x80000000
@@ -45,34 +51,13 @@ ctypedef struct RwSem:
     pc_u32 nr_readers_waiting
 
 
+# -- for locks of the layers above -------------------------------------------------------------------------------------
+
 cdef inline bint futex_take(FutexLock* lock) noexcept nogil:
     """Tries to lock. With `futex_lock_slice` and `futex_give` for locks of the layers above, whose holders may touch
-    anything: page faults under them are not counted."""
+    anything, and want the interpreter: page faults under them are not counted, nor are they (interpreter.h)."""
     cdef uint32_t free = 0
     return cas_acq_rel_u32(&lock.word, &free, 1)
-
-
-cdef inline bint futex_trylock(FutexLock* lock) noexcept nogil:
-    cdef bint taken = futex_take(lock)
-    if taken:
-        lock_watch_taken()
-    return taken
-
-
-cdef inline void futex_lock_slow(FutexLock* lock) noexcept nogil:
-    cdef int i
-    for i in range(SPIN_TRIES):
-        if load_relaxed_u32(&lock.word) == 0 and futex_trylock(lock):
-            return
-        cpu_relax()
-    while exchange_acq_rel_u32(&lock.word, 2) != 0:
-        futex_wait(&lock.word, 2, -1)
-    lock_watch_taken()
-
-
-cdef inline void futex_lock(FutexLock* lock) noexcept nogil:
-    if not futex_trylock(lock):
-        futex_lock_slow(lock)
 
 
 cdef inline int futex_lock_slice(FutexLock* lock) noexcept nogil:
@@ -87,16 +72,58 @@ cdef inline int futex_lock_slice(FutexLock* lock) noexcept nogil:
     return -EINTR if r == -EINTR else -EAGAIN
 
 
-cdef inline void futex_unlock(FutexLock* lock) noexcept nogil:
-    lock_watch_released()
-    futex_give(lock)
-
-
-cdef inline void futex_give(FutexLock* lock) noexcept nogil:
+cdef inline bint futex_give(FutexLock* lock) noexcept nogil:
+    """Unlocks. Returns whether a thread slept, and was woken."""
     cdef uint32_t before = exchange_acq_rel_u32(&lock.word, 0)
     pc_assert(before != 0)
     if before == 2:
         futex_wake(&lock.word, 1)
+    return before == 2
+
+
+# -- engine locks ------------------------------------------------------------------------------------------------------
+
+cdef inline void futex_taken() noexcept nogil:
+    lock_count_add()
+    lock_watch_taken()
+
+
+cdef inline bint futex_trylock(FutexLock* lock) noexcept nogil:
+    cdef bint taken = futex_take(lock)
+    if taken:
+        futex_taken()
+    return taken
+
+
+cdef inline void futex_lock_slow(FutexLock* lock) noexcept nogil:
+    cdef int i
+    for i in range(SPIN_TRIES):
+        if load_relaxed_u32(&lock.word) == 0 and futex_take(lock):
+            return
+        cpu_relax()
+    interpreter_leave()
+    while exchange_acq_rel_u32(&lock.word, 2) != 0:
+        futex_wait(&lock.word, 2, -1)
+
+
+cdef inline void futex_lock(FutexLock* lock) noexcept nogil:
+    if not futex_take(lock):
+        futex_lock_slow(lock)
+    futex_taken()
+
+
+cdef inline void futex_unlock(FutexLock* lock) noexcept nogil:
+    lock_watch_released()
+    futex_give(lock)
+    lock_count_sub()
+
+
+cdef inline void futex_lock_pass(FutexLock* lock) noexcept nogil:
+    """Gives the lock up for a moment, and if a thread sleeps for it, long enough for that one to get it."""
+    if futex_give(lock):
+        thread_nap(PASS_NAP_NS)
+    if not futex_take(lock):
+        futex_lock_slow(lock)
 
 
 cdef inline bint futex_is_locked(FutexLock* lock) noexcept nogil:

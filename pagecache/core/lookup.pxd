@@ -266,7 +266,7 @@ cdef inline uint64_t read_piece(Segment* seg, uint32_t number, uint64_t pos, uin
 
 cdef inline uint64_t folio_hint(Segment* seg, uint32_t number, uint64_t pos) noexcept nogil:
     """What a sequential reader may keep to find the folio of byte pos again without a walk: frame and seq in one word,
-    worth something while the seq is the same. 0 if there is no such folio, or a reader would have to act on it."""
+    worth something while the descriptor says the same. 0 if there is no such folio, or a reader would have to act on it."""
     cdef uint64_t index = pos >> PAGE_SHIFT
     cdef xa_entry entry = xa_load(&seg.mappings[number].pages, &seg.pool, index)
     cdef Folio* folio
@@ -281,16 +281,22 @@ cdef inline uint64_t folio_hint(Segment* seg, uint32_t number, uint64_t pos) noe
     return <uint64_t>entry_frame(entry) << 32 | seq
 
 
-cdef inline const char* hint_source(Segment* seg, uint64_t hint, uint64_t pos, uint64_t nbytes) noexcept nogil:
-    """Where the bytes [pos, pos + nbytes) lie, if the hint's folio still holds them; else NULL. Copy them, and ask
-    `hint_holds` afterwards."""
+cdef inline const char* hint_source(Segment* seg, uint32_t number, uint64_t hint, uint64_t pos,
+                                    uint64_t* nbytes) noexcept nogil:
+    """Where the bytes from `pos` on lie, if the hint's folio is still the one of that page, and how many of nbytes it
+    holds; else NULL. Copy them, and ask `hint_holds` afterwards. A hint may be so old that its seq has come round."""
     cdef Folio* folio = &seg.folios[hint >> 32]
-    cdef uint64_t offset
-    if hint == 0 or load_acquire_u32(&folio.seq) != <uint32_t>hint:
+    cdef uint32_t state
+    cdef uint64_t offset, length
+    if hint == 0 or load_acquire_u32(&folio.seq) != <uint32_t>hint or folio_mapping(folio) != number:
         return NULL
     offset = pos - (folio_index(folio) << PAGE_SHIFT)
-    if offset > <uint64_t>PAGE_SIZE << folio_order(folio) or nbytes > (<uint64_t>PAGE_SIZE << folio_order(folio)) - offset:
+    state = load_acquire_u32(&folio.state)
+    length = <uint64_t>PAGE_SIZE << (state >> FOLIO_ORDER_SHIFT)
+    if offset >= length or not state & FOLIO_UPTODATE:
         return NULL
+    if nbytes[0] > length - offset:
+        nbytes[0] = length - offset
     return frame_address(seg, <uint32_t>(hint >> 32)) + offset
 
 

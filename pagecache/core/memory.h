@@ -110,6 +110,16 @@ static inline void memory_populate(void *base, size_t bytes) {
         __atomic_fetch_or((char *)base + at, 0, __ATOMIC_RELAXED);
 }
 
+/* Whether children of fork() get a copy of some pages, or nothing there. Returns 0 or -errno. */
+static inline int memory_advise_fork(void *base, size_t bytes, int inherited) {
+#if defined(MADV_DONTFORK) && defined(MADV_DOFORK)
+    return madvise(base, bytes, inherited ? MADV_DOFORK : MADV_DONTFORK) == 0 ? 0 : -errno;
+#else
+    (void)base; (void)bytes; (void)inherited;
+    return 0;
+#endif
+}
+
 /* Keeps frames out of core dumps. */
 static inline void memory_advise_nodump(void *base, size_t bytes) {
 #if defined(MADV_DONTDUMP)

@@ -8,6 +8,7 @@ cdef extern from "core/memory.h" nogil:
     int memory_file(size_t bytes) noexcept
     void memory_advise_huge(void* base, size_t bytes) noexcept
     void memory_advise_nodump(void* base, size_t bytes) noexcept
+    int memory_advise_fork(void* base, size_t bytes, bint inherited) noexcept
     void memory_advise_small(void* base, size_t bytes) noexcept
     int memory_give_back(void* base, size_t bytes, bint shared) noexcept
     void memory_populate(void* base, size_t bytes) noexcept

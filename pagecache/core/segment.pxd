@@ -31,6 +31,7 @@ from pagecache.core.config cimport (BLOCK_FRAMES, FRAME_ALIGNMENT, MAX_FRAMES, N
 from pagecache.core.lock cimport RwSem, FutexLock
 from pagecache.core.memory cimport memory_advise_huge, memory_advise_nodump, memory_map, memory_poison, memory_unmap
 from pagecache.core.thread cimport thread_slot
+from pagecache.core.xa_entry cimport XA_NODES_MAX
 from pagecache.core.xa_node cimport XaGroup, XaNode, XaPool, XaPoolHeader, XArray
 from pagecache.core.xa_pool cimport GROUP_NODES, pool_nr_groups, xa_pool_init
 
@@ -325,8 +326,11 @@ cdef inline uint64_t round_up(uint64_t value, uint64_t alignment) noexcept nogil
 
 
 cdef inline uint32_t segment_nr_nodes(uint32_t nr_frames) noexcept nogil:
-    """Nodes for the worst case, every cached page alone in its branch, plus the paths above."""
-    return <uint32_t>((<uint64_t>nr_frames * 5 + 4096) // GROUP_NODES * GROUP_NODES)
+    """Nodes for the worst case, every cached page alone in its branch, plus the paths above; as many as there can be."""
+    cdef uint64_t nr_nodes = <uint64_t>nr_frames * 5 + 4096
+    if nr_nodes > <uint64_t>XA_NODES_MAX:
+        nr_nodes = XA_NODES_MAX
+    return <uint32_t>(nr_nodes // GROUP_NODES * GROUP_NODES)
 
 
 cdef inline uint32_t segment_nr_blocks(uint32_t nr_frames) noexcept nogil:
@@ -526,7 +530,7 @@ cdef inline int segment_attach(Segment* seg, int fd, uint64_t file_bytes) noexce
 
 
 cdef inline void count(Segment* seg, Counter which, int64_t by) noexcept nogil:
-    """Adds to a counter on the calling thread's shard. The first threads own their shard and need no atomic add."""
+    """Adds to a counter on the calling thread's shard. A thread that has one of its own needs no atomic add."""
     cdef uint32_t slot = thread_slot()
     cdef pc_u64* cell
     if slot < STAT_SHARDS:

@@ -1,4 +1,4 @@
-/* The calling thread's number, for counters that no two threads should share; what started it; threads without the GIL. */
+/* The calling thread's slot, for counters that no two threads should share; what started it; threads without the GIL. */
 #ifndef PC_THREAD_H
 #define PC_THREAD_H
 #include <pthread.h>
@@ -10,16 +10,51 @@
 #define PC_TLS_MODEL
 #endif
 
+/* Counter shards. A thread has one of its own from its first count to its end; those that begin while all are taken
+ * share one. What the next owner finds there was counted before the last one gave it back (release, acquire). */
+enum { PC_THREAD_SLOTS = 16 };      /* slot 0 is no thread's own */
 static __thread uint32_t pc_thread_slot PC_TLS_MODEL;
-static uint32_t pc_thread_slots_taken;
+static uint32_t pc_thread_slots_taken;          /* a bit for each */
+static pthread_key_t pc_thread_slot_key;
+static pthread_once_t pc_thread_slot_once = PTHREAD_ONCE_INIT;
 
-/* 1, 2, 3 ... in the order in which threads first ask. */
+static inline void thread_slot_give_back(void *value) {
+    uint32_t slot = (uint32_t)(uintptr_t)value;
+    pc_thread_slot = 0;             /* what the thread counts after this takes one again */
+    __atomic_fetch_and(&pc_thread_slots_taken, ~(1u << slot), __ATOMIC_RELEASE);
+}
+static inline void thread_slots_after_fork(void) {      /* a child has none of the other threads */
+    uint32_t own = pc_thread_slot;
+    __atomic_store_n(&pc_thread_slots_taken, own != 0 && own < PC_THREAD_SLOTS ? 1u << own : 0, __ATOMIC_RELAXED);
+}
+static inline void thread_slots_setup(void) {
+    pthread_key_create(&pc_thread_slot_key, thread_slot_give_back);
+    pthread_atfork(NULL, NULL, thread_slots_after_fork);
+}
+static __attribute__((noinline, cold, unused)) uint32_t thread_slot_take(void) {
+    uint32_t taken = __atomic_load_n(&pc_thread_slots_taken, __ATOMIC_RELAXED), slot;
+    pthread_once(&pc_thread_slot_once, thread_slots_setup);
+    for (;;) {
+        for (slot = 1; slot < PC_THREAD_SLOTS && taken >> slot & 1; slot++) { }
+        if (slot == PC_THREAD_SLOTS) break;
+        if (__atomic_compare_exchange_n(&pc_thread_slots_taken, &taken, taken | 1u << slot, 0, __ATOMIC_ACQUIRE,
+                                        __ATOMIC_RELAXED)) {
+            pthread_setspecific(pc_thread_slot_key, (void *)(uintptr_t)slot);
+            break;
+        }
+    }
+    return pc_thread_slot = slot;
+}
+/* 1 .. PC_THREAD_SLOTS - 1: the thread's own; PC_THREAD_SLOTS: it has none. */
 static inline uint32_t thread_slot(void) {
     uint32_t slot = pc_thread_slot;
-    if (__builtin_expect(slot == 0, 0))
-        slot = pc_thread_slot = __atomic_add_fetch(&pc_thread_slots_taken, 1, __ATOMIC_RELAXED);
-    return slot;
+    return __builtin_expect(slot != 0, 1) ? slot : thread_slot_take();
 }
+
+/* Memory events that the thread itself has raised: what it gives back while it looks for memory is no news to it. */
+static __thread uint32_t pc_thread_events PC_TLS_MODEL;
+static inline void thread_count_event(void) { pc_thread_events++; }
+static inline uint32_t thread_events(void) { return pc_thread_events; }
 
 /* What started the thread, as far as it has been looked up. */
 enum { THREAD_KIND_UNKNOWN, THREAD_KIND_PYTHON, THREAD_KIND_NATIVE };
@@ -36,6 +71,10 @@ static inline int thread_start(pc_thread *thread, void *(*run)(void *), void *ar
 }
 static inline void thread_join(pc_thread *thread) {
     if (thread->started) { pthread_join(thread->id, NULL); thread->started = 0; }
+}
+static inline void thread_nap(int64_t ns) {
+    struct timespec nap = {0, (long)ns};        /* less than a second */
+    nanosleep(&nap, NULL);
 }
 static inline int64_t monotonic_ns(void) {
     struct timespec now;

@@ -12,6 +12,7 @@ enum { XA_SIBLING_MAX = XA_CHUNK_SIZE - 2, XA_LINE_BYTES = 64, XA_NODE_LINES = 5
 #define XA_ZERO_ENTRY (XA_INTERNAL_FIRST + 257)
 #define XA_NODE_FIRST (XA_INTERNAL_FIRST + 1024)
 #define XA_VALUE_FIRST (1u << 31)
+enum { XA_NODES_MAX = (XA_VALUE_FIRST - XA_NODE_FIRST) / XA_NODE_LINES };
 
 XA_ENTRY_INLINE int xa_is_pointer(uint32_t entry) { return entry - 1 < XA_INTERNAL_FIRST - 1; }
 XA_ENTRY_INLINE int xa_is_internal(uint32_t entry) {

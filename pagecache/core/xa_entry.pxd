@@ -20,6 +20,7 @@ cdef extern from "core/xa_entry.h" nogil:
         XA_CHUNK_MASK
         XA_SIBLING_MAX
         XA_NODE_LINES               # from a node's entry to the next one's
+        XA_NODES_MAX                # nodes that entries can stand for
     const xa_entry XA_INTERNAL_FIRST
     const xa_entry XA_RETRY_ENTRY
     const xa_entry XA_ZERO_ENTRY

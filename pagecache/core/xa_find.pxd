@@ -134,16 +134,20 @@ cdef inline xa_entry xas_find_marked(XaState* xas, uint64_t max, uint32_t mark) 
 
 
 cdef inline xa_entry xas_find_conflict(XaState* xas) noexcept nogil:
-    """The next entry that overlaps the cursor's range; each once, with `index` where the overlap begins."""
+    """The next entry that overlaps the cursor's range; each once, with `index` where the overlap begins. After the last
+    one the cursor is where it was set to, so that a store then replaces them all."""
     cdef uint64_t start = xas.first
+    cdef xa_entry entry = 0
     if xas.error != 0 or xas.node == XAS_BOUNDS:
         return 0
     if xas.node != XAS_RESTART:
         start = xas_entry_last(xas) + 1
-        if start == 0 or start > xas.last:
-            xas.node = XAS_BOUNDS
-            return 0
-    return xas_search(xas, start, xas.last, ANY_MARK)
+    if xas.node == XAS_RESTART or (start != 0 and start <= xas.last):
+        entry = xas_search(xas, start, xas.last, ANY_MARK)
+    if entry == 0:
+        xas.index = xas.first
+        xas.node = XAS_BOUNDS
+    return entry
 
 
 cdef inline xa_entry xas_step_to(XaState* xas, uint64_t index) noexcept nogil:

@@ -9,7 +9,7 @@ Node (320 bytes = 5 cache lines; the 64 slots are the first four, so a walk touc
 
 Benefits: half the size of pointer nodes, so live index plus as many shadows as pages fit into 0.24 % of the cached
 bytes; position independent; a walk reads head and slots only, never a node's header.
-Costs: values have 31 bits, pointers 30; 2**27 nodes at most.
+Costs: values have 31 bits, pointers 30; XA_NODES_MAX (2**30 / 5, 214 million) nodes at most.
 
 Nodes are type-stable: a slot array is always a slot array, so a reader without a lock may stand in a node that was
 freed or reused meanwhile. What it finds there may belong to another place or array: the owner of the entries

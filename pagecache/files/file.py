@@ -139,7 +139,7 @@ class File(FileWrites):
             return
         if not self._is_stream and self.ra.size:
             self._is_stream = True
-            self.inode.streams.nr += 1
+            self.inode.streams.add(self)
         self.ra.ra_pages = self._fitted_pages = self.inode.ra_pages * self._window_factor
 
     # -- the slow side of reads --------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ class File(FileWrites):
         was_open = self._detach()
         if was_open:
             if self._is_stream:
-                self.inode.streams.nr -= 1
+                self.inode.streams.discard(self)
             if self.no_reuse:
                 self.inode.advise_reuse(-1)
             self.inode.release(writes=self.may_write)
@@ -424,25 +424,12 @@ class File(FileWrites):
         self._check_usable()
         position, size = self.tell(), -1 if size is None else operator.index(size)
         nbytes = max(0, self.mapping.size - position) if size < 0 else size
-        buffer = self._view_cached(nbytes, position)
+        pinned_max = -(-self.mapping.segment.nr_frames // PINNED_SHARE)
+        buffer = self._view_cached(nbytes, position, VIEW_BYTES_MIN, pinned_max)
         if buffer is None:
             return self.read(size)
         self.seek(position + len(buffer))
         return buffer
-
-    def _view_cached(self, nbytes: int, offset: int) -> memoryview | None:
-        """Return a view of a large range that one folio holds, if the pages that it pins can be spared."""
-        mapping = self.mapping
-        nbytes = min(nbytes, mapping.size - offset)
-        if nbytes < VIEW_BYTES_MIN or not mapping.all_cached(offset, nbytes):
-            return None
-        if mapping.segment.counters()["nr_pinned"] * PINNED_SHARE >= mapping.segment.nr_frames:
-            return None
-        view = self._view_piece(nbytes, offset)
-        if view is not None and len(view) < nbytes:
-            view.release()
-            return None
-        return view
 
     def prefetch(self, offset: int = 0, nbytes: int = 0) -> Prefetch:
         """Bring a byte range (nbytes 0: to the end) in in the background, as much as the cache can hold.

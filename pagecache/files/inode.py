@@ -42,10 +42,26 @@ class ImmutableStore(BackingStore, Protocol):
 
 
 class Streams:
-    """How many open files of a cache are read ahead of: they share the budget of windows."""
+    """The open files of a cache that are read ahead of: they share the budget of windows.
+
+    Context: any thread may add and discard; each is one step of a set.
+    """
 
     def __init__(self) -> None:
-        self.nr = 0
+        self._files: set[int] = set()
+
+    @property
+    def nr(self) -> int:
+        """How many they are."""
+        return len(self._files)
+
+    def add(self, file: object) -> None:
+        """Count an open file, once."""
+        self._files.add(id(file))
+
+    def discard(self, file: object) -> None:
+        """Count it no more, as it is closed."""
+        self._files.discard(id(file))
 
 
 class Inode(ObjectVersion):

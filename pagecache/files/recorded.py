@@ -1,7 +1,8 @@
 """Recording which pages a live program uses, as a trace for `pagecache trace`.
 
 While a recorder runs, the cache's open files are of a class that notes each call; otherwise they are not, so that the
-hit path knows nothing of recording.  Pages of different objects get numbers far apart.
+hit path knows nothing of recording.  Pages of different objects get numbers far apart: each piece of an object, of
+2**PIECE_SHIFT pages, has a range of numbers of its own, in the order in which they are first used.
 """
 
 import io
@@ -18,7 +19,7 @@ from pagecache.files.file import File
 from pagecache.files.inode import Inode
 from pagecache.units import PAGE_SHIFT
 
-OBJECT_SHIFT = 30  # pages of one object: 4 TiB
+PIECE_SHIFT = 30  # pages of one piece: 4 TiB
 FORMATS = (".npz", ".npy", ".txt")
 
 
@@ -103,7 +104,7 @@ class Recorder:
         self._cache = cache
         self._lock = Mutex()
         self._pages = array("Q")
-        self._objects: dict[int, int] = {}
+        self._pieces: dict[tuple[int, object, int], int] = {}
         self._last = -1
         self._stopped = False
 
@@ -113,11 +114,19 @@ class Recorder:
         with self._lock.held():
             if self._stopped:
                 return
-            base = self._objects.setdefault(file.mapping.number, len(self._objects)) << OBJECT_SHIFT
-            if base + first == self._last:
-                first += 1
-            self._pages.extend(range(base + first, base + last + 1))
-            self._last = base + last
+            while first <= last:
+                end = min(last, first | ((1 << PIECE_SHIFT) - 1))
+                start = self._number(file, first)
+                after = start + end - first + 1
+                self._pages.extend(range(start + (start == self._last), after))
+                self._last = after - 1
+                first = end + 1
+
+    def _number(self, file: File, page: int) -> int:
+        """Return the number of a page. A mapping that has gone leaves its number to other objects."""
+        piece = (file.mapping.number, file.mapping.key, page >> PIECE_SHIFT)
+        base = self._pieces.setdefault(piece, len(self._pieces)) << PIECE_SHIFT
+        return base | (page & ((1 << PIECE_SHIFT) - 1))
 
     @property
     def nr_accesses(self) -> int:

@@ -27,3 +27,27 @@ cdef int wait_interrupted(int r) except -1:
         return 0
     PyErr_CheckSignals()
     return 1
+
+
+cdef extern from *:
+    """
+    #include "core/interpreter.h"
+
+    /* Not PyGILState_Check, which says yes in every thread once there has been a second interpreter. */
+    static int pc_python_is_held(void) {
+        PyThreadState *mine = PyGILState_GetThisThreadState();
+    #if PY_VERSION_HEX >= 0x030D0000
+        return mine != NULL && mine == PyThreadState_GetUnchecked();
+    #else
+        return mine != NULL && mine == _PyThreadState_UncheckedGet();
+    #endif
+    }
+    static void *pc_python_leave(void) { return PyEval_SaveThread(); }
+    static void pc_python_enter(void *thread) { PyEval_RestoreThread((PyThreadState *)thread); }
+    static void pc_python_setup(void) {
+        pc_interpreter.is_held = pc_python_is_held;
+        pc_interpreter.leave = pc_python_leave;
+        pc_interpreter.enter = pc_python_enter;
+    }
+    """
+    void pc_python_setup() noexcept

@@ -281,6 +281,25 @@ cdef class FileCore(FilePosition):
                     folio_put(self.seg, folio)
         return self._view_slow(wanted, pos)
 
+    def _view_cached(self, uint64_t nbytes, uint64_t pos, uint64_t nbytes_min, uint64_t pinned_max):
+        """A view of up to nbytes at byte pos if one cached folio holds all of them that the object has, nbytes_min or more,
+        and fewer than pinned_max pages are pinned; else None."""
+        cdef uint64_t size = load_acquire_u64(&self.m.size)
+        cdef uint64_t folio_bytes
+        cdef xa_entry entry
+        if pos >= size or min(nbytes, size - pos) < nbytes_min:
+            return None
+        nbytes = min(nbytes, size - pos)
+        entry = xa_load(&self.m.pages, &self.seg.pool, pos >> PAGE_SHIFT)
+        if not xa_is_pointer(entry):
+            return None
+        folio_bytes = <uint64_t>PAGE_SIZE << entry_order(entry)
+        if ((pos & (folio_bytes - 1)) + nbytes > folio_bytes
+                or not folio_readable(folio_state(&self.seg.folios[entry_frame(entry)]), entry_order(entry))
+                or counted(self.seg, NR_PINNED) >= <int64_t>pinned_max):
+            return None
+        return self.view(nbytes, pos)
+
     def _view_copied(self, Folio folio not None, uint64_t pos, uint64_t nbytes):
         """A view of bytes [pos, pos + nbytes), which lie inside the file, copied into a new folio that is in no mapping;
         None if not all of them are cached."""
@@ -359,14 +378,15 @@ cdef class FileCore(FilePosition):
         can come between, so the position needs no lock, and the size no second look: a truncation holds the GIL."""
         cdef uint64_t pos = <uint64_t>self.position
         cdef uint64_t hint = load_relaxed_u64(&self.hint)
+        cdef uint64_t there = nbytes
         cdef const char* source
         cdef bytes result
         if (not PC_HAS_GIL or hint == 0 or nbytes - 1 >= HINT_MAX or futex_is_locked(&self.position_lock)
                 or self.seeks is not None or not self.is_open or self.seg.dead
                 or pos + nbytes > load_acquire_u64(&self.m.size)):
             return None
-        source = hint_source(self.seg, hint, pos, nbytes)
-        if source == NULL:
+        source = hint_source(self.seg, self.number, hint, pos, &there)
+        if source == NULL or there < nbytes:
             return None
         result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>nbytes)
         copy_page(PyBytes_AS_STRING(result), source, nbytes)

@@ -31,7 +31,7 @@ from pagecache.core.directory cimport (HAS_VALIDATOR, HOLDING_IDLE, KEY_BYTES_MA
 from pagecache.core.errseq cimport errseq_check_and_advance, errseq_sample, errseq_set
 from pagecache.core.fill cimport filemap_fill_page
 from pagecache.core.check cimport PC_OPTIMISTIC
-from pagecache.core.config cimport BATCH_PAGES, MAX_FRAMES, MAX_ORDER, NIL, PAGE_SHIFT, PAGE_SIZE
+from pagecache.core.config cimport BATCH_PAGES, MAX_FRAMES, MAX_ORDER, NIL, PAGE_SHIFT, PAGE_SIZE, STAT_SHARDS
 from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FOLIO_DROPBEHIND, FOLIO_HANDOFF,
                                    FOLIO_LOCKED, FOLIO_LRU, FOLIO_MAPPED, FOLIO_READAHEAD, FOLIO_REFERENCED,
                                    FOLIO_UNEVICTABLE, FOLIO_UNUSED, FOLIO_UPTODATE, FOLIO_WAITERS, FOLIO_WORKINGSET,
@@ -41,6 +41,8 @@ from pagecache.core.folio cimport (FOLIO_ACCESSED, FOLIO_ACTIVE, FOLIO_DIRTY, FO
                                    folio_order, folio_ref_add, folio_seq_bump, folio_set, folio_state, folio_test,
                                    folio_test_clear, folio_try_get, folio_trylock, folio_unlock, folio_wait_slice,
                                    folio_write_begin, folio_write_end, state_order)
+from pagecache.core.fork cimport (fork_before, fork_child, fork_parent, fork_register, fork_setup, fork_unregister,
+                                  segment_keep_from_children)
 from pagecache.core.futex cimport futex_setup, futex_wait, futex_wake
 from pagecache.core.io cimport (bytes_on_disk, file_has_bytes, iovec, punch_hole_fd, run_read_fd, run_vector, run_write_fd,
                                 run_zero_tail, sync_file_system_of)
@@ -62,6 +64,8 @@ from pagecache.core.mapping cimport (MARK_DIRTY, MARK_WRITEBACK, Mark, entry_fra
                                      mapping_remove, mapping_set_size, mapping_set_tenant)
 from pagecache.core.memory cimport memory_file, memory_unmap, memory_unpoison
 from pagecache.core.reclaim cimport folio_alloc, kswapd_end, kswapd_main, reclaim_pages
+from pagecache.core.residency cimport (Residency, mapping_list_folios, mapping_mincore, mapping_next_folio,
+                                       mapping_next_present, mapping_nr_unused, mapping_residency)
 from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS, LRU_ACTIVE, LRU_AHEAD, LRU_FIRST,
                                      LRU_INACTIVE, LRU_LAST, LRU_UNEVICTABLE, MAPPING_STABLE_WRITES, MISSES,
                                      NR_COUNTERS, NR_DIRTY, NR_FILE_PAGES, NR_PINNED, NR_PROBES, NR_TENANTS,
@@ -69,14 +73,14 @@ from pagecache.core.segment cimport (BYTES_ASKED, Counter, DROP_PAGECACHE, HITS,
                                      STORE_WRITE_BYTES, STORE_WRITES, header_set_budget, header_set_dirty_limits,
                                      Adaptive as CAdaptive, Folio as CFolio, Mapping as CMapping, Segment as CSegment,
                                      Header, count, count_store_read, counted, folio_number, segment_attach,
-                                     segment_budget, segment_create, segment_layout)
+                                     segment_budget, segment_create, segment_layout, segment_nr_nodes)
 from pagecache.core.split cimport folio_split
 from pagecache.core.stamp cimport (STAMP_DOUBTFUL as C_STAMP_DOUBTFUL, STAMP_OTHER as C_STAMP_OTHER,
                                    STAMP_SAME as C_STAMP_SAME, own_write_begin, own_write_end, stamp_is_current,
                                    stamp_look, stamp_set, stamp_take)
-from pagecache.core.thread cimport (COARSE_TICK_NS, THREAD_KIND_NATIVE, THREAD_KIND_PYTHON, THREAD_KIND_UNKNOWN,
-                                    monotonic_coarse_ns, monotonic_ns, pc_thread, thread_join, thread_kind,
-                                    thread_kind_set, thread_start)
+from pagecache.core.thread cimport (COARSE_TICK_NS, PC_THREAD_SLOTS, THREAD_KIND_NATIVE, THREAD_KIND_PYTHON,
+                                    THREAD_KIND_UNKNOWN, monotonic_coarse_ns, monotonic_ns, pc_thread, thread_events,
+                                    thread_join, thread_kind, thread_kind_set, thread_start)
 from pagecache.core.verify cimport Finding, segment_verify
 from pagecache.core.write cimport folio_writable_now, folio_write, size_extend, write_cached
 from pagecache.core.writeback cimport (disk_size_reached, folio_drop_behind, folio_end_writeback, folio_mark_dirty,

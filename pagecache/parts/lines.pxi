@@ -1,5 +1,5 @@
 from pagecache.core.lines cimport (LINE_HINT_MAX, LINE_MISSING, LINE_PINNED, LINE_READ_TO_END, LinePiece,
-                                   PinResult, line_length, line_pin, line_source, line_unpin)
+                                   PinResult, line_length, line_pin, line_unpin)
 
 cdef enum:
     LINE_TRIES = 4                  # times a piece is looked for in its folio before a copy of the page is searched
@@ -103,7 +103,7 @@ cdef class FileLines(FileCore):
         nbytes = limit if limit < size - pos else size - pos
         if nbytes > LINE_HINT_MAX:
             nbytes = LINE_HINT_MAX
-        source = line_source(self.seg, hint, pos, &nbytes)
+        source = hint_source(self.seg, self.number, hint, pos, &nbytes)
         if source == NULL:
             return None
         length = line_length(source, nbytes)

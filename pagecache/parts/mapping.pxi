@@ -1,5 +1,8 @@
 STAMP_SAME, STAMP_DOUBTFUL, STAMP_OTHER = C_STAMP_SAME, C_STAMP_DOUBTFUL, C_STAMP_OTHER
 
+cdef enum:
+    MINCORE_SHORT = 4096            # pages; longer looks release the GIL
+
 
 @cython.final
 @cython.no_gc_clear      # what it holds is given back when it is deallocated
@@ -71,7 +74,8 @@ cdef class AddressSpace:
             return
         directory_unpublish(self.seg, self.number)
         self.drop_all()
-        mapping_free(self.seg, self.number)
+        with nogil:
+            mapping_free(self.seg, self.number)
 
     cdef void wait_for_requests(self) noexcept:
         cdef uint32_t nr_inflight
@@ -84,27 +88,16 @@ cdef class AddressSpace:
 
     cdef void drop_all(self) noexcept:
         """Removes every folio, dirty or not: they cannot be reached any more."""
-        cdef CXaState xas
-        cdef xa_entry entry
         cdef CFolio* folio
         cdef CSegment* seg = self.seg
-        cdef uint64_t at = 0        # shadows before it are not walked over again for every folio
+        cdef uint64_t at = 0
         with nogil:
             while True:
-                futex_lock(&self.m.pages.lock)
-                xas_init(&xas, &self.m.pages, &seg.pool, at, 0)
-                entry = xas_find(&xas, <uint64_t>-1)
-                while entry != 0 and not xa_is_pointer(entry):
-                    entry = xas_find(&xas, <uint64_t>-1)
-                folio = NULL
-                if entry != 0:
-                    folio = &seg.folios[entry_frame(entry)]
-                    folio_try_get(folio)
-                futex_unlock(&self.m.pages.lock)
+                folio = mapping_next_folio(seg, self.m, &at)
                 if folio == NULL and at == 0:
                     break
-                at = xas.index if folio != NULL else 0
                 if folio == NULL:
+                    at = 0              # until nothing is left anywhere
                     continue
                 folio_lock_uninterruptible(folio)
                 if folio_mapping(folio) == self.number:
@@ -294,15 +287,10 @@ cdef class AddressSpace:
 
     def next_present(self, uint64_t index, uint64_t last):
         """First cached page in index..last, last + 1 if none is."""
-        cdef CXaState xas
-        cdef xa_entry entry
-        futex_lock(&self.m.pages.lock)
-        xas_init(&xas, &self.m.pages, &self.seg.pool, index, 0)
-        entry = xas_find(&xas, last)
-        while entry != 0 and not xa_is_pointer(entry):
-            entry = xas_find(&xas, last)
-        futex_unlock(&self.m.pages.lock)
-        return xas.index if entry != 0 else last + 1
+        cdef uint64_t found
+        with nogil:
+            found = mapping_next_present(self.seg, self.m, index, last)
+        return found
 
     def prev_gap(self, uint64_t index, uint64_t max_scan):
         """Last page at or before index, within max_scan pages, that is not cached; -1 when page 0 is reached and
@@ -486,29 +474,10 @@ cdef class AddressSpace:
 
     def cachestat(self, uint64_t first, uint64_t last):
         """Counts over pages first..last: (cached, dirty, write-back, evicted, recently evicted)."""
-        cdef CXaState xas
-        cdef xa_entry entry
-        cdef uint64_t begin, end, nr
-        cdef uint64_t cached = 0, dirty = 0, writeback = 0, evicted = 0, recent = 0
+        cdef Residency found
         with nogil:
-            futex_lock(&self.m.pages.lock)
-            xas_init(&xas, &self.m.pages, &self.seg.pool, first, 0)
-            entry = xas_find(&xas, last)
-            while entry != 0:
-                nr = <uint64_t>1 << xas_get_order(&xas)
-                begin = xas.index & ~(nr - 1)
-                end = begin + nr - 1
-                nr = (end if end < last else last) - (begin if begin > first else first) + 1
-                if xa_is_pointer(entry):
-                    cached += nr
-                    dirty += nr if xas_get_mark(&xas, MARK_DIRTY) else 0
-                    writeback += nr if xas_get_mark(&xas, MARK_WRITEBACK) else 0
-                elif xa_is_value(entry):
-                    evicted += nr
-                    recent += nr if shadow_is_recent(self.seg, entry) else 0
-                entry = xas_find(&xas, last)
-            futex_unlock(&self.m.pages.lock)
-        return cached, dirty, writeback, evicted, recent
+            mapping_residency(self.seg, self.m, first, last, &found)
+        return found.cached, found.dirty, found.writeback, found.evicted, found.recent
 
     def count_miss(self, uint64_t nbytes):
         """Counts a read that was not served from the cache alone, and what it was given after it had missed."""
@@ -537,29 +506,26 @@ cdef class AddressSpace:
 
     def nr_unused(self):
         """Cached pages that were read ahead and that have not been asked for yet. Context: walks the index."""
-        cdef CXaState xas
-        cdef xa_entry entry
-        cdef uint64_t nr = 0
+        cdef uint64_t nr
         with nogil:
-            futex_lock(&self.m.pages.lock)
-            xas_init(&xas, &self.m.pages, &self.seg.pool, 0, 0)
-            entry = xas_find(&xas, <uint64_t>-1)
-            while entry != 0:
-                if xa_is_pointer(entry) and folio_test(&self.seg.folios[entry_frame(entry)], FOLIO_UNUSED):
-                    nr += <uint64_t>1 << entry_order(entry)
-                entry = xas_find(&xas, <uint64_t>-1)
-            futex_unlock(&self.m.pages.lock)
+            nr = mapping_nr_unused(self.seg, self.m)
         return nr
 
     def mincore(self, uint64_t first, uint64_t nr_pages):
-        """One byte per page: 1 if it is cached and uptodate."""
-        cdef bytes out = PyBytes_FromStringAndSize(NULL, nr_pages)
-        cdef char* at = PyBytes_AS_STRING(out)
-        cdef uint64_t i
-        cdef xa_entry entry
-        for i in range(nr_pages):
-            entry = xa_load(&self.m.pages, &self.seg.pool, first + i)
-            at[i] = xa_is_pointer(entry) and folio_test(&self.seg.folios[entry_frame(entry)], FOLIO_UPTODATE)
+        """One byte per page: 1 if it is cached and uptodate. Context: takes as long as what is cached is long; releases
+        the GIL for long ranges."""
+        cdef bytes out
+        cdef char* at
+        if nr_pages <= MINCORE_SHORT:
+            out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>nr_pages)
+            at = PyBytes_AS_STRING(out)
+            memset(at, 0, nr_pages)
+            mapping_mincore(self.seg, self.m, first, nr_pages, at)
+            return out
+        out = bytes(nr_pages)               # zeros of the system's: what is not set is not touched
+        at = PyBytes_AS_STRING(out)
+        with nogil:
+            mapping_mincore(self.seg, self.m, first, nr_pages, at)
         return out
 
     def all_cached(self, uint64_t pos, uint64_t nbytes):
@@ -574,26 +540,10 @@ cdef class AddressSpace:
         cdef uint64_t start = 0
         out = []
         while True:
-            nr = self.list_folios(start, indexes, states)
+            with nogil:
+                nr = mapping_list_folios(self.seg, self.m, start, 256, indexes, states)
             for i in range(nr):
                 out.append((indexes[i], state_order(states[i]), (states[i] & FOLIO_UPTODATE) != 0))
             if nr < 256:
                 return out
             start = indexes[nr - 1] + (<uint64_t>1 << state_order(states[nr - 1]))
-
-    cdef uint32_t list_folios(self, uint64_t start, uint64_t* indexes, uint32_t* states) noexcept:
-        """Up to 256 folios from page start on: first pages and state words."""
-        cdef CXaState xas
-        cdef xa_entry entry
-        cdef uint32_t nr = 0
-        futex_lock(&self.m.pages.lock)
-        xas_init(&xas, &self.m.pages, &self.seg.pool, start, 0)
-        entry = xas_find(&xas, <uint64_t>-1)
-        while entry != 0 and nr < 256:
-            if xa_is_pointer(entry):
-                indexes[nr] = folio_index(&self.seg.folios[entry_frame(entry)])
-                states[nr] = folio_state(&self.seg.folios[entry_frame(entry)])
-                nr += 1
-            entry = xas_find(&xas, <uint64_t>-1)
-        futex_unlock(&self.m.pages.lock)
-        return nr

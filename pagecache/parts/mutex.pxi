@@ -113,3 +113,31 @@ cdef class EventCount:
                 futex_wait(&self.word, seen, <int64_t>min(until - now, <uint64_t>WAIT_SLICE_NS))
             PyErr_CheckSignals()
         return True
+
+
+def _hold_engine_lock(Segment segment not None, str name, EventCount held not None, EventCount until not None,
+                     uint32_t number=0):
+    """Takes an engine lock, advances `held`, and keeps the lock until `until` advances.
+
+    name: "index" (of mapping `number`), "lru", "buddy", "nodes" or "mappings". Context: for tests; releases the GIL.
+    """
+    cdef Header* header = segment.seg.header
+    cdef FutexLock* lock
+    cdef uint32_t seen = load_acquire_u32(&until.word)
+    if name == "index":
+        if not 0 < number < header.nr_mappings:
+            raise ValueError(f"no mapping has the number {number}")
+        lock = &segment.seg.mappings[number].pages.lock
+    elif name == "nodes":
+        lock = &header.pool.lock
+    elif name in ("lru", "buddy", "mappings"):
+        lock = (&header.lru_lock if name == "lru" else &header.buddy_lock if name == "buddy" else &header.mapping_lock)
+    else:
+        raise ValueError(f"no engine lock is called {name!r}")
+    with nogil:
+        futex_lock(lock)
+        add_acq_rel_u32(&held.word, 1)
+        futex_wake(&held.word, WAKE_ALL)
+        while load_acquire_u32(&until.word) == seen:
+            futex_wait(&until.word, seen, WAIT_SLICE_NS)
+        futex_unlock(lock)

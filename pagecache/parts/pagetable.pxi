@@ -38,7 +38,9 @@ cdef class PageTable:
         seq[0] = load_acquire_u32(&folio.seq)
         if (seq[0] & ~<uint32_t>1) != (<uint32_t>entry & ~<uint32_t>1) or seq[0] & 1:
             return NULL
-        if not folio_test(folio, FOLIO_UPTODATE) or not folio_is(folio, self.mapping.number, self.first_index + position):
+        # state last: a translation to a folio that had left its mapping may have the seq of its frame's next owner, whose
+        # mapping is seen set before its bytes are there
+        if not folio_is(folio, self.mapping.number, self.first_index + position) or not folio_test(folio, FOLIO_UPTODATE):
             return NULL
         return folio
 

@@ -41,7 +41,8 @@ cdef enum:
 
 _POLICIES = ("kernel", "s3fifo", "sieve", "lirs", "adaptive")
 _COUNTERS = {name: number for number, name in enumerate(_COUNTER_NAMES)}
-if len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or sizeof(CFolio) != 64 or sizeof(CMapping) != 512:
+if (len(_COUNTER_NAMES) != NR_COUNTERS or NR_COUNTERS > 48 or <int>STAT_SHARDS != <int>PC_THREAD_SLOTS
+        or sizeof(CFolio) != 64 or sizeof(CMapping) != 512):
     raise ImportError("the layout of the segment does not add up")
 
 
@@ -107,6 +108,7 @@ cdef class Segment:
             raise_errno(r, f"cannot map a segment of {total} bytes")
         self.mapped = True
         self.owner = True
+        self.know_of_forks()
         header_set_budget(self.seg.header, nr_frames)
         policy_init(&self.seg, _POLICIES.index(policy))
         balloon_init(&self.seg, nr_frames)
@@ -123,8 +125,15 @@ cdef class Segment:
         if r < 0:
             raise_errno(r, "cannot attach: not a segment of this version")
         self.mapped = True
+        self.know_of_forks()
         self.fd = _os.dup(fd)
         return self
+
+    cdef int know_of_forks(self) except -1:
+        if fork_register(&self.seg) < 0:
+            raise MemoryError("no memory to remember a segment in")
+        segment_keep_from_children(&self.seg)
+        return 0
 
     def __dealloc__(self):
         if not self.seg.dead and self.maker_pid == getpid():    # a forked child has no thread of its parent's to wait for
@@ -134,10 +143,17 @@ cdef class Segment:
                     kswapd_end(&self.seg)
                     thread_join(&self.kswapd)
         if self.mapped:
+            fork_unregister(&self.seg)
             memory_unpoison(self.seg.base, self.seg.total_bytes)
             memory_unmap(self.seg.base, self.seg.total_bytes)
         if self.fd >= 0:
             posix_close(self.fd)
+
+    @staticmethod
+    def _nr_nodes_for(uint32_t nr_frames):
+        """How many index nodes a segment with so many page frames has: what they need at most, as far as entries can
+        name them."""
+        return segment_nr_nodes(nr_frames)
 
     def start_kswapd(self):
         """Starts the background reclaimer, if the segment is large enough to have watermarks.

@@ -216,7 +216,8 @@ cdef class XaCursor:
             return self._show(xas_find_marked(&self._xas, last, m))
 
     def find_conflict(self):
-        """Go to the next entry that overlaps the range the cursor was set to, and return it."""
+        """Go to the next entry that overlaps the range the cursor was set to, and return it; None behind the last one: the
+        cursor is where it was set to then, and `store` replaces all of them."""
         with cython.critical_section(self._array):
             self._catch_up()
             return self._show(xas_find_conflict(&self._xas))

@@ -14,7 +14,7 @@ from pagecache.core.workingset cimport shadow_node_index, workingset_update_node
 from pagecache.core.xa_check cimport (XA_BAD_COUNT, XA_BAD_ENTRY, XA_BAD_HEAD, XA_BAD_LIST, XA_BAD_MARK, XA_BAD_NODE,
                                       XA_BAD_NR_VALUES, XA_BAD_OFFSET, XA_BAD_OWNER, XA_BAD_PARENT, XA_BAD_SHIFT,
                                       XA_BAD_SIBLING, XA_BAD_SUMMARY, XA_EMPTY_NODE, XA_NOT_SHRUNK, xa_check)
-from pagecache.core.xa_entry cimport (XA_CHUNK_SHIFT, XA_RETRY_ENTRY, XA_ZERO_ENTRY, xa_entry, xa_is_internal,
+from pagecache.core.xa_entry cimport (XA_CHUNK_SHIFT, XA_NODES_MAX, XA_RETRY_ENTRY, XA_ZERO_ENTRY, xa_entry, xa_is_internal,
                                       xa_is_node, xa_is_pointer, xa_is_sibling, xa_is_value, xa_mk_value, xa_to_value)
 from pagecache.core.xa_find cimport (ANY_MARK, xas_find, xas_find_conflict, xas_find_marked, xas_next, xas_pause,
                                      xas_prev)
@@ -36,7 +36,7 @@ if sizeof(XaNode) != 320 or sizeof(CXArray) != 24:
 cdef enum:
     NODE_BYTES = 320
     NODE_ALIGNMENT = 4096
-    MAX_NODES = 1 << 27
+    MAX_NODES = XA_NODES_MAX
     VALUE_MAX = 0x7FFFFFFF
     ENTRY_ORDER_MAX = 63
     CURSOR_ORDER_MAX = 64           # erases everything

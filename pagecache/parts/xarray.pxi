@@ -460,18 +460,21 @@ cdef class XArray:
     def alloc_cyclic(self, value, next, min=0, max=UINT_MAX):
         """Store `value` at the first empty index at or after `next`, going on at `min` behind `max`; None reserves it.
 
-        Returns: (index, next, wrapped): where to continue the next time, and whether the search wrapped.
+        Returns: (index, next, wrapped): what to give as `next` the next time, which is behind `max` after the last index,
+        and whether the search went on at `min`.
         Raises: OSError(EBUSY) if no index in min..max is empty; OSError(ENOMEM).
         Context: takes the array's lock.
         """
+        next, index = PyNumber_Index(next), None
         with cython.critical_section(self):
-            index = self._alloc(value, as_index(next if next > min else min), as_index(max))
+            if next <= max:
+                index = self._alloc(value, as_index(next if next > min else min), as_index(max))
             wrapped = index is None
-            if wrapped:
+            if wrapped and next > min:
                 index = self._alloc(value, as_index(min), as_index(max))
         if index is None:
             raise OSError(EBUSY, f"no index in {min}..{max} is empty")
-        return index, (index + 1 if index < max else min), wrapped
+        return index, index + 1, wrapped
 
     # -- looking inside ----------------------------------------------------------------------------------------------
 
@@ -544,6 +547,16 @@ cdef class XArray:
             if number == <uint32_t>NIL:
                 return None
             return shadow_node_index(&self._pool, number), self._pool.nodes[number].shift + XA_CHUNK_SHIFT
+
+    def _skip_groups(self, uint32_t nr_groups):
+        """Leave out the first groups of 64 nodes, as if all of theirs were in use.
+
+        Context: for tests of numbers that would take too much memory to get to. The array must be new.
+        """
+        with cython.critical_section(self):
+            if self._header.nr_groups != 0 or nr_groups > self._header.nr_nodes // 64:
+                raise ValueError(f"only a new array can leave out groups, not {nr_groups} of {self._header.nr_nodes // 64}")
+            self._header.nr_groups = nr_groups
 
     def fail_allocation(self, uint32_t nth):
         """Make the nth coming allocation of a node fail, once; 0: none.

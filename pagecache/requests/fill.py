@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pagecache._core import CacheFullError, Folio, FolioBatch, Segment
+from pagecache._core import CacheFullError, Folio, FolioBatch, MemoryWait, Segment
 from pagecache.requests import replicas
 from pagecache.requests.backing import BackedMapping, holds_beside_own_writes
 from pagecache.requests.filling import Filling
@@ -23,6 +23,7 @@ from pagecache.stores.base import NoRangesError
 
 ALLOCATION_TIMEOUT_S = 10.0  # how long an allocation waits for frames that others hold for a moment
 SEQ_STEP = 2  # what a removal adds to a folio's sequence counter
+WAIT_SLICE_S = 0.05  # how often what raises no event is looked at
 PINNED_TIMEOUT_S = 0.2  # the same when views and maps hold all there is
 
 logger = logging.getLogger("pagecache")
@@ -60,19 +61,17 @@ def wait_for_frames(
     all is pinned, or dirty and cannot be written, or nothing has moved for long.
     Context: as for `alloc_folio`; wakes the flusher; ends with a signal.
     """
+    with MemoryWait(segment) as memory:
+        return _wait_for_frames(segment, memory, attempt, side_by_side, what)
+
+
+def _wait_for_frames(
+    segment: Segment, memory: MemoryWait, attempt: Callable[[], _Found | None], side_by_side: bool, what: str
+) -> _Found:
     started = pinned_since = failing_since = time.monotonic()
     nr_failed = segment.counters()["writeback_errors"]
     while time.monotonic() - started < ALLOCATION_TIMEOUT_S:
-        if not _is_pinned(segment):
-            pinned_since = time.monotonic()
-        elif time.monotonic() - pinned_since >= PINNED_TIMEOUT_S:
-            break
-        if side_by_side and not segment.nr_dirty_charged and time.monotonic() - started >= PINNED_TIMEOUT_S:
-            break  # there are frames, but not side by side
-        if segment.nr_dirty_charged:
-            segment.wake_flusher()
-        segment.wait_for_memory(0.005)
-        found = attempt()
+        found: _Found | None = memory.look(attempt)
         if found is not None:
             return found
         error = _write_error_of(segment, nr_failed)
@@ -81,6 +80,15 @@ def wait_for_frames(
         elif not segment.counters()["nr_pinned"] or time.monotonic() - failing_since >= PINNED_TIMEOUT_S:
             # a read in flight has views as well, and ends in a moment
             raise cache_full(segment, what, remedy=error.strerror or str(error)) from error
+        if not _is_pinned(segment):
+            pinned_since = time.monotonic()
+        elif time.monotonic() - pinned_since >= PINNED_TIMEOUT_S:
+            break
+        if side_by_side and not segment.nr_dirty_charged and time.monotonic() - started >= PINNED_TIMEOUT_S:
+            break  # there are frames, but not side by side
+        if segment.nr_dirty_charged:
+            segment.wake_flusher()
+        memory.wait(WAIT_SLICE_S)
     raise cache_full(segment, what)
 
 

@@ -155,6 +155,53 @@ def test_copies_with_what_there_is_bring_every_byte_and_no_other(tmp_path):
     assert ran.returncode == 0, ran.stderr
 
 
+SHARDS = """
+static pthread_barrier_t all_have_one;
+static uint32_t seen[40];
+static void *take(void *number) {
+    seen[(uintptr_t)number] = thread_slot();
+    return thread_slot() == seen[(uintptr_t)number] ? NULL : number;
+}
+static void *take_together(void *number) {
+    void *wrong = take(number);
+    pthread_barrier_wait(&all_have_one);
+    return wrong;
+}
+static int run(int nr, void *(*main)(void *), int at_once) {
+    pthread_t threads[40];
+    void *wrong = NULL;
+    for (int i = 0; i < nr; i++) {
+        if (pthread_create(&threads[i], NULL, main, (void *)(uintptr_t)i)) return 1;
+        if (!at_once) pthread_join(threads[i], &wrong);
+        if (wrong) return 2;
+    }
+    for (int i = 0; at_once && i < nr; i++) {
+        pthread_join(threads[i], &wrong);
+        if (wrong) return 3;
+    }
+    return 0;
+}
+static int check_shards(void) {
+    int nr_own = 0, own[PC_THREAD_SLOTS + 1] = {0};
+    pthread_barrier_init(&all_have_one, NULL, 40);
+    for (int round = 0; round < 3; round++) {                           /* threads that come and go find one each time */
+        if (run(40, take, 0)) return 1;
+        for (int i = 0; i < 40; i++) if (seen[i] < 1 || seen[i] >= PC_THREAD_SLOTS) return 2;
+    }
+    if (run(40, take_together, 1)) return 3;                            /* no two have the same at once */
+    for (int i = 0; i < 40; i++) nr_own += own[seen[i]]++ == 0 && seen[i] < PC_THREAD_SLOTS;
+    if (nr_own != PC_THREAD_SLOTS - 1 || own[PC_THREAD_SLOTS] != 40 - nr_own) return 4;
+    if (run(1, take, 0) || seen[0] >= PC_THREAD_SLOTS) return 5;        /* and all were given back */
+    return 0;
+}
+"""
+
+
+def test_counter_shards_go_to_threads_that_are_alive(tmp_path):
+    program = build(tmp_path, SHARDS + "int main(void) { return check_shards(); }\n")
+    assert subprocess.run([program], timeout=100).returncode == 0
+
+
 def test_musl_loads_a_library_made_of_the_headers(tmp_path):
     """As Python does an extension: thread-local variables of the initial-exec model could not be loaded there."""
     [compiler] = needed("musl-gcc")

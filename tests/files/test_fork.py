@@ -25,8 +25,9 @@ def forking_with_threads_is_the_point():
         yield
 
 
-def in_child(function):
-    """Run a function in a forked child; returns how the child ended. A child that hangs is killed and a failure."""
+def in_child(function, after=lambda: None):
+    """Run a function in a forked child, and another in the parent meanwhile; returns how the child ended. A child that
+    hangs is killed and a failure."""
     pid = os.fork()
     if pid == 0:
         status = CHILD_FAILED
@@ -39,6 +40,7 @@ def in_child(function):
             os.write(2, f"child: {type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(status)
+    after()
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -239,3 +241,85 @@ def test_parent_goes_on_undisturbed(opened, seed):
             assert in_child(lambda: None) == CHILD_IS_WELL
             assert view == DATA[3 * PAGE : 4 * PAGE]
     cache.check()
+
+
+def mapped_bytes(segment, nbytes):
+    """How many of the addresses of a segment have memory behind them in this process."""
+    first, total = segment.base_address, 0
+    with open("/proc/self/maps") as areas:
+        for area in areas:
+            start, end = (int(word, 16) for word in area.split()[0].split("-"))
+            total += max(0, min(end, first + nbytes) - max(start, first))
+    return total
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs /proc")
+class TestFrames:
+    """An idle child keeps none of the budget: of the frames it has what was pinned when it was made."""
+
+    NR_FRAMES = 16 << 10
+
+    @pytest.fixture
+    def file(self, make_cache):
+        data = random.Random(7).randbytes(20 << 20)
+        with make_cache(self.NR_FRAMES * PAGE).open(Store(data)) as file:
+            for offset in range(0, len(data), 1 << 20):
+                file.pread(1 << 20, offset)
+            yield file
+
+    def region(self, file):
+        sizes = file.cache.segment.sizes()
+        return file.cache.segment, sum(nbytes * nr for nbytes, nr, _ in sizes.values())
+
+    def test_a_child_has_none_of_them(self, file):
+        segment, nbytes = self.region(file)
+        here = mapped_bytes(segment, nbytes)
+
+        def look():
+            assert here - mapped_bytes(segment, nbytes) >= (self.NR_FRAMES - 512) * PAGE
+
+        assert in_child(look) == CHILD_IS_WELL
+        assert mapped_bytes(segment, nbytes) == here
+
+    def test_views_in_a_child_show_the_same_bytes_whatever_the_parent_does(self, file):
+        segment, nbytes = self.region(file)
+        here = mapped_bytes(segment, nbytes)
+        expected = file.pread(PAGE, 7 << 20)
+        view = file.view(PAGE, 7 << 20)
+        at_end = file.view(PAGE, (20 << 20) - PAGE)
+        last = bytes(at_end)
+        go_on, is_done = os.pipe()
+
+        def look():
+            assert view == expected and at_end == last
+            assert os.read(go_on, 1) == b"x"
+            assert view == expected and at_end == last  # though their frames are used for others in the parent
+            assert here - mapped_bytes(segment, nbytes) >= (self.NR_FRAMES - 3 * 512) * PAGE
+            view.release()
+
+        def change():
+            view.release()
+            at_end.release()
+            file.cache.drop_caches()
+            with file.cache.open(Store(bytes(30 << 20), key="other")) as other:
+                assert not any(other.pread(30 << 20, 0))
+            os.write(is_done, b"x")
+
+        forked = threading.Event()
+        changer = threading.Thread(target=lambda: (forked.wait(), change()))
+        changer.start()
+        assert in_child(look, forked.set) == CHILD_IS_WELL
+        changer.join()
+        os.close(go_on)
+        os.close(is_done)
+
+    def test_a_view_that_is_made_later_is_of_the_parent_alone(self, file):
+        with file.view(PAGE, 0) as view:
+            assert in_child(lambda: bytes(view)) == CHILD_IS_WELL
+        segment, nbytes = self.region(file)
+        here = mapped_bytes(segment, nbytes)
+
+        def look():
+            assert here - mapped_bytes(segment, nbytes) >= (self.NR_FRAMES - 512) * PAGE
+
+        assert in_child(look) == CHILD_IS_WELL  # what was pinned once is not any more

@@ -151,8 +151,11 @@ class TestRefusal:
             file.fadvise(pagecache.FADV_RANDOM)
             for page in range(256):
                 file.pread(1, page * PAGE)
+            before = file.cache.stats()
             assert type(file.read_buffer(1 << 20)) is bytes
             assert pinned(file) == 0
+            after = file.cache.stats()
+            assert (after.hits - before.hits, after.bytes_asked - before.bytes_asked) == (1, 1 << 20)
             file.seek(0)
             assert file.read_buffer() == data
 

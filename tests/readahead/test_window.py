@@ -1,9 +1,10 @@
 """Windows that fit the store: what is measured, how large requests and windows become, exact numbers."""
 
 import pytest
-from support import PAGE, pages_of
+from support import PAGE, Crew, pages_of
 from support.remote_stores import CountingStore
 
+from pagecache.files.inode import Streams
 from pagecache.readahead.window import BUDGET_SHARE, MIN_WINDOW_PAGES, window_pages
 from pagecache.requests.backing import Backing
 from pagecache.requests.speed import StoreSpeed, request_bytes
@@ -158,3 +159,19 @@ class TestWindows:
         assert file.ra.ra_pages == 2 * normal
         file.fadvise(pagecache.FADV_NORMAL)
         assert file.ra.ra_pages == normal
+
+
+def test_streams_are_counted_by_any_number_of_threads():
+    streams, files = Streams(), [object() for _ in range(64)]
+
+    def come_and_go(mine):
+        for _ in range(200):
+            for file in mine:
+                streams.add(file)
+                streams.add(file)
+            for file in mine[:-1]:
+                streams.discard(file)
+                streams.discard(file)
+
+    Crew(*[lambda part=files[at : at + 8]: come_and_go(part) for at in range(0, 64, 8)]).join_well()
+    assert streams.nr == 8

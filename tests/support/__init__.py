@@ -15,6 +15,7 @@ from pathlib import Path
 from hypothesis import settings
 
 import pagecache
+from pagecache._core import MemoryWait
 from pagecache.readahead import ondemand
 
 SUPPORT = Path(__file__).resolve().parent
@@ -241,6 +242,28 @@ class Crew:
             if isinstance(result, BaseException):
                 raise result
         return results
+
+
+class WatchedMemoryWait:
+    """A MemoryWait that calls `on_wait` with the timeout before each of its sleeps."""
+
+    def __init__(self, segment, on_wait):
+        self._wait = MemoryWait(segment)
+        self._on_wait = on_wait
+
+    def __enter__(self):
+        self._wait.__enter__()
+        return self
+
+    def __exit__(self, *exc):
+        self._wait.__exit__(*exc)
+
+    def look(self, attempt):
+        return self._wait.look(attempt)
+
+    def wait(self, timeout_s):
+        self._on_wait(timeout_s)
+        self._wait.wait(timeout_s)
 
 
 class WindowLog:

@@ -9,7 +9,7 @@ import textwrap
 import threading
 
 import pytest
-from support import PAGE, PATIENCE_S, STRESS, Crew, wait_until
+from support import PAGE, PATIENCE_S, STRESS, Crew, WatchedMemoryWait, wait_until
 from support.failing_store import FailingStore
 from support.remote_stores import HangingStore
 
@@ -145,27 +145,20 @@ def test_reader_waits_for_the_only_page_while_it_is_written(make_cache, monkeypa
     monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", 0.0)
     entered, go_on = threading.Event(), threading.Event()
     cache = make_cache(PAGE)
-    waiting = fill.Segment.wait_for_memory
     nr_waits = []
 
-    class Watched:
-        """The segment, but that it notes which threads wait for memory."""
+    def on_wait(timeout_s):
+        nr_waits.append(timeout_s)
+        if len(nr_waits) == 3:
+            go_on.set()
 
-        def __getattr__(self, name):
-            return getattr(cache.segment, name)
-
-        def wait_for_memory(self, timeout_s):
-            nr_waits.append(timeout_s)
-            if len(nr_waits) == 3:
-                go_on.set()
-            waiting(cache.segment, timeout_s)
-
+    monkeypatch.setattr(fill, "MemoryWait", lambda segment: WatchedMemoryWait(segment, on_wait))
     with cache.open(Slow(b"\x01" * PAGE), "r+b") as slow:
         slow.pwrite(b"x", 0)
         crew = Crew(slow.fsync)
         assert entered.wait(PATIENCE_S)
         try:
-            fill.alloc_folio(Watched()).put()
+            fill.alloc_folio(cache.segment).put()
         finally:
             go_on.set()
         crew.join_well()
@@ -257,19 +250,23 @@ def test_allocation_does_not_give_up_because_all_is_free_for_a_moment(make_cache
     monkeypatch.setattr(fill, "PINNED_TIMEOUT_S", 0.0)
     cache = make_cache(PAGE)
 
-    class Unlucky:
-        """The segment, but that another thread is faster five times."""
+    held = cache.segment.alloc_folio()
+
+    class Unlucky(WatchedMemoryWait):
+        """Another thread is faster five times."""
 
         nr_lost = 0
 
-        def __getattr__(self, name):
-            return getattr(cache.segment, name)
-
-        def alloc_folio(self, order):
+        def look(self, attempt):
+            if self.nr_lost == 0:
+                held.put()
             self.nr_lost += 1
-            return cache.segment.alloc_folio(order) if self.nr_lost > 5 else None
+            return super().look(attempt) if self.nr_lost > 5 else None
 
-    fill.alloc_folio(Unlucky()).put()
+    waits = []
+    monkeypatch.setattr(fill, "MemoryWait", lambda segment: Unlucky(segment, waits.append))
+    fill.alloc_folio(cache.segment).put()
+    assert len(waits) == 5
 
 
 def test_hole_that_can_be_made_nowhere_loses_nothing_dirty(make_cache):

@@ -222,10 +222,10 @@ def test_alloc_cyclic(xa):
     assert xa.alloc_cyclic("b", 2, 1, 100) == (2, 3, False)
     del xa[1]
     assert xa.alloc_cyclic("c", 3, 1, 100) == (3, 4, False)
-    assert xa.alloc_cyclic("d", 100, 1, 100) == (100, 1, False)
-    assert xa.alloc_cyclic("e", 100, 1, 100) == (1, 2, True)
-    assert xa.alloc_cyclic("f", UINT_MAX, 1) == (UINT_MAX, 1, False)
-    assert xa.alloc_cyclic("g", UINT_MAX, 1) == (4, 5, True)
+    assert xa.alloc_cyclic("d", 100, 1, 100) == (100, 101, False)
+    assert xa.alloc_cyclic("e", 101, 1, 100) == (1, 2, True)
+    assert xa.alloc_cyclic("f", UINT_MAX, 1) == (UINT_MAX, UINT_MAX + 1, False)
+    assert xa.alloc_cyclic("g", UINT_MAX + 1, 1) == (4, 5, True)
     for i in range(1, 11):
         xa[i] = "full"
     busy(xa.alloc_cyclic, "h", 5, 1, 10)
