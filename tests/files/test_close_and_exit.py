@@ -287,6 +287,8 @@ class TestExit:
 
 
 def test_a_forked_child_writes_nothing_and_the_parent_once(make_cache, store):
+    gc.collect()
+    gc.freeze()  # what other tests left is not copied by the child's collector
     cache = make_cache(64 * PAGE)
     with cache.open(store, "r+b") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
