@@ -8,25 +8,26 @@ the thread is left to the call, and its answer is dropped.
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Generic, TypeVar
 
 from pagecache._core import EventCount
 from pagecache.stores.abandoned import current_call, waiting
 from pagecache.stores.worker_pool import WorkerPool
 
 _pool = WorkerPool()
+_Result = TypeVar("_Result")
 
 
-class _Answer:
+class _Answer(Generic[_Result]):
     """What a call brings. Context: written once by one thread, read by another one after `is_there`."""
 
     def __init__(self) -> None:
         self.changed = EventCount()
         self.is_there = False
-        self.result: Any = None
+        self.result: _Result
         self.error: BaseException | None = None
 
-    def bring(self, function: Callable[[], Any]) -> None:
+    def bring(self, function: Callable[[], _Result]) -> None:
         """Make the call. Context: the other thread."""
         try:
             self.result = function()
@@ -36,14 +37,15 @@ class _Answer:
         self.changed.advance()
 
 
-def call_apart(function: Callable[[], Any], left_s: Callable[[], float | None]) -> Any:
+def call_apart(function: Callable[[], _Result], left_s: Callable[[], float | None]) -> _Result:
     """Return what a function returns, which another thread calls.
 
     left_s: how long to wait yet (seconds; None: for ever); it raises what the wait is to end with. Raises what the function
     raises, what a signal handler raises, and Abandoned if no thread waits for this one's call: then the function may go on,
     and has to see for itself that it does no harm.
     """
-    answer, call = _Answer(), current_call()
+    answer: _Answer[_Result] = _Answer()
+    call = current_call()
     _pool.run(partial(answer.bring, function if call is None else partial(call.run, function)))
     with waiting(answer.changed.advance):
         while not answer.is_there:

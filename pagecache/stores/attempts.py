@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from pagecache._core import EventCount
 from pagecache.stores.abandoned import current_call, waiting
@@ -93,7 +93,7 @@ class Attempts(NamedTuple):
 NO_ATTEMPTS = Attempts()
 
 
-def checked_attempts(timeout_s: Any = None, retries: Any = 0) -> Attempts:
+def checked_attempts(timeout_s: float | None = None, retries: int = 0) -> Attempts:
     """Return how requests are tried. Raises TypeError, ValueError for what is no time or no number."""
     if timeout_s is not None and (isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float))):
         raise TypeError(f"timeout_s must be a number of seconds or None, not {timeout_s!r}")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pagecache.options import unknown_option
+from pagecache.stores.fsspec_protocols import FileSystem
 
 HOW_IT_IS_FETCHED = frozenset(
     ("acl", "autocommit", "batch_size", "block_size", "cache_options", "cache_type", "callback", "chunk_size", "chunksize",
@@ -43,7 +44,7 @@ def are_of_this_process(options: Mapping[str, Any]) -> bool:
     return _NUMBERED in _text_of(options)
 
 
-def _text_of(value: Any) -> str:
+def _text_of(value: object) -> str:
     """Return a text that is the same for equal options, in any process if that can be."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(sorted(f"{name!r}: {_text_of(item)}" for name, item in value.items())) + "}"
@@ -57,7 +58,7 @@ def _text_of(value: Any) -> str:
         return f"{_NUMBERED}{_number_of(value)}"
 
 
-def _number_of(value: Any) -> str:
+def _number_of(value: object) -> str:
     """Return what no other object has had: addresses come back. Context: any thread; each step is one of the table's."""
     fresh = uuid.uuid4().hex
     number = _numbers.setdefault(id(value), fresh)
@@ -69,7 +70,7 @@ def _number_of(value: Any) -> str:
     return number
 
 
-def are_read_by_cat_file(fs: Any, name: str, names: Collection[str]) -> bool:
+def are_read_by_cat_file(fs: FileSystem, name: str, names: Collection[str]) -> bool:
     """Whether `cat_file` of a file system takes these options: by name, or as it takes any, unless `open` has one by name.
 
     For what is taken as any is may be swallowed: adlfs' `cat_file` takes a version and reads the latest.

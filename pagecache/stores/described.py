@@ -1,6 +1,6 @@
 """What a store learns about an object when it asks for size and version, and answers that bring all of an object."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,19 +34,19 @@ class Memory:
 
     def __init__(self, limit: int = 4096):
         self._limit = limit
-        self._facts: dict[Any, Any] = {}
+        self._facts: dict[Hashable, Any] = {}
 
-    def note(self, name: Any, fact: Any = True) -> None:
+    def note(self, name: Hashable, fact: object = True) -> None:
         """Remember a fact."""
         if len(self._facts) >= self._limit:
             self._facts.clear()
         self._facts[name] = fact
 
-    def is_first(self, name: Any) -> bool:
+    def is_first(self, name: Hashable) -> bool:
         """Remember a name. Returns whether it was not known, to one caller only."""
         mark = object()
         return self._facts.setdefault(name, mark) is mark
 
-    def get(self, name: Any) -> Any:
+    def get(self, name: Hashable) -> Any:
         """Return a fact, or None."""
         return self._facts.get(name)

@@ -2,9 +2,9 @@
 
 import errno
 from collections.abc import Sequence
-from typing import Any
 
 from pagecache._core import Mutex
+from pagecache.buffers import Buffer
 
 
 class TooLongError(OSError):
@@ -40,7 +40,7 @@ class Destination:
         """Whether nothing is written any more."""
         return self._is_detached
 
-    def put(self, data: Any) -> None:
+    def put(self, data: Buffer) -> None:
         """Copy a piece behind the last one. Raises TooLongError if it does not fit."""
         with self._lock.held(), memoryview(data) as piece:
             start = 0

@@ -42,7 +42,9 @@ from pagecache.stores.fsspec_instances import (
     instance_of_url,
 )
 from pagecache.stores.fsspec_kinds import is_of_machine
+from pagecache.stores.fsspec_protocols import FileSystem
 from pagecache.stores.fsspec_remake import can_be_remade
+from pagecache.stores.fsspec_sync import SyncRanges
 from pagecache.stores.in_order import Body
 from pagecache.stores.signed_urls import checked_names, url_without
 from pagecache.stores.validators import Version
@@ -88,7 +90,7 @@ class FsspecStore(VersionedStore):
 
     def __init__(
         self,
-        fs: Any,
+        fs: FileSystem | Instance,
         path: str,
         *,
         recheck: bool | str | float = "open",
@@ -115,7 +117,7 @@ class FsspecStore(VersionedStore):
         lasting_path = url_without(self._own_path, self.key_without)
         name = self.template.unstrip_protocol(lasting_path)
         super().__init__(name, recheck=recheck, version=version, whole_up_to=whole_up_to, attempts=attempts)
-        self._ranges = fsspec_ranges.ranges_of(self.template)
+        self._ranges: SyncRanges[Any] = fsspec_ranges.ranges_of(self.template)
         self.options = request_options(options)
         self._ranges.check_options(self)
         # what is left of a signed URL may be another object by itself, or one for others: it has a key of its own
@@ -151,11 +153,12 @@ class FsspecStore(VersionedStore):
         _newest_paths.note(self.key, self._own_path)
 
     @property
-    def loop(self) -> Any:
+    def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop that the file system may wait for: none of these calls may be made there."""
         from fsspec.asyn import loop
 
-        return loop[0]
+        running: asyncio.AbstractEventLoop | None = loop[0]
+        return running
 
     @property
     def fs(self) -> Any:
@@ -200,15 +203,14 @@ class FsspecStore(VersionedStore):
         if self._is_asynchronous or not is_limited():
             return function()
         try:
-            result: _Result = call_apart(function, time_left_s)
+            return call_apart(function, time_left_s)
         except TimeLimitError:
             self._instance.leave_behind()
             raise
-        return result
 
     def run(
-        self, coroutine: Coroutine[Any, Any, Any], destination: Destination | None = None, *, is_whole: bool = False
-    ) -> Any:
+        self, coroutine: Coroutine[Any, Any, _Result], destination: Destination | None = None, *, is_whole: bool = False
+    ) -> _Result:
         """Run a coroutine on the file system's loop and return its result.
 
         destination: what it fills; taken away when the wait ends early. is_whole: it keeps time limits itself.
@@ -239,7 +241,7 @@ class FsspecStore(VersionedStore):
         return _open_again, (self._instance.template, isinstance(self._instance, Own), self.path, self._how())
 
     def __copy__(self) -> "FsspecStore":
-        return _open_again(self._instance, False, self.path, self._how())
+        return FsspecStore(self._instance, self.path, **self._how())
 
     def _how(self) -> dict[str, Any]:
         """Return the arguments of this store, but for the object and its version."""
@@ -247,7 +249,7 @@ class FsspecStore(VersionedStore):
         return {**how, "options": self.options, "key_without": self.key_without, **self.attempts._asdict()}
 
 
-def _open_again(fs: Any, is_ours: bool, path: str, how: Mapping[str, Any]) -> FsspecStore:
+def _open_again(fs: FileSystem, is_ours: bool, path: str, how: Mapping[str, Any]) -> FsspecStore:
     return FsspecStore(instance_made_for_us(fs) if is_ours else fs, path, **how)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pagecache.stores.attempts import time_limit_error
 from pagecache.stores.call_options import are_read_by_cat_file
 from pagecache.stores.destination import Destination
+from pagecache.stores.fsspec_protocols import AsyncFileSystem, AsyncFileSystemT, FileSystem, FsspecObject
 from pagecache.stores.fsspec_sync import SyncRanges, fresh_options, put_range
 from pagecache.stores.in_order import PIECE, Take
 from pagecache.stores.validators import Version
@@ -21,9 +22,9 @@ class AsyncBody:
 
     def __init__(
         self,
-        store: Any,
+        store: FsspecObject[AsyncFileSystem],
         read: Callable[[int], Awaitable[bytes]],
-        close: Callable[[], Any],
+        close: Callable[[], object],
         is_proved: bool,
         nr_come: Callable[[], int] = lambda: 0,
     ):
@@ -32,7 +33,7 @@ class AsyncBody:
         self._loop = store.fs.loop
         self._pid = os.getpid()
         self._read = read
-        self._close: Callable[[], Any] | None = close
+        self._close: Callable[[], object] | None = close
         self._nr_come = nr_come
         self._nr_given = 0
 
@@ -70,37 +71,36 @@ class AsyncBody:
             pass
 
 
-class AsyncRanges(SyncRanges):
+class AsyncRanges(SyncRanges[AsyncFileSystemT]):
     """File systems with coroutines."""
 
-    def info(self, store: Any) -> dict[str, Any]:
+    def info(self, store: FsspecObject[AsyncFileSystemT]) -> dict[str, Any]:
         """Return what the file system says about the object now."""
         fs, path = store.fs, store.path
-        info: dict[str, Any] = store.run(fs._info(path, **fresh_options(fs, fs._info, path), **store.options))
-        return info
+        return store.run(fs._info(path, **fresh_options(fs, fs._info, path), **store.options))
 
-    def cat(self, store: Any, start: int, end: int) -> bytes:
+    def cat(self, store: FsspecObject[AsyncFileSystemT], start: int, end: int) -> bytes:
         """Return the bytes [start, end) of the object, as the file system brings them."""
-        data: bytes = store.run(store.fs._cat_file(store.path, start=start, end=end, **store.options))
-        return data
+        return store.run(store.fs._cat_file(store.path, start=start, end=end, **store.options))
 
-    def cat_whole(self, store: Any) -> bytes:
+    def cat_whole(self, store: FsspecObject[AsyncFileSystemT]) -> bytes:
         """Return all of the object."""
-        data: bytes = store.run(store.fs._cat_file(store.path, **store.options))
-        return data
+        return store.run(store.fs._cat_file(store.path, **store.options))
 
     @staticmethod
-    def reads_ranges(store: Any) -> bool:
+    def reads_ranges(store: FsspecObject[FileSystem]) -> bool:
         """Whether `_cat_file` takes the options of the store."""
         return are_read_by_cat_file(store.template, "_cat_file", store.options)
 
-    def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
+    def read(self, store: FsspecObject[AsyncFileSystemT], version: Version, start: int, destination: Destination) -> bool:
         """Fill the destination from byte `start`; whether the bytes are known to be of this version."""
         if not self.reads_ranges(store):
             return super().read(store, version, start, destination)
-        return bool(store.run(self._fetch(store, version, start, destination), destination))
+        return store.run(self._fetch(store, version, start, destination), destination)
 
-    async def _fetch(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
+    async def _fetch(
+        self, store: FsspecObject[AsyncFileSystemT], version: Version, start: int, destination: Destination
+    ) -> bool:
         end = start + destination.wanted
         put_range(await store.fs._cat_file(store.path, start=start, end=end, **store.options), version, destination)
         return False

@@ -7,11 +7,13 @@ is used.  An object whose length is not stated is read once to find it.
 """
 
 import errno
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pagecache.stores.described import Described, Memory, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.fsspec_async import AsyncBody, AsyncRanges
+from pagecache.stores.fsspec_protocols import AsyncFileSystem, FsspecObject
 from pagecache.stores.http_answers import (
     check_whole,
     checked_part,
@@ -24,6 +26,10 @@ from pagecache.stores.http_answers import (
 from pagecache.stores.in_order import PIECE, Body, BytesBody
 from pagecache.stores.validators import ChangedError, Version, encoding_of, is_proved, validator_of
 
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession
+    from yarl import URL
+
 UNSTATED_MAX = 256 * 1024 * 1024  # bytes that are read to find out how large an object is, unless whole_up_to is larger
 KEPT_MAX = 16 * 1024 * 1024  # bytes of them that are kept for the first read: one request's
 IDLE_TIMEOUT_S = 300.0  # how long an answer that is read in order may bring nothing
@@ -33,7 +39,22 @@ _heads_untrue = Memory()  # keys of objects of which HEAD says something else th
 _measured = Memory()  # sizes of objects that are not stated, by key and what else is said
 
 
-def _body_of(store: Any, answer: Any, is_proved: bool) -> AsyncBody:
+class HttpFileSystem(AsyncFileSystem, Protocol):
+    """What is used of fsspec's HTTPFileSystem besides."""
+
+    kwargs: Mapping[str, Any]
+
+    async def set_session(self) -> "ClientSession": ...
+
+    def encode_url(self, url: str) -> "URL": ...
+
+    def _raise_not_found_for_status(self, answer: "ClientResponse", url: str) -> None: ...
+
+
+_Object = FsspecObject[HttpFileSystem]
+
+
+def _body_of(store: _Object, answer: "ClientResponse", is_proved: bool) -> AsyncBody:
     return AsyncBody(store, answer.content.read, answer.close, is_proved, lambda: int(answer.content.total_bytes))
 
 
@@ -44,17 +65,23 @@ def _cannot_be_decoded(error: BaseException | None) -> bool:
     return error is not None
 
 
-class HttpRanges(AsyncRanges):
+class HttpRanges(AsyncRanges[HttpFileSystem]):
     """fsspec's HTTPFileSystem, whose session is used directly: conditions, headers of the answer, no joined copy."""
 
     conditional = True
 
     @staticmethod
-    def request_options(store: Any) -> dict[str, Any]:
+    def request_options(store: _Object) -> dict[str, Any]:
         """Return the arguments of a request: those of the file system, and of the call, which count for more."""
         return {**store.fs.kwargs, **store.options}
 
-    async def _get(self, store: Any, span: str | None = None, version: Version | None = None, **options: Any) -> Any:
+    async def _get(
+        self,
+        store: _Object,
+        span: str | None = None,
+        version: Version | None = None,
+        **options: Any,
+    ) -> "ClientResponse":
         """Ask for an object, or a part of it. Returns the answer, to be closed; 412 and 416 are no errors here. Raises what
         the library raises; ChangedError for a part of what is encoded."""
         options = {**self.request_options(store), **options}
@@ -82,16 +109,15 @@ class HttpRanges(AsyncRanges):
 
     # -- size and version ----------------------------------------------------------------------------------------------
 
-    def describe(self, store: Any) -> Described:
+    def describe(self, store: _Object) -> Described:
         """Return what the server says about the object now."""
-        described: Described = store.run(self._describe(store))
-        return described
+        return store.run(self._describe(store))
 
-    def doubt_head(self, store: Any) -> None:
+    def doubt_head(self, store: _Object) -> None:
         """Do not believe what HEAD says about an object any more: GET says something else."""
         _heads_untrue.note(store.key)
 
-    async def _describe(self, store: Any) -> Described:
+    async def _describe(self, store: _Object) -> Described:
         is_refused = None
         if not _heads_untrue.get(store.key) and not _heads_refused.get(store.origin):
             info, is_refused = await self._head(store)
@@ -102,7 +128,7 @@ class HttpRanges(AsyncRanges):
             _heads_refused.note(store.origin)
         return described
 
-    async def _head(self, store: Any) -> tuple[dict[str, Any] | None, bool]:
+    async def _head(self, store: _Object) -> tuple[dict[str, Any] | None, bool]:
         """Ask by HEAD. Returns (what it says, if that says all; whether it was refused). Raises what a GET would meet as
         well: there is no server, or no answer in time."""
         import aiohttp
@@ -125,7 +151,7 @@ class HttpRanges(AsyncRanges):
         except (aiohttp.ClientError, OSError):
             return None, False
 
-    async def _describe_by_get(self, store: Any) -> Described:
+    async def _describe_by_get(self, store: _Object) -> Described:
         try:
             answer = await self._get(store, "0-0")
         except ChangedError:
@@ -148,7 +174,7 @@ class HttpRanges(AsyncRanges):
             answer.close()
             raise
 
-    async def _size_by_last_byte(self, store: Any) -> int | None:
+    async def _size_by_last_byte(self, store: _Object) -> int | None:
         """Return the size of an object of which parts can be had, but whose size is not said."""
         answer = await self._get(store, "-1")
         try:
@@ -157,7 +183,7 @@ class HttpRanges(AsyncRanges):
         finally:
             answer.close()
 
-    async def _describe_whole(self, store: Any, answer: Any) -> Described:
+    async def _describe_whole(self, store: _Object, answer: "ClientResponse") -> Described:
         """Return what an answer with all of an object says; how large that is, it may have to be read for."""
         if answer.status != 200 or part_of(answer.headers) is not None:
             raise OSError(errno.EIO, f"the server answered with status {answer.status} where no part was asked for")
@@ -174,7 +200,7 @@ class HttpRanges(AsyncRanges):
         body = None if data is None else BytesBody(data, is_proved)
         return Described({**said, "size": size}, serves_ranges=False, body=body)
 
-    async def _read_all(self, answer: Any, limit: int) -> tuple[int, bytes | None]:
+    async def _read_all(self, answer: "ClientResponse", limit: int) -> tuple[int, bytes | None]:
         """Read an answer to its end. Returns (how many bytes came, all of them if they are few)."""
         pieces: list[bytes] = []
         size = 0
@@ -191,36 +217,37 @@ class HttpRanges(AsyncRanges):
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
 
-    async def _fetch(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
+    async def _fetch(self, store: _Object, version: Version, start: int, destination: Destination) -> bool:
         end = min(start + destination.wanted, version.size)
         if start >= end:
             return True
         answer = await self._get(store, f"{start}-{end - 1}", version)
+        is_handed_over = False
         try:
             if answer.status in (412, 416):  # the range was inside the version that is known
                 raise ChangedError(f"the server answered with status {answer.status}", is_refusal=answer.status == 412)
             is_of_version = self._is_of_version(answer, version)
             if answer.status == 200 and part_of(answer.headers) is None:
                 check_whole(answer.headers, version)
-                body, answer = _body_of(store, answer, is_of_version), None
+                body = _body_of(store, answer, is_of_version)
+                is_handed_over = True
                 raise WholeAnswerError(body)
             part = checked_part(answer.headers, start, version)
             store.add_surplus(await copy_part(answer.content.read, part, start, min(end, part.end), destination))
             return is_of_version
         finally:
-            if answer is not None:
+            if not is_handed_over:
                 answer.close()
 
     @staticmethod
-    def _is_of_version(answer: Any, version: Version) -> bool:
+    def _is_of_version(answer: "ClientResponse", version: Version) -> bool:
         return is_proved(answer.headers.get("ETag"), answer.headers.get("Last-Modified"), version)
 
-    def open_body(self, store: Any, version: Version) -> Body:
+    def open_body(self, store: _Object, version: Version) -> Body:
         """Ask for all of the object, which is of a version. Raises ChangedError if it is not."""
-        body: Body = store.run(self._open_body(store, version))
-        return body
+        return store.run(self._open_body(store, version))
 
-    async def _open_body(self, store: Any, version: Version) -> AsyncBody:
+    async def _open_body(self, store: _Object, version: Version) -> AsyncBody:
         import aiohttp
 
         session = await store.fs.set_session()

@@ -43,6 +43,7 @@ from pagecache.stores.fsspec_kinds import (
     nested,
     unwrapped,
 )
+from pagecache.stores.fsspec_protocols import FileSystem
 from pagecache.stores.fsspec_remake import (
     apart,
     can_be_remade,
@@ -70,7 +71,7 @@ class Shared:
     is_parallel = True
     background_reads = True
 
-    def __init__(self, fs: Any):
+    def __init__(self, fs: FileSystem):
         self.fs = self.template = fs
         self.identity = identity_of(fs)
         self.is_numbered = _NUMBER in fields_of(fs)
@@ -79,7 +80,7 @@ class Shared:
         """Do nothing: others may call it while a call hangs."""
 
     @contextmanager
-    def turn(self) -> Iterator[Any]:
+    def turn(self) -> Iterator[FileSystem]:
         """The file system, for one call."""
         yield self.fs
 
@@ -102,21 +103,21 @@ class Own(Turns):
     is_parallel = False
     background_reads = True
 
-    def __init__(self, fs: Any):
+    def __init__(self, fs: FileSystem):
         super().__init__()
-        self._fs = fs
+        self._fs: FileSystem | None = fs
         self._kept = [fs]  # those of parent processes as well: they are not even closed here
         self._is_connected = is_connected(fs)
         self.identity = identity_of(fs)
         self.is_numbered = _NUMBER in fields_of(fs)
 
     @property
-    def template(self) -> Any:
+    def template(self) -> FileSystem:
         """An instance of which only the arguments and the rules for paths count."""
         return self._kept[-1]
 
     @property
-    def fs(self) -> Any:
+    def fs(self) -> FileSystem:
         """The instance, which is this process's own.
 
         Raises RuntimeError if the parent's cannot be made anew, and what its class raises. Context: may connect.
@@ -124,7 +125,7 @@ class Own(Turns):
         with self.lock.held():
             return self._made()
 
-    def _made(self) -> Any:
+    def _made(self) -> FileSystem:
         """Return the instance. Context: the turn is the calling thread's."""
         if self._fs is None:
             again = remade(self.template)
@@ -151,7 +152,7 @@ class Own(Turns):
             self._fs = None
 
     @contextmanager
-    def turn(self) -> Iterator[Any]:
+    def turn(self) -> Iterator[FileSystem]:
         """The file system, for one call. Context: waits for the calls of other threads; a signal ends the wait."""
         while True:
             lock = self.lock
@@ -178,7 +179,7 @@ class Callers:
     background_reads = False
     is_numbered = True
 
-    def __init__(self, fs: Any):
+    def __init__(self, fs: FileSystem):
         self.fs = self.template = fs
         self.identity = _numbered(fs)
         self._turns = sorted(_turns_of(fs), key=lambda turns: turns.number)
@@ -187,7 +188,7 @@ class Callers:
         """Do nothing: it is its user's."""
 
     @contextmanager
-    def turn(self) -> Iterator[Any]:
+    def turn(self) -> Iterator[FileSystem]:
         """The file system, for one call. Context: waits for the calls of other threads; a signal ends the wait."""
         with ExitStack() as held:
             for turns in self._turns:
@@ -198,7 +199,7 @@ class Callers:
 Instance = Shared | Own | Callers
 
 
-def own_instance(fs: Any) -> Any:
+def own_instance(fs: FileSystem) -> FileSystem:
     """Return a file system like this one that this process can use, from threads if it may be used from threads."""
     fs = unwrapped(fs)
     if not is_asynchronous(fs) or is_kind(fs, DIRECTORY):
@@ -209,13 +210,13 @@ def own_instance(fs: Any) -> Any:
     return type(fs)(*fs.storage_args, **options)
 
 
-def identity_of(fs: Any) -> str:
+def identity_of(fs: FileSystem) -> str:
     """Return what is the same for file systems that reach the same objects with the same rights, in any process; a number
     of this process's for one whose arguments do not say enough."""
     return identity_by_arguments(fs) or _numbered(fs)
 
 
-def instance_of(fs: Any, *, thread_safe: bool | None = None, exclusive: bool = False) -> Instance:
+def instance_of(fs: FileSystem, *, thread_safe: bool | None = None, exclusive: bool = False) -> Instance:
     """Return the way to call a file system.
 
     thread_safe: whether it may be called from several threads at once; None: what is known. exclusive: whether nothing else
@@ -230,7 +231,7 @@ def instance_of(fs: Any, *, thread_safe: bool | None = None, exclusive: bool = F
     return Own(fs) if exclusive else _own_of(fs) or Callers(fs)
 
 
-def instance_made_for_us(fs: Any) -> Instance:
+def instance_made_for_us(fs: FileSystem) -> Instance:
     """Return the way to call a file system that was just made for this, unless others can get the same from fsspec."""
     fs = unwrapped(fs)
     return _kept(Own(fs)) if not is_thread_safe(fs) and is_private(fs) else instance_of(fs)
@@ -282,21 +283,21 @@ def instance_of_target(protocol: str, options: Mapping[str, Any], *, thread_safe
 # -- what is kept ------------------------------------------------------------------------------------------------------
 
 
-def _numbered(fs: Any) -> str:
+def _numbered(fs: FileSystem) -> str:
     """Return the identity of one instance, which is a number."""
     with _lock.held():
         number = fields_of(fs).setdefault(_NUMBER, f"{os.getpid()}.{next(_numbers)}")
     return hashlib.sha256(f"{type(fs).__qualname__} number {number}".encode()).hexdigest()[:32]
 
 
-def _turns_of(fs: Any) -> list[_NumberedTurns]:
+def _turns_of(fs: FileSystem) -> list[_NumberedTurns]:
     """Return the turns of an instance and of those that it stands on, the same for all that call them."""
     with _lock.held():
         found: list[_NumberedTurns] = [fields_of(fs).setdefault(_TURNS, _NumberedTurns())]
     return found + [turns for below in nested(fs) if not is_thread_safe(below) for turns in _turns_of(below)]
 
 
-def _own_of(fs: Any) -> Own | None:
+def _own_of(fs: FileSystem) -> Own | None:
     """Return an instance of our own that is like one of a user's, the same for all callers; None if there can be none."""
     fields = fields_of(fs)
     if _OWN not in fields:
@@ -307,7 +308,7 @@ def _own_of(fs: Any) -> Own | None:
     return found
 
 
-def _made_like(fs: Any) -> Own | None:
+def _made_like(fs: FileSystem) -> Own | None:
     try:
         again = remade(fs)
     except Exception as error:  # a server that allows one connection, a password that counts once
@@ -349,7 +350,7 @@ def _protocol_of(part: str) -> str:
     return split_protocol(part)[0] or (part if part in available_protocols() else "file")
 
 
-def _options_of(kind: Any, url: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _options_of(kind: type[FileSystem], url: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the file system that fsspec makes of a URL."""
     from fsspec.config import apply_config
 

@@ -6,8 +6,9 @@ it is called in the threads of its user only.  docs/libraries/fsspec-threads.md 
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+from pagecache.stores.fsspec_protocols import FileSystem, Generic, OnOther, ReferenceFileSystem, Wrapper
 from pagecache.stores.validators import validator_of
 
 # May be called by any number of threads at once, while their user calls them as well.
@@ -57,84 +58,84 @@ def name_of(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def is_kind(fs: Any, name: str) -> bool:
+def is_kind(fs: object, name: str) -> bool:
     """Whether a file system is of a class, or of one made from it."""
     return any(name_of(base) == name for base in type(fs).__mro__)
 
 
-def fields_of(fs: Any) -> dict[str, Any]:
+def fields_of(fs: object) -> dict[str, Any]:
     """Return the attributes of an instance itself: caching file systems show their target's."""
     fields: dict[str, Any] = object.__getattribute__(fs, "__dict__")
     return fields
 
 
-def unwrapped(fs: Any) -> Any:
+def unwrapped(fs: FileSystem) -> FileSystem:
     """Return the file system below those of ours, as bytes are cached once, and below wrappers that call it in threads."""
     while True:
         if fs.protocol == "pagecache":
-            fs = fs.fs
+            fs = cast(OnOther, fs).fs
         elif is_kind(fs, WRAPPER):
-            fs = fs.sync_fs
+            fs = cast(Wrapper, fs).sync_fs
         else:
             return fs
 
 
-def nested(fs: Any) -> list[Any]:
+def nested(fs: FileSystem) -> list[FileSystem]:
     """Return the file systems that one stands on, as far as it is known to stand on any."""
     fields = fields_of(fs)
     if is_kind(fs, REFERENCE):
-        return list({id(below): below for below in map(unwrapped, fs.fss.values())}.values())
+        return list({id(below): below for below in map(unwrapped, cast(ReferenceFileSystem, fs).fss.values())}.values())
     if is_kind(fs, DIRECTORY) or is_kind(fs, CACHING):
         return [unwrapped(fields["fs"])]
     if is_kind(fs, WRAPPER):
-        return [unwrapped(fs.sync_fs)]
+        return [unwrapped(cast(Wrapper, fs).sync_fs)]
     below = getattr(fields.get("of"), "fs", None)
     return [unwrapped(below)] if below is not None else []
 
 
-def is_asynchronous(fs: Any) -> bool:
+def is_asynchronous(fs: FileSystem) -> bool:
     """Whether requests are coroutines, on the loop of the file system or of the one that it stands on."""
     if is_kind(fs, CACHING):
         return False
     if is_kind(fs, DIRECTORY):
-        return is_asynchronous(unwrapped(fs.fs))
+        return is_asynchronous(unwrapped(cast(OnOther, fs).fs))
     return bool(getattr(fs, "async_impl", False)) and not is_kind(fs, WRAPPER)
 
 
-def is_local(fs: Any) -> bool:
+def is_local(fs: FileSystem) -> bool:
     """Whether the bytes are of this machine, and reached without a request."""
     if any(is_kind(fs, name) for name in _LOCAL):
         return True
     return is_kind(fs, DIRECTORY) and all(map(is_local, nested(fs)))
 
 
-def is_of_machine(fs: Any) -> bool:
+def is_of_machine(fs: FileSystem) -> bool:
     """Whether a path names something on this machine only."""
     return any(is_kind(fs, name) for name in _LOCAL) or any(map(is_of_machine, nested(fs)))
 
 
-def is_thread_safe(fs: Any) -> bool:
+def is_thread_safe(fs: FileSystem) -> bool:
     """Whether any number of threads may call, and their user as well."""
     if name_of(type(fs)) in THREAD_SAFE:
         return True
     if is_kind(fs, GENERIC):  # else it takes the instances of its user into the loop's thread
-        return fs.method in ("default", "options")
+        return cast(Generic, fs).method in ("default", "options")
     if is_kind(fs, REFERENCE) or is_kind(fs, DIRECTORY) or is_kind(fs, WRAPPER):
         return all(map(is_thread_safe, nested(fs)))
     return is_asynchronous(fs)
 
 
-def is_connection(fs: Any) -> bool:
+def is_connection(fs: FileSystem) -> bool:
     """Whether an instance is one that others with the same arguments may have instead."""
     return name_of(type(fs)) in REMADE and name_of(type(fs)) not in ARCHIVES
 
 
-def is_connected(fs: Any) -> bool:
+def is_connected(fs: FileSystem) -> bool:
     """Whether an instance is, or stands on, a connection of its own."""
     return not is_thread_safe(fs) and (is_connection(fs) or any(map(is_connected, nested(fs))))
 
 
-def archive_version(fs: Any) -> str | None:
+def archive_version(fs: FileSystem) -> str | None:
     """Return what distinguishes the file under an archive from others of its name; None for what is no archive, and
     where nothing does."""
     if name_of(type(fs)) not in ARCHIVES:

@@ -6,12 +6,13 @@ from pagecache.stores.fsspec_async import AsyncRanges
 from pagecache.stores.fsspec_gcs import GcsRanges
 from pagecache.stores.fsspec_http import HttpRanges
 from pagecache.stores.fsspec_kinds import is_asynchronous, is_local
+from pagecache.stores.fsspec_protocols import FileSystem
 from pagecache.stores.fsspec_reference import ReferenceRanges
 from pagecache.stores.fsspec_s3 import S3Ranges
 from pagecache.stores.fsspec_sync import SyncRanges
 
 
-def ranges_of(fs: Any) -> "SyncRanges":
+def ranges_of(fs: FileSystem) -> SyncRanges[Any]:
     """Return the way to read from a file system."""
     if not is_asynchronous(fs):
         return SyncRanges(remote=not is_local(fs))

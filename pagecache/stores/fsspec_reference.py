@@ -6,16 +6,19 @@ found".  So sizes come from the bytes themselves, and from the target as this ca
 """
 
 import hashlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from pagecache.stores.described import Described
 from pagecache.stores.fsspec_async import AsyncRanges
+from pagecache.stores.fsspec_protocols import FsspecObject, ReferenceFileSystem
+from pagecache.stores.versioned import VersionedStore
 
 
-class ReferenceRanges(AsyncRanges):
+class ReferenceRanges(AsyncRanges[ReferenceFileSystem]):
     """fsspec's ReferenceFileSystem."""
 
-    def describe(self, store: Any) -> Described:
+    def describe(self, store: FsspecObject[ReferenceFileSystem]) -> Described:
         """Return what is known of the object now."""
         fs, path = store.fs, store.path
         reference = fs.references.get(path)
@@ -28,14 +31,14 @@ class ReferenceRanges(AsyncRanges):
             return super().describe(store)
         url = reference[0] if reference[0] is not None else fs.target
         protocol = url.partition("://")[0] if "://" in url else None
-        target = type(store)(fs.fss[protocol], url, recheck="open")
+        target = cast(Callable[..., VersionedStore], type(store))(fs.fss[protocol], url, recheck="open")
         info: dict[str, Any] = {"size": target.size()}
         if target.validator() is not None:
             info["checksum"] = target.validator()
         target.close()
         return Described(info)
 
-    def _info_of_unknown(self, store: Any) -> dict[str, Any]:
+    def _info_of_unknown(self, store: FsspecObject[ReferenceFileSystem]) -> dict[str, Any]:
         """Return what `info` says about a path without a reference: it is a directory if there is something below it.
 
         Raises FileNotFoundError.

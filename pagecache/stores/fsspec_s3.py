@@ -1,12 +1,14 @@
 """How a range of an object is read from s3fs: get_object with IfMatch, and the version, if it knows versions."""
 
 import errno
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from pagecache.options import check_options
 from pagecache.stores.described import Described, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.fsspec_async import AsyncBody, AsyncRanges
+from pagecache.stores.fsspec_protocols import AsyncFileSystem, FileSystem, FsspecObject
 from pagecache.stores.http_answers import check_whole, checked_part, copy_part, part_of
 from pagecache.stores.in_order import Body
 from pagecache.stores.validators import ChangedError, Version, is_proved
@@ -16,25 +18,43 @@ _REFUSALS = ("PreconditionFailed", "412")
 _NAMES = ("ETag", "LastModified", "VersionId", "StorageClass", "ContentType")
 
 
-class S3Ranges(AsyncRanges):
+class S3FileSystem(AsyncFileSystem, Protocol):
+    """What is used of s3fs besides."""
+
+    kwargs: Mapping[str, Any]
+    req_kw: Mapping[str, Any]
+
+    def split_path(self, path: str) -> tuple[str, str, str | None]: ...
+
+    async def set_session(self) -> object: ...
+
+    async def get_s3(self, bucket: str) -> Any: ...
+
+    async def _call_s3(self, method: str, *kinds: Mapping[str, Any], **options: Any) -> dict[str, Any]: ...
+
+
+_Object = FsspecObject[S3FileSystem]
+
+
+class S3Ranges(AsyncRanges[S3FileSystem]):
     """s3fs: get_object with IfMatch, and the version if the file system knows versions."""
 
     conditional = True
 
-    def check_options(self, store: Any) -> None:
+    def check_options(self, store: _Object) -> None:
         """Do nothing: the names are those of the service's own calls, and checked when it is asked."""
 
     @staticmethod
-    def reads_ranges(store: Any) -> bool:
+    def reads_ranges(store: FsspecObject[FileSystem]) -> bool:
         """Return True: what `_cat_file` of s3fs does not take, the request does."""
         return True
 
-    def info(self, store: Any) -> dict[str, Any]:
+    def info(self, store: _Object) -> dict[str, Any]:
         """Return what the service says about the object now."""
         return store.run(self._head(store)) if store.options else super().info(store)
 
     @staticmethod
-    async def _request_options(store: Any) -> dict[str, Any]:
+    async def _request_options(store: _Object) -> dict[str, Any]:
         """Return the arguments of a request for the object. Raises TypeError for an option that no request has."""
         fs, options = store.fs, dict(store.options)
         bucket, key, path_version = fs.split_path(store.path)
@@ -53,22 +73,21 @@ class S3Ranges(AsyncRanges):
             check_options(options, known | {"version_id", "requester_pays"}, f"{type(fs).__name__}.open")
         return request | options
 
-    async def _head(self, store: Any) -> dict[str, Any]:
+    async def _head(self, store: _Object) -> dict[str, Any]:
         """Ask for the object with the options of the call, which s3fs' own `_info` does not take."""
         said = await store.fs._call_s3("head_object", store.fs.kwargs, **await self._request_options(store))
         return {"size": said["ContentLength"], "type": "file", **{name: said.get(name) for name in _NAMES}}
 
-    def describe(self, store: Any) -> Described:
+    def describe(self, store: _Object) -> Described:
         """Return what the service says about the object now: where HEAD is refused, when a GET asks for its first byte."""
         try:
             return Described(self.info(store))
         except (FileNotFoundError, TypeError):
             raise
         except Exception:
-            described: Described = store.run(self._describe_by_get(store))
-            return described
+            return store.run(self._describe_by_get(store))
 
-    async def _describe_by_get(self, store: Any) -> Described:
+    async def _describe_by_get(self, store: _Object) -> Described:
         try:
             answer = await self._get(store, "0-0")
         except ChangedError:  # an object that is empty has no such range
@@ -84,7 +103,7 @@ class S3Ranges(AsyncRanges):
             raise OSError(errno.EIO, "the service does not say how large the object is", store.name)
         return Described({**said, "size": size}, serves_ranges=False, body=_body_of(store, answer, bool(said["ETag"])))
 
-    async def _get(self, store: Any, span: str | None = None, version: Version | None = None) -> dict[str, Any]:
+    async def _get(self, store: _Object, span: str | None = None, version: Version | None = None) -> dict[str, Any]:
         """Ask for an object, or a part of it. Returns the answer, whose body has to be closed. Raises ChangedError if it is
         refused under a condition, or the part does not exist; else what s3fs raises."""
         options = await self._request_options(store)
@@ -93,15 +112,14 @@ class S3Ranges(AsyncRanges):
         if version is not None and version.strong_etag and store.sends_conditions:
             options["IfMatch"] = version.strong_etag
         try:
-            answer: dict[str, Any] = await store.fs._call_s3("get_object", **options)
+            return await store.fs._call_s3("get_object", **options)
         except OSError as error:
             code = s3_code(error)
             if code in _REFUSALS or code in ("InvalidRange", "416"):
                 raise ChangedError(f"the service answered {code}", is_refusal=code in _REFUSALS) from None
             raise
-        return answer
 
-    async def _fetch(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
+    async def _fetch(self, store: _Object, version: Version, start: int, destination: Destination) -> bool:
         end = min(start + destination.wanted, version.size)
         if start >= end:
             return True
@@ -120,12 +138,11 @@ class S3Ranges(AsyncRanges):
             if body is not None:
                 body.close()
 
-    def open_body(self, store: Any, version: Version) -> Body:
+    def open_body(self, store: _Object, version: Version) -> Body:
         """Ask for all of the object, which is of a version. Raises ChangedError if it is not."""
-        body: Body = store.run(self._open_body(store, version))
-        return body
+        return store.run(self._open_body(store, version))
 
-    async def _open_body(self, store: Any, version: Version) -> AsyncBody:
+    async def _open_body(self, store: _Object, version: Version) -> AsyncBody:
         answer = await self._get(store, None, version)
         try:
             check_whole(_headers_of(answer), version)
@@ -135,7 +152,7 @@ class S3Ranges(AsyncRanges):
             raise
 
 
-def _body_of(store: Any, answer: dict[str, Any], is_proved: bool) -> AsyncBody:
+def _body_of(store: _Object, answer: dict[str, Any], is_proved: bool) -> AsyncBody:
     stream = answer["Body"]
     return AsyncBody(store, stream.read, stream.close, is_proved)
 

@@ -9,13 +9,14 @@ service or the library decodes. Where it says so, and where it states no size, a
 
 import errno
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Generic
 
 from pagecache.stores.call_options import are_read_by_cat_file, check_taken
 from pagecache.stores.described import Described, Memory, WholeAnswerError
 from pagecache.stores.destination import Destination
 from pagecache.stores.fsspec_kinds import ARROW, archive_version, is_kind
+from pagecache.stores.fsspec_protocols import FileSystem, FileSystemT, FsspecObject, ReadableFile
 from pagecache.stores.in_order import Body, BytesBody
 from pagecache.stores.validators import ChangedError, Version, encoding_of, validator_of
 
@@ -25,7 +26,7 @@ _MAGIC = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd
 _measured = Memory()  # (size that an object really has, whether it has ranges), by key and what is stated
 
 
-class SyncRanges:
+class SyncRanges(Generic[FileSystemT]):
     """File systems without coroutines. remote: whether they are not of this machine."""
 
     conditional = False
@@ -33,19 +34,19 @@ class SyncRanges:
     def __init__(self, remote: bool = True):
         self.remote = remote
 
-    def check_options(self, store: Any) -> None:
+    def check_options(self, store: FsspecObject[FileSystemT]) -> None:
         """Check that the requests of an object take the options of its store. Raises TypeError."""
         fs = store.template
         read, name = (fs.cat_file, "cat_file") if self.reads_ranges(store) else (fs._open, "open")
         check_taken(read, store.options, f"{type(fs).__name__}.{name}")
         check_taken(fs.info, store.options, f"{type(fs).__name__}.info")
 
-    def info(self, store: Any) -> dict[str, Any]:
+    def info(self, store: FsspecObject[FileSystemT]) -> dict[str, Any]:
         """Return what the file system says about the object now."""
         fs, path = store.fs, store.path
         return _with_version(fs, fs.info(path, **fresh_options(fs, fs.info, path), **store.options))
 
-    def describe(self, store: Any) -> Described:
+    def describe(self, store: FsspecObject[FileSystemT]) -> Described:
         """Return what is known of the object now, with the size that it really has."""
         info = self.info(store)
         size, encoding = info.get("size"), encoding_of(info)
@@ -63,14 +64,14 @@ class SyncRanges:
         real_size, serves_ranges = fact
         return Described({**info, "size": real_size}, serves_ranges=serves_ranges, body=body)
 
-    def _read_whole(self, store: Any, size: int | None, encoding: str | None) -> BytesBody:
+    def _read_whole(self, store: FsspecObject[FileSystemT], size: int | None, encoding: str | None) -> BytesBody:
         if size is not None and size > max(WHOLE_MAX, store.whole_up_to):
             how = f"it is stored with Content-Encoding {encoding}, and is not read as it is stored"
             remedy = "give the size that it has as whole_up_to, or read it without a cache"
             raise OSError(errno.EFBIG, f"{how}: {remedy}", store.name)
         return BytesBody(self.cat_whole(store), False)
 
-    def _is_served_as_stored(self, store: Any, size: int, encoding: str) -> bool:
+    def _is_served_as_stored(self, store: FsspecObject[FileSystemT], size: int, encoding: str) -> bool:
         """Whether a range of an object is that of what is stored: decoding brings something else."""
         nbytes = min(size, _PROBE)
         try:
@@ -79,20 +80,18 @@ class SyncRanges:
             return False
         return len(data) == nbytes and data[:4].startswith(_MAGIC.get(encoding.lower(), b"")[:nbytes])
 
-    def cat(self, store: Any, start: int, end: int) -> bytes:
+    def cat(self, store: FsspecObject[FileSystemT], start: int, end: int) -> bytes:
         """Return the bytes [start, end) of the object, as the file system brings them."""
-        data: bytes = store.fs.cat_file(store.path, start=start, end=end, **store.options)
-        return data
+        return store.fs.cat_file(store.path, start=start, end=end, **store.options)
 
-    def cat_whole(self, store: Any) -> bytes:
+    def cat_whole(self, store: FsspecObject[FileSystemT]) -> bytes:
         """Return all of the object."""
-        data: bytes = store.fs.cat_file(store.path, **store.options)
-        return data
+        return store.fs.cat_file(store.path, **store.options)
 
-    def doubt_head(self, store: Any) -> None:
+    def doubt_head(self, store: FsspecObject[FileSystemT]) -> None:
         """Do nothing: there is one way to ask."""
 
-    def open_body(self, store: Any, version: Version) -> Body:
+    def open_body(self, store: FsspecObject[FileSystemT], version: Version) -> Body:
         """Read all of the object, which is of a version. Raises ChangedError if it is not as large."""
         body = BytesBody(self.cat_whole(store), False)
         if body.nbytes != version.size:
@@ -100,7 +99,7 @@ class SyncRanges:
         return body
 
     @staticmethod
-    def reads_ranges(store: Any) -> bool:
+    def reads_ranges(store: FsspecObject[FileSystem]) -> bool:
         """Whether `cat_file` is the file system's own, not one that opens a file with readahead, and takes the options."""
         from fsspec import AbstractFileSystem
 
@@ -110,7 +109,7 @@ class SyncRanges:
         is_its_own = type(fs).cat_file is not AbstractFileSystem.cat_file
         return is_its_own and are_read_by_cat_file(fs, "cat_file", store.options)
 
-    def read(self, store: Any, version: Version, start: int, destination: Destination) -> bool:
+    def read(self, store: FsspecObject[FileSystemT], version: Version, start: int, destination: Destination) -> bool:
         """Fill the destination from byte `start`; whether the bytes are known to be of this version."""
         end = start + destination.wanted
         if self.reads_ranges(store):
@@ -134,7 +133,7 @@ def put_range(data: bytes, version: Version, destination: Destination) -> None:
     destination.put(data)
 
 
-def fresh_options(fs: Any, function: Any, path: str) -> dict[str, Any]:
+def fresh_options(fs: FileSystem, function: Callable[..., Any], path: str) -> dict[str, Any]:
     """Return the arguments that keep `info` from answering out of the file system's listings."""
     if "refresh" in inspect.signature(function).parameters:
         return {"refresh": True}
@@ -144,7 +143,7 @@ def fresh_options(fs: Any, function: Any, path: str) -> dict[str, Any]:
     return {}
 
 
-def _with_version(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
+def _with_version(fs: FileSystem, info: dict[str, Any]) -> dict[str, Any]:
     """Return an `info` with what distinguishes versions under a name that is known for it."""
     archive = archive_version(fs)
     if archive is not None:  # a member may have the same time and size as in another archive of that name
@@ -156,7 +155,7 @@ def _with_version(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
     return info
 
 
-def _open_unbuffered(fs: Any, path: str, options: Mapping[str, Any]) -> Any:
+def _open_unbuffered(fs: FileSystem, path: str, options: Mapping[str, Any]) -> ReadableFile:
     try:
         return fs.open(path, "rb", cache_type="none", **options)
     except TypeError:  # files that are no AbstractBufferedFile take no cache_type

@@ -16,8 +16,8 @@ import hashlib
 import itertools
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 from pagecache._core import Mutex
 from pagecache.stores.abandoned import current_call
@@ -34,7 +34,7 @@ from pagecache.stores.versioned import VersionedStore
 PARALLEL_REQUESTS = 32  # of one object, where the store is for threads
 _numbers = itertools.count(1)
 _numbered: dict[int, int] = {}  # by address, as long as the object lives
-_unforgotten: list[Any] = []
+_unforgotten: list[object] = []
 _numbers_lock = Mutex()
 _turns: dict[int, Turns] = {}  # by number
 _heads_untrue = Memory()  # keys of objects of which `head` says something else than `get`
@@ -44,7 +44,28 @@ _Result = TypeVar("_Result")
 _NO_RIGHT = ("PermissionDeniedError", "UnauthenticatedError")
 
 
-def _number_of(thing: Any) -> int:
+class Answer(Protocol):
+    """What a `get` brings. obstore's has `stream` as well."""
+
+    range: tuple[int, int]
+
+    @property
+    def meta(self) -> Mapping[str, Any]: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+class ObjectStore(Protocol):
+    """What is used of an obspec store; it may be without `get`."""
+
+    def head(self, path: str) -> Mapping[str, Any]: ...
+
+    def get(self, path: str, *, options: Mapping[str, Any] | None = None) -> Answer: ...
+
+    def get_range(self, path: str, *, start: int, end: int) -> bytes: ...
+
+
+def _number_of(thing: object) -> int:
     """Return a number that is this object's as long as it lives, and no other's afterwards; an address would come back."""
     with _numbers_lock.held():
         if id(thing) not in _numbered:
@@ -56,7 +77,7 @@ def _number_of(thing: Any) -> int:
         return _numbered[id(thing)]
 
 
-def _turns_of(store: Any) -> Turns:
+def _turns_of(store: object) -> Turns:
     """Return the turns of one store object."""
     number = _number_of(store)
     with _numbers_lock.held():
@@ -67,18 +88,18 @@ def _turns_of(store: Any) -> Turns:
         return _turns[number]
 
 
-def _is_for_threads(store: Any) -> bool:
+def _is_for_threads(store: object) -> bool:
     """Whether a store is obstore's own: those are for threads. A class made from one may do anything."""
     return type(store).__module__ in ("obstore.store", "obstore._store")
 
 
-def _is_told(store: Any) -> bool:
+def _is_told(store: object) -> bool:
     """Whether a store describes what it reads."""
     names = ("config", "prefix", "url") if type(store).__module__.startswith("obstore") else ("config", "prefix")
     return any(getattr(store, name, None) for name in names)
 
 
-def identity_of(store: Any) -> str:
+def identity_of(store: object) -> str:
     """Return what is the same for stores that reach the same objects with the same rights, in this process: their kind,
     URL or prefix, and configuration; a number for a store that has none."""
     if not _is_told(store):
@@ -90,12 +111,13 @@ def identity_of(store: Any) -> str:
         str(sorted(dict(getattr(store, "config", None) or {}).items())),
         str(sorted(dict(getattr(store, "client_options", None) or {}).items(), key=str)),
     ]
-    if getattr(store, "credential_provider", None) is not None:
-        parts.append(str(_number_of(store.credential_provider)))
+    provider = getattr(store, "credential_provider", None)
+    if provider is not None:
+        parts.append(str(_number_of(provider)))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def scope_of(store: Any) -> str:
+def scope_of(store: object) -> str:
     """Return where `identity_of` means the same: in this "process", on this "machine", or "everywhere"."""
     if not _is_told(store) or getattr(store, "credential_provider", None) is not None:
         return "process"
@@ -105,7 +127,7 @@ def scope_of(store: Any) -> str:
 class ObspecBody:
     """An answer that brings all of an object."""
 
-    def __init__(self, answer: Any, is_proved: bool):
+    def __init__(self, answer: Answer, is_proved: bool):
         self._pieces = iter(answer.stream(min_chunk_size=PIECE) if hasattr(answer, "stream") else answer)
         self.is_proved = is_proved
 
@@ -141,7 +163,7 @@ class ObspecStore(VersionedStore):
 
     def __init__(
         self,
-        store: Any,
+        store: ObjectStore,
         path: str,
         *,
         recheck: bool | str | float = "open",
@@ -219,7 +241,7 @@ class ObspecStore(VersionedStore):
         """Do not believe what `head` says about the object any more."""
         _heads_untrue.note(self.key)
 
-    def _turn(self) -> Any:
+    def _turn(self) -> contextlib.AbstractContextManager[object]:
         """For the length of a call of the store. Context: waits for the calls of others, if it is one at a time."""
         return contextlib.nullcontext() if self._turns is None else self._turns.lock.held()
 
@@ -231,8 +253,7 @@ class ObspecStore(VersionedStore):
         has_to_return = self._blocks_signals and (is_main or (call is not None and call.returns))
         if not is_limited() and not has_to_return:
             return function()
-        result: _Result = call_apart(function, time_left_s)
-        return result
+        return call_apart(function, time_left_s)
 
     def _fill(self, version: Version, offset: int, destination: Destination, tells: bool) -> bool:
         with self._turn():
@@ -264,7 +285,7 @@ class ObspecStore(VersionedStore):
             raise OSError(errno.EIO, reason)
         return self._is_of_version(answer, version)
 
-    def _get(self, version: Version, span: tuple[int, int] | None = None) -> Any:
+    def _get(self, version: Version, span: tuple[int, int] | None = None) -> Answer:
         """Ask for a version of the object, or a range of it. Raises ChangedError if it is another one."""
         options: dict[str, Any] = {} if span is None else {"range": span}
         if version.strong_etag and self.sends_conditions:
@@ -282,7 +303,7 @@ class ObspecStore(VersionedStore):
         return answer
 
     @staticmethod
-    def _is_of_version(answer: Any, version: Version) -> bool:
+    def _is_of_version(answer: Answer, version: Version) -> bool:
         return is_proved(answer.meta.get("e_tag"), None, version)
 
     def open_body(self, version: Version) -> Body:
@@ -309,5 +330,5 @@ def _is_named(error: BaseException, names: tuple[str, ...]) -> bool:
     return type(error).__name__ in names
 
 
-def _open_again(store: Any, path: str, how: dict[str, Any]) -> ObspecStore:
+def _open_again(store: ObjectStore, path: str, how: dict[str, Any]) -> ObspecStore:
     return ObspecStore(store, path, **how)

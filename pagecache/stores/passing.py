@@ -11,7 +11,6 @@ import email.utils
 import errno
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pagecache.stores.errors import cause_of, says_absent
 
@@ -49,12 +48,12 @@ def _chain_of(error: BaseException) -> Iterator[BaseException]:
         found = cause_of(found)
 
 
-def _number_of(code: Any) -> int | None:
+def _number_of(code: object) -> int | None:
     """Return the number that gcsfs has in a JSON answer, perhaps as text."""
     return int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdigit()) else None
 
 
-def _is_status(value: Any) -> bool:
+def _is_status(value: object) -> bool:
     return isinstance(value, int) and 400 <= value < 600
 
 

@@ -82,7 +82,7 @@ def validator_of(info: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _is_told(value: Any) -> bool:
+def _is_told(value: object) -> bool:
     """Whether something is said. The beginning of 1970 means nothing: obstore has it where a server says no time."""
     if isinstance(value, datetime):
         return value.replace(tzinfo=None) != _EPOCH
@@ -120,7 +120,7 @@ def is_proved(etag: str | None, modified: str | None, version: Version) -> bool:
     return has_tags or has_times
 
 
-def checked_recheck(recheck: Any) -> bool | Literal["open"] | float:
+def checked_recheck(recheck: object) -> bool | Literal["open"] | float:
     """Return a `recheck` argument. Raises ValueError and TypeError for what is none."""
     if isinstance(recheck, bool):
         return recheck

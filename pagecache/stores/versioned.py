@@ -16,7 +16,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pagecache.stores.abandoned import lending
 from pagecache.stores.attempts import NO_ATTEMPTS, Attempts
@@ -92,7 +92,7 @@ class VersionedStore:
         end it."""
         return function()
 
-    def take_attempts(self, other: Any) -> None:
+    def take_attempts(self, other: object) -> None:
         """Try requests as another store of the object wants it, where it says something."""
         self.attempts = self.attempts.merged(getattr(other, "attempts", NO_ATTEMPTS))
 

@@ -10,7 +10,7 @@ import subprocess
 import threading
 
 import pytest
-from support import PAGE, Crew, let_time_pass, pages_of
+from support import PAGE, Crew, drop_pages, let_time_pass, pages_of
 from support.write_steps import dirty_pages
 
 import pagecache
@@ -265,7 +265,7 @@ class TestAttributes:
             reads = cache.stats().store_read_bytes
             assert read(file, way, SIZE, 0) == OLD
             assert cache.stats().store_read_bytes - reads <= 3 * SIZE // 2
-            assert cache.drop_caches() == NR_PAGES
+            assert drop_pages(cache, NR_PAGES) == NR_PAGES
 
     @pytest.mark.parametrize("change", HARMLESS)
     def test_keep_what_is_cached(self, cache, path, change):

@@ -166,6 +166,20 @@ def wait_until(condition, what):
         time.sleep(0.001)
 
 
+def drop_pages(cache, nr_pages):
+    """Drop at least so many pages, and return how many were dropped. A thread that has read a folio in the background lets
+    go of it after it has unlocked it, so the first try may find it in use."""
+    nr_dropped = 0
+
+    def are_dropped():
+        nonlocal nr_dropped
+        nr_dropped += cache.drop_caches()
+        return nr_dropped >= nr_pages
+
+    wait_until(are_dropped, f"{nr_pages} pages to be dropped")
+    return nr_dropped
+
+
 def frame_of(ident):
     """Return the frame that a thread (its `ident`) runs now, or None.
 

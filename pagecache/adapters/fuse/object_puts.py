@@ -16,11 +16,12 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pagecache.stores.errors import meant_error
 from pagecache.stores.fsspec import FsspecStore
 from pagecache.stores.fsspec_instances import Instance
+from pagecache.stores.fsspec_protocols import AsyncFileSystem
 from pagecache.stores.fsspec_s3 import s3_code
 from pagecache.stores.validators import Version, version_of
 
@@ -77,7 +78,8 @@ def put(wanted: Put) -> Version | None:
     conditional = _conditional_put(wanted.instance.template)
     try:
         with wanted.instance.turn() as fs:
-            etag = sync(fs.loop, conditional, fs, wanted) if conditional is not None else NotImplemented
+            loop = None if conditional is None else cast(AsyncFileSystem, fs).loop
+            etag = NotImplemented if conditional is None else sync(loop, conditional, fs, wanted)
             if etag is NotImplemented:
                 fs.put_file(wanted.path, wanted.remote)
                 etag = None
