@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pagecache.extras import needs
+from pagecache.files.file import File
 from pagecache.files.prefetch import Prefetch
 from pagecache.files.ranges import missing_runs
 from pagecache.units import PAGE_SHIFT
@@ -40,7 +41,7 @@ class PrefetchGroup:
             part.wait()
 
 
-def prefetch_ranges(file: Any, ranges: Iterable[tuple[int, int]], *, hole_size: int | None = None) -> PrefetchGroup:
+def prefetch_ranges(file: File, ranges: Iterable[tuple[int, int]], *, hole_size: int | None = None) -> PrefetchGroup:
     """Bring many ranges of a file in, in the background.
 
     ranges: (offset, nbytes) of each. hole_size: gaps up to this many bytes between missing pages are read through;
@@ -52,7 +53,7 @@ def prefetch_ranges(file: Any, ranges: Iterable[tuple[int, int]], *, hole_size: 
 
 
 def prefetch_parquet(
-    file: Any,
+    file: File,
     columns: Sequence[str] | None = None,
     *,
     row_groups: Iterable[int] | None = None,

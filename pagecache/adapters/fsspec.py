@@ -16,12 +16,13 @@ import errno
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pagecache.extras import needs
 from pagecache.files.file import File
 from pagecache.files.versioned import VersionedFile
+from pagecache.stores.fsspec_protocols import FileSystem
 
 with needs("fsspec", __name__):
     import fsspec
@@ -76,7 +77,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         self,
         target_protocol: str | None = None,
         target_options: dict[str, Any] | None = None,
-        fs: Any = None,
+        fs: FileSystem | None = None,
         *,
         fo: str | None = None,
         size: int | str | None = None,
@@ -124,7 +125,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         return self._target
 
     @property
-    def loop(self) -> Any:
+    def loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop of synchronous calls that need one."""
         if self._pid != os.getpid():
             self._renew()
@@ -240,7 +241,7 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
         return file
 
     def _open(
-        self, path: str, mode: str = "rb", block_size: Any = None, autocommit: bool = True, **kwargs: Any
+        self, path: str, mode: str = "rb", block_size: int | str | None = None, autocommit: bool = True, **kwargs: Any
     ) -> Any:
         """Open for reading through the cache, for writing on the target."""
         if mode != "rb":
@@ -319,8 +320,8 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     def cat_ranges(
         self,
         paths: list[str],
-        starts: Any,
-        ends: Any,
+        starts: Iterable[int | None] | int | None,
+        ends: Iterable[int | None] | int | None,
         max_gap: int | None = None,
         on_error: str = "return",
         **kwargs: Any,
@@ -341,8 +342,8 @@ class PageCacheFileSystem(Delegation, ChainedFileSystem, AsyncFileSystem):
     async def _cat_ranges(
         self,
         paths: list[str],
-        starts: Any,
-        ends: Any,
+        starts: Iterable[int | None] | int | None,
+        ends: Iterable[int | None] | int | None,
         max_gap: int | None = None,
         batch_size: int | None = None,
         on_error: str = "return",
@@ -434,8 +435,8 @@ class _Wanted:
         self,
         fs: PageCacheFileSystem,
         paths: list[str],
-        starts: Any,
-        ends: Any,
+        starts: Iterable[int | None] | int | None,
+        ends: Iterable[int | None] | int | None,
         max_gap: int | None,
         on_error: str,
         options: Mapping[str, Any],
@@ -477,8 +478,8 @@ class _Wanted:
         return self.found
 
 
-def _as_list(value: Any, count: int) -> list[Any]:
-    values = list(value) if isinstance(value, (list, tuple)) or hasattr(value, "__iter__") else [value] * count
+def _as_list(value: Iterable[int | None] | int | None, count: int) -> list[int | None]:
+    values = list(value) if isinstance(value, Iterable) else [value] * count
     if len(values) != count:
         raise ValueError(f"{count} paths, but {len(values)} starts or ends")
     return values

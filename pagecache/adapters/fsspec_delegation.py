@@ -10,7 +10,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import fsspec.asyn
 from fsspec import AbstractFileSystem
@@ -49,7 +49,15 @@ class Call(NamedTuple):
     changed: list[str]
 
 
-def bound(fs: Any, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+class Named(Protocol):
+    """A file system that has a prefix of its own for paths."""
+
+    def without_protocol(self, path: Any) -> Any:
+        """Return a path, or each of several, without it."""
+        ...
+
+
+def bound(fs: Named, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Bind the arguments of an operation; leading ones are given by position or by fsspec's names."""
     given, rest = list(args), dict(kwargs)
     changed: list[str] = []
@@ -64,14 +72,14 @@ def bound(fs: Any, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     return Call(tuple(given), rest, changed)
 
 
-def bound_blindly(fs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def bound_blindly(fs: Named, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Bind the arguments of an operation of which nothing is known: all that may be paths are, and are changed."""
     given = tuple(fs.without_protocol(value) for value in args)
     rest = {name: fs.without_protocol(value) for name, value in kwargs.items()}
     return Call(given, rest, [path for value in (*given, *rest.values()) for path in _named(value)])
 
 
-def _named(value: Any) -> list[str]:
+def _named(value: object) -> list[str]:
     """Return the paths that an argument names: one, a list of them, or the keys of a dictionary."""
     if isinstance(value, (list, tuple, set, dict)):
         return [path for item in value for path in _named(item)]
@@ -286,7 +294,9 @@ class Delegation:
             changed, self.changed_in_transaction = self.changed_in_transaction, None
             self.forget_changed(sorted(changed or ()))
 
-    def open_written(self, path: str, mode: str, block_size: Any, autocommit: bool, options: dict[str, Any]) -> WrittenFile:
+    def open_written(
+        self, path: str, mode: str, block_size: int | str | None, autocommit: bool, options: dict[str, Any]
+    ) -> WrittenFile:
         """Open a file of the target that is not only read. autocommit: False: the caller commits or discards it."""
         options = {name: value for name, value in {"block_size": block_size, **options}.items() if value is not None}
         with self.target.turn() as target:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 
 from pagecache._core import Mutex
 from pagecache.stores.fsspec_instances import Callers, Instance, Own, instance_of, instance_of_target, own_instance
 from pagecache.stores.fsspec_kinds import is_connection
+from pagecache.stores.fsspec_protocols import FileSystem
 
 
 class Target:
@@ -21,12 +22,14 @@ class Target:
     as it may write, and then has to know of it in its listings; an archive, which only reads, is asked where it is read.
     """
 
-    def __init__(self, given: Any, protocol: str | None, options: Mapping[str, Any], thread_safe: bool | None):
+    def __init__(
+        self, given: FileSystem | None, protocol: str | None, options: Mapping[str, Any], thread_safe: bool | None
+    ):
         self._made_from = (given, protocol, options, thread_safe)
         self._lock = Mutex()
         self._others: Callers | None = None
         self.instance: Instance = (
-            instance_of(given, thread_safe=thread_safe)
+            instance_of(cast(FileSystem, given), thread_safe=thread_safe)
             if protocol is None
             else instance_of_target(protocol, options, thread_safe=thread_safe)
         )
@@ -36,7 +39,7 @@ class Target:
         return Target(*self._made_from)
 
     @property
-    def template(self) -> Any:
+    def template(self) -> FileSystem:
         """A file system whose rules for paths are the target's."""
         return self.instance.template
 
@@ -54,7 +57,7 @@ class Target:
         return self._visible().fs if isinstance(self.instance, Own) else self.instance.fs
 
     @contextmanager
-    def turn(self) -> Iterator[Any]:
+    def turn(self) -> Iterator[FileSystem]:
         """The target, for one call that is not a read. Context: as a turn of the instance."""
         others = self.instance
         if isinstance(others, Own) and is_connection(others.template):

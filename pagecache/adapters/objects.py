@@ -9,6 +9,7 @@ from pagecache._core import Mutex
 from pagecache.adapters.ages import Ages, last_modified_s
 from pagecache.cache import PageCache
 from pagecache.files.file import File
+from pagecache.stores.base import BackingStore
 from pagecache.stores.validators import Version
 
 MAX_OBJECTS = 1024
@@ -18,7 +19,7 @@ class Found(NamedTuple):
     """An object: the file kept open on it, what that was opened on, when it was modified (seconds), its entity tag."""
 
     file: File
-    store: Any
+    store: BackingStore | str
     modified_s: int
     etag: str | None
 
@@ -39,7 +40,7 @@ class Objects:
     def __init__(
         self,
         cache: PageCache,
-        open_store: Callable[[str], Any],
+        open_store: Callable[[str], BackingStore | str],
         *,
         max_objects: int = MAX_OBJECTS,
         keeps_absence: Callable[[str], bool] = lambda path: False,
@@ -60,17 +61,19 @@ class Objects:
                 return self._found[path]
         try:
             store = self._open_store(path)
-            file = self.cache.open(store)
+            file = cast(File, self.cache.open(store))
         except (FileNotFoundError, IsADirectoryError):
             return self._keep(path, None) if self._keeps_absence(path) else None
         try:
-            found = Found(file, store, self._modified_s(path, file.inode.store), _strong_etag(file.inode.store))
+            serving = file.inode.store
+            assert serving is not None, "a file that was just opened has a store"
+            found = Found(file, store, self._modified_s(path, serving), _strong_etag(serving))
         except BaseException:
             file.close()
             raise
         return self._keep(path, found)
 
-    def _modified_s(self, path: str, store: Any) -> int:
+    def _modified_s(self, path: str, store: BackingStore) -> int:
         modified = getattr(store, "modified_s", None)
         said = int(modified()) if modified is not None else last_modified_s(getattr(store, "version", None))
         return said if said is not None else self._ages.since_s(path, store.validator())
@@ -137,7 +140,7 @@ class Objects:
         self.invalidate()
 
 
-def _strong_etag(store: Any) -> str | None:
+def _strong_etag(store: BackingStore | None) -> str | None:
     """Return the entity tag of the version that a store knows, if equal ones mean equal bytes."""
     version = getattr(store, "version", None)
     return version.strong_etag if isinstance(version, Version) else None

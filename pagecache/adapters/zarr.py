@@ -15,6 +15,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from functools import partial
 from typing import Any, Literal
 
+from zarr.abc.store import ByteRequest
+
 from pagecache.cache import PageCache
 from pagecache.extras import needs
 
@@ -125,7 +127,7 @@ class PageCacheStore(WrapperStore[Store]):
         return f"PageCacheStore({self._store!r})"
 
     @property
-    def cache(self) -> Any:
+    def cache(self) -> PageCache:
         """The cache that this store reads through."""
         return self._values.cache
 
@@ -138,7 +140,7 @@ class PageCacheStore(WrapperStore[Store]):
 
     # -- reading, asynchronously ---------------------------------------------------------------------------------------
 
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: Any = None) -> Buffer | None:
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Return a value or a part of it, None if there is no such key. Raises OSError, ValueError, and what the wrapped
         store raises."""
         data = self._reader.cached(key, byte_range)
@@ -158,7 +160,7 @@ class PageCacheStore(WrapperStore[Store]):
             yield key, buffer
 
     async def get_ranges(
-        self, key: str, byte_ranges: Sequence[Any], *, prototype: BufferPrototype, **_: Any
+        self, key: str, byte_ranges: Sequence[ByteRequest | None], *, prototype: BufferPrototype, **_: Any
     ) -> AsyncIterator[Sequence[tuple[int, Buffer | None]]]:
         """Yield (number, part) of many parts of one value: what is missing is joined and fetched in parallel.
 
@@ -180,7 +182,9 @@ class PageCacheStore(WrapperStore[Store]):
         """Whether Zarr should read by threads that call `get_sync`: for far stores its event loop asks for more at once."""
         return self._source.is_blocking
 
-    def get_sync(self, key: str, *, prototype: BufferPrototype | None = None, byte_range: Any = None) -> Buffer | None:
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
         """As `get`; a hit needs no event loop. Raises RuntimeError where it would block the loop that it waits for."""
         data = self._reader.cached(key, byte_range)
         if data is MISS:
@@ -188,7 +192,7 @@ class PageCacheStore(WrapperStore[Store]):
         return None if data is None else (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
     def get_ranges_sync(
-        self, key: str, byte_ranges: Sequence[Any], *, prototype: BufferPrototype, **_: Any
+        self, key: str, byte_ranges: Sequence[ByteRequest | None], *, prototype: BufferPrototype, **_: Any
     ) -> Sequence[tuple[int, Buffer | None]]:
         """As `get_ranges`, all at once."""
         if not byte_ranges:

@@ -14,10 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
-from zarr.core.buffer import default_buffer_prototype
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.core.buffer import Buffer, default_buffer_prototype
 
 from pagecache.adapters.zarr_source import (
     MAX_REQUEST,
@@ -36,9 +36,13 @@ from pagecache.adapters.zarr_source import (
 from pagecache.adapters.zarr_steps import Step, Steps
 from pagecache.files.aio import in_worker
 from pagecache.stores.attempts import time_left_s, time_limit_error
+from pagecache.stores.base import BackingStore
 from pagecache.stores.fsspec import FsspecStore
+from pagecache.stores.fsspec_http import HttpFileSystem
 from pagecache.stores.fsspec_instances import Callers, Instance, identity_of, instance_of, own_instance
 from pagecache.stores.fsspec_kinds import WRAPPER, is_kind, is_local, is_thread_safe, unwrapped
+from pagecache.stores.fsspec_protocols import AsyncFileSystem
+from pagecache.stores.fsspec_s3 import S3FileSystem
 from pagecache.stores.http_answers import part_of, size_beside_part, version_info_of
 from pagecache.stores.validators import Version, encoding_of, version_of
 from pagecache.units import PAGE_SIZE
@@ -55,7 +59,7 @@ class Reply(NamedTuple):
     info: dict[str, Any]
 
 
-def range_of(asked: Any) -> str:
+def range_of(asked: ByteRequest | None) -> str:
     """Return the `Range` header for a Zarr byte range; all of a value is one, too: its answer tells the size besides."""
     if isinstance(asked, SuffixByteRequest):
         return f"bytes=-{asked.suffix + PAGE_SIZE - 1}"  # so that the page in which it begins is whole
@@ -64,7 +68,7 @@ def range_of(asked: Any) -> str:
     return f"bytes={asked.start}-{asked.end - 1}" if isinstance(asked, RangeByteRequest) else "bytes=0-"
 
 
-async def ask_http(fs: Any, path: str, asked: Any) -> Reply | None:
+async def ask_http(fs: HttpFileSystem, path: str, asked: ByteRequest | None) -> Reply | None:
     """Ask an `HTTPFileSystem` for a range. Returns None for what the answer does not say the place of: something encoded.
 
     Raises what `_cat_file` raises.
@@ -86,7 +90,7 @@ async def ask_http(fs: Any, path: str, asked: Any) -> Reply | None:
         return placed(data, answer.headers, asked, said)
 
 
-async def ask_s3(fs: Any, path: str, asked: Any) -> Reply | None:
+async def ask_s3(fs: S3FileSystem, path: str, asked: ByteRequest | None) -> Reply | None:
     """Ask an `S3FileSystem` for a range. Raises what `_cat_file` raises."""
     bucket, key, version_id = fs.split_path(path)
     options = {"Bucket": bucket, "Key": key, "Range": range_of(asked), **fs.req_kw}
@@ -104,7 +108,7 @@ async def ask_s3(fs: Any, path: str, asked: Any) -> Reply | None:
     return placed(data, {"Content-Range": answer["ContentRange"]}, asked, info)
 
 
-def placed(data: bytes, headers: Mapping[str, str], asked: Any, info: dict[str, Any]) -> Reply | None:
+def placed(data: bytes, headers: Mapping[str, str], asked: ByteRequest | None, info: dict[str, Any]) -> Reply | None:
     """Return the reply that a part is, or None if it does not say which part."""
     part = part_of(headers)
     if part is None:
@@ -121,14 +125,14 @@ class FsspecSource(StoreSource):
     def __init__(self, store: Any, ask: Callable[[Any, str, Any], Coroutine[Any, Any, Reply | None]]):
         super().__init__(store, identity_of_store(store))
         self._ask = ask
-        self._own: tuple[int, Any] = (0, None)
+        self._own: tuple[int, AsyncFileSystem | None] = (0, None)
 
     @property
-    def fs(self) -> Any:
+    def fs(self) -> AsyncFileSystem:
         """The file system, as this process can use it from any thread."""
         pid, fs = self._own
-        if pid != os.getpid():
-            fs = own_instance(self.store.fs)
+        if fs is None or pid != os.getpid():
+            fs = cast(AsyncFileSystem, own_instance(self.store.fs))
             self._own = (os.getpid(), fs)
         return fs
 
@@ -158,7 +162,7 @@ class FsspecSource(StoreSource):
 
         return Step(run, block)
 
-    def first(self, key: str, byte_range: Any) -> Steps[Answer | None]:
+    def first(self, key: str, byte_range: ByteRequest | None) -> Steps[Answer | None]:
         """Make the first request for a range of a value. Returns None if there is no such key."""
         asked, path, asked_at = whole_pages(byte_range), path_of(self.store, key), time.monotonic()
         try:
@@ -198,7 +202,7 @@ class FsspecSource(StoreSource):
         version: Version = yield Step(partial(in_worker, ask), ask)
         return version
 
-    def backing(self, prefix: str, key: str, size: int, version: Version | None, validator: str) -> Any:
+    def backing(self, prefix: str, key: str, size: int, version: Version | None, validator: str) -> BackingStore:
         """Return the backing store of a value: with a version it is that of `cache.open(url)`, and shares its pages."""
         if version is None:
             return super().backing(prefix, key, size, version, validator)
@@ -221,12 +225,11 @@ class CalledSource(StoreSource):
         self.parallel_requests = PARALLEL_REQUESTS if self._instance.is_parallel else 1
         self.background_reads = self._instance.background_reads
 
-    async def get(self, key: str, byte_range: Any) -> memoryview | None:
+    async def get(self, key: str, byte_range: ByteRequest | None) -> memoryview | None:
         """Return what the wrapped store has of a key; None if there is no such key."""
-        found: memoryview | None = await in_worker(self.get_blocking, key, byte_range)
-        return found
+        return await in_worker(self.get_blocking, key, byte_range)
 
-    def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
+    def get_blocking(self, key: str, byte_range: ByteRequest | None) -> memoryview | None:
         """As `get`, in the calling thread."""
         span: dict[str, int | None] = {}
         if isinstance(byte_range, RangeByteRequest):
@@ -250,7 +253,7 @@ class CalledSource(StoreSource):
         with self._instance.turn() as fs:
             return int(fs.info(path_of(self.store, key))["size"])
 
-    def write_blocking(self, key: str, value: Any) -> None:
+    def write_blocking(self, key: str, value: Buffer) -> None:
         """Write a value, as `FsspecStore.set` does, in the calling thread."""
         self.store._check_writable()
         with self._instance.turn() as fs:
@@ -272,7 +275,7 @@ class OneAtATimeSource(CalledSource):
     def __init__(self, store: Any):
         super().__init__(store, Callers(store.fs))
 
-    def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
+    def get_blocking(self, key: str, byte_range: ByteRequest | None) -> memoryview | None:
         """As `get`, in a thread without an event loop."""
         with self._instance.turn():
             value = run_blocking(partial(self.store.get, key, default_buffer_prototype(), byte_range), self.loop)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from zarr.core.buffer import default_buffer_prototype
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, default_buffer_prototype
 
 from pagecache.adapters.zarr_source import (
     Answer,
@@ -39,7 +40,7 @@ class MemorySource(StoreSource):
     def __init__(self, store: Any):
         super().__init__(store, f"memory:{id(store._store_dict)}", store._store_dict)
 
-    def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
+    def get_blocking(self, key: str, byte_range: ByteRequest | None) -> memoryview | None:
         """Return what the store has of a key; None if there is no such key."""
         value = self.store.get_sync(key, prototype=default_buffer_prototype())
         if value is None:
@@ -48,7 +49,7 @@ class MemorySource(StoreSource):
         offset, nbytes = span_of(byte_range, len(data))
         return data[offset : offset + nbytes]
 
-    def first(self, key: str, byte_range: Any) -> Steps[Answer | None]:
+    def first(self, key: str, byte_range: ByteRequest | None) -> Steps[Answer | None]:
         """Return a range of a value, None if there is no such key. Waits for nothing."""
         yield from ()
         data = self.get_blocking(key, None)
@@ -69,13 +70,13 @@ class VersionedSource(StoreSource):
         """Return the version of a value. Raises OSError: FileNotFoundError or NotADirectoryError if there is none."""
         raise NotImplementedError
 
-    def first(self, key: str, byte_range: Any) -> Steps[Answer | None]:
+    def first(self, key: str, byte_range: ByteRequest | None) -> Steps[Answer | None]:
         """Read a range of a value for the first time, in a worker. Returns None if there is no such key."""
         read = partial(self._first, key, byte_range)
         answer: Answer | None = yield Step(partial(in_worker, read), read)
         return answer
 
-    def _first(self, key: str, byte_range: Any) -> Answer | None:
+    def _first(self, key: str, byte_range: ByteRequest | None) -> Answer | None:
         asked = whole_pages(byte_range)
         before = self._looked_up(key)
         data = self.get_blocking(key, asked)
@@ -135,7 +136,7 @@ class LocalSource(VersionedSource):
         validator = f"file {status.st_dev:x}:{status.st_ino:x} mtime={status.st_mtime_ns} size={status.st_size}"
         return Version(status.st_size, validator, None, None, checked_at)
 
-    def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
+    def get_blocking(self, key: str, byte_range: ByteRequest | None) -> memoryview | None:
         """Return what the store has of a key; None if there is no such key."""
         value = self.store.get_sync(key, prototype=default_buffer_prototype(), byte_range=byte_range)
         return None if value is None else view_of(value)
@@ -168,13 +169,13 @@ class ZipSource(VersionedSource):
         validator = f"{place} member {member.header_offset:x} crc={member.CRC:x} size={member.file_size}"
         return Version(member.file_size, validator, None, None, checked_at)
 
-    def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
+    def get_blocking(self, key: str, byte_range: ByteRequest | None) -> memoryview | None:
         """Return what the store has of a key; None if there is no such key."""
         prototype = default_buffer_prototype()
         value = finished(lambda: self.store.get(key, prototype, byte_range), self)
         return None if value is None else view_of(value)
 
-    def write_blocking(self, key: str, value: Any) -> None:
+    def write_blocking(self, key: str, value: Buffer) -> None:
         """Add a member to the archive."""
         finished(lambda: self.store.set(key, value), self)
 

@@ -6,7 +6,8 @@ import time
 from functools import partial
 from typing import Any
 
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.core.buffer import Buffer
 
 from pagecache.adapters.zarr_source import (
     MAX_REQUEST,
@@ -20,6 +21,7 @@ from pagecache.adapters.zarr_source import (
     whole_pages,
 )
 from pagecache.adapters.zarr_steps import Step, Steps
+from pagecache.stores.base import BackingStore
 from pagecache.stores.obspec import ObspecStore, identity_of
 from pagecache.stores.validators import Version, version_of
 from pagecache.units import PAGE_SIZE
@@ -37,14 +39,14 @@ class ObstoreSource(StoreSource):
         import obstore
 
         super().__init__(store, f"obstore:{identity_of(store.store)}")
-        self._api: Any = obstore
+        self._api = obstore
         self._objects = store.store
         self._knows_ranges = True
         self.is_local = type(self._objects).__name__ in ("LocalStore", "MemoryStore")
 
     # -- the first request ---------------------------------------------------------------------------------------------
 
-    def _options(self, byte_range: Any) -> dict[str, Any]:
+    def _options(self, byte_range: ByteRequest | None) -> dict[str, Any]:
         """Return the options of a request for whole pages around a range."""
         asked = whole_pages(byte_range)
         if isinstance(asked, SuffixByteRequest):
@@ -59,7 +61,7 @@ class ObstoreSource(StoreSource):
         """Whether a request may have failed for its range alone: there is nothing there, or no ranges are known."""
         return self.is_local or isinstance(error, self._api.exceptions.NotSupportedError) or " 416 " in str(error)
 
-    def first(self, key: str, byte_range: Any) -> Steps[Answer | None]:
+    def first(self, key: str, byte_range: ByteRequest | None) -> Steps[Answer | None]:
         """Make the first request for a range of a value. Returns None if there is no such key."""
         try:
             return (yield from self._asked(key, self._options(byte_range)))
@@ -105,7 +107,7 @@ class ObstoreSource(StoreSource):
 
     # -- the wrapped store ---------------------------------------------------------------------------------------------
 
-    def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
+    def get_blocking(self, key: str, byte_range: ByteRequest | None) -> memoryview | None:
         """Return what there is of a key; None if there is no such key."""
         options: dict[str, Any] = {}
         if isinstance(byte_range, SuffixByteRequest):
@@ -119,7 +121,7 @@ class ObstoreSource(StoreSource):
         except _ABSENT:
             return None
 
-    def write_blocking(self, key: str, value: Any) -> None:
+    def write_blocking(self, key: str, value: Buffer) -> None:
         """Write a value. Raises ValueError if the store is for reading only."""
         self.store._check_writable()
         self._api.put(self._objects, key, value.as_buffer_like())
@@ -130,7 +132,7 @@ class ObstoreSource(StoreSource):
         with contextlib.suppress(FileNotFoundError):
             self._api.delete(self._objects, key)
 
-    def backing(self, prefix: str, key: str, size: int, version: Version | None, validator: str) -> Any:
+    def backing(self, prefix: str, key: str, size: int, version: Version | None, validator: str) -> BackingStore:
         """Return the backing store of a value."""
         if version is None:
             return super().backing(prefix, key, size, version, validator)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from zarr.abc.store import OffsetByteRequest
+from zarr.abc.store import ByteRequest, OffsetByteRequest
 
 from pagecache._core import read_object
 from pagecache.adapters.zarr_opening import Opening
@@ -33,6 +33,7 @@ from pagecache.adapters.zarr_source import (
 from pagecache.adapters.zarr_steps import Step, Steps, attempted, only
 from pagecache.adapters.zarr_values import LoadCancelled, Loading, Place, Value, Values
 from pagecache.files.aio import in_worker
+from pagecache.files.file import File
 from pagecache.units import PAGE_SIZE
 
 _Result = TypeVar("_Result")
@@ -83,7 +84,7 @@ class Reader:
         value = self.values.get(key)
         return value if value is not None and value.checked_s >= self.not_before() else None
 
-    def cached(self, key: str, byte_range: Any) -> Any:
+    def cached(self, key: str, byte_range: ByteRequest | None) -> Any:
         """Return the bytes of a range, None for a key that does not exist, or MISS. Never waits."""
         value = self.values.get(key)
         if value is None or value.checked_s < (self._opened_s if self._is_per_opening else self.not_before()):
@@ -93,7 +94,7 @@ class Reader:
         return self._cached_of(value, byte_range)
 
     @staticmethod
-    def _cached_of(value: Value, byte_range: Any) -> Any:
+    def _cached_of(value: Value, byte_range: ByteRequest | None) -> Any:
         if value.size is None:
             return None
         if not value.is_sure and needs_end(byte_range, value.size):
@@ -105,7 +106,7 @@ class Reader:
 
     # -- one range -----------------------------------------------------------------------------------------------------
 
-    def fetch(self, key: str, byte_range: Any) -> Steps[Any]:
+    def fetch(self, key: str, byte_range: ByteRequest | None) -> Steps[Any]:
         """Return the bytes of a range; None if there is no such key. Raises what the store raises, OSError."""
         span_of(byte_range, 0)
         wanted, not_before = byte_range, self.not_before()
@@ -137,7 +138,7 @@ class Reader:
             if data is not MISS:
                 return data
 
-    def _read(self, key: str, value: Value, byte_range: Any) -> Any:
+    def _read(self, key: str, value: Value, byte_range: ByteRequest | None) -> Any:
         """Return the bytes of a range of a known value, or MISS when it has to be looked at again. May block."""
         if value.size is None:
             return None
@@ -149,7 +150,7 @@ class Reader:
             file.is_random = offset < PAGE_SIZE and nbytes < value.size // 2
             return self._of_file(key, file, lambda: file.pread(nbytes, offset))
 
-    def _of_file(self, key: str, file: Any, call: Callable[[], Any]) -> Any:
+    def _of_file(self, key: str, file: File, call: Callable[[], _Result]) -> Any:
         """Return what a call with a file returns, or MISS if that is closed: the key was written, or many others opened."""
         try:
             return call()
@@ -170,7 +171,9 @@ class Reader:
 
     # -- asking the store ----------------------------------------------------------------------------------------------
 
-    def _learn(self, key: str, wanted: Any, old: Value | None, not_before: float) -> Steps[tuple[Value | None, Any]]:
+    def _learn(
+        self, key: str, wanted: ByteRequest | None, old: Value | None, not_before: float
+    ) -> Steps[tuple[Value | None, Any]]:
         """Ask for a range of a value, or wait for a thread that asks. Returns what is known then, and the answer; None and
         MISS when that has to be looked at anew."""
         mine = Loading()
@@ -196,7 +199,9 @@ class Reader:
                 yield Step(partial(in_worker, keep), keep)
         return value, answer
 
-    def _join(self, key: str, wanted: Any, loading: Loading, not_before: float) -> Steps[tuple[Value | None, Any]]:
+    def _join(
+        self, key: str, wanted: ByteRequest | None, loading: Loading, not_before: float
+    ) -> Steps[tuple[Value | None, Any]]:
         """Wait for an answer that another thread has asked for. Returns as `_learn`."""
         try:
             answer = yield Step(partial(_result_of, loading), loading.result)
@@ -235,7 +240,7 @@ class Reader:
         self.values.forget(key)
         return False
 
-    def _got(self, key: str, asked: Any) -> Steps[memoryview | None]:
+    def _got(self, key: str, asked: ByteRequest | None) -> Steps[memoryview | None]:
         """Return what the store has of a range of a key; None if there is no such key."""
         step = Step(partial(self.source.get, key, asked), partial(self.source.get_blocking, key, asked))
         data: memoryview | None = yield from self.attempted(key, lambda: only(step))
@@ -254,7 +259,7 @@ class Reader:
 
     # -- many ranges ---------------------------------------------------------------------------------------------------
 
-    def fetch_ranges(self, key: str, byte_ranges: Sequence[Any]) -> Steps[Any]:
+    def fetch_ranges(self, key: str, byte_ranges: Sequence[ByteRequest | None]) -> Steps[Any]:
         """Return the bytes of several ranges of one value, None if there is no such key, or MISS if each of them has to be
         fetched for itself."""
         if (yield from self.fetch(key, byte_ranges[0])) is None:
@@ -270,7 +275,7 @@ class Reader:
         except FewerBytesError:
             return MISS
 
-    def _read_many(self, key: str, value: Value, byte_ranges: Sequence[Any]) -> Any:
+    def _read_many(self, key: str, value: Value, byte_ranges: Sequence[ByteRequest | None]) -> Any:
         if value.size is None:
             return MISS
         spans = [span_of(wanted, value.size) for wanted in byte_ranges]

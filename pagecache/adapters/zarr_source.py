@@ -18,15 +18,16 @@ import errno
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.core.buffer import default_buffer_prototype
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, default_buffer_prototype
 
 from pagecache.adapters.zarr_steps import Step, Steps
 from pagecache.stores.abandoned import lending
 from pagecache.stores.apart import call_apart
 from pagecache.stores.attempts import NO_ATTEMPTS, TimeLimitError, is_limited, time_left_s
+from pagecache.stores.base import BackingStore
 from pagecache.stores.destination import Destination
 from pagecache.stores.validators import Version
 from pagecache.units import PAGE_SIZE
@@ -35,6 +36,7 @@ POLL_S = 0.25  # how often a thread that waits for an event loop looks whether i
 PREFERRED_REQUEST = 1024 * 1024
 MAX_REQUEST = 16 * 1024 * 1024
 PARALLEL_REQUESTS = 8
+_Result = TypeVar("_Result")
 
 
 class Answer(NamedTuple):
@@ -57,7 +59,7 @@ class Answer(NamedTuple):
         """Whether all of the value is here."""
         return self.start == 0 and len(self.data) == self.size
 
-    def part(self, byte_range: Any) -> memoryview | None:
+    def part(self, byte_range: ByteRequest | None) -> memoryview | None:
         """Return the bytes of a range, or None if they are not here."""
         if self.size is None:
             return self.data
@@ -101,7 +103,7 @@ def view_of(value: Any) -> memoryview:
     return memoryview(data).cast("B") if len(data) else memoryview(b"")
 
 
-def span_of(byte_range: Any, size: int) -> tuple[int, int]:
+def span_of(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
     """Return (offset, nbytes) of a Zarr byte range in a value of so many bytes. Raises ValueError for what is none."""
     if byte_range is None:
         return 0, size
@@ -117,7 +119,7 @@ def span_of(byte_range: Any, size: int) -> tuple[int, int]:
     return start, nbytes if nbytes > 0 else 0
 
 
-def whole_pages(byte_range: Any) -> Any:
+def whole_pages(byte_range: ByteRequest | None) -> ByteRequest | None:
     """Return the range of whole pages around one: what is cached is pages. The end of a value has no known place."""
     if isinstance(byte_range, OffsetByteRequest):
         return OffsetByteRequest(byte_range.offset // PAGE_SIZE * PAGE_SIZE)
@@ -127,25 +129,25 @@ def whole_pages(byte_range: Any) -> Any:
     return byte_range
 
 
-def ends_there(byte_range: Any, size: int) -> bool:
+def ends_there(byte_range: ByteRequest | None, size: int) -> bool:
     """Whether bytes of a range, which are as many as a size makes them, show that the value has that size: more would have
     come if there were any."""
     return not isinstance(byte_range, SuffixByteRequest) and sum(span_of(byte_range, size)) == size
 
 
-def needs_end(byte_range: Any, size: int) -> bool:
+def needs_end(byte_range: ByteRequest | None, size: int) -> bool:
     """Whether the bytes of a range depend on where a value ends."""
     return not isinstance(byte_range, RangeByteRequest) or byte_range.end > size
 
 
-def most_bytes(byte_range: Any) -> int | None:
+def most_bytes(byte_range: ByteRequest | None) -> int | None:
     """Return how many bytes a range has at most, or None."""
     if isinstance(byte_range, RangeByteRequest):
         return max(0, int(byte_range.end) - int(byte_range.start))
     return int(byte_range.suffix) if isinstance(byte_range, SuffixByteRequest) else None
 
 
-def unsized_answer(data: memoryview, byte_range: Any, asked: Any) -> Answer:
+def unsized_answer(data: memoryview, byte_range: ByteRequest | None, asked: ByteRequest) -> Answer:
     """Return the answer of which only the bytes are known. byte_range: what is wanted. asked: the range they are of."""
     if isinstance(byte_range, RangeByteRequest):
         start = byte_range.start - asked.start
@@ -155,7 +157,7 @@ def unsized_answer(data: memoryview, byte_range: Any, asked: Any) -> Answer:
     return Answer(data, 0, None)
 
 
-def run_blocking(begin: Callable[[], Coroutine[Any, Any, Any]], loop: asyncio.AbstractEventLoop | None) -> Any:
+def run_blocking(begin: Callable[[], Coroutine[Any, Any, _Result]], loop: asyncio.AbstractEventLoop | None) -> _Result:
     """Run a coroutine on an event loop of another thread (None, or one that stopped: Zarr's own) and wait for its result.
 
     begin: makes the coroutine; once more, for Zarr's own loop, if the first one stops or cancels it meanwhile, which is
@@ -177,13 +179,13 @@ class _LoopEndedError(Exception):
     """An event loop stopped, or cancelled what it ran."""
 
 
-def _run_on(begin: Callable[[], Coroutine[Any, Any, Any]], loop: asyncio.AbstractEventLoop) -> Any:
+def _run_on(begin: Callable[[], Coroutine[Any, Any, _Result]], loop: asyncio.AbstractEventLoop) -> _Result:
     """Run a coroutine on an event loop of another thread, and wait for its result."""
     if asyncio._get_running_loop() is loop:
         raise WouldBlockError
     coroutine = begin()
     try:
-        future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        future: Future[_Result] = asyncio.run_coroutine_threadsafe(coroutine, loop)
     except RuntimeError:  # it was closed just now
         coroutine.close()
         raise _LoopEndedError from None
@@ -221,28 +223,27 @@ class StoreSource:
     background_reads = True
     attempts = NO_ATTEMPTS
 
-    def __init__(self, store: Store, identity: str | None = None, anchor: Any = None):
+    def __init__(self, store: Store, identity: str | None = None, anchor: object = None):
         self.store = store
         self.identity = identity
         self.anchor = anchor
         self.loop: asyncio.AbstractEventLoop | None = None  # where the store was used last
 
-    def limited(self, function: Callable[[], Any]) -> Any:
+    def limited(self, function: Callable[[], _Result]) -> _Result:
         """Return what a call that blocks brings: another thread makes it, if it has to end in time, and does not see to
         that itself, as one does that waits for an event loop. Raises TimeLimitError."""
         return call_apart(function, time_left_s) if self.is_blocking and is_limited() else function()
 
     # -- the wrapped store ---------------------------------------------------------------------------------------------
 
-    async def get(self, key: str, byte_range: Any) -> memoryview | None:
+    async def get(self, key: str, byte_range: ByteRequest | None) -> memoryview | None:
         """Return what the wrapped store has of a key; None if there is no such key."""
         value = await self.store.get(key, default_buffer_prototype(), byte_range)
         return None if value is None else view_of(value)
 
-    def get_blocking(self, key: str, byte_range: Any) -> memoryview | None:
+    def get_blocking(self, key: str, byte_range: ByteRequest | None) -> memoryview | None:
         """As `get`, in a thread without an event loop."""
-        found: memoryview | None = run_blocking(partial(self.get, key, byte_range), self.loop)
-        return found
+        return run_blocking(partial(self.get, key, byte_range), self.loop)
 
     async def getsize(self, key: str) -> int:
         """Return the size of a value (bytes). Raises whatever the wrapped store raises."""
@@ -250,9 +251,9 @@ class StoreSource:
 
     def getsize_blocking(self, key: str) -> int:
         """As `getsize`, in a thread without an event loop."""
-        return int(run_blocking(partial(self.getsize, key), self.loop))
+        return run_blocking(partial(self.getsize, key), self.loop)
 
-    def write_blocking(self, key: str, value: Any) -> None:
+    def write_blocking(self, key: str, value: Buffer) -> None:
         """Write a value, in a thread without an event loop."""
         if getattr(self.store, "_supports_sync_io", True) and hasattr(self.store, "set_sync"):
             self.store.set_sync(key, value)
@@ -275,7 +276,7 @@ class StoreSource:
 
     # -- what is asked -------------------------------------------------------------------------------------------------
 
-    def first(self, key: str, byte_range: Any) -> Steps[Answer | None]:
+    def first(self, key: str, byte_range: ByteRequest | None) -> Steps[Answer | None]:
         """Make the first request for a range of a value. Returns None if there is no such key."""
         reads_for_size = type(self.store).getsize is Store.getsize  # which is made of `get`
         asked = None if reads_for_size else whole_pages(byte_range)
@@ -289,7 +290,7 @@ class StoreSource:
         return self._placed(key, data, asked, size) or (yield from self.first(key, None))
 
     @staticmethod
-    def _placed(key: str, data: memoryview, asked: Any, size: int) -> Answer | None:
+    def _placed(key: str, data: memoryview, asked: ByteRequest | None, size: int) -> Answer | None:
         """Return the answer of bytes and size, or None if there are too few of the one for the other."""
         offset, wanted = span_of(asked, size)
         most = most_bytes(asked)
@@ -314,7 +315,7 @@ class StoreSource:
             raise FewerBytesError(key, len(data), end - start)
         return data
 
-    def backing(self, prefix: str, key: str, size: int, version: Version | None, validator: str) -> Any:
+    def backing(self, prefix: str, key: str, size: int, version: Version | None, validator: str) -> BackingStore:
         """Return the backing store of a value. prefix: of the key of its pages. validator: tells its version from all
         others that the cache has seen."""
         return ValueStore(self, prefix, key, size, version, validator)

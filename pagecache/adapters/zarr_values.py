@@ -20,7 +20,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 from pagecache._core import Mutex, Segment
 from pagecache.adapters.zarr_source import Answer, StoreSource, WouldBlockError
@@ -91,7 +91,7 @@ class Values:
     Context: thread-safe; no lock is held while bytes are read.
     """
 
-    def __init__(self, cache: PageCache | None, name: str, anchor: Any, is_lasting: bool):
+    def __init__(self, cache: PageCache | None, name: str, anchor: object, is_lasting: bool):
         self.name = name
         self._anchor = anchor
         self._given_cache = cache
@@ -108,7 +108,7 @@ class Values:
         self._process = _process
 
     @property
-    def cache(self) -> Any:
+    def cache(self) -> PageCache:
         """The cache in use: in a forked child the process's own, as the parent's cannot be used."""
         cache = self._given_cache
         return default_cache() if cache is None or cache.segment.dead else cache
@@ -192,7 +192,8 @@ class Values:
             yield file
             return
         assert value.size is not None, "a file needs a value"
-        file = self.cache.open(source.backing(f"zarr:{self.name}", key, value.size, value.version, value.validator))
+        store = source.backing(f"zarr:{self.name}", key, value.size, value.version, value.validator)
+        file = cast(File, self.cache.open(store))
         try:
             if self._values.get(key) is not value:
                 yield None

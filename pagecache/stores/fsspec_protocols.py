@@ -29,6 +29,9 @@ class FileSystem(Protocol):
     """Any file system of fsspec."""
 
     protocol: str | Sequence[str]
+    sep: str
+    root_marker: str
+    transaction: Any
     storage_args: Sequence[Any]
     storage_options: Mapping[str, Any]
     _cache: ClassVar[dict[str, Any]]
@@ -45,6 +48,8 @@ class FileSystem(Protocol):
     def invalidate_cache(self, path: str) -> None: ...
 
     def info(self, path: str, **options: Any) -> dict[str, Any]: ...
+
+    def end_transaction(self) -> None: ...
 
     def ls(self, path: str, detail: bool) -> Sequence[Any]: ...
 

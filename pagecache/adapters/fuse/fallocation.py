@@ -3,15 +3,15 @@
 import ctypes
 import errno
 import os
-from typing import Any
 
 from pagecache import writeback
+from pagecache.files.file import File
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def fallocate(file: Any, mode: int, offset: int, length: int) -> None:
+def fallocate(file: File, mode: int, offset: int, length: int) -> None:
     """Reserve blocks of a range, make a hole of it, or zero it.
 
     Raises OSError: EOPNOTSUPP for modes that move bytes, and where the source cannot.
@@ -28,14 +28,14 @@ def fallocate(file: Any, mode: int, offset: int, length: int) -> None:
         file.inode.extend(offset + length)
 
 
-def _reserve(file: Any, offset: int, length: int) -> None:
+def _reserve(file: File, offset: int, length: int) -> None:
     """Have the source reserve blocks; its size and bytes stay."""
     mapping = file.inode.mapping
     with mapping.inode_locked(), mapping.exclusive():
         file.inode.own_change(lambda: _reserve_locked(file, offset, length))
 
 
-def _reserve_locked(file: Any, offset: int, length: int) -> None:
+def _reserve_locked(file: File, offset: int, length: int) -> None:
     with writeback.own_write(file.inode.mapping):
         fd = getattr(file.inode.store, "fd", -1)
         call = getattr(_libc, "fallocate64", None) or _libc.fallocate

@@ -16,13 +16,14 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from pagecache.stores.errors import meant_error
 from pagecache.stores.fsspec import FsspecStore
+from pagecache.stores.fsspec_http import HttpFileSystem
 from pagecache.stores.fsspec_instances import Instance
-from pagecache.stores.fsspec_protocols import AsyncFileSystem
-from pagecache.stores.fsspec_s3 import s3_code
+from pagecache.stores.fsspec_protocols import AsyncFileSystem, FileSystem
+from pagecache.stores.fsspec_s3 import S3FileSystem, s3_code
 from pagecache.stores.validators import Version, version_of
 
 PART_BYTES = 64 << 20  # of an upload in several parts
@@ -117,7 +118,7 @@ def _compare(wanted: Put, now: Version | None) -> None:
 # -- conditions --------------------------------------------------------------------------------------------------------
 
 
-def _conditional_put(fs: Any) -> Callable[[Any, Put], Coroutine[Any, Any, Any]] | None:
+def _conditional_put(fs: FileSystem) -> Callable[[Any, Put], Coroutine[Any, Any, Any]] | None:
     """Return a coroutine that puts under a condition: it returns the new entity tag, or NotImplemented, with nothing done,
     if the store says that it cannot. None: there is none for this file system."""
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
@@ -130,7 +131,7 @@ def _conditional_put(fs: Any) -> Callable[[Any, Put], Coroutine[Any, Any, Any]] 
     return None
 
 
-async def _put_s3(fs: Any, wanted: Put) -> Any:
+async def _put_s3(fs: S3FileSystem, wanted: Put) -> Any:
     """s3fs: its own put_file knows no IfMatch, and does not say what the object is then."""
     bucket, key, _ = fs.split_path(wanted.remote)
     place = {"Bucket": bucket, "Key": key}
@@ -155,7 +156,7 @@ async def _put_s3(fs: Any, wanted: Put) -> Any:
 
 
 async def _upload_parts(
-    fs: Any, place: dict[str, str], file: Any, more: dict[str, str], condition: dict[str, str]
+    fs: S3FileSystem, place: dict[str, str], file: BinaryIO, more: dict[str, str], condition: dict[str, str]
 ) -> dict[str, Any]:
     """Upload in parts; the condition counts when they are put together."""
     upload = await fs._call_s3("create_multipart_upload", **place, **more)
@@ -176,7 +177,7 @@ async def _upload_parts(
         raise
 
 
-async def _put_http(fs: Any, wanted: Put) -> Any:
+async def _put_http(fs: HttpFileSystem, wanted: Put) -> Any:
     """fsspec's own put_file is a POST, which no server takes for a replacement."""
     options = dict(fs.kwargs)
     headers = dict(options.pop("headers", None) or {})
@@ -197,7 +198,7 @@ async def _put_http(fs: Any, wanted: Put) -> Any:
             return answer.headers.get("ETag")
 
 
-async def _pieces(file: Any) -> AsyncIterator[bytes]:
+async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
     while data := file.read(PIECE_BYTES):
         yield data
 

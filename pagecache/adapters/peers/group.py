@@ -25,7 +25,8 @@ from pagecache.adapters.peers.protocol import Request
 from pagecache.adapters.peers.server import PageServer, RefusedError, Views
 from pagecache.adapters.peers.store import PeerStore
 from pagecache.cache import PageCache
-from pagecache.stores.base import key_scope_of
+from pagecache.files.file import File
+from pagecache.stores.base import BackingStore, key_scope_of
 from pagecache.units import PAGE_SIZE, parse_size
 
 REPLICATE = ("hot", "all", "none")
@@ -171,11 +172,11 @@ class PeerGroup:
 
     # -- the reader's side ---------------------------------------------------------------------------------------------
 
-    def store(self, origin: Any) -> PeerStore:
+    def store(self, origin: BackingStore) -> PeerStore:
         """Return the store that reads an origin's object through the group."""
         return PeerStore(origin, self)
 
-    def wrap(self, store: Any) -> Any:
+    def wrap(self, store: BackingStore) -> BackingStore:
         """Return the store to open in place of another: one through the group if that is far away and read only, and its
         key means the same to all members."""
         if isinstance(store, PeerStore) or self._closed or getattr(store, "latency", "remote") != "remote":
@@ -190,7 +191,7 @@ class PeerGroup:
         self._is_attached = True
 
     @property
-    def cache(self) -> Any:
+    def cache(self) -> PageCache:
         """The cache whose pages are shared."""
         if self._cache is None:
             from pagecache.default import default_cache
@@ -198,7 +199,7 @@ class PeerGroup:
             self._cache = default_cache()
         return self._cache
 
-    def note_own(self, origin: Any) -> None:
+    def note_own(self, origin: BackingStore) -> None:
         """Note that this process reads an object by this store."""
         self._objects.note_own(origin)
 
@@ -256,7 +257,7 @@ class PeerGroup:
 
     # -- the owner's side ----------------------------------------------------------------------------------------------
 
-    def _open_served(self, store: Any) -> Any:
+    def _open_served(self, store: BackingStore) -> File:
         return self.cache.open(PeerStore(store, self))
 
     def _check_mine(self, request: Request) -> bool:

@@ -17,13 +17,14 @@ import mmh3
 from pagecache._core import Mutex
 from pagecache.adapters.peers import protocol
 from pagecache.adapters.peers.server import RefusedError
-from pagecache.files.file import FADV_RANDOM
+from pagecache.files.file import FADV_RANDOM, File
+from pagecache.stores.base import BackingStore
 
 OPEN_MAX = 256
 OPENING_MAX = 64  # objects that are opened at once
 LOCAL_PROTOCOLS = ("file", "local", "memory")
 
-Resolver = Callable[[str], Any]
+Resolver = Callable[[str], BackingStore]
 
 
 class UrlResolver:
@@ -36,7 +37,7 @@ class UrlResolver:
     def __init__(self, storage_options: Mapping[str, Mapping[str, Any]] | None = None):
         self._options = {name: dict(options) for name, options in (storage_options or {}).items()}
 
-    def __call__(self, name: str) -> Any:
+    def __call__(self, name: str) -> BackingStore:
         """Return a store. Raises ValueError for what is no remote URL; OSError, ImportError as fsspec does."""
         from pagecache.stores.fsspec import store_of_url
 
@@ -53,23 +54,23 @@ class ServedObjects:
     Context: safe from any thread; one of those that need the same object opens it, without a lock that others need.
     """
 
-    def __init__(self, open_file: Callable[[Any], Any], resolver: Resolver):
+    def __init__(self, open_file: Callable[[BackingStore], File], resolver: Resolver):
         self._open_file = open_file
         self._resolver = resolver
-        self._own: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-        self._files: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._own: weakref.WeakValueDictionary[str, BackingStore] = weakref.WeakValueDictionary()
+        self._files: OrderedDict[tuple[str, str], File] = OrderedDict()
         self._opening = [Mutex() for _ in range(OPENING_MAX)]
         self._lock = Mutex()
         self._closed = False
 
-    def note_own(self, origin: Any) -> None:
+    def note_own(self, origin: BackingStore) -> None:
         """Note that this process reads an object itself, by this store."""
         try:
             self._own[str(origin.key)] = origin
         except TypeError:  # it cannot be referenced weakly
             pass
 
-    def find(self, key: str, validator: str) -> Any:
+    def find(self, key: str, validator: str) -> File | None:
         """Return the open file of a version, or None."""
         with self._lock.held():
             file = self._files.get((key, validator))
@@ -78,12 +79,12 @@ class ServedObjects:
                 return file
         return None
 
-    def open(self, key: str, validator: str, name: str) -> Any:
+    def open(self, key: str, validator: str, name: str) -> File:
         """Return the file of a version, opened if need be. Raises RefusedError. Context: may ask the origin."""
         with self._opening[mmh3.hash(key, signed=False) % OPENING_MAX].held():
             return self.find(key, validator) or self._open(key, validator, name)
 
-    def _open(self, key: str, validator: str, name: str) -> Any:
+    def _open(self, key: str, validator: str, name: str) -> File:
         store = self._store(key, validator, name)
         try:
             file = self._open_file(store)
@@ -102,7 +103,7 @@ class ServedObjects:
             old.close()
         return file
 
-    def _store(self, key: str, validator: str, name: str) -> Any:
+    def _store(self, key: str, validator: str, name: str) -> BackingStore:
         """Return a store of exactly this object and version. Raises RefusedError."""
         own = self._own.get(key)
         try:

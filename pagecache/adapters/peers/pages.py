@@ -1,12 +1,13 @@
 """Bytes of cached folios, as they go to a peer: views that pin them, or a copy where the cache is small."""
 
 import errno
-from typing import Any
 
 from pagecache._core import CacheFullError
 from pagecache.adapters.peers import protocol
 from pagecache.adapters.peers.server import RefusedError, Views
+from pagecache.files.file import File
 from pagecache.requests import fill, submit
+from pagecache.requests.backing import BackedMapping
 from pagecache.units import PAGE_SHIFT
 
 PINNED_SHARE = 16  # what one answer may pin of the cache
@@ -14,7 +15,7 @@ TRIES = 4
 ORDER_MAX = 9
 
 
-def cached_pieces(file: Any, offset: int, nbytes: int) -> list[memoryview] | None:
+def cached_pieces(file: File, offset: int, nbytes: int) -> list[memoryview] | None:
     """Return views of a byte range, one a folio, if all of it is cached; else None. They pin it until they are released."""
     mapping, end = file.mapping, offset + nbytes
     pieces: list[memoryview] = []
@@ -32,7 +33,7 @@ def cached_pieces(file: Any, offset: int, nbytes: int) -> list[memoryview] | Non
     return pieces
 
 
-def read_pieces(file: Any, offset: int, nbytes: int) -> Views:
+def read_pieces(file: File, offset: int, nbytes: int) -> Views:
     """Return the bytes of a range, read as far as they are not cached; what another thread reads is waited for.
 
     Raises RefusedError. Context: may sleep in the store; does not wait for memory: it may be held by readers that wait for
@@ -59,7 +60,7 @@ def read_pieces(file: Any, offset: int, nbytes: int) -> Views:
         raise RefusedError(protocol.UNKNOWN) from None
 
 
-def _read_views(file: Any, offset: int, nbytes: int) -> list[memoryview]:
+def _read_views(file: File, offset: int, nbytes: int) -> list[memoryview]:
     """Return views of a range, read as far as it is not cached. Raises RefusedError if there is no memory; OSError."""
     for _ in range(TRIES):
         _read_missing(file.mapping, offset >> PAGE_SHIFT, (offset + nbytes - 1) >> PAGE_SHIFT)
@@ -69,7 +70,7 @@ def _read_views(file: Any, offset: int, nbytes: int) -> list[memoryview]:
     raise RefusedError(protocol.BUSY)
 
 
-def _read_missing(mapping: Any, first: int, last: int) -> None:
+def _read_missing(mapping: BackedMapping, first: int, last: int) -> None:
     """Bring in the pages first..last, and wait for those that others bring in. Raises OSError."""
     with mapping.shared():
         for batch in submit.missing_batches(mapping, first, last, min(ORDER_MAX, (last - first + 1).bit_length() - 1)):

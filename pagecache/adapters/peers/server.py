@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pagecache.adapters.peers import protocol, transport
 from pagecache.adapters.peers.protocol import Answer, ProtocolError, Request
@@ -100,7 +100,7 @@ class PageServer:
                 self._accept(key.fileobj)
             else:
                 self._selector.unregister(key.fileobj)
-                self._hand_over(key.fileobj, self._answer_all)
+                self._hand_over(cast(socket.socket, key.fileobj), self._answer_all)
         with self._lock:
             returned, self._returned = self._returned, []
         for connection in returned:
@@ -109,7 +109,7 @@ class PageServer:
             except (ValueError, OSError, KeyError):  # closed meanwhile
                 self._forget(connection)
 
-    def _accept(self, listener: Any) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         try:
             connection, _ = listener.accept()
         except OSError as error:
@@ -125,14 +125,14 @@ class PageServer:
         else:
             connection.close()
 
-    def _hand_over(self, connection: Any, work: Callable[[Any], Any]) -> None:
+    def _hand_over(self, connection: socket.socket, work: Callable[[socket.socket], Any]) -> None:
         with self._lock:
             self._nr_busy += 1
         self._pool.run(lambda: self._work(connection, work))
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
-    def _work(self, connection: Any, work: Callable[[Any], Any]) -> None:
+    def _work(self, connection: socket.socket, work: Callable[[socket.socket], Any]) -> None:
         """Do what there is to do on a connection, and give it back; what goes wrong on it ends it."""
         keeps = None
         try:
@@ -225,7 +225,7 @@ class PageServer:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def _forget(self, connection: Any) -> None:
+    def _forget(self, connection: socket.socket) -> None:
         with self._lock:
             self._connections.discard(connection)
         transport.shut(connection)

@@ -36,7 +36,7 @@ class Group(Protocol):
         """The number of the membership as it is sent."""
         ...
 
-    def note_own(self, origin: Any) -> None:
+    def note_own(self, origin: BackingStore) -> None:
         """Note an object that this process reads."""
         ...
 

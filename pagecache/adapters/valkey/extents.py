@@ -15,7 +15,6 @@ origin is.
 
 import hashlib
 import struct
-from typing import Any
 
 import mmh3
 
@@ -25,9 +24,10 @@ _FIELDS = struct.Struct("<4sHHIIQ32s")
 CHECKSUM_BYTES = 16
 HEADER_BYTES = _FIELDS.size + CHECKSUM_BYTES
 NAME_BYTES_MAX = 200  # memcached takes 250
+Extent = bytes | bytearray | memoryview  # the bytes of one
 
 
-def checksum(data: Any) -> bytes:
+def checksum(data: Extent) -> bytes:
     """Return the checksum of an extent's bytes, any bytes-like object. Context: of a large one without the GIL."""
     if hasattr(mmh3, "mmh3_x64_128_digest"):  # mmh3 >= 5: takes any buffer
         return bytes(mmh3.mmh3_x64_128_digest(data))
@@ -64,7 +64,7 @@ class ObjectVersion:
             MAGIC, VERSION, HEADER_BYTES, self.length(extent), self.extent_bytes, extent, self._identity
         )  # fmt: skip
 
-    def encode(self, extent: int, data: Any) -> list[Any]:
+    def encode(self, extent: int, data: Extent) -> list[Extent]:
         """Return the pieces of the value of an extent."""
         return [self.header(extent), checksum(data), data]
 

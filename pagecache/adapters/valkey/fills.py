@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pagecache.adapters.valkey.extents import HEADER_BYTES, ObjectVersion
+from pagecache.adapters.valkey.extents import HEADER_BYTES, Extent, ObjectVersion
 
 BATCH_BYTES = 4 * 1024 * 1024
 LINGER_S = 1.0  # how long the thread waits for more before it ends
@@ -20,7 +20,7 @@ class Fill(NamedTuple):
 
     version: ObjectVersion
     extent: int
-    data: Any
+    data: Extent
 
 
 class Fills:
@@ -61,7 +61,7 @@ class Fills:
             self._changed.notify_all()
         return True
 
-    def find(self, name: bytes) -> Any:
+    def find(self, name: bytes) -> Extent | None:
         """Return the data of an extent that is still here, or None."""
         if not self.nbytes:
             return None

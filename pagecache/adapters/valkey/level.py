@@ -19,9 +19,9 @@ from pagecache._core import Mutex
 from pagecache.adapters.peers.client import Suspects
 from pagecache.adapters.valkey import connections
 from pagecache.adapters.valkey.connections import Item, ServerRefusedError, Take, Wire
-from pagecache.adapters.valkey.extents import HEADER_BYTES, NAME_BYTES_MAX, ObjectVersion
+from pagecache.adapters.valkey.extents import HEADER_BYTES, NAME_BYTES_MAX, Extent, ObjectVersion
 from pagecache.adapters.valkey.fills import Fill, Fills
-from pagecache.stores.base import key_scope_of
+from pagecache.stores.base import BackingStore, key_scope_of
 from pagecache.units import PAGE_SIZE, parse_size
 
 EXTENT_BYTES_MAX = 16 * 1024 * 1024
@@ -41,14 +41,14 @@ class Flight:
 
     def __init__(self) -> None:
         self._done = threading.Event()
-        self.data: Any = None
+        self.data: Extent | None = None
 
-    def land(self, data: Any) -> None:
+    def land(self, data: Extent | None) -> None:
         """Wake those that wait."""
         self.data = data
         self._done.set()
 
-    def wait(self) -> Any:
+    def wait(self) -> Extent | None:
         """Return the data when it is there, or None."""
         self._done.wait()
         return self.data
@@ -163,7 +163,7 @@ class SecondLevel:
         """Return what names the extents of one version of an object. size: bytes."""
         return ObjectVersion(key, validator, size, self.extent_bytes, self.prefix)
 
-    def find_waiting(self, name: bytes) -> Any:
+    def find_waiting(self, name: bytes) -> Extent | None:
         """Return the data of an extent that is on its way to the server, or None."""
         return self._fills.find(name)
 
@@ -259,7 +259,7 @@ class SecondLevel:
     def _is_suspected(self) -> bool:
         return bool(self.suspects.names())
 
-    def fill(self, version: ObjectVersion, extent: int, data: Any) -> bool:
+    def fill(self, version: ObjectVersion, extent: int, data: Extent) -> bool:
         """Have an extent written when its turn comes. data: all of it, and it does not change. Returns False if it is
         dropped."""
         return self._fills.put(Fill(version, extent, data))
@@ -296,7 +296,7 @@ class SecondLevel:
         if not self._nr_stores:
             self._drop_connections()
 
-    def wrap(self, store: Any) -> Any:
+    def wrap(self, store: BackingStore) -> BackingStore:
         """Return the store to open in place of another, as `PageCache.through` wants it: one over this level if that is
         far away, and its key means the same to all that share the server, else itself."""
         is_tiered = getattr(store, "second_level", None) is not None

@@ -5,9 +5,9 @@ import contextlib
 import errno
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-from pagecache.adapters.valkey.extents import ObjectVersion
+from pagecache.adapters.valkey.extents import Extent, ObjectVersion
 from pagecache.adapters.valkey.level import Flight, SecondLevel
 from pagecache.requests.fill import release
 
@@ -120,7 +120,7 @@ class TieredRead:
                 break
         return done
 
-    def _take(self, part: Part, data: Any) -> None:
+    def _take(self, part: Part, data: Extent) -> None:
         """Take what is wanted out of a whole extent."""
         with memoryview(data) as whole, whole[part.start - part.first : part.end - part.first] as piece:
             self._scatter.put(part.start - self._offset, piece)
@@ -208,7 +208,7 @@ class TieredRead:
             for part in own:
                 self._land(part, None)
 
-    def _land(self, part: Part, data: Any) -> None:
+    def _land(self, part: Part, data: Extent | None) -> None:
         """End the fetching of an extent, once."""
         flight = self._flights.pop(part.extent, None)
         if flight is not None:
@@ -238,7 +238,7 @@ class TieredRead:
         for part in run:
             self._end_fetch(part, whole.get(part.extent), got - (part.first - run[0].first), is_same)
 
-    def _end_fetch(self, part: Part, data: Any, got: int, is_same: bool) -> None:
+    def _end_fetch(self, part: Part, data: Extent | None, got: int, is_same: bool) -> None:
         """Take and offer one extent of which the origin brought so many bytes."""
         got = max(0, min(got, part.length))
         if data is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pagecache.adapters.layered import LayeredStore
+from pagecache.adapters.valkey.extents import ObjectVersion
 from pagecache.adapters.valkey.level import SecondLevel, level_of
 from pagecache.adapters.valkey.reading import TieredRead
 from pagecache.stores.base import BackingStore, hints_of, key_scope_of
@@ -57,7 +58,7 @@ class TieredStore(LayeredStore):
         self.request_boundary = hints.request_boundary
         self.origin_max_request = hints.max_request
         self.is_written = False
-        self._version: tuple[tuple[str, int], Any] | None = None
+        self._version: tuple[tuple[str, int], ObjectVersion] | None = None
         self._is_open = True
         self.second_level.attach()
 
@@ -97,7 +98,7 @@ class TieredStore(LayeredStore):
         self.count(store_read_bytes=got)
         return got
 
-    def _version_of(self, validator: str) -> Any:
+    def _version_of(self, validator: str) -> ObjectVersion:
         wanted, known = (validator, self.size()), self._version
         if known is None or known[0] != wanted:
             known = (wanted, self.second_level.version(self._given_key or self.key, *wanted))
