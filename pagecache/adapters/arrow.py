@@ -10,13 +10,17 @@ pyarrow reads from Python files one range at a time, under a lock; `File.read_bu
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pagecache.extras import needs
 from pagecache.files.file import File
 from pagecache.files.prefetch import Prefetch
 from pagecache.files.ranges import missing_runs
 from pagecache.units import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import FileSystemDataset
+    from pyarrow.parquet import ColumnChunkMetaData, FileMetaData
 
 
 class PrefetchGroup:
@@ -80,7 +84,7 @@ def prefetch_parquet(
     return prefetch_ranges(file, [_range_of(chunk) for chunk in chunks], hole_size=hole_size)
 
 
-def dataset_of(files: Sequence[Any]) -> Any:
+def dataset_of(files: Sequence[File]) -> "FileSystemDataset":
     """Return a `pyarrow.dataset.Dataset` of cached Parquet files, which reads the parts that a query needs.
 
     files: cached `File`s of one schema, which have to stay open. Polars reads it with `polars.scan_pyarrow_dataset`.
@@ -94,7 +98,7 @@ def dataset_of(files: Sequence[Any]) -> Any:
     return ds.FileSystemDataset(fragments, fragments[0].physical_schema, form)
 
 
-def _columns_of(metadata: Any, columns: Sequence[str]) -> Iterable[int]:
+def _columns_of(metadata: "FileMetaData", columns: Sequence[str]) -> Iterable[int]:
     """Yield the numbers of the columns with these names, or below them."""
     paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
     for name in columns:
@@ -104,7 +108,7 @@ def _columns_of(metadata: Any, columns: Sequence[str]) -> Iterable[int]:
         yield from found
 
 
-def _range_of(chunk: Any) -> tuple[int, int]:
+def _range_of(chunk: "ColumnChunkMetaData") -> tuple[int, int]:
     """Return (offset, nbytes) of a column chunk: its dictionary page comes first, if it has one."""
     starts = [start for start in (chunk.dictionary_page_offset, chunk.data_page_offset) if start]
     return min(starts), chunk.total_compressed_size

@@ -18,8 +18,9 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from pagecache.extras import needs
 
@@ -34,6 +35,9 @@ from pagecache.adapters.peers import Member, PeerGroup
 from pagecache.cache import PageCache
 from pagecache.default import using
 from pagecache.options import check_options, constructor_parameters
+
+if TYPE_CHECKING:
+    from distributed import Client, Scheduler, Worker
 
 NAME = "pagecache"
 JOIN = "pagecache_join"
@@ -74,7 +78,7 @@ class PageCachePlugin(WorkerPlugin):
         self._group_options = {"storage_options": storage_options, **group_options}
         self._secret = secrets.token_bytes(32)
 
-    async def setup(self, worker: Any) -> None:
+    async def setup(self, worker: "Worker") -> None:
         """Start this worker's part. Context: the worker's event loop."""
         _guard_lists_of_frames()
         await asyncio.to_thread(_import_file_systems, {"http", "https", *(self._group_options["storage_options"] or {})})
@@ -90,7 +94,7 @@ class PageCachePlugin(WorkerPlugin):
         self._asking = PeriodicCallback(lambda: self._node.ask(worker), ASK_AGAIN_S * 1000)
         self._asking.start()
 
-    async def teardown(self, worker: Any) -> None:
+    async def teardown(self, worker: "Worker") -> None:
         """Leave the group and close the cache. Context: the worker's event loop, which goes on meanwhile."""
         asking = self.__dict__.pop("_asking", None)
         if asking is not None:
@@ -101,7 +105,7 @@ class PageCachePlugin(WorkerPlugin):
                 worker.metrics.pop(f"{NAME}_{metric}", None)
             await asyncio.to_thread(_leave_node, node)
 
-    def open_node(self, worker: Any) -> "Node":
+    def open_node(self, worker: "Worker") -> "Node":
         """Return this process's part, started."""
         cache = PageCache(self._size, **self._cache_options)
         try:
@@ -132,7 +136,7 @@ class Node:
         """Take a list that the scheduler sent."""
         self.group.update([Member.of(member) for member in members], epoch)
 
-    async def ask(self, worker: Any) -> None:
+    async def ask(self, worker: "Worker") -> None:
         """Tell the scheduler of this member, and take the list that it answers."""
         with contextlib.suppress(OSError, AttributeError):  # it is going, or is not that far yet: asked again
             self.take(**await getattr(worker.scheduler, JOIN)(worker=worker.address, member=list(self.group.me)))
@@ -156,7 +160,7 @@ class MembersPlugin(SchedulerPlugin):
         self._epoch = 0
         self._scheduler: Any = None
 
-    def start(self, scheduler: Any) -> None:  # type: ignore[override]
+    def start(self, scheduler: "Scheduler") -> None:  # type: ignore[override]
         """Begin to listen to workers."""
         self._scheduler = scheduler
         self._epoch = time.time_ns()  # later than that of a scheduler before this one
@@ -176,7 +180,7 @@ class MembersPlugin(SchedulerPlugin):
     def _list(self) -> dict[str, Any]:
         return {"members": list(self._members.values()), "epoch": self._epoch}
 
-    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+    def remove_worker(self, scheduler: "Scheduler", worker: str, **_: Any) -> None:
         """Note that a worker is gone."""
         if self._members.pop(worker, None) is None:
             return
@@ -192,7 +196,7 @@ _node: Node | None = None
 _node_lock = threading.Lock()
 
 
-def _join_node(worker: Any, plugin: PageCachePlugin) -> Node:
+def _join_node(worker: "Worker", plugin: PageCachePlugin) -> Node:
     global _node
     with _node_lock:
         if _node is None:
@@ -232,7 +236,7 @@ def _guard_lists_of_frames() -> None:
         return
     lock = threading.RLock()
 
-    def current_frames() -> Any:
+    def current_frames() -> dict[int, FrameType]:
         with lock:
             was_enabled = gc.isenabled()
             gc.disable()
@@ -269,7 +273,7 @@ def _register_metrics(cache: PageCache) -> bool:
     return True
 
 
-def _metric_of(node: Node, name: str) -> Any:
+def _metric_of(node: Node, name: str) -> Callable[["Worker"], Any]:
     return lambda worker: getattr(node.cache.stats(), name)
 
 
@@ -284,7 +288,7 @@ def _worker_numbers() -> dict[str, Any]:
     return {metric.name: metric.read(stats) for metric in METRICS} | node.group.stats()
 
 
-def cluster_stats(client: Any) -> dict[str, Any]:
+def cluster_stats(client: "Client") -> dict[str, Any]:
     """Return the numbers of all caches of a cluster.
 
     client: a distributed.Client. Returns {"workers": {address: numbers}, "total": numbers}: where bytes came from (hits of

@@ -8,7 +8,7 @@ several times a query and asks for size and time of modification at each open: h
 import datetime
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagecache.cache import PageCache
 from pagecache.extras import needs
@@ -20,6 +20,9 @@ from pagecache.adapters.objects import Objects
 from pagecache.files.file import File
 from pagecache.options import check_options
 from pagecache.stores.abandoned import Calls
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 PROTOCOL = "pagecache"
 
@@ -65,7 +68,7 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
         file.calls = self._reads
         return file
 
-    def interrupt(self, connection: Any) -> None:
+    def interrupt(self, connection: "DuckDBPyConnection") -> None:
         """Interrupt the query of a connection, as its own `interrupt` does, and the reads that it waits for: DuckDB itself
         waits until they return. Those of other connections' queries through this file system end as well, with an OSError
         (EINTR). Context: any thread but the one of the query."""
@@ -114,7 +117,7 @@ class PageCacheFiles(fsspec.AbstractFileSystem):
 
 
 def register(
-    connection: Any,
+    connection: "DuckDBPyConnection",
     cache: PageCache,
     open_store: Callable[[str], Any],
     *,
@@ -144,7 +147,7 @@ def _keeps_what_it_reads() -> bool:
     return (1, 3) <= version < (2, 0)
 
 
-def _turn_off_cache(connection: Any) -> None:
+def _turn_off_cache(connection: "DuckDBPyConnection") -> None:
     import duckdb
 
     try:

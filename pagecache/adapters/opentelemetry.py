@@ -7,21 +7,24 @@ Numbers are read when the meter's reader collects; reads and writes pay nothing 
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagecache._core import Mutex
 from pagecache.adapters.metrics import METRICS, Caches, Metric, WatchedCaches
 from pagecache.extras import needs
 
+if TYPE_CHECKING:
+    from opentelemetry.metrics import Meter
+
 PREFIX = "pagecache."
 
 
 _instrumented: "weakref.WeakKeyDictionary[Any, tuple[WatchedCaches, list[Any]]]" = weakref.WeakKeyDictionary()  # by meter
-_global_meters: list[Any] = []  # one at most
+_global_meters: "list[Meter]" = []  # one at most
 _lock = Mutex()
 
 
-def instrument(caches: Caches = None, meter: Any = None) -> list[Any]:
+def instrument(caches: Caches = None, meter: "Meter | None" = None) -> list[Any]:
     """Let a meter observe caches, beside those that it observes already: one observable instrument for each number.
 
     caches: a cache, several by name (the attribute `cache`), or None for the process's default cache. meter: None: of the
@@ -39,7 +42,7 @@ def instrument(caches: Caches = None, meter: Any = None) -> list[Any]:
         return list(instruments)
 
 
-def _global_meter() -> Any:
+def _global_meter() -> "Meter":
     """Return the global provider's meter, always the same: as long as there is no provider, each is another one."""
     if not _global_meters:
         with needs("metrics", __name__):
@@ -51,7 +54,7 @@ def _global_meter() -> Any:
     return _global_meters[0]
 
 
-def _instrument_of(meter: Any, metric: Metric, watched: WatchedCaches) -> Any:
+def _instrument_of(meter: "Meter", metric: Metric, watched: WatchedCaches) -> Any:
     make = meter.create_observable_counter if metric.is_counter else meter.create_observable_up_down_counter
     return make(PREFIX + metric.name, callbacks=[_observer(metric, watched)], unit=metric.unit, description=metric.text)
 

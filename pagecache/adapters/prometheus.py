@@ -12,11 +12,14 @@ Numbers are read when they are scraped; reads and writes pay nothing for it.
 
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagecache._core import Mutex
 from pagecache.adapters.metrics import METRICS, Caches, WatchedCaches
 from pagecache.extras import needs
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 PREFIX = "pagecache_"
 
@@ -52,11 +55,11 @@ class PageCacheCollector:
         return [kinds[metric.is_counter](PREFIX + metric.name, metric.text, labels=["cache"]) for metric in METRICS]
 
 
-_collectors: "weakref.WeakKeyDictionary[Any, PageCacheCollector]" = weakref.WeakKeyDictionary()  # by registry
+_collectors: "weakref.WeakKeyDictionary[CollectorRegistry, PageCacheCollector]" = weakref.WeakKeyDictionary()  # by registry
 _lock = Mutex()
 
 
-def register(caches: Caches = None, registry: Any = None) -> PageCacheCollector:
+def register(caches: Caches = None, registry: "CollectorRegistry | None" = None) -> PageCacheCollector:
     """Report caches to Prometheus, beside those that are reported there already.
 
     caches: a cache, several by name, or None for the process's default cache. registry: None: prometheus_client's own.
@@ -77,7 +80,7 @@ def register(caches: Caches = None, registry: Any = None) -> PageCacheCollector:
         return collector
 
 
-def unregister(caches: Caches = None, registry: Any = None) -> None:
+def unregister(caches: Caches = None, registry: "CollectorRegistry | None" = None) -> None:
     """Report caches to Prometheus no more, given as they were to `register`."""
     registry = _registry_or_default(registry)
     with _lock.held():
@@ -90,7 +93,7 @@ def unregister(caches: Caches = None, registry: Any = None) -> None:
             del _collectors[registry]
 
 
-def _registry_or_default(registry: Any) -> Any:
+def _registry_or_default(registry: "CollectorRegistry | None") -> "CollectorRegistry":
     if registry is not None:
         return registry
     with needs("metrics", __name__):
@@ -98,7 +101,7 @@ def _registry_or_default(registry: Any) -> Any:
     return REGISTRY
 
 
-def _is_registered(collector: Any, registry: Any) -> bool:
+def _is_registered(collector: Any, registry: "CollectorRegistry") -> bool:
     """Whether a registry has had a collector; it has it in any case then."""
     try:
         registry.register(collector)

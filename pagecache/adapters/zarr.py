@@ -15,13 +15,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from functools import partial
 from typing import Any, Literal
 
-from zarr.abc.store import ByteRequest
-
 from pagecache.cache import PageCache
 from pagecache.extras import needs
 
 with needs("zarr", __name__):
-    from zarr.abc.store import RangeByteRequest, Store
+    from zarr.abc.store import ByteRequest, RangeByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
     from zarr.storage import FsspecStore, WrapperStore
 
@@ -113,7 +111,7 @@ class PageCacheStore(WrapperStore[Store]):
     def _with_store(self, store: Store) -> "PageCacheStore":
         return type(self)(store, **self._how(), _values=self._values, _opening=self._opening_id)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, (type(self), self._store, self._how(), self._opening_id)
 
     def _how(self) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, default_buffer_prototype
@@ -46,6 +47,9 @@ from pagecache.stores.fsspec_s3 import S3FileSystem
 from pagecache.stores.http_answers import part_of, size_beside_part, version_info_of
 from pagecache.stores.validators import Version, encoding_of, version_of
 from pagecache.units import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from zarr.storage import FsspecStore as ZarrStore
 
 
 class Reply(NamedTuple):
@@ -122,7 +126,9 @@ class FsspecSource(StoreSource):
 
     has_versions = True
 
-    def __init__(self, store: Any, ask: Callable[[Any, str, Any], Coroutine[Any, Any, Reply | None]]):
+    def __init__(
+        self, store: "ZarrStore", ask: Callable[[Any, str, ByteRequest | None], Coroutine[Any, Any, Reply | None]]
+    ):
         super().__init__(store, identity_of_store(store))
         self._ask = ask
         self._own: tuple[int, AsyncFileSystem | None] = (0, None)
@@ -139,7 +145,7 @@ class FsspecSource(StoreSource):
     def _step(self, begin: Callable[[Any], Coroutine[Any, Any, Any]]) -> Step:
         """Return the step that runs a coroutine over the file system, on its loop."""
 
-        def start() -> Any:
+        def start() -> Future[Any]:
             fs = self.fs
             return asyncio.run_coroutine_threadsafe(begin(fs), fs.loop)
 
@@ -217,7 +223,7 @@ class CalledSource(StoreSource):
 
     is_blocking = True
 
-    def __init__(self, store: Any, instance: Instance | None = None):
+    def __init__(self, store: "ZarrStore", instance: Instance | None = None):
         super().__init__(store)
         self._instance = instance_of(store.fs) if instance is None else instance
         self.identity = identity_of_store(store, self._instance.identity)
@@ -272,7 +278,7 @@ class OneAtATimeSource(CalledSource):
 
     is_blocking = False
 
-    def __init__(self, store: Any):
+    def __init__(self, store: "ZarrStore"):
         super().__init__(store, Callers(store.fs))
 
     def get_blocking(self, key: str, byte_range: ByteRequest | None) -> memoryview | None:
@@ -287,13 +293,13 @@ class OneAtATimeSource(CalledSource):
             return int(run_blocking(partial(self.store.getsize, key), self.loop))
 
 
-def path_of(store: Any, key: str) -> str:
+def path_of(store: "ZarrStore", key: str) -> str:
     """Return the path of a key, as an `FsspecStore` makes it."""
     root = str(store.path).rstrip("/")
     return (f"{root}/{key}" if root else key).rstrip("/")
 
 
-def identity_of_store(store: Any, identity: str | None = None) -> str:
+def identity_of_store(store: "ZarrStore", identity: str | None = None) -> str:
     """Return what is the same for stores that read the same objects with the same rights, and miss the same ones.
 
     identity: of the file system, if it is known.
@@ -302,7 +308,7 @@ def identity_of_store(store: Any, identity: str | None = None) -> str:
     return f"fsspec:{identity or identity_of(unwrapped(store.fs))}:{store.path}:{','.join(missing)}"
 
 
-def fsspec_source(store: Any) -> StoreSource:
+def fsspec_source(store: "ZarrStore") -> StoreSource:
     """Return the source of an `FsspecStore`."""
     fs, cat_file = store.fs, getattr(type(store.fs), "_cat_file", None)
     http, s3 = sys.modules.get("fsspec.implementations.http"), sys.modules.get("s3fs")

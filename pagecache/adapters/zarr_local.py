@@ -5,9 +5,10 @@ import errno
 import os
 import stat
 import time
+import zipfile
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, default_buffer_prototype
@@ -27,6 +28,10 @@ from pagecache.adapters.zarr_steps import Step, Steps
 from pagecache.files.aio import in_worker
 from pagecache.stores.validators import Version
 
+if TYPE_CHECKING:
+    from zarr.storage import LocalStore, MemoryStore, ZipStore
+
+_Result = TypeVar("_Result")
 _GONE = (FileNotFoundError, NotADirectoryError)
 
 
@@ -37,7 +42,7 @@ class MemorySource(StoreSource):
     is_local = True
     is_blocking = True
 
-    def __init__(self, store: Any):
+    def __init__(self, store: "MemoryStore"):
         super().__init__(store, f"memory:{id(store._store_dict)}", store._store_dict)
 
     def get_blocking(self, key: str, byte_range: ByteRequest | None) -> memoryview | None:
@@ -123,7 +128,7 @@ class VersionedSource(StoreSource):
 class LocalSource(VersionedSource):
     """Reads a `LocalStore`: a version is a file, its time of modification and its size."""
 
-    def __init__(self, store: Any):
+    def __init__(self, store: "LocalStore"):
         super().__init__(store, f"local:{os.path.abspath(store.root)}")
         self._root = store.root
 
@@ -149,14 +154,14 @@ class LocalSource(VersionedSource):
 class ZipSource(VersionedSource):
     """Reads a `ZipStore`: a version is the archive, the member's place in it, its checksum and its size."""
 
-    def __init__(self, store: Any):
+    def __init__(self, store: "ZipStore"):
         path = getattr(store, "path", None)
         super().__init__(store, None if path is None else f"zip:{os.path.abspath(path)}")
 
     def present(self, key: str) -> Version:
         """Return the version of a member, by what is known of the archive. Raises OSError."""
         checked_at = time.monotonic()
-        store: Any = self.store
+        store = cast("ZipStore", self.store)
         if not store._is_open:
             self.open_blocking()
         with store._lock:
@@ -188,23 +193,24 @@ class ZipSource(VersionedSource):
         finished(self.store._open, self)
 
 
-def _place_of(archive: Any, is_fixed: bool) -> str:
+def _place_of(archive: zipfile.ZipFile, is_fixed: bool) -> str:
     """Return what distinguishes an open archive from others; is_fixed: nothing adds to it."""
     try:
-        status = os.fstat(archive.fp.fileno())
+        status = os.fstat(cast(IO[bytes], archive.fp).fileno())
     except (AttributeError, OSError):  # it is no file
         return "archive"
     place = f"archive {status.st_dev:x}:{status.st_ino:x}"
     return f"{place} mtime={status.st_mtime_ns} size={status.st_size}" if is_fixed else place
 
 
-def finished(begin: Callable[[], Coroutine[Any, Any, Any]], source: StoreSource) -> Any:
+def finished(begin: Callable[[], Coroutine[Any, Any, _Result]], source: StoreSource) -> _Result:
     """Return the result of a coroutine that waits for nothing, without an event loop; one that does gets the source's."""
     coroutine = begin()
     try:
         coroutine.send(None)
     except StopIteration as ended:
-        return ended.value
+        result: _Result = ended.value
+        return result
     except RuntimeError:  # it wants a loop
         pass
     coroutine.close()

@@ -4,7 +4,7 @@ version. Whole values are asked for as ranges too: then the answer says how larg
 import contextlib
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer
@@ -26,6 +26,9 @@ from pagecache.stores.obspec import ObspecStore, identity_of
 from pagecache.stores.validators import Version, version_of
 from pagecache.units import PAGE_SIZE
 
+if TYPE_CHECKING:
+    from zarr.storage import ObjectStore
+
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # for which ObjectStore.get returns None
 
 
@@ -35,7 +38,7 @@ class ObstoreSource(StoreSource):
     has_versions = True
     is_blocking = True
 
-    def __init__(self, store: Any):
+    def __init__(self, store: "ObjectStore"):
         import obstore
 
         super().__init__(store, f"obstore:{identity_of(store.store)}")

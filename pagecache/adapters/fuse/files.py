@@ -66,7 +66,7 @@ class OpenFile:
     def __del__(self, _close: Callable[[int], None] = os.close) -> None:
         _close(self.fd)
 
-    def follow(self, file: Any) -> None:
+    def follow(self, file: File) -> None:
         """Take a file for the present one: changes by others make older ones stale."""
         self.file = file
         self.state.follow(file.inode.mapping if type(file) in PLAIN_FILES else None)
@@ -191,7 +191,7 @@ class Files:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def make_store(self, name: str, mode: str, fd: int, *, appends_only: bool = False) -> Any:
+    def make_store(self, name: str, mode: str, fd: int, *, appends_only: bool = False) -> DescriptorStore:
         """Return the store of an open descriptor, which it then owns."""
         return (AppendStore if appends_only else DescriptorStore)(os.path.join(self.place, name), mode, fd, self.direct)
 

@@ -131,7 +131,7 @@ def _conditional_put(fs: FileSystem) -> Callable[[Any, Put], Coroutine[Any, Any,
     return None
 
 
-async def _put_s3(fs: S3FileSystem, wanted: Put) -> Any:
+async def _put_s3(fs: S3FileSystem, wanted: Put) -> object:
     """s3fs: its own put_file knows no IfMatch, and does not say what the object is then."""
     bucket, key, _ = fs.split_path(wanted.remote)
     place = {"Bucket": bucket, "Key": key}
@@ -177,7 +177,7 @@ async def _upload_parts(
         raise
 
 
-async def _put_http(fs: HttpFileSystem, wanted: Put) -> Any:
+async def _put_http(fs: HttpFileSystem, wanted: Put) -> object:
     """fsspec's own put_file is a POST, which no server takes for a replacement."""
     options = dict(fs.kwargs)
     headers = dict(options.pop("headers", None) or {})
@@ -203,7 +203,7 @@ async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
         yield data
 
 
-async def _put_obstore(fs: Any, wanted: Put) -> Any:
+async def _put_obstore(fs: Any, wanted: Put) -> object:
     """obstore's file system for fsspec: the store below it knows conditions."""
     bucket, key = fs._split_path(wanted.remote)
     mode: Any = "create" if wanted.base is None else {"e_tag": wanted.base.etag} if wanted.base.etag else "overwrite"

@@ -3,7 +3,6 @@
 import errno
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from pagecache.stores import FileStore
 
@@ -76,7 +75,7 @@ class AppendStore(DescriptorStore):
         """Make what was written durable."""
         (os.fdatasync if datasync else os.fsync)(self._append_fd)
 
-    def __copy__(self) -> Any:
+    def __copy__(self) -> "AppendStore":
         return type(self)(self.path, "r+b" if self.writable else "rb", os.dup(self._append_fd), self.direct)
 
     def close(self) -> None:

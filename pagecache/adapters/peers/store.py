@@ -172,5 +172,5 @@ class PeerStore(LayeredStore):
         return f"<PeerStore {self.name}>"
 
 
-def _same(origin: Any) -> Any:
+def _same(origin: BackingStore) -> BackingStore:
     return origin

@@ -14,6 +14,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,7 +40,7 @@ class Wire:
     are passed over. Context: one thread at a time.
     """
 
-    def __init__(self, connection: Any, timeout_s: float, value_bytes_max: int):
+    def __init__(self, connection: socket.socket, timeout_s: float, value_bytes_max: int):
         self.socket = connection
         self._timeout_s = timeout_s
         self._value_bytes_max = value_bytes_max
@@ -251,10 +252,10 @@ class MemcachedProtocol:
         raise OSError(f"the server sends {line[:20]!r}")
 
 
-Dial = Callable[[], Any]  # returns a connected socket, or raises OSError
+Dial = Callable[[], socket.socket]  # returns a connected socket, or raises OSError
 
 
-def client_library() -> Any:
+def client_library() -> ModuleType:
     """Return the module that makes connections. Raises ImportError, with what to install."""
     for name in ("valkey", "redis"):
         try:
@@ -281,12 +282,13 @@ def valkey_dial(url: str, timeout_s: float, patience_s: float, options: Mapping[
     wanted |= options
     pool = library.ConnectionPool.from_url(scheme + separator + rest, **wanted)
 
-    def dial() -> Any:
+    def dial() -> socket.socket:
         connection = pool.connection_class(**{**pool.connection_kwargs, "retry": retry(no_backoff(), 0)})
         try:
             connection.connect()
         except error_type as error:
             raise ConnectionError(f"{type(error).__name__}: {error}") from None
+        connected: socket.socket
         connected, connection._sock = connection._sock, None  # ours from here on
         return connected
 
