@@ -8,13 +8,14 @@ allocation. If none can be had the pages are not touched, and the caller fails a
               what this charge needs: a shrink under way, or another thread's charge, is not this thread's to pay
     touch     after that only, and in batches, populated without a lock
     uncharge  after the memory was given back; frames that are not wanted any more are freed
-Two threads that charge at once may both fill in for the other: what is too much is freed again.
+What the balloon took too much is freed at the end of each step: two threads that charge at once may both fill in for the
+other, and evicting gives metadata back (index nodes, descriptors of blocks) which the frames were asked for.
 """
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport add_acq_rel_u32, cas_acq_rel_u32, hint_u32, load_acquire_u32, store_release_u32
-from pagecache.core.balloon cimport (balloon_add, balloon_chunk, balloon_missing, balloon_take_free, balloon_take_unopened,
-                                     bucket_pages, metadata_uncharge, pages_of)
+from pagecache.core.balloon cimport (balloon_add, balloon_chunk, balloon_give_excess, balloon_missing, balloon_take_free,
+                                     balloon_take_unopened, bucket_pages, metadata_uncharge, pages_of)
 from pagecache.core.compact cimport folio_alloc_emptied
 from pagecache.core.config cimport MAX_ORDER, NIL, PAGE_SHIFT
 from pagecache.core.folio cimport folio_ref_freeze
@@ -84,7 +85,7 @@ cdef inline uint32_t balloon_fill(Segment* seg, uint32_t nr, bint must_return, b
 
 cdef inline bint metadata_charge(Segment* seg, uint32_t nr_pages) noexcept nogil:
     """Pays for pages that will be touched. Returns whether they may be. No lock is held."""
-    cdef uint32_t missing, needed, taken, tries = 0
+    cdef uint32_t missing, needed, taken, nr_filled = 0, tries = 0
     cdef uint32_t chunk = <uint32_t>1 << balloon_chunk(seg)
     cdef bint refused = False
     add_acq_rel_u32(&seg.header.nr_metadata, nr_pages)
@@ -98,8 +99,11 @@ cdef inline bint metadata_charge(Segment* seg, uint32_t nr_pages) noexcept nogil
             if tries == CHARGE_TRIES:
                 metadata_uncharge(seg, nr_pages)
                 return False
+        nr_filled += taken
         needed = needed - taken if needed > taken else 0
         missing = balloon_missing(seg)
+    if nr_filled > 0:
+        balloon_give_excess(seg)
     return True
 
 

@@ -29,6 +29,7 @@ def fill_balloon(Segment segment not None):
         missing = balloon_missing(&segment.seg)
         if missing > 0:
             taken = balloon_fill(&segment.seg, missing, True, &refused)
+            balloon_give_excess(&segment.seg)
     return -1 if refused and taken == 0 else taken
 
 

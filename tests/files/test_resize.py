@@ -146,6 +146,25 @@ class TestBadSizes:
         cache.resize(MIB)
 
 
+class TestMetadata:
+    @pytest.mark.parametrize("large", [64, 300, 511, 512, 560, 1024, 2000])
+    @pytest.mark.parametrize("small", [1, 2, 3])
+    def test_of_a_large_cache_leaves_a_small_one_all_its_pages(self, make_cache, large, small):
+        """Pages far apart need many index nodes: these go with the pages, and so does what the balloon took for them."""
+        cache = make_cache(large * PAGE)
+        with cache.open(Endless()) as far, cache.open(Store(pages_of(64 * PAGE))) as file:
+            for nr_read in (20, 60, 200, 400):
+                for page in random.Random(nr_read).sample(range(1 << 28), nr_read):
+                    assert far.pread(1, page * PAGE) == b"\1"
+                cache.resize(small * PAGE)
+                cache.check()
+                present, wanted = _core.balloon_frames(cache.segment)
+                assert present == wanted == large - small
+                assert file.pread(64 * PAGE, 0) == pages_of(64 * PAGE)
+                cache.check()
+                cache.resize(large * PAGE)
+
+
 class TestWhatIsHeld:
     def test_pinned_pages_are_named_and_all_stays_as_it_was(self, make_cache):
         cache = make_cache(64 * PAGE)
