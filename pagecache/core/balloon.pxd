@@ -26,7 +26,8 @@ Costs: a hole within a huge page splits it; such blocks stay split until the bal
 up to a block (`balloon_chunk`), so that huge pages stay whole: 0.2 % of the budget at most.
 
 The floor: a cache of less than about 80 MiB has more metadata than 1.8 %: header, probes, descriptors and FLOOR_PAGES are
-always allowed, so that caches of 1, 2, 3 frames keep them all.
+always allowed, so that caches of 1, 2, 3 frames keep them all. Descriptors come and go by blocks, so those of the block
+that the last frame lies in are allowed as a whole: else a cache that was large could not pay for its first frame.
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.atomic cimport (add_acq_rel_u32, hint_u32, load_acquire_u32, load_relaxed_u32, pc_u32,
@@ -94,7 +95,9 @@ cdef inline uint32_t metadata_allowance(Segment* seg) noexcept nogil:
     """Pages of metadata that cost no frame."""
     cdef uint32_t budget = segment_budget(seg)
     cdef uint32_t part = <uint32_t>(<uint64_t>budget * 18 // 1000)
-    cdef uint32_t floor = fixed_pages(seg) + pages_of(<uint64_t>budget * sizeof(Folio)) + FLOOR_PAGES
+    cdef uint32_t described = (budget + BLOCK_FRAMES - 1) & ~<uint32_t>(BLOCK_FRAMES - 1), floor
+    described = described if described < seg.nr_frames else seg.nr_frames
+    floor = fixed_pages(seg) + pages_of(<uint64_t>described * sizeof(Folio)) + FLOOR_PAGES
     return part if part > floor else floor
 
 
