@@ -11,8 +11,8 @@ The one exception keeps a small cache going: a folio larger than the limit may b
 Both flags are in one word, so exactly one of two threads that dirty a folio and end its write-back sees the other.
 """
 from libc.stdint cimport uint32_t
-from pagecache.core.atomic cimport (add_acq_rel_u32, cas_acq_rel_u32, load_acquire_u32, load_relaxed_u32,
-                                    sub_acq_rel_u32)
+from pagecache.core.atomic cimport (add_acq_rel_u32, cas_acq_rel_u32, hint_u32, load_acquire_u32,
+                                    load_relaxed_u32, sub_acq_rel_u32)
 from pagecache.core.buddy cimport memory_event
 from pagecache.core.check cimport pc_assert
 from pagecache.core.futex cimport futex_wake
@@ -29,14 +29,18 @@ cdef inline void flusher_wake(Segment* seg) noexcept nogil:
 cdef inline uint32_t dirty_charged(Segment* seg) noexcept nogil:
     return load_acquire_u32(&seg.header.nr_dirty_charged)
 
+cdef inline bint dirty_is_plenty(Segment* seg) noexcept nogil:
+    """Whether a writer should look at how fast pages are written back: half-way from the background limit to the limit."""
+    return dirty_charged(seg) > (hint_u32(&seg.header.dirty_limit) + hint_u32(&seg.header.dirty_background)) // 2
+
 
 cdef inline bint dirty_try_charge(Segment* seg, uint32_t nr) noexcept nogil:
     """Charges pages that will be dirty. Returns whether the limit allows it. The flusher is asked to look when more
     than a background amount is dirty."""
     cdef uint32_t before = load_relaxed_u32(&seg.header.nr_dirty_charged)
-    while before + nr <= seg.header.dirty_limit or before == 0:
+    while before + nr <= hint_u32(&seg.header.dirty_limit) or before == 0:
         if cas_acq_rel_u32(&seg.header.nr_dirty_charged, &before, before + nr):
-            if before <= seg.header.dirty_background < before + nr:
+            if before <= hint_u32(&seg.header.dirty_background) < before + nr:
                 flusher_wake(seg)
             return True
     flusher_wake(seg)

@@ -38,7 +38,7 @@ from pagecache.core.atomic cimport (add_acq_rel_u32, add_acq_rel_u64, add_relaxe
                                     load_acquire_u32, load_acquire_u64, pc_u32, pc_u64, store_release_u64, sub_acq_rel_u32)
 from pagecache.core.check cimport pc_assert
 from pagecache.core.config cimport PAGE_SHIFT, PAGE_SIZE
-from pagecache.core.dirty cimport dirty_charged
+from pagecache.core.dirty cimport dirty_is_plenty
 from pagecache.core.folio cimport (folio_address, folio_index, folio_nr_pages, folio_order, folio_state, folio_try_get)
 from pagecache.core.futex cimport futex_wait, futex_wake
 from pagecache.core.io cimport iovec
@@ -360,7 +360,7 @@ cdef inline bint fuse_write(FuseTable* table, FuseSlot* slot, pc_fuse_io_in* req
         return False
     if request.io_flags & PC_FUSE_WRITE_KILL_SUIDGID and load_acquire_u32(&slot.status.has_privileges):
         return False
-    if dirty_charged(seg) > (seg.header.dirty_limit + seg.header.dirty_background) // 2:
+    if dirty_is_plenty(seg):
         return False
     if not rwsem_try_write(&slot.mapping.inode_lock):
         return False

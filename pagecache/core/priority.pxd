@@ -16,7 +16,7 @@ What is passed by moves to the head of its list, so that it is met once in a rou
 finds nothing else breaks into what is high, kept, or within a share; readahead and background reclaim never do.
 """
 from libc.stdint cimport uint32_t
-from pagecache.core.atomic cimport load_relaxed_u32, load_relaxed_u64
+from pagecache.core.atomic cimport hint_u32, load_relaxed_u32, load_relaxed_u64
 from pagecache.core.config cimport SWAP_CLUSTER_MAX
 from pagecache.core.folio cimport FOLIO_EVICT_FIRST, FOLIO_EVICT_LAST, folio_mapping
 from pagecache.core.segment cimport (POLICY_KERNEL, PRIORITY_HIGH, PRIORITY_KEEP, PRIORITY_LOW, Folio, Mapping, Segment,
@@ -42,7 +42,7 @@ cdef inline uint32_t priority_flags(Segment* seg, const Mapping* mapping) noexce
         return FOLIO_EVICT_FIRST
     if priority != PRIORITY_KEEP:
         return 0
-    if load_relaxed_u32(&seg.header.nr_free) >= seg.header.watermark_high + reclaim_batch(seg, 1):
+    if load_relaxed_u32(&seg.header.nr_free) >= hint_u32(&seg.header.watermark_high) + reclaim_batch(seg, 1):
         return FOLIO_EVICT_LAST
     return FOLIO_EVICT_FIRST
 

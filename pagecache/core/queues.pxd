@@ -18,6 +18,7 @@ Time is counted in admissions, since hits cannot be seen: it orders uses as fine
 """
 from libc.stdint cimport uint32_t, uint64_t
 from pagecache.core.adaptive cimport adaptive_admitted
+from pagecache.core.atomic cimport set_hint_u32
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport (FOLIO_ACTIVE, FOLIO_AHEAD, FOLIO_REFERENCED, FOLIO_WORKINGSET,
                                    folio_nr_pages, folio_set, folio_test)
@@ -114,7 +115,7 @@ cdef inline void queues_admit(Segment* seg, Folio* folio, uint32_t key) noexcept
     cdef uint32_t stamp = 0, clock = seg.header.policy_clock + folio_nr_pages(folio)
     cdef uint64_t* word = ghost_word(seg, key)
     cdef bint known
-    seg.header.policy_clock = clock
+    set_hint_u32(&seg.header.policy_clock, clock)
     if seg.header.policy == POLICY_ADAPTIVE:
         adaptive_admitted(seg, folio, key)
     known = word != NULL and ghost_take(word, key, clock, segment_budget(seg), &stamp)

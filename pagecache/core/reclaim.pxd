@@ -8,7 +8,8 @@ themselves: a background thread, which needs no GIL, starts when fewer than `wat
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pagecache.core.adaptive cimport adaptive_fit
-from pagecache.core.atomic cimport cas_acq_rel_u32, hint_u64, load_acquire_u32, load_relaxed_u32, store_release_u32
+from pagecache.core.atomic cimport (cas_acq_rel_u32, hint_u32, hint_u64, load_acquire_u32, load_relaxed_u32,
+                                    store_release_u32)
 from pagecache.core.compact cimport folio_alloc_block
 from pagecache.core.config cimport SWAP_CLUSTER_MAX
 from pagecache.core.evict cimport folio_evict, lru_putback
@@ -225,7 +226,7 @@ cdef inline Folio* folio_alloc(Segment* seg, uint32_t order, bint hard) noexcept
     one round is tried at most. NULL when nothing could be freed. No lock is held."""
     cdef uint32_t nr = <uint32_t>1 << order
     cdef Folio* folio = folio_alloc_nowait(seg, order)
-    if load_relaxed_u32(&seg.header.nr_free) < seg.header.watermark_low:
+    if load_relaxed_u32(&seg.header.nr_free) < hint_u32(&seg.header.watermark_low):
         kswapd_wake(seg)
     if folio != NULL:
         return folio
@@ -254,7 +255,7 @@ cdef inline void* kswapd_main(void* argument) noexcept nogil:
         if word == KSWAPD_ASLEEP:
             futex_wait(&seg.header.kswapd_word, KSWAPD_ASLEEP, -1)
             continue
-        while (load_relaxed_u32(&seg.header.nr_free) < seg.header.watermark_high
+        while (load_relaxed_u32(&seg.header.nr_free) < hint_u32(&seg.header.watermark_high)
                and load_acquire_u32(&seg.header.kswapd_word) == KSWAPD_AWAKE
                and reclaim_round(seg, SWAP_CLUSTER_MAX, True, False) > 0):
             pass

@@ -400,8 +400,9 @@ cdef inline uint64_t header_layout_sum(const Header* header) noexcept nogil:
 
 cdef inline void header_set_dirty_limits(Header* header, uint32_t limit, uint32_t background) noexcept nogil:
     """Pages; at least one page may be dirty, and write-back begins below the limit."""
-    header.dirty_limit = limit if limit > 0 else 1
-    header.dirty_background = background if background < header.dirty_limit else header.dirty_limit // 2
+    limit = limit if limit > 0 else 1
+    set_hint_u32(&header.dirty_limit, limit)
+    set_hint_u32(&header.dirty_background, background if background < limit else limit // 2)
 
 
 cdef inline void header_set_budget(Header* header, uint32_t nr_pages) noexcept nogil:

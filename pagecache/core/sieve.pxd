@@ -3,6 +3,7 @@
 New folios enter at the head and never move.  The hand walks from the tail to the head; it passes by what was used since
 it last came by, and evicts the first that was not.
 """
+from pagecache.core.atomic cimport set_hint_u32
 from pagecache.core.config cimport NIL
 from pagecache.core.folio cimport folio_nr_pages
 from pagecache.core.lru cimport lru_link
@@ -13,7 +14,7 @@ from pagecache.core.segment cimport LRU_INACTIVE, Folio, Segment
 
 cdef inline void sieve_admit(Segment* seg, Folio* folio) noexcept nogil:
     """Links a folio that enters the page cache. lru_lock is held."""
-    seg.header.policy_clock += folio_nr_pages(folio)
+    set_hint_u32(&seg.header.policy_clock, seg.header.policy_clock + folio_nr_pages(folio))
     policy_stamp(seg, folio, POLICY_FRESH)
     lru_link(seg, folio, False)
 

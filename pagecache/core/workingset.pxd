@@ -112,6 +112,6 @@ cdef inline bint shadow_node_reclaim(Segment* seg) noexcept nogil:
 
 cdef inline void shadow_nodes_trim(Segment* seg) noexcept nogil:
     """Brings the number of nodes under the limit, as far as shadows allow. No lock is held."""
-    while hint_u32(&seg.pool.header.nr_used) > seg.header.max_nodes:
+    while hint_u32(&seg.pool.header.nr_used) > hint_u32(&seg.header.max_nodes):
         if not shadow_node_reclaim(seg):
             return

@@ -499,7 +499,7 @@ cdef class FileCore(FilePosition):
         if end != NULL:
             end[0] = pos + nbytes
         if nbytes > 0:
-            if dirty_charged(self.seg) > (self.seg.header.dirty_limit + self.seg.header.dirty_background) // 2:
+            if dirty_is_plenty(self.seg):
                 self._throttle(nbytes)
             if self.is_through:
                 self._write_through(pos, nbytes)

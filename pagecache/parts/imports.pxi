@@ -22,7 +22,7 @@ from pagecache.core.node_memory cimport nodes_trim
 from pagecache.core.buddy cimport memory_event
 from pagecache.core.charge cimport balloon_fill, mapping_add_ensured, nodes_ensure, records_ensure
 from pagecache.core.copy cimport copy_page, copy_shared
-from pagecache.core.dirty cimport dirty_charged, flusher_wake
+from pagecache.core.dirty cimport dirty_charged, dirty_is_plenty, flusher_wake
 from pagecache.core.directory cimport (HAS_VALIDATOR, HOLDING_IDLE, KEY_BYTES_MAX, KEY_IS_HASHED, NAME_IS_PART, TEXT_WORDS,
                                        VALIDATOR_BYTES_MAX, VALIDATOR_IS_HASHED, directory_claim, directory_find,
                                        directory_publish, directory_set_text, directory_unpublish, generation_is,

@@ -161,7 +161,7 @@ cdef class Segment:
         Context: a thread of the engine that never takes the GIL; it ends with the segment.
         """
         with cython.critical_section(self):
-            if self.seg.header.watermark_low > 0 and self.owner and not self.kswapd.started:
+            if hint_u32(&self.seg.header.watermark_low) > 0 and self.owner and not self.kswapd.started:
                 thread_start(&self.kswapd, kswapd_main, &self.seg)
 
     def start_io(self, *, bint ring=True, bint register_frames=False):
@@ -249,8 +249,8 @@ cdef class Segment:
         out["nr_free_pages"] = load_relaxed_u32(&header.nr_free)
         out["nr_frames"] = self.seg.nr_frames - balloon_present(&self.seg)
         out["nr_dirty_charged"] = dirty_charged(&self.seg)
-        out["nr_dirty_threshold"] = header.dirty_limit
-        out["nr_dirty_background_threshold"] = header.dirty_background
+        out["nr_dirty_threshold"] = hint_u32(&header.dirty_limit)
+        out["nr_dirty_background_threshold"] = hint_u32(&header.dirty_background)
         out["nr_mappings"] = header.nr_mappings_used
         out["nr_objects_known"] = hint_u32(&header.nr_known)
         out["nr_objects_idle"] = hint_u32(&header.nr_idle_mappings)
@@ -338,7 +338,7 @@ cdef class Segment:
     @property
     def dirty_limits(self):
         """(pages that may be dirty or under write-back, pages above which the flusher starts)"""
-        return self.seg.header.dirty_limit, self.seg.header.dirty_background
+        return hint_u32(&self.seg.header.dirty_limit), hint_u32(&self.seg.header.dirty_background)
 
     @property
     def nr_dirty_charged(self):
