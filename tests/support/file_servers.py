@@ -1,10 +1,34 @@
-"""Servers of the protocols that fsspec speaks synchronously, over a directory: FTP and SFTP, in this process."""
+"""Servers of the protocols that fsspec speaks synchronously, over a directory: FTP and SFTP, in this process.
+
+While one runs, only what calls gc.collect() collects: fsspec's archives close their remote file when they are collected,
+and wait for the server's answer, which never comes if the collector has run in the server's own thread.
+"""
 
 import asyncio
+import gc
 import logging
 import threading
 
 USER, PASSWORD = "user", "pass"
+
+
+class Serving:
+    """A server that runs: the collector stays out of its thread. Counts how many there are."""
+
+    _nr = 0
+
+    @classmethod
+    def begin(cls):
+        gc.disable()
+        cls._nr += 1
+
+    @classmethod
+    def end(cls):
+        """Collect in this thread, while the server still answers."""
+        gc.collect()
+        cls._nr -= 1
+        if not cls._nr:
+            gc.enable()
 
 
 class FtpServer:
@@ -42,10 +66,12 @@ class FtpServer:
         return f"ftp://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{name}"
 
     def __enter__(self):
+        Serving.begin()
         self._thread.start()
         return self
 
     def __exit__(self, *exc):
+        Serving.end()
         self._is_over = True
         self._thread.join()
 
@@ -95,6 +121,7 @@ class SftpServer:
         return f"sftp://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{name}"
 
     def __enter__(self):
+        Serving.begin()
         self._thread.start()
         self._listener = self._run(self._listen())
         self.port = self._listener.get_port()
@@ -112,6 +139,7 @@ class SftpServer:
         await asyncio.gather(*others, return_exceptions=True)
 
     def __exit__(self, *exc):
+        Serving.end()
         self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
